@@ -18,23 +18,38 @@ network, made into requests, and sent; `main`, at the end, is the table of conte
 """
 
 import argparse
+import collections
+import contextlib
 import datetime
+import enum
+import errno
+import functools
 import io
+import itertools
 import json
+import logging
+import math
 import os
+import queue
+import random
 import re
 import shlex
+import signal
 import ssl
 import stat
 import struct
 import sys
+import threading
 import time
 import traceback
 import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    import sqlite3
 
 HERE = Path(__file__).resolve().parent
 
@@ -45,6 +60,7 @@ sys.path.insert(0, str(HERE / "generated"))
 
 try:
     import grpc
+    from google.protobuf.message import DecodeError
     from yandex.cloud.speechsense.v1 import audio_pb2, talk_service_pb2, talk_service_pb2_grpc
 except Exception as error:  # Missing packages, missing stubs, or stubs of another protobuf.
     venv = HERE / ".venv"
@@ -60,13 +76,40 @@ except Exception as error:  # Missing packages, missing stubs, or stubs of anoth
     )
     sys.exit(os.EX_CONFIG)
 
+# Its one line with a traceback would stand beside ours, which says what it was.
+logging.getLogger("grpc._channel").setLevel(logging.CRITICAL)
+
 __version__ = "1.0.0"
+
 
 ENDPOINT = "api.speechsense.yandexcloud.net:443"
 
 # Measured on loopback TLS, 100 MB, median of 5: 16 KiB 0.38 s, 64 KiB 0.17 s, 256 KiB 0.14 s,
 # 1 MiB 0.18 s. It also stays far below the 4 MiB that a gRPC server takes by default.
 CHUNK_SIZE_BYTES = 256 * 1024
+FIRST_CHUNK_SIZE_BYTES = 64 * 1024
+SLOW_CHUNK_SIZE_BYTES = 16 * 1024
+
+# What the kernel and the connection may hold of the bytes that grpc has taken: Linux lets a
+# socket buffer grow to 4 MiB (tcp_wmem).
+BUFFERS_BYTES = 4 * 1024 * 1024
+
+JOBS = 4
+AUDIO_SUFFIXES = (".wav",)
+HASH_CHUNK_SIZE_BYTES = 1024 * 1024
+# After a signal: how long an answer that is due may still come, then how long cancelling may take.
+ANSWER_GRACE_S = 0.5
+CANCEL_GRACE_S = 0.3
+# A progress bar is worth showing where something takes longer than this.
+BAR_DELAY_S = 0.5
+BAR_INTERVAL_S = 0.1
+
+TIMEOUT_S = 60.0
+RETRIES = 5
+BACKOFF_S = 0.5
+BACKOFF_LIMIT_S = 30.0
+# A service that asks for more is left to the next run.
+ASKED_DELAY_LIMIT_S = 300.0
 
 # Limits of the service: SpeechSense documentation, "Supported audio formats" and "Quotas".
 SINGLE_MESSAGE_LIMIT_BYTES = 128 * 1024 * 1024
@@ -104,7 +147,9 @@ class UploadError(Exception):
 
     exit_code: what it means for a script, one of os.EX_*.
     cause, advice: what happened and what to do next, each part of one line.
-    status, request_id: the gRPC status and the IDs to show the service's support, if any.
+    status: the gRPC status, if there was a call; ids: that call's.
+    retry: whether the same recording may be sent again at once; not_before_s: seconds to wait
+    before that, where the service asked for it.
     """
 
     def __init__(
@@ -114,23 +159,48 @@ class UploadError(Exception):
         advice: str = "",
         *,
         status: str = "",
-        request_id: str = "",
+        ids: "CallIds | None" = None,
+        retry: bool = False,
+        not_before_s: float = 0.0,
     ) -> None:
         super().__init__(cause)
         self.exit_code = exit_code
         self.cause = cause
         self.advice = advice
         self.status = status
-        self.request_id = request_id
+        self.ids = ids
+        self.retry = retry
+        self.not_before_s = not_before_s
+        self.tries = 0
+        # Every other recording of the run would meet the same.
+        self.stops_run = exit_code in (os.EX_NOPERM, os.EX_CONFIG)
 
     def __str__(self) -> str:
-        facts = [self.status] if self.status else []
-        facts += [f"request {self.request_id}"] if self.request_id else []
-        text = f"{self.cause} ({', '.join(facts)})" if facts else self.cause
+        facts = ", ".join(str(fact) for fact in (self.status, self.ids) if fact)
+        text = f"{self.cause} ({facts})" if facts else self.cause
         return f"{text}; {self.advice}" if self.advice else text
 
 
-OUTCOMES = {os.EX_OK: "uploaded", os.EX_DATAERR: "rejected", os.EX_PROTOCOL: "unknown"}
+class CallIds(NamedTuple):
+    """What the service's support asks for to find one call."""
+
+    request_id: str
+    server_ids: str = ""
+
+    def __str__(self) -> str:
+        return f"request {self.request_id}{self.server_ids}"
+
+
+# What the exit code is where recordings ended differently.
+GRAVEST_FIRST = (
+    os.EX_NOPERM,
+    os.EX_CONFIG,
+    os.EX_IOERR,
+    os.EX_PROTOCOL,
+    os.EX_DATAERR,
+    os.EX_NOINPUT,
+    os.EX_TEMPFAIL,
+)
 
 
 # --- Checking a recording: no network from here to "Building requests" ---------------------
@@ -158,7 +228,7 @@ class Recording(NamedTuple):
     audio_metadata: audio_pb2.AudioMetadata
     description: str
     fields: dict[str, str]
-    warnings: tuple[str, ...]
+    warnings: list[str]
 
 
 def check_recording(path: str, common_fields: Mapping[str, str] | None) -> Recording:
@@ -174,10 +244,10 @@ def check_recording(path: str, common_fields: Mapping[str, str] | None) -> Recor
     sidecar = os.path.splitext(path)[0] + ".json"
     own_fields = read_metadata(sidecar) if os.path.lexists(sidecar) else None
     if own_fields is None and common_fields is None:
-        fields, warnings = placeholder_fields(), (PLACEHOLDER_WARNING,)
+        fields, warnings = placeholder_fields(), [PLACEHOLDER_WARNING]
     else:
         fields = {**(common_fields or {}), **(own_fields or {})}
-        warnings = tuple(date_warnings(fields))
+        warnings = list(date_warnings(fields))
     return Recording(path, state, WAV_AUDIO, description, fields, warnings)
 
 
@@ -247,7 +317,7 @@ def check_wav(path: str, audio: BinaryIO, size_bytes: int) -> str:
     if not wav.channels or wav.block_align_bytes != wav.channels * SAMPLE_SIZE_BITS // 8:
         raise UploadError(
             os.EX_DATAERR,
-            f"damaged WAV header: {wav.channels} channels in blocks of {wav.block_align_bytes} bytes",
+            f"damaged WAV header: {wav.channels} channels, {wav.block_align_bytes} bytes a block",
             "record or export it again",
         )
     if data_bytes > size_bytes - data_start:
@@ -395,7 +465,7 @@ def read_metadata(path: str) -> dict[str, str]:
 
 
 def metadata_value(key: str, value: object) -> str:
-    """Give a field's value as the service takes it; raise ValueError with the reason if it can't."""
+    """Give a field's value as the service takes it; raise ValueError with the reason if not."""
     if not key:
         raise ValueError("the key is empty")
     if isinstance(value, bool):
@@ -457,9 +527,7 @@ class FileChanged(UploadError):
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            os.EX_TEMPFAIL,
-            f"{what} while it was being uploaded; nothing was stored",
-            "run again when it is complete",
+            os.EX_TEMPFAIL, f"{what}, nothing was uploaded", "run again when it is complete"
         )
 
 
@@ -470,28 +538,54 @@ class Transfer:
     finished: the commit point. Until it is True the service cannot have the whole recording,
     because the half-close that ends a stream is sent only after the requests have ended.
     error: why the requests ended before that, if they did.
+    on_state: called with "finishing" and the request ID right before the commit point; if it
+    raises, the point is not passed.
     """
 
-    def __init__(self, path: str, state: FileState | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        state: FileState | None = None,
+        on_state: Callable[[str, str], None] | None = None,
+    ) -> None:
         self.path = path
         self.state = state
+        self.request_id = str(uuid.uuid4())
+        self.streamed = True
         self.handed_over_bytes = 0
+        self.chunk_size_bytes = FIRST_CHUNK_SIZE_BYTES
+        self.started_s = self.progress_s = time.monotonic()
         self.finished = False
         self.error: Exception | None = None
-        self._audio: BinaryIO | None = None
+        self.call: Any = None
+        self._on_state = on_state
+        self._abandoned = False
+        self._commit_lock = threading.Lock()
+        self._audio: io.FileIO | None = None
 
-    def open(self) -> BinaryIO:
+    def open(self) -> io.FileIO:
         """Open the file; raise FileChanged if it is not the one that was checked."""
         try:
-            self._audio = open(self.path, "rb")
+            # Unbuffered, because closing a buffered file waits for a read that hangs.
+            self._audio = io.FileIO(self.path)
         except OSError as error:
             raise FileChanged(f"became unreadable ({error.strerror})") from error
         opened = FileState.of(os.fstat(self._audio.fileno()))
-        if self.state is None:
-            self.state = opened
-        elif opened != self.state:
-            raise FileChanged("changed after it was checked, or")
+        self.state = self.state or opened
+        if opened != self.state:
+            raise FileChanged("changed after it was checked")
         return self._audio
+
+    def chunk_taken(self, size_bytes: int) -> None:
+        """Note that grpc has taken a chunk, and choose the size of the next one."""
+        now_s = time.monotonic()
+        took_s, self.progress_s = now_s - self.progress_s, now_s
+        self.handed_over_bytes += size_bytes
+        # On a slow line small chunks let a steady trickle be seen as the progress it is.
+        if took_s < 0.25:
+            self.chunk_size_bytes = min(self.chunk_size_bytes * 2, CHUNK_SIZE_BYTES)
+        elif took_s > 1:
+            self.chunk_size_bytes = max(self.chunk_size_bytes // 4, SLOW_CHUNK_SIZE_BYTES)
 
     def finish(self) -> None:
         """Pass the commit point, having made sure that every byte of an unchanged file went.
@@ -501,20 +595,52 @@ class Transfer:
         """
         assert self._audio is not None and self.state is not None
         if self.handed_over_bytes != self.state.size_bytes:
-            raise FileChanged("grew or shrank")
-        if FileState.of(os.fstat(self._audio.fileno())) != self.state:
-            raise FileChanged("changed")
+            raise FileChanged("grew or shrank while it was being uploaded")
         try:
+            if FileState.of(os.fstat(self._audio.fileno())) != self.state:
+                raise FileChanged("changed while it was being uploaded")
             if FileState.of(os.stat(self.path)) != self.state:
-                raise FileChanged("was replaced")
+                raise FileChanged("was replaced while it was being uploaded")
         except OSError as error:
-            raise FileChanged(f"was moved or removed ({error.strerror})") from error
-        self.finished = True
+            raise FileChanged(
+                f"went away while it was being uploaded ({error.strerror})"
+            ) from error
+        with self._commit_lock:
+            if self._abandoned:
+                raise FileChanged("was given up")
+            if self._on_state:
+                self._on_state("finishing", self.request_id)
+            self.finished = True
+            self.progress_s = time.monotonic()
 
-    def close(self) -> None:
-        """Close the file; grpc lets go of an aborted stream's requests only when it likes."""
+    def fail(self, error: Exception) -> None:
+        """Keep why the requests ended: grpc only says "Exception iterating requests!"."""
+        with self._commit_lock:
+            if not self._abandoned:
+                self.error = error
+
+    def abandon(self) -> bool:
+        """Make sure that the commit point is not passed from now on, and close the file.
+
+        Answers whether it was passed: from here on `finished` and `error` stay what they are.
+        """
+        with self._commit_lock:
+            self._abandoned = True
+        # grpc lets go of an aborted stream's requests only when it likes.
         if self._audio is not None:
             self._audio.close()
+        return self.finished
+
+    def silence_allowed_s(self, timeout_s: float) -> float:
+        """Answer how long no progress is no reason to give up, in seconds.
+
+        After the last chunk was taken, up to BUFFERS_BYTES of it may still be on their way; they
+        get the time that as many bytes took before.
+        """
+        if not self.finished or not self.handed_over_bytes:
+            return timeout_s
+        sending_s = self.progress_s - self.started_s
+        return timeout_s + sending_s * min(1.0, BUFFERS_BYTES / self.handed_over_bytes)
 
 
 def upload_audio_requests_iterator(
@@ -536,30 +662,29 @@ def upload_audio_requests_iterator(
         yield talk_service_pb2.StreamTalkRequest(
             audio=audio_pb2.AudioStreamingRequest(audio_metadata=audio_metadata)
         )
-        while data := read_audio(audio, CHUNK_SIZE_BYTES):
+        while data := read_audio(audio, transfer.chunk_size_bytes):
             yield talk_service_pb2.StreamTalkRequest(
                 audio=audio_pb2.AudioStreamingRequest(chunk=audio_pb2.AudioChunk(data=data))
             )
-            transfer.handed_over_bytes += len(data)
+            transfer.chunk_taken(len(data))
         transfer.finish()
     except Exception as error:
-        # To whoever waits for the answer grpc would only say "Exception iterating requests!".
-        transfer.error = error
+        transfer.fail(error)
         raise
-    finally:
-        transfer.close()
 
 
 def single_message_request(
     connection_id: str, recording: Recording, transfer: Transfer
 ) -> talk_service_pb2.UploadTalkRequest:
-    """Build the one request of a unary upload, with the whole file in memory."""
-    try:
-        data = read_audio(transfer.open(), recording.state.size_bytes + 1)
-        transfer.handed_over_bytes = len(data)
-        transfer.finish()
-    finally:
-        transfer.close()
+    """Build the one request of a unary upload, with the whole file in memory.
+
+    Passes the commit point: once the call has begun, nobody can tell how far it came.
+    """
+    transfer.streamed = False
+    audio = transfer.open()
+    data = b"".join(iter(lambda: read_audio(audio, SINGLE_MESSAGE_LIMIT_BYTES), b""))
+    transfer.chunk_taken(len(data))
+    transfer.finish()
     return talk_service_pb2.UploadTalkRequest(
         metadata=talk_metadata(connection_id, recording.fields),
         audio=audio_pb2.AudioRequest(
@@ -573,7 +698,7 @@ def talk_metadata(connection_id: str, fields: Mapping[str, str]) -> talk_service
     return talk_service_pb2.TalkMetadata(connection_id=str(connection_id), fields=fields)
 
 
-def read_audio(audio: BinaryIO, size_bytes: int) -> bytes:
+def read_audio(audio: io.FileIO, size_bytes: int) -> bytes:
     """Read up to so many bytes; raise FileChanged if the file cannot be read any more."""
     try:
         return audio.read(size_bytes)
@@ -678,6 +803,8 @@ def open_channel(endpoint: str, ca_file: str | None) -> grpc.Channel:
             ("grpc.primary_user_agent", f"upload_grpc/{__version__}"),
             # grpc's own retries would send a recording a second time behind our back.
             ("grpc.enable_retries", 0),
+            # Channels of one process share connections otherwise, and a new one helps nothing.
+            ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_http_proxy", int(proxy_allowed)),
         ),
     )
@@ -735,155 +862,320 @@ def adopt_proxy_settings() -> bool:
     return True
 
 
+class Verdict(enum.Enum):
+    """What a failed call says about the recording it carried."""
+
+    REFUSED = "no dialog was made, and another try would end the same way"
+    POSTPONED = "no dialog was made, and another try may do better"
+    LOST = "nobody said: no dialog before the commit point, perhaps one after it"
+
+
 class Rule(NamedTuple):
-    """What a gRPC status means: the exit code, and what to do next."""
+    """What a gRPC status means where the beginning of its details matches a pattern."""
 
     status: str
     details: str
+    verdict: Verdict
     exit_code: int
     advice: str
-    # True where the status itself says that no dialog was made, however much had been sent.
-    definite: bool = True
 
 
+REFUSED, POSTPONED, LOST = Verdict
 AGAIN = "run again"
 MEND = "mend the recording or its metadata"
-KEY_ADVICE = (
-    "check the key and that its service account has the role speech-sense.data.editor in the space"
-)
+CHECK_KEY = "check the key, and that its service account may upload (speech-sense.data.editor)"
+CHECK_CERTIFICATE = "its certificate is not trusted: check --endpoint, --ca-file and the clock"
+CHECK_ENDPOINT = "no gRPC service with TLS answers there: check --endpoint and https_proxy"
+CHECK_HOST = "no such host: check --endpoint and https_proxy"
+CHECK_PROXY = "the proxy refuses: check https_proxy (http://USER:PASSWORD@HOST:PORT) and no_proxy"
+LOOK_FIRST = "look for it in the console before you upload it again"
+STREAM_IT = "leave out --single-message to send it as a stream"
 
-# The first rule whose status, and words in the details, fit. The texts are grpc's own and tests
-# hold each of them against the grpc that is installed.
+# The retry policy. The first line that fits counts. These are for a call that never got a
+# connection, so that nothing was sent; the words are grpc's own, and tests hold each of them
+# against the grpc that is installed.
+NO_CONNECTION = "failed to connect to all addresses|errors resolving|DNS resolution failed"
+NO_CONNECTION_RULES = (
+    Rule("UNAVAILABLE", ".*CERTIFICATE_VERIFY_FAILED", REFUSED, os.EX_CONFIG, CHECK_CERTIFICATE),
+    Rule("UNAVAILABLE", ".*Hostname Verification", REFUSED, os.EX_CONFIG, CHECK_CERTIFICATE),
+    Rule("UNAVAILABLE", ".*WRONG_VERSION_NUMBER", REFUSED, os.EX_CONFIG, CHECK_ENDPOINT),
+    Rule("UNAVAILABLE", ".*missing selected ALPN", REFUSED, os.EX_CONFIG, CHECK_ENDPOINT),
+    Rule("UNAVAILABLE", ".*Domain name not found", REFUSED, os.EX_CONFIG, CHECK_HOST),
+    Rule("UNAVAILABLE", ".*proxy returned response code 4", REFUSED, os.EX_CONFIG, CHECK_PROXY),
+    Rule("UNAVAILABLE", NO_CONNECTION, POSTPONED, os.EX_TEMPFAIL, AGAIN),
+    Rule("INTERNAL", "Invalid metadata", REFUSED, os.EX_CONFIG, CHECK_KEY),
+)
+# These are for all others, one line at least for each of gRPC's statuses.
 RULES = (
-    Rule(
-        "UNAVAILABLE",
-        r"CERTIFICATE_VERIFY_FAILED|Hostname Verification|security handshaker",
-        os.EX_CONFIG,
-        "the service's certificate is not trusted here: check --endpoint, --ca-file and the clock",
-    ),
-    Rule(
-        "UNAVAILABLE",
-        r"WRONG_VERSION_NUMBER|missing selected ALPN",
-        os.EX_CONFIG,
-        "this is no gRPC service with TLS: check --endpoint and https_proxy",
-    ),
-    Rule(
-        "UNAVAILABLE",
-        r"Domain name not found|DNS server returned answer with no data",
-        os.EX_CONFIG,
-        "no such host: check --endpoint and https_proxy",
-    ),
-    Rule(
-        "UNAVAILABLE",
-        r"HTTP proxy returned response code 4",
-        os.EX_CONFIG,
-        "the proxy in https_proxy refuses: write http://USER:PASSWORD@HOST:PORT, or set no_proxy",
-    ),
-    Rule(
-        "UNAVAILABLE", r"failed to connect to all addresses|errors resolving", os.EX_TEMPFAIL, AGAIN
-    ),
-    Rule("UNAUTHENTICATED", "", os.EX_NOPERM, KEY_ADVICE),
-    Rule("PERMISSION_DENIED", "", os.EX_NOPERM, KEY_ADVICE),
-    Rule("NOT_FOUND", "", os.EX_CONFIG, "check --connection-id"),
-    Rule("UNIMPLEMENTED", "", os.EX_CONFIG, "this is not SpeechSense: check --endpoint"),
-    Rule("INTERNAL", "Invalid metadata", os.EX_CONFIG, "copy the key again"),
-    Rule("INVALID_ARGUMENT", "", os.EX_DATAERR, MEND),
-    Rule("FAILED_PRECONDITION", "", os.EX_DATAERR, MEND),
-    Rule("OUT_OF_RANGE", "", os.EX_DATAERR, MEND),
-    Rule("ALREADY_EXISTS", "", os.EX_DATAERR, "it is there already: look in the console"),
-    Rule("RESOURCE_EXHAUSTED", "larger than max", os.EX_DATAERR, "leave out --single-message"),
-    Rule("RESOURCE_EXHAUSTED", "", os.EX_TEMPFAIL, "a quota is used up: run again later"),
-    # Said by whoever stands between as often as by the service: no word on what was stored.
-    Rule("", "", os.EX_TEMPFAIL, AGAIN, definite=False),
+    Rule("UNAUTHENTICATED", "", REFUSED, os.EX_NOPERM, CHECK_KEY),
+    Rule("PERMISSION_DENIED", "", REFUSED, os.EX_NOPERM, CHECK_KEY),
+    Rule("NOT_FOUND", "", REFUSED, os.EX_CONFIG, "check --connection-id"),
+    Rule("UNIMPLEMENTED", "", REFUSED, os.EX_CONFIG, CHECK_ENDPOINT),
+    Rule("INVALID_ARGUMENT", "", REFUSED, os.EX_DATAERR, MEND),
+    Rule("FAILED_PRECONDITION", "", REFUSED, os.EX_DATAERR, MEND),
+    Rule("OUT_OF_RANGE", "", REFUSED, os.EX_DATAERR, MEND),
+    Rule("ALREADY_EXISTS", "", REFUSED, os.EX_DATAERR, LOOK_FIRST),
+    Rule("RESOURCE_EXHAUSTED", ".*larger than max", REFUSED, os.EX_DATAERR, STREAM_IT),
+    Rule("RESOURCE_EXHAUSTED", "", POSTPONED, os.EX_TEMPFAIL, "run again later"),
+    Rule("UNAVAILABLE", "", LOST, os.EX_TEMPFAIL, AGAIN),
+    Rule("ABORTED", "", LOST, os.EX_TEMPFAIL, AGAIN),
+    Rule("CANCELLED", "", LOST, os.EX_TEMPFAIL, AGAIN),
+    Rule("DEADLINE_EXCEEDED", "", LOST, os.EX_TEMPFAIL, AGAIN),
+    Rule("INTERNAL", "", LOST, os.EX_TEMPFAIL, AGAIN),
+    Rule("DATA_LOSS", "", LOST, os.EX_TEMPFAIL, AGAIN),
+    Rule("UNKNOWN", "", LOST, os.EX_TEMPFAIL, AGAIN),
 )
+# And this is for a call that we gave up ourselves.
+CANCELLED_RULE = Rule("", "", LOST, os.EX_TEMPFAIL, AGAIN)
 
 
-def classify(status: str, details: str) -> Rule:
-    """Find the rule for a status."""
+def find_rule(error: Any, status: str, details: str, transfer: Transfer) -> Rule:
+    """Find what the failure of a call means."""
+    # A service may pass on such words of its own calls, after it has stored what we sent: they
+    # say something of our connection only where nothing has gone or come over it.
+    heard = error.initial_metadata() or error.trailing_metadata()
+    sent = transfer.streamed and transfer.handed_over_bytes
+    rules = RULES if heard or sent else NO_CONNECTION_RULES + RULES
     return next(
         rule
-        for rule in RULES
-        if rule.status in ("", status) and re.search(rule.details, details, re.IGNORECASE)
+        for rule in rules
+        if rule.status == status and re.match(rule.details, details, re.IGNORECASE)
     )
 
 
-UNKNOWN_ADVICE = "look for it in the console before you upload it again"
+def call_error(error: Exception, transfer: Transfer, ids: CallIds) -> UploadError:
+    """Say what a call that brought no answer means for the recording it was to upload.
 
-
-def call_error(error: grpc.RpcError, transfer: Transfer, request_id: str) -> UploadError:
-    """Say what a failed call means for the recording it was to upload."""
-    status, details = error.code().name, " ".join((error.details() or "").split())
-    rule = classify(status, details)
-    if transfer.finished and not rule.definite:
-        return UploadError(
-            os.EX_PROTOCOL,
-            f"sent, but the answer was lost: {details or status}; the dialog may or may not exist",
-            UNKNOWN_ADVICE,
-            status=status,
-            request_id=request_id,
-        )
+    error: grpc.RpcError, or what cancelled the call: grpc.FutureCancelledError (a signal) or
+    TimeoutError (no progress).
+    """
+    if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
+        status, cause = error.code().name, " ".join((error.details() or "no details").split())
+        rule, delay_s = find_rule(error, status, cause, transfer), asked_delay_s(error)
+    else:
+        status, cause, rule, delay_s = "", str(error) or "interrupted", CANCELLED_RULE, 0.0
+    if rule.verdict is LOST and transfer.finished:
+        cause = f"sent, but not confirmed: {cause}; the dialog may exist or not"
+        return UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST, status=status, ids=ids)
     return UploadError(
-        rule.exit_code, details or "no details", rule.advice, status=status, request_id=request_id
+        rule.exit_code,
+        cause,
+        rule.advice,
+        status=status,
+        ids=ids,
+        retry=rule.verdict is not REFUSED,
+        not_before_s=delay_s,
     )
 
 
-def service_ids(call: grpc.Call) -> str:
-    """Collect the IDs that the service gave to a call that has ended."""
+def asked_delay_s(call: Any) -> float:
+    """Answer how long the service asked to wait (google.rpc.RetryInfo), 0 if it did not."""
+    details = [
+        value for key, value in call.trailing_metadata() or () if key == "grpc-status-details-bin"
+    ]
+    if not details:
+        return 0.0
+    from google.rpc import error_details_pb2, status_pb2
+
+    info = error_details_pb2.RetryInfo()
+    try:
+        for detail in status_pb2.Status.FromString(details[0]).details:
+            if detail.Unpack(info):
+                return float(info.retry_delay.ToTimedelta().total_seconds())
+    except (DecodeError, ValueError, OverflowError):
+        pass  # A hint that cannot be read is none.
+    return 0.0
+
+
+def call_ids(request_id: str, call: Any) -> CallIds:
+    """Collect the IDs of a call that has ended."""
     pairs = (*(call.initial_metadata() or ()), *(call.trailing_metadata() or ()))
-    return "".join(
-        f", {key} {value}" for key, value in pairs if key in ("x-request-id", "x-server-trace-id")
-    )
+    names = ("x-request-id", "x-server-trace-id")
+    return CallIds(request_id, "".join(f", {key} {id!s}" for key, id in pairs if key in names))
 
 
 class Answer(NamedTuple):
     """What the service answered to an upload."""
 
     talk_id: str
-    request_id: str
+    ids: CallIds
+    tries: int = 1
 
 
-def send_recording(
-    stub: talk_service_pb2_grpc.TalkServiceStub,
-    connection_id: str,
-    recording: Recording,
-    credential: Credential,
-    single_message: bool = False,
-) -> Answer:
-    """Send one recording once; raise UploadError if it may not have arrived."""
-    transfer = Transfer(recording.path, recording.state)
-    request_id = str(uuid.uuid4())
-    headers = (credential.header(), ("x-client-request-id", request_id))
-    try:
-        if single_message:
-            request = single_message_request(connection_id, recording, transfer)
+class Uploader:
+    """Sends recordings to one connection, from any number of threads over one channel.
+
+    timeout_s: seconds without progress after which a try is given up.
+    retries: further tries after one that made no dialog.
+    note: called with a line about each failed try.
+    """
+
+    def __init__(
+        self,
+        open_channel: Callable[[], grpc.Channel],
+        connection_id: str,
+        credential: Credential,
+        *,
+        single_message: bool = False,
+        timeout_s: float = TIMEOUT_S,
+        retries: int = RETRIES,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.stopping = threading.Event()
+        self._open_channel = open_channel
+        self._stub = talk_service_pb2_grpc.TalkServiceStub(open_channel())
+        self._connection_id = connection_id
+        self._credential = credential
+        self._single_message = single_message
+        self._timeout_s = timeout_s
+        self._retries = retries
+        self._note = note
+        self._live: set[Transfer] = set()
+        self._lock = threading.Lock()
+
+    def upload(
+        self, recording: Recording, on_state: Callable[[str, str], None] | None = None
+    ) -> Answer:
+        """Send a recording, again where that cannot make a second dialog.
+
+        on_state: called with the state ("sending", "finishing") that a try reaches and its request
+        ID; what it raises ends the try before the state is reached.
+        Raises UploadError, with the number of tries.
+        """
+        for tries in itertools.count(1):
+            transfer = Transfer(recording.path, recording.state, on_state)
+            if on_state and tries > 1:
+                on_state("sending", transfer.request_id)
+            try:
+                return self._send(recording, transfer)._replace(tries=tries)
+            except UploadError as error:
+                error.tries = tries
+                # Full jitter: clients that failed together do not come back together.
+                delay_s = random.uniform(0, min(BACKOFF_LIMIT_S, BACKOFF_S * 2.0**tries))
+                delay_s = max(delay_s, error.not_before_s)
+                if not error.retry or tries > self._retries or delay_s > ASKED_DELAY_LIMIT_S:
+                    raise
+                if self.stopping.is_set():
+                    raise
+                self._note(
+                    f"{recording.path}: {error.cause}{f' ({error.status})' * bool(error.status)}; "
+                    f"try {tries + 1} of {self._retries + 1} in {delay_s:.1f} s"
+                )
+                if self.stopping.wait(delay_s):
+                    raise
+        raise AssertionError("itertools.count has no end")
+
+    def stop(self, wait_for_answers: bool) -> None:
+        """Cancel what is under way, and begin nothing more.
+
+        wait_for_answers: leave alone what has passed its commit point, to hear how it ended.
+        """
+        self.stopping.set()
+        with self._lock:
+            for transfer in self._live:
+                finished = transfer.abandon()
+                if not (wait_for_answers and finished):
+                    transfer.call.cancel()
+
+    def bytes_under_way(self) -> int:
+        """Answer how many bytes the present tries have handed over."""
+        with self._lock:
+            return sum(transfer.handed_over_bytes for transfer in self._live)
+
+    def _send(self, recording: Recording, transfer: Transfer) -> Answer:
+        """Send a recording once; raise UploadError unless the answer says that it is there."""
+        headers = (self._credential.header(), ("x-client-request-id", transfer.request_id))
+        stub = self._stub
+        try:
+            call = self._start(stub, recording, transfer, headers)
+            response = self._wait(call, transfer)
+            transfer.abandon()
+            return check_answer(response, transfer, call_ids(transfer.request_id, call))
+        except (grpc.RpcError, grpc.FutureCancelledError, TimeoutError):
+            transfer.abandon()
+            if transfer.error is not None:
+                raise transfer.error from None
+            ended = self.stopping.is_set() and not transfer.finished
+            failure = call_error(
+                grpc.FutureCancelledError() if ended else error,
+                transfer,
+                call_ids(transfer.request_id, call),
+            )
+            if failure.retry:
+                self._reconnect(stub)
+            raise failure from error
+        finally:
+            transfer.abandon()
+            with self._lock:
+                self._live.discard(transfer)
+
+    def _start(
+        self,
+        stub: talk_service_pb2_grpc.TalkServiceStub,
+        recording: Recording,
+        transfer: Transfer,
+        headers: tuple[tuple[str, str], ...],
+    ) -> Any:
+        """Begin the call that carries a recording."""
+        if self._single_message:
+            request = single_message_request(self._connection_id, recording, transfer)
             call = stub.Upload.future(request, metadata=headers)
         else:
             requests = upload_audio_requests_iterator(
-                connection_id, recording.fields, recording.path, recording.audio_metadata, transfer
+                self._connection_id,
+                recording.fields,
+                recording.path,
+                recording.audio_metadata,
+                transfer,
             )
             call = stub.UploadAsStream.future(requests, metadata=headers)
-        try:
-            response = call.result()
-        except grpc.RpcError as error:
-            if transfer.error is not None:
-                raise transfer.error from None
-            raise call_error(error, transfer, request_id + service_ids(call)) from error
-        except BaseException:
+        with self._lock:
+            transfer.call = call
+            self._live.add(transfer)
+        if self.stopping.is_set():
             call.cancel()
-            raise
-    finally:
-        transfer.close()
-    request_id += service_ids(call)
-    if not transfer.finished or not response.talk_id:
-        early = "before it had the whole recording" if response.talk_id else "without a dialog ID"
-        raise UploadError(
-            os.EX_PROTOCOL,
-            f"the service answered {early} (dialog ID: {response.talk_id or 'none'})",
-            UNKNOWN_ADVICE,
-            status="OK",
-            request_id=request_id,
-        )
-    return Answer(response.talk_id, request_id)
+        return call
+
+    def _wait(self, call: Any, transfer: Transfer) -> Any:
+        """Wait for the answer; cancel the call and raise TimeoutError if nothing moves.
+
+        gRPC's deadline is for a whole call, and would cut a slow but steady upload; its keepalive
+        would be taken for abuse by a server that frowns on pings.
+        """
+        while True:
+            allowed_s = transfer.silence_allowed_s(self._timeout_s)
+            left_s = transfer.progress_s + allowed_s - time.monotonic()
+            if left_s <= 0 and call.cancel():
+                raise TimeoutError(f"no progress for {allowed_s:.0f} s")
+            try:
+                return call.result(timeout=max(left_s, 0))
+            except grpc.FutureTimeoutError:
+                continue
+
+    def _reconnect(self, stub: talk_service_pb2_grpc.TalkServiceStub) -> None:
+        """Give the next try a connection of its own, unless somebody else already did.
+
+        The old one may be a route that swallows everything, or wait out a pause of its own
+        before it connects again. Uploads still under way on it go on.
+        """
+        with self._lock:
+            if self._stub is stub:
+                self._stub = talk_service_pb2_grpc.TalkServiceStub(self._open_channel())
+
+
+def check_answer(
+    response: talk_service_pb2.UploadTalkResponse, transfer: Transfer, ids: CallIds
+) -> Answer:
+    """Take an answer as success only if it names a dialog that can have all of the file."""
+    if transfer.finished and response.talk_id:
+        return Answer(response.talk_id, ids)
+    if response.talk_id:
+        cause = f"the service answered before it had the whole file (dialog ID: {response.talk_id})"
+    else:
+        cause = "the service answered without a dialog ID"
+    raise UploadError(
+        os.EX_PROTOCOL, f"{cause}; the dialog may be incomplete", LOOK_FIRST, status="OK", ids=ids
+    )
 
 
 def upload_talk(
@@ -894,44 +1186,409 @@ def upload_talk(
     api_key: an API key or an IAM token. Raises UploadError.
     """
     recording = check_recording(audio_path, metadata)
-    with open_channel(ENDPOINT, None) as channel:
-        stub = talk_service_pb2_grpc.TalkServiceStub(channel)
-        credential = Credential("api_key", lambda: api_key)
-        return send_recording(stub, str(connection_id), recording, credential).talk_id
+    credential = Credential("api_key", lambda: api_key)
+    uploader = Uploader(lambda: open_channel(ENDPOINT, None), str(connection_id), credential)
+    return uploader.upload(recording).talk_id
 
 
-# --- The command line ----------------------------------------------------------------------
+# --- The ledger ----------------------------------------------------------------------------
+
+LEDGER_APPLICATION_ID = 0x53534C47
+LEDGER_VERSION = 1
+LEDGER_SCHEMA = """
+CREATE TABLE recordings (
+    connection_id   TEXT    NOT NULL,
+    sha256          TEXT    NOT NULL,
+    path            TEXT    NOT NULL,
+    size_bytes      INTEGER NOT NULL,
+    mtime_ns        INTEGER NOT NULL,
+    metadata_sha256 TEXT    NOT NULL,
+    state           TEXT    NOT NULL CHECK (state IN
+        ('sending', 'finishing', 'uploaded', 'unknown', 'failed', 'rejected')),
+    talk_id         TEXT,
+    request_id      TEXT,
+    attempts        INTEGER NOT NULL DEFAULT 0,
+    error           TEXT,
+    updated_at      TEXT    NOT NULL,
+    PRIMARY KEY (connection_id, sha256)
+) WITHOUT ROWID;
+CREATE INDEX recordings_by_path ON recordings (connection_id, path);
+"""
+PATHS_A_QUERY = 500
+
+
+class LedgerError(UploadError):
+    """The ledger cannot be used: nothing is sent without it."""
+
+    def __init__(self, exit_code: int, cause: str, advice: str) -> None:
+        super().__init__(exit_code, cause, advice)
+        self.stops_run = True
+
+
+class Row(NamedTuple):
+    """What the ledger knows of a recording."""
+
+    state: str
+    path: str
+    mtime_ns: int
+    metadata_sha256: str
+    talk_id: str | None = None
+    error: str | None = None
+
+
+class Ledger:
+    """One SQLite file that remembers what became of each recording of one connection.
+
+    A recording is its content: connection and SHA-256. Rows go sending -> finishing -> uploaded;
+    a finishing row is on disk before the half-close can leave, so a run that dies leaves either
+    no dialog (a sending row, or none) or a row that says there may be one.
+    Every method raises LedgerError.
+    """
+
+    def __init__(self, path: str, connection_id: str) -> None:
+        import sqlite3
+
+        self._sqlite_error = sqlite3.Error
+        self._path = path
+        self._connection_id = connection_id
+        self._claimed: dict[str, str] = {}
+        self._waiting: list[_Write] = []
+        self._waiting_lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        try:
+            self._lock_file = self._lock()
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._prepare()
+        except OSError as error:
+            raise self._error(str(error.strerror)) from error
+        except sqlite3.Error as error:
+            raise self._error(str(error)) from error
+
+    def _lock(self) -> int:
+        """Keep other runs out until this process ends, however it ends."""
+        import fcntl
+
+        # A file of its own: SQLite's locks on the ledger itself are lost when any descriptor of
+        # the ledger is closed (sqlite.org/howtocorrupt.html, 2.2).
+        lock_file = os.open(f"{self._path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock_file)
+            raise LedgerError(
+                os.EX_TEMPFAIL, f"ledger {self._path}: another run is using it", AGAIN
+            ) from None
+        # SQLite gives its other files the permissions that this one has.
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        return lock_file
+
+    def _prepare(self) -> None:
+        """Make the table in an empty file, or make sure that it is ours, and tidy up."""
+        (application_id,) = self._db.execute("PRAGMA application_id").fetchone()
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables and application_id != LEDGER_APPLICATION_ID:
+            raise self._error("a database of another program")
+        if version > LEDGER_VERSION:
+            raise self._error("written by a newer upload_grpc")
+        if self._db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            raise self._error("database disk image is malformed")
+        # Write-ahead log: people can read while we write, and a commit is one write, one sync.
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("BEGIN IMMEDIATE")
+        if not tables:
+            for statement in LEDGER_SCHEMA.split(";"):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA application_id = {LEDGER_APPLICATION_ID}")
+        # Written even where it changes nothing: a disk that is full says so before we send.
+        self._db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
+        ended = "UPDATE recordings SET state = ?, error = 'the run was killed' WHERE state = ?"
+        self._db.execute(ended, ("failed", "sending"))
+        self._db.execute(ended, ("unknown", "finishing"))
+        self._db.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close the file; the lock goes with the process."""
+        with self._write_lock:
+            self._db.close()
+            os.close(self._lock_file)
+
+    def uploaded(self, paths: Sequence[str]) -> dict[tuple[str, int, int], str]:
+        """Look up files: (path, size in bytes, mtime in ns) -> dialog ID, of those uploaded."""
+        found: dict[tuple[str, int, int], str] = {}
+        keys = {self._key(path): path for path in paths}
+        names = list(keys)
+        try:
+            for start in range(0, len(names), PATHS_A_QUERY):
+                some = names[start : start + PATHS_A_QUERY]
+                for key, size_bytes, mtime_ns, talk_id in self._db.execute(
+                    "SELECT path, size_bytes, mtime_ns, talk_id FROM recordings WHERE "
+                    "connection_id = ? AND state = 'uploaded' "
+                    f"AND path IN ({', '.join('?' * len(some))})",
+                    (self._connection_id, *some),
+                ):
+                    found[keys[key], size_bytes, mtime_ns] = talk_id
+        except self._sqlite_error as error:
+            raise self._error(str(error)) from error
+        return found
+
+    def claim(self, recording: Recording, sha256: str, retry_unknown: bool) -> Row | None:
+        """Take a recording for sending, and answer None; or answer why it is not to be sent.
+
+        The answer is a row that is uploaded, unknown or rejected, or, where this run took the
+        same content under another name, sending.
+        """
+        metadata_sha256 = hash_metadata(recording)
+
+        def work(db: "sqlite3.Connection") -> Row | None:
+            if sha256 in self._claimed:
+                return Row("sending", self._claimed[sha256], 0, "")
+            row = self._row(sha256)
+            if row and row.state == "uploaded":
+                self._rename(recording, sha256, row)
+                return row
+            if row and row.state == "unknown" and not retry_unknown:
+                return row
+            if (
+                row
+                and row.state == "rejected"
+                and (row.mtime_ns, row.metadata_sha256)
+                == (recording.state.mtime_ns, metadata_sha256)
+            ):
+                return row
+            db.execute(
+                "INSERT INTO recordings VALUES (?, ?, ?, ?, ?, ?, 'sending', NULL, NULL, 0, NULL, ?)"
+                " "
+                "ON CONFLICT DO UPDATE SET path = excluded.path, mtime_ns = excluded.mtime_ns, "
+                "metadata_sha256 = excluded.metadata_sha256, state = 'sending', error = NULL, "
+                "request_id = NULL, updated_at = excluded.updated_at",
+                (
+                    self._connection_id,
+                    sha256,
+                    self._key(recording.path),
+                    recording.state.size_bytes,
+                    recording.state.mtime_ns,
+                    metadata_sha256,
+                    utc_now(),
+                ),
+            )
+            self._claimed[sha256] = recording.path
+            return None
+
+        # Not durable: without the row the next run sends the recording, and so it does with it.
+        row: Row | None = self._write(work, durable=False)
+        return row
+
+    def reach(self, sha256: str, state: str, request_id: str) -> None:
+        """Note the state of a try; `finishing`: put on disk that there may be a dialog now."""
+        self._set(sha256, durable=state == "finishing", state=state, request_id=request_id)
+
+    def settle(self, sha256: str, report: "Report") -> None:
+        """Note how sending a recording ended."""
+        # Not durable: if the power fails now, the row still says finishing, and a run that finds
+        # that names the recording as unknown. The next sync, or close(), brings it to disk.
+        self._set(
+            sha256,
+            durable=False,
+            state=LEDGER_STATES.get(report.exit_code, "failed"),
+            talk_id=report.talk_id,
+            request_id=report.request_id,
+            error=report.error.cause if report.error else None,
+            tries=report.tries,
+        )
+
+    def look_up(self, sha256: str) -> Row:
+        """Answer the row of a recording that this run has claimed."""
+        row: Row = self._write(lambda db: self._row(sha256), durable=False)
+        return row
+
+    def _row(self, sha256: str) -> Row | None:
+        found = self._db.execute(
+            "SELECT state, path, mtime_ns, metadata_sha256, talk_id, error FROM recordings "
+            "WHERE connection_id = ? AND sha256 = ?",
+            (self._connection_id, sha256),
+        ).fetchone()
+        return Row(*found) if found else None
+
+    def _rename(self, recording: Recording, sha256: str, row: Row) -> None:
+        """Take over the present name of an uploaded file, so that it need not be hashed again."""
+        if row.path == self._key(recording.path) or not os.path.exists(row.path):
+            self._db.execute(
+                "UPDATE recordings SET path = ?, mtime_ns = ? "
+                "WHERE connection_id = ? AND sha256 = ?",
+                (
+                    self._key(recording.path),
+                    recording.state.mtime_ns,
+                    self._connection_id,
+                    sha256,
+                ),
+            )
+
+    def _set(
+        self,
+        sha256: str,
+        *,
+        durable: bool,
+        state: str,
+        talk_id: str | None = None,
+        request_id: str | None = None,
+        error: str | None = None,
+        tries: int = 0,
+    ) -> None:
+        self._write(
+            lambda db: db.execute(
+                "UPDATE recordings SET state = ?, talk_id = ?, request_id = ?, error = ?, "
+                "attempts = attempts + ?, updated_at = ? WHERE connection_id = ? AND sha256 = ?",
+                (
+                    state,
+                    talk_id,
+                    request_id,
+                    error,
+                    tries,
+                    utc_now(),
+                    self._connection_id,
+                    sha256,
+                ),
+            ),
+            durable=durable,
+        )
+
+    def _write(self, work: "Callable[[sqlite3.Connection], Any]", durable: bool) -> Any:
+        """Do some work in a transaction, together with that of all threads that wait.
+
+        While one thread waits for the disk the others queue up here, and the next to come takes
+        all their work into its own commit. Nobody is let go before the commit that holds its
+        work, so sharing one weakens nothing.
+        """
+        write = _Write(work, durable)
+        with self._waiting_lock:
+            self._waiting.append(write)
+        with self._write_lock:
+            if not write.done:
+                with self._waiting_lock:
+                    batch, self._waiting = self._waiting, []
+                self._commit(batch)
+        if write.error:
+            raise write.error
+        return write.result
+
+    def _commit(self, batch: "list[_Write]") -> None:
+        durable = any(write.durable for write in batch)
+        try:
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._db.execute("BEGIN IMMEDIATE")
+            for write in batch:
+                write.result = write.work(self._db)
+            self._db.execute("COMMIT")
+        except self._sqlite_error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            for write in batch:
+                write.error = self._error(str(error))
+        for write in batch:
+            write.done = True
+
+    def _error(self, cause: str) -> LedgerError:
+        """Tell a full or busy disk, which time may mend, from a file that cannot be the ledger."""
+        passing = re.search("full|locked|I/O|space|quota", cause)
+        return LedgerError(
+            os.EX_TEMPFAIL if passing else os.EX_CONFIG,
+            f"ledger {self._path}: {cause}",
+            "make room, then run again" if passing else "name another file, or put it right",
+        )
+
+    @staticmethod
+    def _key(path: str) -> Any:
+        """Answer a path as it stands in the ledger: absolute, as bytes where it is not UTF-8."""
+        name = os.fsencode(os.path.abspath(path))
+        try:
+            return name.decode()
+        except UnicodeDecodeError:
+            return name
+
+
+class _Write:
+    """One thread's work in a shared transaction."""
+
+    def __init__(self, work: "Callable[[sqlite3.Connection], Any]", durable: bool) -> None:
+        self.work = work
+        self.durable = durable
+        self.done = False
+        self.result: Any = None
+        self.error: LedgerError | None = None
+
+
+LEDGER_STATES = {os.EX_OK: "uploaded", os.EX_DATAERR: "rejected", os.EX_PROTOCOL: "unknown"}
+
+
+def hash_audio(recording: Recording) -> str:
+    """Answer the SHA-256 of a recording, in hexadecimal; raise FileChanged if it cannot be read."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    with Transfer(recording.path, recording.state).open() as audio:
+        while data := read_audio(audio, HASH_CHUNK_SIZE_BYTES):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def hash_metadata(recording: Recording) -> str:
+    """Answer a digest of what is sent beside the audio."""
+    import hashlib
+
+    return hashlib.sha256(json.dumps(recording.fields, sort_keys=True).encode()).hexdigest()
+
+
+def utc_now() -> str:
+    """Answer the time as ISO 8601 in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+# --- One run over all recordings -----------------------------------------------------------
 
 
 class Report(NamedTuple):
     """What became of one recording."""
 
     path: str
+    outcome: str = "failed"
     size_bytes: int | None = None
     seconds: float = 0.0
     tries: int = 0
     talk_id: str | None = None
     request_id: str | None = None
     error: UploadError | None = None
-    dry_run: str | None = None
+    description: str = ""
+    # Named on the command line, not found in a folder.
+    named: bool = True
 
     @property
     def exit_code(self) -> int:
         """The exit code this recording asks for."""
         return self.error.exit_code if self.error else os.EX_OK
 
+    def failed(self, error: UploadError) -> "Report":
+        """Answer this report with what went wrong."""
+        outcome = {os.EX_DATAERR: "rejected", os.EX_PROTOCOL: "unknown"}
+        return self._replace(
+            error=error,
+            outcome=outcome.get(error.exit_code, "failed"),
+            tries=error.tries,
+            request_id=error.ids.request_id if error.ids else None,
+        )
+
     def as_json(self) -> str:
-        """Answer one line of JSON; README names the keys."""
-        outcome = "checked" if self.dry_run else OUTCOMES.get(self.exit_code, "failed")
+        """Answer one line of JSON; README explains the keys."""
         return json.dumps(
             {
                 "schema_version": 1,
                 "path": self.path,
-                "outcome": outcome,
+                "outcome": self.outcome,
                 "talk_id": self.talk_id,
                 "error": str(self.error) if self.error else None,
                 "exit_code": self.exit_code,
-                "request_id": self.error.request_id if self.error else self.request_id,
+                "request_id": self.request_id,
                 "bytes": self.size_bytes,
                 "seconds": round(self.seconds, 3),
                 "tries": self.tries,
@@ -939,42 +1596,381 @@ class Report(NamedTuple):
         )
 
 
+class Found(NamedTuple):
+    """A file to look at, and whether it was named or found in a folder."""
+
+    path: str
+    named: bool
+    status: os.stat_result
+
+
+def find_recordings(
+    paths: Sequence[str], min_age_s: float, console: "Console"
+) -> Iterator[Found | Report]:
+    """Yield the files named and those in the folders named, each file once, in a stable order.
+
+    Yields a report instead for what cannot be read. Files younger than min_age_s are left out.
+    """
+    seen: set[tuple[int, int]] = set()
+    youngest_s = time.time() - min_age_s
+    for path, named in walk(paths):
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError) as error:
+            yield Report(path, named=named).failed(unreadable(error))
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            yield Report(path, named=named).failed(unreadable(denied))
+        elif (status.st_dev, status.st_ino) in seen:
+            console.detail(f"{path}: another name of a file that is already there, left out")
+        elif min_age_s and status.st_mtime > youngest_s:
+            console.detail(f"{path}: younger than {min_age_s:g} s, left out")
+        else:
+            seen.add((status.st_dev, status.st_ino))
+            yield Found(path, named, status)
+
+
+def walk(paths: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Yield each path that is no folder, and the audio files of each that is, sorted by name.
+
+    A folder that cannot be listed is yielded itself.
+    """
+    visited: set[tuple[int, int]] = set()
+    for path in paths:
+        if not os.path.isdir(path):
+            yield path, True
+            continue
+        closed: list[str] = []
+        note_closed = functools.partial(note_name, closed)
+        for folder, subfolders, files in os.walk(path, followlinks=True, onerror=note_closed):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in visited:  # By a link, or named twice.
+                subfolders.clear()
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            subfolders.sort()
+            for name in sorted(files):
+                if name.lower().endswith(AUDIO_SUFFIXES):
+                    yield os.path.join(folder, name), False
+        yield from ((folder, False) for folder in closed)
+
+
+def note_name(names: list[str], error: OSError) -> None:
+    """Keep the name of a folder that os.walk could not list."""
+    names.append(error.filename)
+
+
+def check_all(
+    args: argparse.Namespace, ledger: Ledger | None, console: "Console"
+) -> tuple[list[tuple[Recording, Report]], list[Report]]:
+    """Look at everything named; answer what is to be sent, and what is settled already."""
+    common_fields = read_metadata(args.meta_path) if args.meta_path else None
+    to_send: list[tuple[Recording, Report]] = []
+    settled: list[Report] = []
+    found: list[Found] = []
+    for item in find_recordings(args.audio_path, args.min_age, console):
+        settled.append(item) if isinstance(item, Report) else found.append(item)
+    uploaded = ledger.uploaded([file.path for file in found]) if ledger else {}
+    warned = set()
+    for path, named, status in found:
+        report = Report(path, size_bytes=status.st_size, named=named)
+        if talk_id := uploaded.get((path, status.st_size, status.st_mtime_ns)):
+            settled.append(report._replace(outcome="already", talk_id=talk_id))
+            continue
+        try:
+            recording = check_recording(path, common_fields)
+            if args.single_message:
+                check_single_message(recording)
+        except UploadError as error:
+            settled.append(report.failed(error))
+            continue
+        for warning in recording.warnings:
+            if warning not in warned:
+                console.note(f"{path}: {warning}")
+            warned.add(warning)
+        to_send.append((recording, report._replace(description=describe(recording, args))))
+    return to_send, settled
+
+
+def check_single_message(recording: Recording) -> None:
+    """Raise UploadError (EX_DATAERR) for a recording too large for one message."""
+    if recording.state.size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
+        raise UploadError(
+            os.EX_DATAERR,
+            f"{recording.state.size_bytes:,} bytes: a single message must stay under "
+            f"{SINGLE_MESSAGE_LIMIT_BYTES:,}",
+            "leave out --single-message to send it as a stream",
+        )
+
+
+def describe(recording: Recording, args: argparse.Namespace) -> str:
+    """Say what would be sent, and how."""
+    way = "as a single message" if args.single_message else "as a stream"
+    size = f"{recording.state.size_bytes:,} bytes"
+    return f"{recording.description}, {size} {way}, metadata {json.dumps(recording.fields)}"
+
+
+def upload_one(
+    recording: Recording,
+    report: Report,
+    uploader: Uploader,
+    ledger: Ledger | None,
+    retry_unknown: bool,
+) -> Report:
+    """Upload a recording, with the ledger's knowledge if there is one; answer what became of it."""
+    started_s = time.monotonic()
+    on_state: Callable[[str, str], None] | None = None
+    sha256 = ""
+    try:
+        if ledger:
+            sha256 = hash_audio(recording)
+            row = ledger.claim(recording, sha256, retry_unknown)
+            if row:
+                return settle_from_row(report, row, sha256)
+            on_state = functools.partial(ledger.reach, sha256)
+        answer = uploader.upload(recording, on_state)
+        report = report._replace(
+            outcome="uploaded",
+            talk_id=answer.talk_id,
+            request_id=answer.ids.request_id,
+            tries=answer.tries,
+        )
+    except UploadError as error:
+        report = report.failed(error)
+    report = report._replace(seconds=time.monotonic() - started_s)
+    if ledger and on_state:
+        try:
+            ledger.settle(sha256, report)
+        except LedgerError as error:
+            if report.talk_id:
+                error.advice += (
+                    f"; the dialog ID is {report.talk_id}, and the next run will not know it"
+                )
+            return report.failed(error)
+    return report
+
+
+def settle_from_row(report: Report, row: Row, sha256: str) -> Report:
+    """Say what the ledger knows of a recording that is not to be sent."""
+    if row.state == "uploaded":
+        return report._replace(outcome="already", talk_id=row.talk_id)
+    if row.state == "sending":
+        # Under another name, in this run: known when that one has ended.
+        return report._replace(outcome="same as", description=sha256)
+    if row.state == "unknown":
+        cause = f"not sent, an earlier run may have uploaded it: {row.error}"
+        advice = "look for it in the console; if it is not there, add --retry-unknown"
+        return report.failed(UploadError(os.EX_PROTOCOL, cause, advice))
+    cause = f"rejected before: {row.error}"
+    advice = "it is sent again once the file or its metadata changes"
+    return report.failed(UploadError(os.EX_DATAERR, cause, advice))
+
+
+class Interrupted(BaseException):
+    """A signal asks the program to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code that shells use for a program that a signal ended."""
+        return 128 + self.number
+
+
+@contextlib.contextmanager
+def signals_to(handle: Callable[[int], None]) -> Iterator[None]:
+    """Have SIGINT and SIGTERM handled, except where whoever started us chose to ignore them."""
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if threading.current_thread() is threading.main_thread()
+        and signal.getsignal(number) is not signal.SIG_IGN
+    ]
+    before = [signal.signal(number, lambda number, frame: handle(number)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def raise_interrupted(number: int) -> NoReturn:
+    """Leave whatever is going on, where that loses nothing."""
+    raise Interrupted(number)
+
+
+def upload_all(
+    to_send: Sequence[tuple[Recording, Report]],
+    upload: Callable[[Recording, Report], Report],
+    uploader: Uploader,
+    jobs: int,
+    console: "Console",
+) -> Iterator[Report]:
+    """Upload recordings, so many at a time; yield a report as each of them ends.
+
+    Stops early where every other recording would meet the same error. Raises Interrupted after
+    a signal, when what was under way has been reported.
+    """
+    events: queue.SimpleQueue[Report | BaseException | None] = queue.SimpleQueue()
+    waiting = iter(to_send)
+    waiting_lock = threading.Lock()
+
+    def work() -> None:
+        try:
+            while not uploader.stopping.is_set():
+                with waiting_lock:
+                    item = next(waiting, None)
+                if item is None:
+                    break
+                events.put(upload(*item))
+        except BaseException as bug:
+            events.put(bug)
+        finally:
+            events.put(None)
+
+    interrupted: Interrupted | None = None
+    wait_for_answers = True
+    deadline_s = math.inf
+    working = min(jobs, len(to_send))
+    # A signal is one more event: were it raised here, a report could be lost half-way.
+    with signals_to(lambda number: events.put(Interrupted(number))):
+        for _ in range(working):
+            # Daemons: one that reads from a dead disk must not keep the program from ending.
+            threading.Thread(target=work, daemon=True).start()
+        while working:
+            console.show_progress(uploader.bytes_under_way)
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                if not wait_for_answers:
+                    break
+                wait_for_answers = False
+                uploader.stop(wait_for_answers)
+                deadline_s = time.monotonic() + CANCEL_GRACE_S
+                continue
+            try:
+                event = events.get(timeout=min(left_s, console.progress_interval_s))
+            except queue.Empty:
+                continue
+            if event is None:
+                working -= 1
+            elif isinstance(event, Report):
+                if event.error and event.error.stops_run:
+                    uploader.stop(wait_for_answers=True)
+                yield event
+            elif isinstance(event, Interrupted):
+                interrupted = interrupted or event
+                uploader.stop(wait_for_answers)
+                deadline_s = min(deadline_s, time.monotonic() + ANSWER_GRACE_S)
+            else:
+                uploader.stop(wait_for_answers=False)
+                raise event
+    if interrupted:
+        raise interrupted
+
+
+# --- The command line ----------------------------------------------------------------------
+
+
 class Console:
     """The only place that prints: results on stdout, one line a problem on stderr."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.json = args.format == "json"
-        self.quiet = args.quiet
-        self.verbose = args.verbose
-        self.show_path = False
         self.mask: Callable[[str], str] = str
+        self.output_lost = False
+        self._json = args.format == "json"
+        self._quiet = args.quiet
+        self._verbose = args.verbose
+        self._show_path = len(args.audio_path) > 1 or os.path.isdir(args.audio_path[0])
+        self._bar: Any = None
+        self._bar_from_s = math.inf
+        self._done_bytes = self._all_bytes = self._done = self._all = 0
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A name that is not UTF-8 leaves as the bytes it came as; each line leaves at once.
             sys.stdout.reconfigure(errors="surrogateescape", line_buffering=True)
 
     def result(self, report: Report) -> None:
         """Print what became of a recording."""
+        self._done += 1
+        self._done_bytes += report.size_bytes or 0
         if report.error:
             self.problem(f"{report.path}: {report.error}")
-        if self.json:
-            print(self.mask(report.as_json()))
-        elif not report.error:
-            prefix = f"{report.path}: " if self.show_path else ""
-            print(one_line(f"{prefix}{report.dry_run or f'Dialog ID: {report.talk_id}'}"))
+        if self._json:
+            self._print_result(report.as_json(), report.outcome == "uploaded")
+        elif report.outcome == "checked":
+            self._print_result(f"{report.path}: would be sent: {report.description}")
+        elif report.talk_id and (report.outcome == "uploaded" or report.named or self._verbose):
+            prefix = f"{report.path}: " if self._show_path else ""
+            self._print_result(f"{prefix}Dialog ID: {report.talk_id}", report.outcome == "uploaded")
+
+    def _print_result(self, line: str, talk_id: bool = False) -> None:
+        line = one_line(self.mask(line))
+        if not self.output_lost:
+            try:
+                with self._above_bar():
+                    print(line, flush=True)
+                return
+            except OSError as error:
+                self.output_lost = True
+                self.problem(f"stdout cannot be written: {error.strerror}; dialog IDs follow here")
+        if talk_id:
+            self.problem(line)
 
     def problem(self, text: str) -> None:
         """Print a line that even --quiet does not silence."""
-        print(one_line(self.mask(f"upload_grpc: {text}")), file=sys.stderr)
+        with self._above_bar(), contextlib.suppress(OSError):
+            print(one_line(self.mask(f"upload_grpc: {text}")), file=sys.stderr)
 
     def note(self, text: str) -> None:
         """Print a line that --quiet silences."""
-        if not self.quiet:
+        if not self._quiet:
             self.problem(text)
 
     def detail(self, text: str) -> None:
         """Print a line for --verbose."""
-        if self.verbose:
+        if self._verbose:
             self.problem(text)
+
+    # A progress bar, for a person who watches: drawn by the thread that prints everything else.
+
+    def expect(self, reports: Sequence[Report]) -> None:
+        """Prepare for a bar over these recordings, shown if they take longer than a moment."""
+        self._done = self._done_bytes = 0
+        self._all = len(reports)
+        self._all_bytes = sum(report.size_bytes or 0 for report in reports)
+        if sys.stderr.isatty() and not self._quiet:
+            self._bar_from_s = time.monotonic() + BAR_DELAY_S
+
+    @property
+    def progress_interval_s(self) -> float:
+        """How often to call show_progress, in seconds."""
+        return BAR_INTERVAL_S if self._bar_from_s < math.inf else 3600.0
+
+    def show_progress(self, bytes_under_way: Callable[[], int]) -> None:
+        """Draw the bar; what a failed try had sent is no longer in bytes_under_way."""
+        if time.monotonic() < self._bar_from_s:
+            return
+        if self._bar is None:
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                self._bar_from_s = math.inf
+                return
+            self._bar = tqdm(total=self._all_bytes, unit="B", unit_scale=True, file=sys.stderr)
+        self._bar.set_description(f"{self._done} of {self._all} recordings", refresh=False)
+        self._bar.update(self._done_bytes + bytes_under_way() - self._bar.n)
+
+    def end_progress(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.leave = False
+            self._bar.close()
+        self._bar, self._bar_from_s = None, math.inf
+
+    def _above_bar(self) -> contextlib.AbstractContextManager[Any]:
+        return self._bar.external_write_mode() if self._bar else contextlib.nullcontext()
 
 
 def one_line(text: str) -> str:
@@ -987,25 +1983,46 @@ from a shell:
   upload_grpc.py --audio-path call.wav --meta-path metadata_example.json \\
       --connection-id ID --key ${API_KEY}
 from cron:
-  0 3 * * *  /opt/upload_grpc/upload_grpc.py --quiet --audio-path /var/calls/last.wav \\
-                 --connection-id ID --key-file /etc/speechsense.key
+  */5 * * * *  /opt/upload_grpc/upload_grpc.py --quiet --audio-path /var/calls --min-age 60 \\
+      --connection-id ID --key-file /etc/speechsense.key --ledger /var/lib/calls.sqlite \\
+      >>/var/log/calls.log
 
-exit codes: 0 uploaded, 2 bad command line, 65 the recording or its metadata is refused,
-66 a file is missing or unreadable, 70 a bug, 75 not delivered: run again, 76 sent but not
-confirmed: look first, 77 the credential is refused, 78 wrong setting, 130 and 143 stopped
+exit codes: 0 all uploaded, 2 bad command line, 65 a recording or its metadata is refused, 66 a
+file is missing or unreadable, 70 a bug, 74 stdout cannot be written, 75 not delivered: run
+again, 76 sent but not confirmed: look first, 77 the credential is refused, 78 a wrong setting,
+130 and 143 stopped by a signal
 """
 
 
 class Parser(argparse.ArgumentParser):
     """argparse that never repeats a value in an error: it may be a key in the wrong place."""
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> argparse.Namespace:
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse; exit with 2, naming the options that are unknown and nothing else."""
-        namespace, rest = self.parse_known_args(*args, **kwargs)
+        namespace, rest = self.parse_known_args(argv)
         if rest:
             options = [word.split("=")[0] for word in rest if word.startswith("--")]
             self.error(f"not understood: {' '.join(options) or 'a word that is no option'}")
         return namespace
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2 and a message without the values that argparse puts into it."""
+        super().error(re.sub(r"(invalid \w+( value)?): .*?( \(|$)", r"\1\3", message))
+
+
+def number(
+    kind: type[int] | type[float], lowest: float, highest: float
+) -> Callable[[str], int | float]:
+    """Make an argparse type: a number between two bounds."""
+
+    def parse(text: str) -> int | float:
+        value = kind(text)
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(f"must be from {lowest:g} to {highest:g}")
+        return value
+
+    parse.__name__ = "number"
+    return parse
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -1019,7 +2036,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     what = parser.add_argument_group("what to upload")
     what.add_argument(
-        "--audio-path", required=True, metavar="PATH", help="recording: WAV, 16 bit LPCM"
+        "--audio-path",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="recordings (WAV, 16 bit LPCM), or folders searched for them",
     )
     what.add_argument(
         "--connection-id", required=True, metavar="ID", help="the connection to upload to"
@@ -1027,7 +2048,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument(
         "--meta-path",
         metavar="FILE",
-        help="JSON object of metadata fields; call.json beside call.wav wins over it, field by field",
+        help="JSON object of metadata fields; call.json beside call.wav wins, field by field",
+    )
+    what.add_argument(
+        "--min-age",
+        type=number(float, 0, 1e9),
+        default=0,
+        metavar="S",
+        help="leave out files changed less than S seconds ago: they may still be written to",
     )
     access = parser.add_argument_group("access")
     access.add_argument(
@@ -1053,7 +2081,37 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument(
         "--single-message",
         action="store_true",
-        help="send one message instead of a stream: audio under 128 MB, all of it in memory",
+        help="send one message instead of a stream: audio under 128 MB, all of it in memory, and "
+        "no way to tell how far a call came that breaks off",
+    )
+    how.add_argument(
+        "--jobs",
+        type=number(int, 1, 64),
+        default=JOBS,
+        metavar="N",
+        help="uploads at a time, over one connection (default: %(default)s)",
+    )
+    how.add_argument(
+        "--retries",
+        type=number(int, 0, 100),
+        default=RETRIES,
+        metavar="N",
+        help="further tries after one that made no dialog (default: %(default)s)",
+    )
+    how.add_argument(
+        "--timeout",
+        type=number(float, 0.1, 86_400),
+        default=TIMEOUT_S,
+        metavar="S",
+        help="give a try up after S seconds without progress (default: %(default)g)",
+    )
+    how.add_argument(
+        "--ledger", metavar="FILE", help="remember here what was uploaded, and send nothing twice"
+    )
+    how.add_argument(
+        "--retry-unknown",
+        action="store_true",
+        help="send again what the ledger has as unknown: it may be there a second time then",
     )
     how.add_argument(
         "--dry-run",
@@ -1065,64 +2123,93 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     output.add_argument("--quiet", action="store_true", help="on stderr: failures only")
     output.add_argument("--verbose", action="store_true", help="on stderr: every step, with IDs")
     output.add_argument("--version", action="version", version=f"upload_grpc {__version__}")
-    args = parser.parse_args(argv)
-    if not args.connection_id.strip():
+    args = parser.parse(argv)
+    args.connection_id = args.connection_id.strip()
+    if not args.connection_id:
         parser.error("--connection-id is empty")
+    if args.retry_unknown and not args.ledger:
+        parser.error("--retry-unknown needs the --ledger that knows them")
     return args
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Check the recording, then send it; answer the exit code."""
+    """Check all recordings, send those that need it, and answer the exit code."""
     credential = find_credential(args.key, args.key_file, args.key_type)
     console.mask = credential.mask
     credential.header()
-    channel = open_channel(args.endpoint, args.ca_file)
-    common_fields = read_metadata(args.meta_path) if args.meta_path else None
+    uploader = Uploader(
+        lambda: open_channel(args.endpoint, args.ca_file),
+        args.connection_id,
+        credential,
+        single_message=args.single_message,
+        timeout_s=args.timeout,
+        retries=args.retries,
+        note=console.note,
+    )
+    ledger = Ledger(args.ledger, args.connection_id) if args.ledger else None
+    reports: list[Report] = []
 
-    report = Report(args.audio_path)
-    started_s = time.monotonic()
+    def report(result: Report) -> None:
+        reports.append(result)
+        console.result(result)
+        if console.output_lost:
+            uploader.stop(wait_for_answers=True)
+
+    to_send, settled = check_all(args, ledger, console)
+    for item in settled:
+        report(item)
+    if args.dry_run:
+        for _, item in to_send:
+            report(item._replace(outcome="checked"))
+        return exit_code(reports, console)
+
+    console.expect([item for _, item in to_send])
+    upload = functools.partial(
+        upload_one, uploader=uploader, ledger=ledger, retry_unknown=args.retry_unknown
+    )
+    same: list[Report] = []
     try:
-        recording = check_recording(args.audio_path, common_fields)
-        report = report._replace(size_bytes=recording.state.size_bytes)
-        for warning in recording.warnings:
-            console.note(f"{recording.path}: {warning}")
-        if args.single_message:
-            check_single_message(recording)
-        console.detail(f"{recording.path}: {recording.description}")
-        if args.dry_run:
-            report = report._replace(dry_run=describe(recording, args.single_message))
-        else:
-            stub = talk_service_pb2_grpc.TalkServiceStub(channel)
-            report = report._replace(tries=1)
-            answer = send_recording(
-                stub, args.connection_id.strip(), recording, credential, args.single_message
-            )
-            console.detail(f"{recording.path}: uploaded, request {answer.request_id}")
-            report = report._replace(talk_id=answer.talk_id, request_id=answer.request_id)
-    except UploadError as error:
-        report = report._replace(error=error)
-    console.result(report._replace(seconds=time.monotonic() - started_s))
-    return report.exit_code
+        for item in upload_all(to_send, upload, uploader, args.jobs, console):
+            same.append(item) if item.outcome == "same as" else report(item)
+        for item in same:
+            assert ledger is not None
+            report(settle_same(item, ledger.look_up(item.description)))
+    finally:
+        console.end_progress()
+        summarize(reports, len(to_send) + len(settled), console)
+        if ledger:
+            ledger.close()
+    return exit_code(reports, console)
 
 
-def check_single_message(recording: Recording) -> None:
-    """Raise UploadError (EX_DATAERR) for a recording too large for one message."""
-    if recording.state.size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
-        raise UploadError(
-            os.EX_DATAERR,
-            f"{recording.state.size_bytes:,} bytes: a single message must stay under "
-            f"{SINGLE_MESSAGE_LIMIT_BYTES:,}",
-            "leave out --single-message to send it as a stream",
-        )
+def settle_same(report: Report, row: Row) -> Report:
+    """Say what became of a recording whose content went under another name."""
+    if row.state == "uploaded":
+        return report._replace(outcome="already", talk_id=row.talk_id)
+    code = {"unknown": os.EX_PROTOCOL, "rejected": os.EX_DATAERR}.get(row.state, os.EX_TEMPFAIL)
+    cause = f"same audio as {row.path}, which was not uploaded"
+    return report.failed(UploadError(code, cause, "see there"))
 
 
-def describe(recording: Recording, single_message: bool) -> str:
-    """Say what would be sent."""
-    chunks = -(-recording.state.size_bytes // CHUNK_SIZE_BYTES)
-    way = "a single message" if single_message else f"a stream of {chunks:,} chunks"
-    fields = json.dumps(recording.fields, ensure_ascii=False)
-    size = f"{recording.state.size_bytes:,} bytes"
-    return f"would be sent: {recording.description}, {size} as {way}, metadata {fields}"
+def exit_code(reports: Sequence[Report], console: Console) -> int:
+    """Answer the gravest exit code among the reports'."""
+    codes = {report.exit_code for report in reports} | (
+        {os.EX_IOERR} if console.output_lost else set()
+    )
+    return next((code for code in GRAVEST_FIRST if code in codes), os.EX_OK)
+
+
+def summarize(reports: Sequence[Report], total: int, console: Console) -> None:
+    """Count the outcomes on stderr, where there was more than one recording."""
+    if total == 1:
+        return
+    counts = collections.Counter(report.outcome for report in reports)
+    counts["not tried"] = total - len(reports)
+    console.note(
+        f"{counts['uploaded']} uploaded, {counts['already']} already there, "
+        f"{counts['failed'] + counts['rejected']} failed, {counts['unknown']} unknown"
+        + (f", {counts['not tried']} not tried" if counts["not tried"] else "")
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1130,13 +2217,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     console = Console(args)
     try:
-        return run(args, console)
+        with signals_to(raise_interrupted):
+            return run(args, console)
     except UploadError as error:
         console.problem(str(error))
         return error.exit_code
-    except KeyboardInterrupt:
-        console.problem("interrupted")
-        return 130
+    except Interrupted as interrupted:
+        console.problem(f"stopped by {signal.Signals(interrupted.number).name}")
+        return interrupted.exit_code
     except Exception:
         for line in traceback.format_exc().splitlines():
             console.problem(line)
@@ -1145,4 +2233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    code = main()
+    sys.stdout.flush()
+    # Past the interpreter's tidying up: it takes longer than sending a short recording, and would
+    # wait for a thread that reads from a dead disk.
+    os._exit(code)

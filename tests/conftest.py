@@ -1,0 +1,147 @@
+"""What the tests share: a service, recordings, and two ways to run the program."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import subprocess
+import sys
+import wave
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from stand_in import StandIn
+
+import upload_grpc
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "upload_grpc.py"
+SAMPLE = ROOT / "tests" / "sample.wav"
+KEY = "demo-key"
+
+# What a machine's own settings would change.
+FOREIGN_VARIABLES = (
+    "API_KEY",
+    "IAM_TOKEN",
+    "YC_METADATA_ADDR",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+    *("grpc_proxy", "http_proxy", "https_proxy", "no_proxy"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run of the program left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def make_wav(
+    path: Path,
+    size_bytes: int = 16_000,
+    *,
+    channels: int = 1,
+    sample_rate_hz: int = 8_000,
+    seed: int | None = None,
+) -> Path:
+    """Write a 16 bit LPCM recording of about so many bytes; another seed is other audio.
+
+    Without a seed the audio follows from the file's name.
+    """
+    noise = random.Random(path.name if seed is None else seed)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate_hz)
+        file.writeframes(noise.randbytes(size_bytes // (2 * channels) * 2 * channels))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """Take the machine's settings away, and undo whatever the program sets."""
+    before = dict(os.environ)
+    for name in FOREIGN_VARIABLES:
+        os.environ.pop(name, None)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[StandIn]:
+    with StandIn(tmp_path / "store") as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    """Make a recording larger than what gRPC could repeat from a buffer of its own."""
+    return make_wav(tmp_path / "call.wav", 600_000)
+
+
+def arguments(service: StandIn, *words: object) -> list[str]:
+    """Complete a command line with where the service is and what lets one in."""
+    given = [os.fspath(word) if isinstance(word, Path) else str(word) for word in words]
+    defaults = {
+        "--endpoint": service.endpoint,
+        "--ca-file": str(service.ca_file),
+        "--connection-id": "connection-1",
+        "--key": KEY,
+    }
+    if "--key-file" in given:
+        del defaults["--key"]
+    for option, value in defaults.items():
+        if option not in given:
+            given += [option, value]
+    return given
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def upload(service: StandIn, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Call main() with some words and the service's; answer code, stdout and stderr."""
+
+    def run(*words: object) -> Outcome:
+        capfd.readouterr()
+        try:
+            code = upload_grpc.main(arguments(service, *words))
+        except SystemExit as leaving:  # argparse
+            code = int(leaving.code or 0)
+        captured = capfd.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+def start(*words: object, **options: object) -> subprocess.Popen[str]:
+    """Start the command itself; its environment is this process's and `env`."""
+    environment = {**os.environ, **dict(options.pop("env", {}))}  # type: ignore[call-overload]
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *map(os.fspath, map(str, words))],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+@pytest.fixture
+def command(service: StandIn) -> Run:
+    """Run the command itself, as a process, like `upload`."""
+
+    def run(*words: object, **options: object) -> Outcome:
+        with start(*arguments(service, *words), **options) as process:
+            out, err = process.communicate(timeout=60)
+        return Outcome(process.returncode, out, err)
+
+    return run

@@ -1,0 +1,265 @@
+"""Compare this project with the official SDK: what arrives there, and the contract itself.
+
+    run.py SDK_PYTHON
+
+Run by `make interop`. SDK_PYTHON is the Python of an environment that holds the
+yandexcloud SDK; what needs the SDK runs there, in a process of its own, since its stubs
+and ours have the same names. Ends with `N passed, N failed`, and 1 if any failed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import trustme
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, ServiceDescriptor
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorSet, MethodDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+PROTOS = ROOT / "protos"
+SAMPLE = ROOT / "tests/sample.wav"
+METADATA = ROOT / "metadata_example.json"
+API_KEY = "interop-key"
+CONNECTION_ID = "interop-connection"
+TIMEOUT_S = 60
+
+
+class Report:
+    """Prints and counts the outcome of each check."""
+
+    def __init__(self) -> None:
+        self.passed = self.failed = 0
+
+    def check(self, what: str, ours: object, expected: object) -> None:
+        """Pass if `ours` is what is `expected`."""
+        if ours == expected:
+            self.passed += 1
+            print(f"ok    {what}")
+        else:
+            self.failed += 1
+            if isinstance(ours, dict) and isinstance(expected, dict):
+                ours, expected = without_common(ours, expected), without_common(expected, ours)
+            print(f"FAIL  {what}\n      ours:     {ours!r}\n      expected: {expected!r}")
+
+
+def without_common(some: dict[str, object], other: dict[str, object]) -> dict[str, object]:
+    """Give the items of `some` that `other` has not, or has otherwise."""
+    return {
+        key: without_common(value, different)
+        if isinstance(value, dict) and isinstance(different := other.get(key), dict)
+        else value
+        for key, value in some.items()
+        if key not in other or other[key] != value
+    }
+
+
+# --- What arrives at the SDK's service -----------------------------------------------
+
+
+def compare_uploads(sdk_python: str, report: Report) -> None:
+    """Upload the sample both ways and check everything that arrived."""
+    with tempfile.TemporaryDirectory() as name, serving(sdk_python, Path(name)) as port:
+        folder = Path(name)
+        for number, (rpc, options) in enumerate(
+            {"UploadAsStream": [], "Upload": ["--single-message"]}.items(), start=1
+        ):
+            done = upload(port, folder / "ca.pem", options)
+            said = (done.returncode, done.stdout)
+            report.check(f"{rpc}: exit code and stdout", said, (0, f"Dialog ID: talk-{number}\n"))
+            if done.returncode:
+                print(done.stderr, end="")
+                continue
+            received = json.loads((folder / f"{number}.json").read_text(encoding="utf-8"))
+            check_received(rpc, received, report)
+            same = (folder / f"{number}.audio").read_bytes() == SAMPLE.read_bytes()
+            report.check(f"{rpc}: audio is the file, byte for byte", same, True)
+
+
+def check_received(rpc: str, received: dict[str, object], report: Report) -> None:
+    """Check all but the audio bytes of an upload that the service took."""
+    report.check(f"{rpc}: rpc", received["rpc"], rpc)
+
+    order = received["order"]
+    assert isinstance(order, list)
+    expected = ["metadata", "audio"]
+    if rpc == "UploadAsStream":
+        expected = ["metadata", "audio_metadata", *["chunk"] * max(1, len(order) - 2)]
+    report.check(f"{rpc}: order of what was sent", order, expected)
+
+    given = json.loads(METADATA.read_text(encoding="utf-8"))
+    # Other types than strings travel as their JSON text.
+    fields = {key: v if isinstance(v, str) else json.dumps(v) for key, v in given.items()}
+    talk = {"connection_id": CONNECTION_ID, "fields": fields}
+    report.check(f"{rpc}: connection and fields", received["talk"], talk)
+
+    audio = {"container_audio": {"container_audio_type": "CONTAINER_AUDIO_TYPE_WAV"}}
+    report.check(f"{rpc}: audio format", received["audio"], audio)
+
+    headers = received["headers"]
+    assert isinstance(headers, dict)
+    key = headers.get("authorization")
+    report.check(f"{rpc}: authorization", key, f"Api-Key {API_KEY}")
+
+
+@contextmanager
+def serving(sdk_python: str, folder: Path) -> Iterator[int]:
+    """The SDK's service, on the port yielded; its CA is left in folder/ca.pem."""
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(str(folder / "ca.pem"))
+    server_pem = ca.issue_cert("localhost").private_key_and_cert_chain_pem
+    server_pem.write_to_path(str(folder / "server.pem"))
+    with subprocess.Popen(
+        [sdk_python, HERE / "server.py", folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    ) as server:
+        assert server.stdin and server.stdout
+        try:
+            yield int(server.stdout.readline())
+        finally:
+            server.stdin.close()
+            server.wait(TIMEOUT_S)
+
+
+def upload(port: int, ca_file: Path, options: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run upload_grpc.py as a user does."""
+    command = [sys.executable, f"{ROOT / 'upload_grpc.py'}", "--audio-path", f"{SAMPLE}"]
+    command += ["--meta-path", f"{METADATA}", "--connection-id", CONNECTION_ID]
+    command += ["--endpoint", f"localhost:{port}", "--ca-file", f"{ca_file}", *options]
+    # Nothing else of the environment: a proxy or a token there would change the upload.
+    env = {"API_KEY": API_KEY, "PATH": os.environ["PATH"]}
+    return subprocess.run(
+        command, env=env, capture_output=True, encoding="utf-8", timeout=TIMEOUT_S, check=False
+    )
+
+
+# --- The contract --------------------------------------------------------------------
+
+
+def compare_contracts(sdk_python: str, report: Report) -> None:
+    """Check each message, enum and rpc of protos/ against the SDK's of the same name."""
+    ours, theirs = our_contract(), sdk_contract(sdk_python)
+    our_pool, their_pool = pool_of(ours), pool_of(theirs)
+    for file in ours.file:
+        if file.name.startswith("google/protobuf/"):
+            continue  # Not ours: it comes with grpcio-tools.
+        mine = our_pool.FindFileByName(file.name)
+        try:
+            other = their_pool.FindFileByName(file.name)
+        except KeyError:
+            report.check(file.name, "present", "no such file")
+            continue
+        report.check(f"{file.name}: package", mine.package, other.package)
+        for name, message in mine.message_types_by_name.items():
+            compare_messages(message, other.message_types_by_name.get(name), report)
+        for name, enum in mine.enum_types_by_name.items():
+            compare_enums(enum, other.enum_types_by_name.get(name), report)
+        for name, service in mine.services_by_name.items():
+            compare_services(service, other.services_by_name.get(name), report)
+
+
+def our_contract() -> FileDescriptorSet:
+    """The descriptors of protos/, by protoc."""
+    files = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "ours.pb")
+        command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", "--include_imports"]
+        subprocess.run([*command, f"--descriptor_set_out={out}", *files], check=True)
+        return FileDescriptorSet.FromString(out.read_bytes())
+
+
+def sdk_contract(sdk_python: str) -> FileDescriptorSet:
+    """The descriptors in the SDK's generated code."""
+    command = [sdk_python, f"{HERE / 'descriptors.py'}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    return FileDescriptorSet.FromString(done.stdout)
+
+
+def pool_of(contract: FileDescriptorSet) -> DescriptorPool:
+    """The files of `contract` in a pool of their own: both sides have the same names."""
+    pool = DescriptorPool()
+    for file in contract.file:
+        pool.AddSerializedFile(file.SerializeToString())
+    return pool
+
+
+def compare_messages(ours: Descriptor, theirs: Descriptor | None, report: Report) -> None:
+    """Check one message, and those declared inside it."""
+    fields = described(theirs) if theirs else "no such message"
+    report.check(f"message {ours.full_name}", described(ours), fields)
+    if not theirs:
+        return
+    for nested in ours.nested_types:
+        compare_messages(nested, theirs.nested_types_by_name.get(nested.name), report)
+    for enum in ours.enum_types:
+        compare_enums(enum, theirs.enum_types_by_name.get(enum.name), report)
+
+
+def described(message: Descriptor) -> dict[str, dict[str, object]]:
+    """All that decides how each field of a message looks on the wire and in JSON."""
+    proto = DescriptorProto()
+    message.CopyToProto(proto)
+    return {
+        field.name: {
+            "number": field.number,
+            "type": field.Type.Name(field.type),
+            "type_name": field.type_name,
+            "label": field.Label.Name(field.label),
+            "json_name": message.fields_by_name[field.name].json_name,
+            "oneof": proto.oneof_decl[field.oneof_index].name
+            if field.HasField("oneof_index")
+            else None,
+            "optional": field.proto3_optional,
+            "map_entry": proto.options.map_entry,
+        }
+        for field in proto.field
+    }
+
+
+def compare_enums(ours: EnumDescriptor, theirs: EnumDescriptor | None, report: Report) -> None:
+    """Check the names and numbers of an enum's values."""
+    values = {value.name: value.number for value in ours.values}
+    expected: object = "no such enum"
+    if theirs:
+        expected = {value.name: value.number for value in theirs.values}
+    report.check(f"enum {ours.full_name}", values, expected)
+
+
+def compare_services(
+    ours: ServiceDescriptor, theirs: ServiceDescriptor | None, report: Report
+) -> None:
+    """Check our rpcs; the SDK's service may have more, which an upload has no use for."""
+    for method in ours.methods:
+        name = f"rpc {ours.full_name}.{method.name}"
+        mine, other = MethodDescriptorProto(), MethodDescriptorProto()
+        method.CopyToProto(mine)
+        if not theirs or method.name not in theirs.methods_by_name:
+            report.check(name, "present", "no such rpc")
+            continue
+        theirs.methods_by_name[method.name].CopyToProto(other)
+        # Options are for the REST gateway and for documentation.
+        mine.ClearField("options")
+        other.ClearField("options")
+        report.check(name, str(mine), str(other))
+
+
+def main(argv: list[str]) -> int:
+    """Make both comparisons with the SDK of the Python `argv[0]`."""
+    (sdk_python,) = argv
+    report = Report()
+    compare_contracts(sdk_python, report)
+    compare_uploads(sdk_python, report)
+    print(f"{report.passed} passed, {report.failed} failed")
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,872 @@
+"""A small TalkService on this machine: checks what the documented service checks, stores what
+it is sent, and can be scripted to fail.
+
+By hand:
+
+    python tests/stand_in.py --store /tmp/talks --key demo-key --fail UNAVAILABLE*2
+
+prints one JSON line with the port and the CA file once it listens, and serves until SIGINT or
+SIGTERM. From a test:
+
+    with StandIn(tmp_path) as service:
+        service.script.append(Fail(grpc.StatusCode.UNAVAILABLE))
+        ...  # upload to service.endpoint, trusting service.ca_file
+        assert service.talks
+
+A talk is in the store when its `<talk_id>.json` is: that file is renamed into place last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, TypeVar, cast
+
+import grpc
+import trustme
+from google.protobuf import json_format
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "generated"))
+
+from yandex.cloud.operation import (
+    operation_pb2,
+    operation_service_pb2,
+    operation_service_pb2_grpc,
+)
+from yandex.cloud.speechsense.v1 import (
+    audio_pb2,
+    talk_service_pb2,
+    talk_service_pb2_grpc,
+)
+
+# What the service documents.
+SINGLE_MESSAGE_LIMIT_BYTES = 128 * 1024 * 1024
+METADATA_VALUE_LIMIT_BYTES = 1024
+SAMPLE_RATES_HZ = range(8_000, 48_001)
+
+# Above the audio limit, so that a recording somewhat too large is refused with a reason.
+RECEIVE_LIMIT_BYTES = SINGLE_MESSAGE_LIMIT_BYTES + 32 * 1024 * 1024
+# A long recording arrives in thousands of messages; the first ones show the order.
+MESSAGES_KEPT = 64
+# Enough of a recording to know its container, and the channels of a plain WAV.
+HEAD_BYTES = 24
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+Response = TypeVar("Response")
+
+
+# --- What a test can script: each arriving call takes the next step ------------------
+
+
+@dataclass(frozen=True)
+class Fail:
+    """Answer with a status, after so many bytes of audio; 0: before reading; None: after all.
+
+    `store` makes the talk first, and only then fails.
+    """
+
+    code: grpc.StatusCode
+    details: str = ""
+    after_bytes: int | None = None
+    trailing: Metadata = ()
+    store: bool = False
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Stop reading after so many bytes of audio (None: after all), and never answer."""
+
+    after_bytes: int | None = None
+    store: bool = False
+    seconds: float = 60
+
+
+@dataclass(frozen=True)
+class AnswerEarly:
+    """Answer OK with a talk ID after so many bytes of audio; no talk is made."""
+
+    after_bytes: int
+
+
+@dataclass(frozen=True)
+class EmptyAnswer:
+    """Read everything, then answer OK with an empty talk ID."""
+
+    store: bool = False
+
+
+@dataclass(frozen=True)
+class Delay:
+    """Make the talk, then wait before answering."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Read no faster than this."""
+
+    bytes_per_s: float
+
+
+# None: behave normally, to let a call pass between two faults.
+Step = Fail | Freeze | AnswerEarly | EmptyAnswer | Delay | Slow | None
+
+
+# --- What a test can look at ---------------------------------------------------------
+
+
+@dataclass
+class Call:
+    """One call as it was received, whether or not it finished."""
+
+    method: str
+    metadata: dict[str, str | bytes]
+    peer: str
+    request_id: str
+    trace_id: str
+    messages: list[str] = field(default_factory=list)  # the first ones
+    bytes_received: int = 0  # of audio
+    half_closed: bool = False
+    outcome: str = ""  # "OK <id>", "<CODE>: <details>", "cancelled"; empty while it runs
+
+
+@dataclass
+class Talk:
+    talk_id: str
+    connection_id: str
+    fields: dict[str, str]
+    users: list[dict[str, Any]]
+    audio_format: audio_pb2.AudioMetadata
+    size: int
+    sha256: str  # empty with sink
+    audio: Path | None  # None with discard or sink
+    method: str
+    badge_id: str = ""
+
+
+@dataclass
+class Badge:
+    """A recording that is being split, and the operation that tells when it is done."""
+
+    operation: operation_pb2.Operation
+    response: talk_service_pb2.UploadBadgeResponse
+    polls_left: int
+
+
+def stored_talks(store: Path) -> list[dict[str, Any]]:
+    """Every talk in a store, from any process, also while its service is running."""
+    return [json.loads(path.read_text("utf-8")) for path in sorted(store.glob("*.json"))]
+
+
+# --- Checks of a request -------------------------------------------------------------
+
+
+class _Refused(Exception):
+    def __init__(self, code: grpc.StatusCode, details: str, trailing: Metadata = ()) -> None:
+        super().__init__(f"{code.name}: {details}")
+        self.code, self.details, self.trailing = code, details, trailing
+
+
+class _AnsweredEarly(Exception):
+    pass
+
+
+class _Cancelled(Exception):
+    pass
+
+
+def _refuse(details: str) -> NoReturn:
+    raise _Refused(grpc.StatusCode.INVALID_ARGUMENT, details)
+
+
+def _kind(request: talk_service_pb2.StreamTalkRequest) -> str:
+    """`metadata`, `format` or `chunk`, the documented order; `nothing` for an empty message."""
+    if request.WhichOneof("Event") == "metadata":
+        return "metadata"
+    event = request.audio.WhichOneof("AudioEvent")
+    return {"audio_metadata": "format", "chunk": "chunk"}.get(event or "", "nothing")
+
+
+def _check_fields(fields: dict[str, str], allowed: Collection[str] | None) -> None:
+    for key, value in fields.items():
+        if not key or (allowed is not None and key not in allowed):
+            _refuse(f"metadata key {key!r} is not configured for the connection")
+        length_bytes = len(value.encode())
+        if length_bytes > METADATA_VALUE_LIMIT_BYTES:
+            limit = METADATA_VALUE_LIMIT_BYTES
+            _refuse(f"metadata value of {key!r} is {length_bytes} bytes; at most {limit}")
+
+
+def _check_format(audio_format: audio_pb2.AudioMetadata, method: str) -> None:
+    kind = audio_format.WhichOneof("AudioFormat")
+    if kind is None:
+        _refuse("audio_metadata has no audio format")
+    container = audio_format.container_audio.container_audio_type
+    if kind == "raw_audio":
+        raw = audio_format.raw_audio
+        if raw.audio_encoding != audio_pb2.RawAudio.AUDIO_ENCODING_LINEAR16_PCM:
+            _refuse("raw_audio: audio_encoding must be AUDIO_ENCODING_LINEAR16_PCM")
+        if raw.sample_rate_hertz not in SAMPLE_RATES_HZ:
+            _refuse(f"raw_audio: sample_rate_hertz is {raw.sample_rate_hertz}; 8000 to 48000")
+        if raw.audio_channel_count < 1:
+            _refuse("raw_audio: audio_channel_count must be positive")
+    elif container == audio_pb2.ContainerAudio.CONTAINER_AUDIO_TYPE_UNSPECIFIED:
+        _refuse("container_audio: container_audio_type is unspecified")
+    if method == "UploadBadge" and container not in (
+        audio_pb2.ContainerAudio.CONTAINER_AUDIO_TYPE_WAV,
+        audio_pb2.ContainerAudio.CONTAINER_AUDIO_TYPE_MP3,
+    ):
+        _refuse("only WAV and MP3 recordings can be split")
+
+
+def _check_head(audio_format: audio_pb2.AudioMetadata, head: bytes, method: str) -> None:
+    """Compare the first bytes of a recording with the format that was announced."""
+    container = audio_format.container_audio.container_audio_type
+    if container == audio_pb2.ContainerAudio.CONTAINER_AUDIO_TYPE_WAV:
+        if head[:4] not in (b"RIFF", b"RF64") or head[8:12] != b"WAVE":
+            _refuse("audio announced as WAV is not RIFF/WAVE")
+        channels = int.from_bytes(head[22:24], "little") if head[12:16] == b"fmt " else 1
+        if method == "UploadBadge" and channels != 1:
+            _refuse(f"only single-channel recordings can be split; this one has {channels}")
+    ogg = audio_pb2.ContainerAudio.CONTAINER_AUDIO_TYPE_OGG_OPUS
+    if container == ogg and head[:4] != b"OggS":
+        _refuse("audio announced as OggOpus is not Ogg")
+
+
+# --- A recording and a call in progress ----------------------------------------------
+
+
+class _Recording:
+    """The audio of one call on its way to the disk; removed again unless kept."""
+
+    def __init__(self, path: Path | None, *, hashed: bool) -> None:
+        self._path = path
+        self._file = open(path, "xb") if path else None
+        self._sha256 = hashlib.sha256() if hashed else None
+        self.head = b""
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        if len(self.head) < HEAD_BYTES:
+            self.head += data[: HEAD_BYTES - len(self.head)]
+        self.size += len(data)
+        if self._sha256:
+            self._sha256.update(data)
+        if self._file:
+            self._file.write(data)
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest() if self._sha256 else ""
+
+    def keep(self, path: Path) -> Path | None:
+        if not self._file or not self._path:
+            return None
+        self._file.close()
+        self._path.rename(path)
+        return path
+
+    def __enter__(self) -> _Recording:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._file and self._path:
+            self._file.close()
+            self._path.unlink(missing_ok=True)
+
+
+class _LiveCall:
+    """One call being served: its record, its scripted step, and whether it has ended."""
+
+    def __init__(self, method: str, context: grpc.ServicerContext, step: Step) -> None:
+        self.context = context
+        self.step = step
+        self.record = Call(
+            method,
+            {str(key): value for key, value in context.invocation_metadata()},
+            str(context.peer()),
+            request_id=str(uuid.uuid4()),
+            trace_id=uuid.uuid4().hex,
+        )
+        self._ids_sent = False
+        self._ended = threading.Event()
+        if not context.add_callback(self._ended.set):
+            self._ended.set()
+
+    def received(self, message: str, size: int = 0) -> None:
+        """Record a message, then do what the script wants at this point of the reading."""
+        if len(self.record.messages) < MESSAGES_KEPT:
+            self.record.messages.append(message)
+        self.record.bytes_received += size
+        if isinstance(self.step, Slow):
+            self.pause(size / self.step.bytes_per_s)
+        self.reading()
+
+    def reading(self) -> None:
+        read_bytes = self.record.bytes_received
+        match self.step:
+            case Fail(after_bytes=int(limit)) | Freeze(after_bytes=int(limit)) if (
+                read_bytes >= limit
+            ):
+                self.fail()
+            case AnswerEarly(after_bytes=limit) if read_bytes >= limit:
+                raise _AnsweredEarly
+
+    def fail(self) -> None:
+        """Fail or freeze now, if the step is one that does."""
+        match self.step:
+            case Fail(code, details, trailing=trailing):
+                raise _Refused(code, details, trailing)
+            case Freeze(seconds=seconds):
+                self.pause(seconds)
+                raise _Refused(grpc.StatusCode.UNAVAILABLE, "frozen long enough")
+
+    @property
+    def makes_talk(self) -> bool:
+        return self.step is None or getattr(self.step, "store", True)
+
+    def pause(self, seconds: float) -> None:
+        if self._ended.wait(seconds):
+            raise _Cancelled
+
+    def ids(self) -> Metadata:
+        """The IDs an answer carries, unless they were sent before."""
+        if self._ids_sent:
+            return ()
+        self._ids_sent = True
+        return (
+            ("x-request-id", self.record.request_id),
+            ("x-server-trace-id", self.record.trace_id),
+        )
+
+    def confirm_half_close(self) -> None:
+        """Tell a half-close from a broken connection, which ends the requests alike.
+
+        grpc's request iterator can end normally when the call was cut: the end of the
+        messages and the cancellation are two events, and it looks between them (seen in 1 of
+        10 cuts). The events of a call come in order, so once an operation begun after the end
+        of the messages is done, the cancellation has been seen too, if there was one. Waiting
+        a fixed time instead was too short on a busy machine and too long on an idle one.
+        """
+        self.context.send_initial_metadata(self.ids())
+        state = cast(Any, self.context)._state
+        while "send_initial_metadata" in state.due:
+            time.sleep(0.0001)
+        if not self.context.is_active():
+            raise _Cancelled
+        self.record.half_closed = True
+
+
+# --- The service ---------------------------------------------------------------------
+
+
+class StandIn:
+    """A TalkService and an OperationService on a loopback port, over TLS.
+
+    `keys` and `tokens` are the API keys and IAM tokens let in, `connections` the known
+    connection IDs, `fields` the metadata keys configured for them; None lets any non-empty one
+    pass. The CA is kept in `certs` (by default `certs` in the store), and used again if it is
+    there already. `discard` stores no audio; `sink` does not hash it either.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        *,
+        port: int = 0,
+        keys: Collection[str] | None = ("demo-key",),
+        tokens: Collection[str] | None = ("t1.demo-token",),
+        connections: Collection[str] | None = None,
+        fields: Collection[str] | None = None,
+        workers: int = 16,
+        options: Sequence[tuple[str, Any]] = (),
+        ca: trustme.CA | None = None,
+        certs: Path | None = None,
+        discard: bool = False,
+        sink: bool = False,
+    ) -> None:
+        self.store = store
+        self.port = port
+        self.keys, self.tokens = keys, tokens
+        self.connections, self.fields = connections, fields
+        self.calls: list[Call] = []
+        self.talks: dict[str, Talk] = {}
+        self.badges: dict[str, Badge] = {}  # by operation ID
+        self.script: list[Step] = []
+        # What UploadBadge makes of one recording: so many talks, known after so many polls,
+        # or an error.
+        self.badge_talks = 2
+        self.badge_polls = 2
+        self.badge_error: tuple[grpc.StatusCode, str] | None = None
+        self._discard, self._sink = discard, sink
+        self._workers, self._options = workers, tuple(options)
+        self._server: grpc.Server | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        store.mkdir(parents=True, exist_ok=True)
+        self._make_certificates(certs or store / "certs", ca)
+
+    @property
+    def endpoint(self) -> str:
+        return f"localhost:{self.port}"
+
+    # Starting and stopping
+
+    def _make_certificates(self, certs: Path, ca: trustme.CA | None) -> None:
+        certs.mkdir(parents=True, exist_ok=True)
+        self.ca_file = certs / "ca.pem"
+        ca_key_file = certs / "ca-key.pem"
+        if ca is None and ca_key_file.exists():
+            ca = trustme.CA.from_pem(self.ca_file.read_bytes(), ca_key_file.read_bytes())
+        self.ca = ca or trustme.CA()
+        self.ca.cert_pem.write_to_path(str(self.ca_file))
+        self.ca.private_key_pem.write_to_path(str(ca_key_file))
+        certificate = self.ca.issue_cert("localhost", "127.0.0.1")
+        chain = b"".join(pem.bytes() for pem in certificate.cert_chain_pems)
+        self._credentials = grpc.ssl_server_credentials(
+            [(certificate.private_key_pem.bytes(), chain)]
+        )
+
+    def start(self) -> None:
+        self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="stand-in")
+        self._server = grpc.server(
+            self._executor,
+            options=(
+                ("grpc.max_receive_message_length", RECEIVE_LIMIT_BYTES),
+                # Two servers on one port would share its connections.
+                ("grpc.so_reuseport", 0),
+                *self._options,
+            ),
+        )
+        # Generated without types.
+        add_talks: Any = talk_service_pb2_grpc.add_TalkServiceServicer_to_server
+        add_operations: Any = operation_service_pb2_grpc.add_OperationServiceServicer_to_server
+        add_talks(_TalkService(self), self._server)
+        add_operations(_OperationService(self), self._server)
+        self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", self._credentials)
+        self._server.start()
+
+    def stop(self, grace_s: float | None = None) -> None:
+        """Stop serving; calls under way are cancelled, after `grace_s` if that is given."""
+        if self._server and self._executor:
+            self._server.stop(grace_s).wait()
+            self._executor.shutdown()
+        self._server = self._executor = None
+
+    def restart(self, down_s: float = 0) -> None:
+        """Stop, and serve on the same port again with everything that was received kept."""
+        self.stop()
+        time.sleep(down_s)
+        self.start()
+
+    def __enter__(self) -> StandIn:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def wait_until_idle(self, timeout_s: float = 10) -> None:
+        """Wait until every call received has ended; a cancelled one ends after its client."""
+        deadline = time.monotonic() + timeout_s
+        while any(not call.outcome for call in self.calls):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"a call has not ended after {timeout_s} s")
+            time.sleep(0.005)
+
+    # Answering one call
+
+    def answer(
+        self,
+        method: str,
+        context: grpc.ServicerContext,
+        work: Callable[[_LiveCall], tuple[str, Response]],
+    ) -> Response:
+        """Serve one call; `work` returns the ID for the record and the response."""
+        try:
+            step = self.script.pop(0)
+        except IndexError:
+            step = None
+        call = _LiveCall(method, context, step)
+        self.calls.append(call.record)
+        outcome = "crashed"
+        try:
+            call.reading()
+            self._check_authorization(call.record.metadata)
+            made_id, response = work(call)
+            outcome = f"OK {made_id}"
+            if ids := call.ids():
+                context.send_initial_metadata(ids)
+            return response
+        except _Refused as refused:
+            outcome = str(refused)
+            context.set_trailing_metadata((*call.ids(), *refused.trailing))
+            context.abort(refused.code, refused.details)
+        except (_Cancelled, grpc.RpcError):
+            outcome = "cancelled"
+            context.abort(grpc.StatusCode.CANCELLED, "the call was cancelled")
+        finally:
+            call.record.outcome = outcome
+
+    def _check_authorization(self, metadata: dict[str, str | bytes]) -> None:
+        scheme, _, credential = str(metadata.get("authorization", "")).partition(" ")
+        accepted = {"Api-Key": self.keys, "Bearer": self.tokens}.get(scheme, ())
+        if not credential or (accepted is not None and credential not in accepted):
+            what = {"Api-Key": "unknown API key", "Bearer": "IAM token is invalid or has expired"}
+            details = what.get(scheme, "authorization is missing or of an unknown scheme")
+            raise _Refused(grpc.StatusCode.UNAUTHENTICATED, details)
+
+    def check_metadata(self, metadata: talk_service_pb2.TalkMetadata) -> None:
+        connection_id = metadata.connection_id
+        if not connection_id:
+            _refuse("connection_id is empty")
+        if self.connections is not None and connection_id not in self.connections:
+            raise _Refused(grpc.StatusCode.NOT_FOUND, f"connection {connection_id!r} not found")
+        _check_fields(dict(metadata.fields), self.fields)
+        for user in metadata.users:
+            _check_fields(dict(user.fields), None)
+
+    # The store
+
+    def recording(self) -> _Recording:
+        keep = not (self._discard or self._sink)
+        path = self.store / f".{uuid.uuid4().hex}.part" if keep else None
+        return _Recording(path, hashed=not self._sink)
+
+    def save(self, talk: Talk) -> None:
+        entry = {
+            "talk_id": talk.talk_id,
+            "connection_id": talk.connection_id,
+            "fields": talk.fields,
+            "users": talk.users,
+            "format": json_format.MessageToDict(
+                talk.audio_format, preserving_proto_field_name=True
+            ),
+            "size": talk.size,
+            "sha256": talk.sha256,
+            "audio": talk.audio.name if talk.audio else None,
+            "method": talk.method,
+            "badge_id": talk.badge_id,
+        }
+        part = self.store / f".{uuid.uuid4().hex}.part"
+        part.write_text(json.dumps(entry, ensure_ascii=False, indent=1) + "\n", "utf-8")
+        part.rename(self.store / f"{talk.talk_id}.json")
+        self.talks[talk.talk_id] = talk
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:20]
+
+
+def _users(metadata: talk_service_pb2.TalkMetadata) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": user.id,
+            "role": talk_service_pb2.UserRole.Name(user.role),
+            "fields": dict(user.fields),
+        }
+        for user in metadata.users
+    ]
+
+
+class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
+    """The three ways to upload; method names are the API's."""
+
+    def __init__(self, service: StandIn) -> None:
+        self._service = service
+
+    def Upload(
+        self, request: talk_service_pb2.UploadTalkRequest, context: grpc.ServicerContext
+    ) -> talk_service_pb2.UploadTalkResponse:
+        def work(call: _LiveCall) -> tuple[str, talk_service_pb2.UploadTalkResponse]:
+            if request.talk_id:
+                call.received("talk_id")
+            if request.HasField("metadata"):
+                call.received("metadata")
+            if request.audio.HasField("audio_metadata"):
+                call.received("format")
+            if request.audio.HasField("audio_data"):
+                size = len(request.audio.audio_data.data)
+                call.received(f"audio:{size}", size)
+            self._service.check_metadata(request.metadata)
+            if request.talk_id:
+                return self._update(call, request)
+            with self._service.recording() as recording:
+                if call.record.bytes_received >= SINGLE_MESSAGE_LIMIT_BYTES:
+                    _refuse("audio of a single message must be under 128 MB; use a stream")
+                recording.write(request.audio.audio_data.data)
+                return self._make_talk(
+                    call, recording, request.metadata, request.audio.audio_metadata
+                )
+
+        return self._service.answer("Upload", context, work)
+
+    def UploadAsStream(
+        self,
+        requests: Iterator[talk_service_pb2.StreamTalkRequest],
+        context: grpc.ServicerContext,
+    ) -> talk_service_pb2.UploadTalkResponse:
+        def work(call: _LiveCall) -> tuple[str, talk_service_pb2.UploadTalkResponse]:
+            with self._service.recording() as recording:
+                try:
+                    metadata, audio_format = self._read(call, requests, recording)
+                except _AnsweredEarly:
+                    talk_id = _new_id()
+                    return talk_id, talk_service_pb2.UploadTalkResponse(talk_id=talk_id)
+                return self._make_talk(call, recording, metadata, audio_format)
+
+        return self._service.answer("UploadAsStream", context, work)
+
+    def UploadBadge(
+        self,
+        requests: Iterator[talk_service_pb2.StreamTalkRequest],
+        context: grpc.ServicerContext,
+    ) -> operation_pb2.Operation:
+        def work(call: _LiveCall) -> tuple[str, operation_pb2.Operation]:
+            with self._service.recording() as recording:
+                metadata, audio_format = self._read(call, requests, recording)
+                return self._make_badge(call, recording, metadata, audio_format)
+
+        return self._service.answer("UploadBadge", context, work)
+
+    def _read(
+        self,
+        call: _LiveCall,
+        requests: Iterator[talk_service_pb2.StreamTalkRequest],
+        recording: _Recording,
+    ) -> tuple[talk_service_pb2.TalkMetadata, audio_pb2.AudioMetadata]:
+        """Read a stream to its half-close, in the documented order."""
+        metadata: talk_service_pb2.TalkMetadata | None = None
+        audio_format: audio_pb2.AudioMetadata | None = None
+        for request in requests:
+            kind = _kind(request)
+            size = len(request.audio.chunk.data)
+            call.received(f"chunk:{size}" if kind == "chunk" else kind, size)
+            expected = (
+                "metadata" if metadata is None else "format" if audio_format is None else "chunk"
+            )
+            if kind != expected:
+                _refuse(f"stream order: expected {expected}, got {kind}")
+            if kind == "metadata":
+                metadata = request.metadata
+                self._service.check_metadata(metadata)
+            elif kind == "format":
+                audio_format = request.audio.audio_metadata
+                _check_format(audio_format, call.record.method)
+            else:
+                recording.write(request.audio.chunk.data)
+        call.confirm_half_close()
+        if metadata is None or audio_format is None:
+            _refuse("stream order: ended before the audio format")
+        return metadata, audio_format
+
+    def _make_talk(
+        self,
+        call: _LiveCall,
+        recording: _Recording,
+        metadata: talk_service_pb2.TalkMetadata,
+        audio_format: audio_pb2.AudioMetadata,
+    ) -> tuple[str, talk_service_pb2.UploadTalkResponse]:
+        """Turn a complete recording into a talk, as far as the script lets it."""
+        self._check_audio(call, recording, audio_format)
+        talk_id = _new_id()
+        if call.makes_talk:
+            audio = recording.keep(self._service.store / f"{talk_id}.audio")
+            self._service.save(self._talk(call, recording, metadata, audio_format, talk_id, audio))
+        return self._finish(call, talk_id)
+
+    def _make_badge(
+        self,
+        call: _LiveCall,
+        recording: _Recording,
+        metadata: talk_service_pb2.TalkMetadata,
+        audio_format: audio_pb2.AudioMetadata,
+    ) -> tuple[str, operation_pb2.Operation]:
+        """Turn a complete recording into several talks that an operation will name."""
+        self._check_audio(call, recording, audio_format)
+        badge_id, operation_id = _new_id(), _new_id()
+        talk_ids = [_new_id() for _ in range(self._service.badge_talks)]
+        operation = operation_pb2.Operation(id=operation_id, description="Upload badge")
+        operation.created_at.GetCurrentTime()
+        operation.modified_at.GetCurrentTime()
+        operation.metadata.Pack(talk_service_pb2.UploadBadgeMetadata(badge_id=badge_id))
+        if call.makes_talk:
+            audio = recording.keep(self._service.store / f"{badge_id}.audio")
+            for talk_id in talk_ids if self._service.badge_error is None else ():
+                talk = self._talk(call, recording, metadata, audio_format, talk_id, audio)
+                talk.badge_id = badge_id
+                self._service.save(talk)
+            response = talk_service_pb2.UploadBadgeResponse(badge_id=badge_id, talk_ids=talk_ids)
+            self._service.badges[operation_id] = Badge(
+                operation, response, self._service.badge_polls
+            )
+        self._finish(call, badge_id)
+        return operation_id, operation
+
+    def _check_audio(
+        self, call: _LiveCall, recording: _Recording, audio_format: audio_pb2.AudioMetadata
+    ) -> None:
+        _check_format(audio_format, call.record.method)
+        if not recording.size:
+            _refuse("no audio")
+        _check_head(audio_format, recording.head, call.record.method)
+
+    def _talk(
+        self,
+        call: _LiveCall,
+        recording: _Recording,
+        metadata: talk_service_pb2.TalkMetadata,
+        audio_format: audio_pb2.AudioMetadata,
+        talk_id: str,
+        audio: Path | None,
+    ) -> Talk:
+        return Talk(
+            talk_id,
+            metadata.connection_id,
+            dict(metadata.fields),
+            _users(metadata),
+            audio_format,
+            recording.size,
+            recording.sha256,
+            audio,
+            call.record.method,
+        )
+
+    def _update(
+        self, call: _LiveCall, request: talk_service_pb2.UploadTalkRequest
+    ) -> tuple[str, talk_service_pb2.UploadTalkResponse]:
+        """Replace the fields and users of a talk that exists."""
+        if request.HasField("audio"):
+            _refuse("talk_id: the audio of a talk cannot be replaced")
+        talk = self._service.talks.get(request.talk_id)
+        if talk is None or talk.connection_id != request.metadata.connection_id:
+            raise _Refused(grpc.StatusCode.NOT_FOUND, f"talk {request.talk_id!r} not found")
+        if call.makes_talk:
+            talk.fields = dict(request.metadata.fields)
+            talk.users = _users(request.metadata)
+            self._service.save(talk)
+        return self._finish(call, talk.talk_id)
+
+    def _finish(
+        self, call: _LiveCall, talk_id: str
+    ) -> tuple[str, talk_service_pb2.UploadTalkResponse]:
+        call.fail()
+        if isinstance(call.step, Delay):
+            call.pause(call.step.seconds)
+        if isinstance(call.step, EmptyAnswer):
+            talk_id = ""
+        return talk_id, talk_service_pb2.UploadTalkResponse(talk_id=talk_id)
+
+
+class _OperationService(operation_service_pb2_grpc.OperationServiceServicer):
+    def __init__(self, service: StandIn) -> None:
+        self._service = service
+
+    def Get(
+        self, request: operation_service_pb2.GetOperationRequest, context: grpc.ServicerContext
+    ) -> operation_pb2.Operation:
+        def work(call: _LiveCall) -> tuple[str, operation_pb2.Operation]:
+            call.received("operation_id")
+            badge = self._service.badges.get(request.operation_id)
+            if badge is None:
+                details = f"operation {request.operation_id!r} not found"
+                raise _Refused(grpc.StatusCode.NOT_FOUND, details)
+            call.fail()
+            if isinstance(call.step, Delay):
+                call.pause(call.step.seconds)
+            badge.polls_left -= 1
+            if badge.polls_left < 0 and not badge.operation.done:
+                self._complete(badge)
+            return request.operation_id, badge.operation
+
+        return self._service.answer("Get", context, work)
+
+    def _complete(self, badge: Badge) -> None:
+        badge.operation.done = True
+        badge.operation.modified_at.GetCurrentTime()
+        if self._service.badge_error is None:
+            badge.operation.response.Pack(badge.response)
+        else:
+            code, message = self._service.badge_error
+            badge.operation.error.code = code.value[0]
+            badge.operation.error.message = message
+
+
+# --- By hand -------------------------------------------------------------------------
+
+
+def _steps(text: str) -> list[Step]:
+    """`UNAVAILABLE`, `UNAVAILABLE*3`, `INTERNAL@65536*2`: code, bytes of audio, times."""
+    match = re.fullmatch(r"([A-Z_]+)(?:@(\d+))?(?:\*(\d+))?", text)
+    if not match or match[1] not in grpc.StatusCode.__members__:
+        raise argparse.ArgumentTypeError(f"not CODE[@BYTES][*N]: {text!r}")
+    after_bytes = int(match[2]) if match[2] else None
+    step = Fail(grpc.StatusCode[match[1]], "as scripted", after_bytes)
+    return [step] * int(match[3] or 1)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="A small TalkService on this machine.")
+    parser.add_argument("--store", type=Path, required=True, metavar="DIR", help="for the talks")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one (default)")
+    parser.add_argument("--certs", type=Path, metavar="DIR", help="for the CA (STORE/certs)")
+    parser.add_argument("--key", action="append", help="accepted API key (demo-key)")
+    parser.add_argument("--token", action="append", help="accepted IAM token (t1.demo-token)")
+    parser.add_argument("--connections", metavar="ID,...", help="known connections (any)")
+    parser.add_argument(
+        "--fail",
+        type=_steps,
+        nargs="+",
+        default=[],
+        metavar="CODE[@BYTES][*N]",
+        help="fail the first calls, after so many bytes of audio, so many times",
+    )
+    parser.add_argument("--discard", action="store_true", help="store no audio")
+    parser.add_argument("--sink", action="store_true", help="store no audio, nor hash it")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parse(argv)
+    connections = arguments.connections
+    service = StandIn(
+        arguments.store,
+        port=arguments.port,
+        keys=arguments.key or ("demo-key",),
+        tokens=arguments.token or ("t1.demo-token",),
+        connections=connections.split(",") if connections else None,
+        certs=arguments.certs,
+        discard=arguments.discard,
+        sink=arguments.sink,
+    )
+    service.script += [step for steps in arguments.fail for step in steps]
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    with service:
+        ready = {"port": service.port, "ca_file": str(service.ca_file), "pid": os.getpid()}
+        print(json.dumps(ready), flush=True)
+        stopping.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
