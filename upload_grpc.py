@@ -1091,7 +1091,7 @@ class Uploader:
             response = self._wait(call, transfer)
             transfer.abandon()
             return check_answer(response, transfer, call_ids(transfer.request_id, call))
-        except (grpc.RpcError, grpc.FutureCancelledError, TimeoutError):
+        except (grpc.RpcError, grpc.FutureCancelledError, TimeoutError) as error:
             transfer.abandon()
             if transfer.error is not None:
                 raise transfer.error from None
@@ -1358,9 +1358,9 @@ class Ledger:
             ):
                 return row
             db.execute(
-                "INSERT INTO recordings VALUES (?, ?, ?, ?, ?, ?, 'sending', NULL, NULL, 0, NULL, ?)"
-                " "
-                "ON CONFLICT DO UPDATE SET path = excluded.path, mtime_ns = excluded.mtime_ns, "
+                "INSERT INTO recordings "
+                "VALUES (?, ?, ?, ?, ?, ?, 'sending', NULL, NULL, 0, NULL, ?) ON CONFLICT DO "
+                " UPDATE SET path = excluded.path, mtime_ns = excluded.mtime_ns, "
                 "metadata_sha256 = excluded.metadata_sha256, state = 'sending', error = NULL, "
                 "request_id = NULL, updated_at = excluded.updated_at",
                 (
