@@ -23,7 +23,9 @@ import contextlib
 import datetime
 import enum
 import errno
+import fcntl
 import functools
+import gc
 import io
 import itertools
 import json
@@ -31,27 +33,28 @@ import logging
 import math
 import os
 import queue
-import random
 import re
 import shlex
 import signal
+import socket
 import ssl
 import stat
 import struct
 import sys
+import termios
 import threading
 import time
 import traceback
-import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn
-
-if TYPE_CHECKING:
-    import sqlite3
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 HERE = Path(__file__).resolve().parent
+
+# Importing grpc makes objects by the ten thousand and no garbage: looking for some among them
+# is a twentieth of the time that a short upload takes.
+gc.disable()
 
 # Must stand in the environment before grpc is imported; otherwise lines about failed
 # handshakes reach stderr beside our own, and cron mails them.
@@ -76,6 +79,9 @@ except Exception as error:  # Missing packages, missing stubs, or stubs of anoth
     )
     sys.exit(os.EX_CONFIG)
 
+gc.freeze()
+gc.enable()
+
 # Its one line with a traceback would stand beside ours, which says what it was.
 logging.getLogger("grpc._channel").setLevel(logging.CRITICAL)
 
@@ -87,12 +93,6 @@ ENDPOINT = "api.speechsense.yandexcloud.net:443"
 # Measured on loopback TLS, 100 MB, median of 5: 16 KiB 0.38 s, 64 KiB 0.17 s, 256 KiB 0.14 s,
 # 1 MiB 0.18 s. It also stays far below the 4 MiB that a gRPC server takes by default.
 CHUNK_SIZE_BYTES = 256 * 1024
-FIRST_CHUNK_SIZE_BYTES = 64 * 1024
-SLOW_CHUNK_SIZE_BYTES = 16 * 1024
-
-# What the kernel and the connection may hold of the bytes that grpc has taken: Linux lets a
-# socket buffer grow to 4 MiB (tcp_wmem).
-BUFFERS_BYTES = 4 * 1024 * 1024
 
 JOBS = 4
 AUDIO_SUFFIXES = (".wav",)
@@ -104,7 +104,11 @@ CANCEL_GRACE_S = 0.3
 BAR_DELAY_S = 0.5
 BAR_INTERVAL_S = 0.1
 
-TIMEOUT_S = 60.0
+# A try that is given up after its last byte has left makes work for a person, so rather late.
+TIMEOUT_S = 120.0
+# An upload that moves has more than this acknowledged while we look away for a moment; an idle
+# connection, with the pings of the service's front end, has less.
+MOVING_BYTES = 1024
 RETRIES = 5
 BACKOFF_S = 0.5
 BACKOFF_LIMIT_S = 30.0
@@ -553,8 +557,8 @@ class Transfer:
         self.request_id = str(uuid.uuid4())
         self.streamed = True
         self.handed_over_bytes = 0
-        self.chunk_size_bytes = FIRST_CHUNK_SIZE_BYTES
-        self.started_s = self.progress_s = time.monotonic()
+        self.progress_s = time.monotonic()
+        self.delivered_at_bytes = math.inf
         self.finished = False
         self.error: Exception | None = None
         self.call: Any = None
@@ -577,15 +581,9 @@ class Transfer:
         return self._audio
 
     def chunk_taken(self, size_bytes: int) -> None:
-        """Note that grpc has taken a chunk, and choose the size of the next one."""
-        now_s = time.monotonic()
-        took_s, self.progress_s = now_s - self.progress_s, now_s
+        """Note that grpc has taken a chunk."""
         self.handed_over_bytes += size_bytes
-        # On a slow line small chunks let a steady trickle be seen as the progress it is.
-        if took_s < 0.25:
-            self.chunk_size_bytes = min(self.chunk_size_bytes * 2, CHUNK_SIZE_BYTES)
-        elif took_s > 1:
-            self.chunk_size_bytes = max(self.chunk_size_bytes // 4, SLOW_CHUNK_SIZE_BYTES)
+        self.progress_s = time.monotonic()
 
     def finish(self) -> None:
         """Pass the commit point, having made sure that every byte of an unchanged file went.
@@ -610,8 +608,10 @@ class Transfer:
                 raise FileChanged("was given up")
             if self._on_state:
                 self._on_state("finishing", self.request_id)
-            self.finished = True
+            acknowledged_bytes, held_bytes = connection_bytes()
+            self.delivered_at_bytes = acknowledged_bytes + held_bytes + CHUNK_SIZE_BYTES
             self.progress_s = time.monotonic()
+            self.finished = True
 
     def fail(self, error: Exception) -> None:
         """Keep why the requests ended: grpc only says "Exception iterating requests!"."""
@@ -631,16 +631,28 @@ class Transfer:
             self._audio.close()
         return self.finished
 
-    def silence_allowed_s(self, timeout_s: float) -> float:
-        """Answer how long no progress is no reason to give up, in seconds.
 
-        After the last chunk was taken, up to BUFFERS_BYTES of it may still be on their way; they
-        get the time that as many bytes took before.
-        """
-        if not self.finished or not self.handed_over_bytes:
-            return timeout_s
-        sending_s = self.progress_s - self.started_s
-        return timeout_s + sending_s * min(1.0, BUFFERS_BYTES / self.handed_over_bytes)
+def connection_bytes() -> tuple[int, int]:
+    """Answer how many bytes this process's TCP peers have acknowledged, and how many are held.
+
+    grpc lets go of a chunk once the kernel has it, and the kernel may hold several MB for a slow
+    line: only these counts tell a line that is slow from one that is dead. (0, 0) where the
+    system does not tell (Linux does since 4.1: struct tcp_info, tcpi_bytes_acked).
+    """
+    acknowledged_bytes = held_bytes = 0
+    for name in os.listdir("/proc/self/fd") if sys.platform == "linux" else ():
+        with contextlib.suppress(OSError, struct.error):
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
+            connection = socket.socket(fileno=int(name))
+            try:
+                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+                acknowledged_bytes += struct.unpack_from("=Q", info, 120)[0]
+                held = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
+                held_bytes += struct.unpack("=i", held)[0]
+            finally:
+                connection.detach()  # It is grpc's, and stays open.
+    return acknowledged_bytes, held_bytes
 
 
 def upload_audio_requests_iterator(
@@ -662,7 +674,7 @@ def upload_audio_requests_iterator(
         yield talk_service_pb2.StreamTalkRequest(
             audio=audio_pb2.AudioStreamingRequest(audio_metadata=audio_metadata)
         )
-        while data := read_audio(audio, transfer.chunk_size_bytes):
+        while data := read_audio(audio, CHUNK_SIZE_BYTES):
             yield talk_service_pb2.StreamTalkRequest(
                 audio=audio_pb2.AudioStreamingRequest(chunk=audio_pb2.AudioChunk(data=data))
             )
@@ -851,13 +863,10 @@ def adopt_proxy_settings() -> bool:
             continue
         if "://" not in proxy:
             proxy = os.environ[name] = f"http://{proxy}"
-        if urllib.parse.urlsplit(proxy).scheme != "http":
-            shown = urllib.parse.urlsplit(proxy).scheme
-            raise UploadError(
-                os.EX_CONFIG,
-                f"the proxy in {name} begins with {shown}://, and gRPC can only use http://",
-                "write http://HOST:PORT",
-            )
+        scheme = proxy.partition("://")[0].lower()
+        if scheme != "http":
+            cause = f"the proxy in {name} begins with {scheme}://, and gRPC can only use http://"
+            raise UploadError(os.EX_CONFIG, cause, "write http://HOST:PORT")
         break
     return True
 
@@ -1051,6 +1060,8 @@ class Uploader:
             except UploadError as error:
                 error.tries = tries
                 # Full jitter: clients that failed together do not come back together.
+                import random
+
                 delay_s = random.uniform(0, min(BACKOFF_LIMIT_S, BACKOFF_S * 2.0**tries))
                 delay_s = max(delay_s, error.not_before_s)
                 if not error.retry or tries > self._retries or delay_s > ASKED_DELAY_LIMIT_S:
@@ -1142,15 +1153,20 @@ class Uploader:
         gRPC's deadline is for a whole call, and would cut a slow but steady upload; its keepalive
         would be taken for abuse by a server that frowns on pings.
         """
+        acknowledged_bytes = sys.maxsize
         while True:
-            allowed_s = transfer.silence_allowed_s(self._timeout_s)
-            left_s = transfer.progress_s + allowed_s - time.monotonic()
+            left_s = transfer.progress_s + self._timeout_s - time.monotonic()
             if left_s <= 0 and call.cancel():
-                raise TimeoutError(f"no progress for {allowed_s:.0f} s")
+                raise TimeoutError(f"no progress for {self._timeout_s:g} s")
             try:
-                return call.result(timeout=max(left_s, 0))
+                return call.result(timeout=min(max(left_s, 0), self._timeout_s / 4))
             except grpc.FutureTimeoutError:
-                continue
+                before_bytes, (acknowledged_bytes, _) = acknowledged_bytes, connection_bytes()
+            # Once all that was handed over has been delivered, only the answer is progress.
+            if before_bytes + MOVING_BYTES <= acknowledged_bytes and (
+                before_bytes < transfer.delivered_at_bytes
+            ):
+                transfer.progress_s = time.monotonic()
 
     def _reconnect(self, stub: talk_service_pb2_grpc.TalkServiceStub) -> None:
         """Give the next try a connection of its own, unless somebody else already did.
@@ -1218,10 +1234,16 @@ PATHS_A_QUERY = 500
 
 
 class LedgerError(UploadError):
-    """The ledger cannot be used: nothing is sent without it."""
+    """The ledger cannot be used, and nothing is sent without it."""
 
-    def __init__(self, exit_code: int, cause: str, advice: str) -> None:
-        super().__init__(exit_code, cause, advice)
+    def __init__(self, path: str, cause: str) -> None:
+        # A full or busy disk may be mended by time; a file of another kind will stay what it is.
+        passing = re.search("full|locked|I/O|space|quota|too large|another run", cause)
+        super().__init__(
+            os.EX_TEMPFAIL if passing else os.EX_CONFIG,
+            f"ledger {path}: {cause}",
+            "run again when that has passed" if passing else "name another file, or put it right",
+        )
         self.stops_run = True
 
 
@@ -1232,8 +1254,8 @@ class Row(NamedTuple):
     path: str
     mtime_ns: int
     metadata_sha256: str
-    talk_id: str | None = None
-    error: str | None = None
+    talk_id: str | None
+    error: str | None
 
 
 class Ledger:
@@ -1257,17 +1279,18 @@ class Ledger:
         self._write_lock = threading.Lock()
         try:
             self._lock_file = self._lock()
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            # Absolute, because SQLite takes ":memory:" for no file at all.
+            self._db = sqlite3.connect(
+                os.path.abspath(path), isolation_level=None, check_same_thread=False
+            )
             self._prepare()
         except OSError as error:
-            raise self._error(str(error.strerror)) from error
+            raise LedgerError(path, error.strerror or str(error)) from error
         except sqlite3.Error as error:
-            raise self._error(str(error)) from error
+            raise LedgerError(path, str(error)) from error
 
     def _lock(self) -> int:
         """Keep other runs out until this process ends, however it ends."""
-        import fcntl
-
         # A file of its own: SQLite's locks on the ledger itself are lost when any descriptor of
         # the ledger is closed (sqlite.org/howtocorrupt.html, 2.2).
         lock_file = os.open(f"{self._path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -1275,9 +1298,7 @@ class Ledger:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock_file)
-            raise LedgerError(
-                os.EX_TEMPFAIL, f"ledger {self._path}: another run is using it", AGAIN
-            ) from None
+            raise LedgerError(self._path, "another run is using it") from None
         # SQLite gives its other files the permissions that this one has.
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         return lock_file
@@ -1288,11 +1309,11 @@ class Ledger:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables and application_id != LEDGER_APPLICATION_ID:
-            raise self._error("a database of another program")
+            raise LedgerError(self._path, "a database of another program")
         if version > LEDGER_VERSION:
-            raise self._error("written by a newer upload_grpc")
+            raise LedgerError(self._path, "written by a newer upload_grpc")
         if self._db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
-            raise self._error("database disk image is malformed")
+            raise LedgerError(self._path, "database disk image is malformed")
         # Write-ahead log: people can read while we write, and a commit is one write, one sync.
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
@@ -1303,9 +1324,9 @@ class Ledger:
             self._db.execute(f"PRAGMA application_id = {LEDGER_APPLICATION_ID}")
         # Written even where it changes nothing: a disk that is full says so before we send.
         self._db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
-        ended = "UPDATE recordings SET state = ?, error = 'the run was killed' WHERE state = ?"
-        self._db.execute(ended, ("failed", "sending"))
-        self._db.execute(ended, ("unknown", "finishing"))
+        killed = "UPDATE recordings SET state = ?, error = 'the run was killed' WHERE state = ?"
+        self._db.execute(killed, ("failed", "sending"))
+        self._db.execute(killed, ("unknown", "finishing"))
         self._db.execute("COMMIT")
 
     def close(self) -> None:
@@ -1317,72 +1338,59 @@ class Ledger:
     def uploaded(self, paths: Sequence[str]) -> dict[tuple[str, int, int], str]:
         """Look up files: (path, size in bytes, mtime in ns) -> dialog ID, of those uploaded."""
         found: dict[tuple[str, int, int], str] = {}
-        keys = {self._key(path): path for path in paths}
+        keys = {ledger_key(path): path for path in paths}
         names = list(keys)
-        try:
-            for start in range(0, len(names), PATHS_A_QUERY):
-                some = names[start : start + PATHS_A_QUERY]
-                for key, size_bytes, mtime_ns, talk_id in self._db.execute(
-                    "SELECT path, size_bytes, mtime_ns, talk_id FROM recordings WHERE "
-                    "connection_id = ? AND state = 'uploaded' "
-                    f"AND path IN ({', '.join('?' * len(some))})",
-                    (self._connection_id, *some),
-                ):
-                    found[keys[key], size_bytes, mtime_ns] = talk_id
-        except self._sqlite_error as error:
-            raise self._error(str(error)) from error
+        for start in range(0, len(names), PATHS_A_QUERY):
+            some = names[start : start + PATHS_A_QUERY]
+            rows = self._do(
+                "SELECT path, size_bytes, mtime_ns, talk_id FROM recordings "
+                f"WHERE state = 'uploaded' AND connection_id = ? AND path IN ({', '.join('?' * len(some))})",
+                (self._connection_id, *some),
+            )
+            found.update({(keys[key], size, mtime): talk_id for key, size, mtime, talk_id in rows})
         return found
 
     def claim(self, recording: Recording, sha256: str, retry_unknown: bool) -> Row | None:
-        """Take a recording for sending, and answer None; or answer why it is not to be sent.
+        """Take a recording for sending, and answer what was known of it.
 
-        The answer is a row that is uploaded, unknown or rejected, or, where this run took the
-        same content under another name, sending.
+        A row in the state uploaded, unknown, rejected or, where this run has taken the same
+        content under another name, sending, says that it is not to be sent.
         """
+        key, mtime_ns = ledger_key(recording.path), recording.state.mtime_ns
         metadata_sha256 = hash_metadata(recording)
-
-        def work(db: "sqlite3.Connection") -> Row | None:
-            if sha256 in self._claimed:
-                return Row("sending", self._claimed[sha256], 0, "")
-            row = self._row(sha256)
-            if row and row.state == "uploaded":
-                self._rename(recording, sha256, row)
-                return row
-            if row and row.state == "unknown" and not retry_unknown:
-                return row
-            if (
-                row
-                and row.state == "rejected"
-                and (row.mtime_ns, row.metadata_sha256)
-                == (recording.state.mtime_ns, metadata_sha256)
-            ):
-                return row
-            db.execute(
-                "INSERT INTO recordings "
-                "VALUES (?, ?, ?, ?, ?, ?, 'sending', NULL, NULL, 0, NULL, ?) ON CONFLICT DO "
-                " UPDATE SET path = excluded.path, mtime_ns = excluded.mtime_ns, "
-                "metadata_sha256 = excluded.metadata_sha256, state = 'sending', error = NULL, "
-                "request_id = NULL, updated_at = excluded.updated_at",
-                (
-                    self._connection_id,
-                    sha256,
-                    self._key(recording.path),
-                    recording.state.size_bytes,
-                    recording.state.mtime_ns,
-                    metadata_sha256,
-                    utc_now(),
-                ),
-            )
-            self._claimed[sha256] = recording.path
-            return None
-
+        # Atomic, and runs exclude each other: of two threads with the same content one goes on.
+        taken_as = self._claimed.setdefault(sha256, recording.path)
+        if taken_as is not recording.path:
+            return Row("sending", taken_as, 0, "", None, None)
+        row = self.row(sha256)
+        if row and row.state == "uploaded":
+            if row.path == os.fsdecode(key) or not os.path.exists(row.path):
+                # So that its present name spares the next run the hash.
+                self._set(sha256, "uploaded", path=key, mtime_ns=mtime_ns)
+            return row
+        unchanged = row and (row.mtime_ns, row.metadata_sha256) == (mtime_ns, metadata_sha256)
+        if row and (
+            (row.state == "unknown" and not retry_unknown)
+            or (row.state == "rejected" and unchanged)
+        ):
+            return row
         # Not durable: without the row the next run sends the recording, and so it does with it.
-        row: Row | None = self._write(work, durable=False)
-        return row
+        self._do(
+            "INSERT INTO recordings (connection_id, sha256, path, size_bytes, mtime_ns, "
+            "metadata_sha256, state, updated_at) VALUES (?, ?, ?, ?, ?, ?, 'sending', ?) "
+            "ON CONFLICT DO UPDATE SET path = excluded.path, mtime_ns = excluded.mtime_ns, "
+            "metadata_sha256 = excluded.metadata_sha256, state = 'sending', error = NULL, "
+            "request_id = NULL, updated_at = excluded.updated_at",
+            (
+                *(self._connection_id, sha256, key, recording.state.size_bytes, mtime_ns),
+                *(metadata_sha256, utc_now()),
+            ),
+        )
+        return row._replace(state=f"was {row.state}") if row else None
 
     def reach(self, sha256: str, state: str, request_id: str) -> None:
         """Note the state of a try; `finishing`: put on disk that there may be a dialog now."""
-        self._set(sha256, durable=state == "finishing", state=state, request_id=request_id)
+        self._set(sha256, state, durable=state == "finishing", request_id=request_id)
 
     def settle(self, sha256: str, report: "Report") -> None:
         """Note how sending a recording ended."""
@@ -1390,78 +1398,42 @@ class Ledger:
         # that names the recording as unknown. The next sync, or close(), brings it to disk.
         self._set(
             sha256,
-            durable=False,
-            state=LEDGER_STATES.get(report.exit_code, "failed"),
+            report.outcome,
             talk_id=report.talk_id,
             request_id=report.request_id,
             error=report.error.cause if report.error else None,
-            tries=report.tries,
+            attempts=report.tries,
         )
 
-    def look_up(self, sha256: str) -> Row:
-        """Answer the row of a recording that this run has claimed."""
-        row: Row = self._write(lambda db: self._row(sha256), durable=False)
-        return row
-
-    def _row(self, sha256: str) -> Row | None:
-        found = self._db.execute(
+    def row(self, sha256: str) -> Row | None:
+        """Look a recording up by its content."""
+        found = self._do(
             "SELECT state, path, mtime_ns, metadata_sha256, talk_id, error FROM recordings "
             "WHERE connection_id = ? AND sha256 = ?",
             (self._connection_id, sha256),
-        ).fetchone()
-        return Row(*found) if found else None
+        )
+        return Row(*found[0])._replace(path=os.fsdecode(found[0][1])) if found else None
 
-    def _rename(self, recording: Recording, sha256: str, row: Row) -> None:
-        """Take over the present name of an uploaded file, so that it need not be hashed again."""
-        if row.path == self._key(recording.path) or not os.path.exists(row.path):
-            self._db.execute(
-                "UPDATE recordings SET path = ?, mtime_ns = ? "
-                "WHERE connection_id = ? AND sha256 = ?",
-                (
-                    self._key(recording.path),
-                    recording.state.mtime_ns,
-                    self._connection_id,
-                    sha256,
-                ),
-            )
-
-    def _set(
-        self,
-        sha256: str,
-        *,
-        durable: bool,
-        state: str,
-        talk_id: str | None = None,
-        request_id: str | None = None,
-        error: str | None = None,
-        tries: int = 0,
-    ) -> None:
-        self._write(
-            lambda db: db.execute(
-                "UPDATE recordings SET state = ?, talk_id = ?, request_id = ?, error = ?, "
-                "attempts = attempts + ?, updated_at = ? WHERE connection_id = ? AND sha256 = ?",
-                (
-                    state,
-                    talk_id,
-                    request_id,
-                    error,
-                    tries,
-                    utc_now(),
-                    self._connection_id,
-                    sha256,
-                ),
-            ),
-            durable=durable,
+    def _set(self, sha256: str, state: str, durable: bool = False, **columns: object) -> None:
+        """Change a row; attempts are added to those it has."""
+        names = "".join(
+            f", {name} = {'attempts +' if name == 'attempts' else ''} ?" for name in columns
+        )
+        self._do(
+            f"UPDATE recordings SET state = ?, updated_at = ?{names} "
+            "WHERE connection_id = ? AND sha256 = ?",
+            (state, utc_now(), *columns.values(), self._connection_id, sha256),
+            durable,
         )
 
-    def _write(self, work: "Callable[[sqlite3.Connection], Any]", durable: bool) -> Any:
-        """Do some work in a transaction, together with that of all threads that wait.
+    def _do(self, sql: str, values: tuple[object, ...], durable: bool = False) -> list[Any]:
+        """Execute a statement in a transaction shared by all threads that wait for one.
 
         While one thread waits for the disk the others queue up here, and the next to come takes
-        all their work into its own commit. Nobody is let go before the commit that holds its
-        work, so sharing one weakens nothing.
+        all their statements into its own commit. Nobody is let go before the commit that holds
+        its statement, so sharing one weakens nothing.
         """
-        write = _Write(work, durable)
+        write = _Write(sql, values, durable)
         with self._waiting_lock:
             self._waiting.append(write)
         with self._write_lock:
@@ -1470,56 +1442,47 @@ class Ledger:
                     batch, self._waiting = self._waiting, []
                 self._commit(batch)
         if write.error:
-            raise write.error
-        return write.result
+            raise LedgerError(self._path, write.error)
+        return write.rows
 
     def _commit(self, batch: "list[_Write]") -> None:
+        """Execute statements in one transaction, on disk if one of them has to be."""
+        error_text = ""
         durable = any(write.durable for write in batch)
         try:
             self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._db.execute("BEGIN IMMEDIATE")
             for write in batch:
-                write.result = write.work(self._db)
+                write.rows = self._db.execute(write.sql, write.values).fetchall()
             self._db.execute("COMMIT")
         except self._sqlite_error as error:
+            error_text = str(error)
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            for write in batch:
-                write.error = self._error(str(error))
         for write in batch:
+            write.error = error_text
             write.done = True
-
-    def _error(self, cause: str) -> LedgerError:
-        """Tell a full or busy disk, which time may mend, from a file that cannot be the ledger."""
-        passing = re.search("full|locked|I/O|space|quota", cause)
-        return LedgerError(
-            os.EX_TEMPFAIL if passing else os.EX_CONFIG,
-            f"ledger {self._path}: {cause}",
-            "make room, then run again" if passing else "name another file, or put it right",
-        )
-
-    @staticmethod
-    def _key(path: str) -> Any:
-        """Answer a path as it stands in the ledger: absolute, as bytes where it is not UTF-8."""
-        name = os.fsencode(os.path.abspath(path))
-        try:
-            return name.decode()
-        except UnicodeDecodeError:
-            return name
 
 
 class _Write:
-    """One thread's work in a shared transaction."""
+    """One thread's statement in a shared transaction."""
 
-    def __init__(self, work: "Callable[[sqlite3.Connection], Any]", durable: bool) -> None:
-        self.work = work
+    def __init__(self, sql: str, values: tuple[object, ...], durable: bool) -> None:
+        self.sql = sql
+        self.values = values
         self.durable = durable
         self.done = False
-        self.result: Any = None
-        self.error: LedgerError | None = None
+        self.rows: list[Any] = []
+        self.error = ""
 
 
-LEDGER_STATES = {os.EX_OK: "uploaded", os.EX_DATAERR: "rejected", os.EX_PROTOCOL: "unknown"}
+def ledger_key(path: str) -> Any:
+    """Answer a path as it stands in the ledger: absolute, as bytes where it is not UTF-8."""
+    name = os.fsencode(os.path.abspath(path))
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name
 
 
 def hash_audio(recording: Recording) -> str:
@@ -1534,10 +1497,13 @@ def hash_audio(recording: Recording) -> str:
 
 
 def hash_metadata(recording: Recording) -> str:
-    """Answer a digest of what is sent beside the audio."""
+    """Answer a digest of what is sent beside the audio, the time made up for it left out."""
     import hashlib
 
-    return hashlib.sha256(json.dumps(recording.fields, sort_keys=True).encode()).hexdigest()
+    fields = recording.fields
+    if PLACEHOLDER_WARNING in recording.warnings:
+        fields = PLACEHOLDER_FIELDS
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def utc_now() -> str:
@@ -1717,6 +1683,7 @@ def upload_one(
     uploader: Uploader,
     ledger: Ledger | None,
     retry_unknown: bool,
+    note: Callable[[str], None],
 ) -> Report:
     """Upload a recording, with the ledger's knowledge if there is one; answer what became of it."""
     started_s = time.monotonic()
@@ -1726,8 +1693,10 @@ def upload_one(
         if ledger:
             sha256 = hash_audio(recording)
             row = ledger.claim(recording, sha256, retry_unknown)
-            if row:
+            if row and not row.state.startswith("was "):
                 return settle_from_row(report, row, sha256)
+            if row and row.state == "was unknown":
+                note(f"{recording.path}: may be there already, sent again as --retry-unknown says")
             on_state = functools.partial(ledger.reach, sha256)
         answer = uploader.upload(recording, on_state)
         report = report._replace(
@@ -1826,7 +1795,7 @@ def upload_all(
                 if item is None:
                     break
                 events.put(upload(*item))
-        except BaseException as bug:
+        except BaseException as bug:  # noqa: BLE001 - raised again by the thread that reports.
             events.put(bug)
         finally:
             events.put(None)
@@ -2125,8 +2094,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     output.add_argument("--version", action="version", version=f"upload_grpc {__version__}")
     args = parser.parse(argv)
     args.connection_id = args.connection_id.strip()
-    if not args.connection_id:
-        parser.error("--connection-id is empty")
+    for name in ("connection_id", "meta_path", "ca_file", "ledger"):
+        # What a variable that is not set leaves of "$LEDGER" must not pass for no ledger.
+        if getattr(args, name) == "":
+            parser.error(f"--{name.replace('_', '-')} is empty")
     if args.retry_unknown and not args.ledger:
         parser.error("--retry-unknown needs the --ledger that knows them")
     return args
@@ -2134,6 +2105,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Check all recordings, send those that need it, and answer the exit code."""
+    if sys.stdout is None:
+        raise UploadError(os.EX_IOERR, "stdout is closed", "dialog IDs go there: redirect it")
     credential = find_credential(args.key, args.key_file, args.key_type)
     console.mask = credential.mask
     credential.header()
@@ -2165,15 +2138,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     console.expect([item for _, item in to_send])
     upload = functools.partial(
-        upload_one, uploader=uploader, ledger=ledger, retry_unknown=args.retry_unknown
+        upload_one,
+        uploader=uploader,
+        ledger=ledger,
+        retry_unknown=args.retry_unknown,
+        note=console.note,
     )
     same: list[Report] = []
     try:
         for item in upload_all(to_send, upload, uploader, args.jobs, console):
             same.append(item) if item.outcome == "same as" else report(item)
         for item in same:
-            assert ledger is not None
-            report(settle_same(item, ledger.look_up(item.description)))
+            row = ledger.row(item.description) if ledger else None
+            report(settle_same(item, row))
     finally:
         console.end_progress()
         summarize(reports, len(to_send) + len(settled), console)
@@ -2182,8 +2159,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return exit_code(reports, console)
 
 
-def settle_same(report: Report, row: Row) -> Report:
+def settle_same(report: Report, row: Row | None) -> Report:
     """Say what became of a recording whose content went under another name."""
+    assert row is not None
     if row.state == "uploaded":
         return report._replace(outcome="already", talk_id=row.talk_id)
     code = {"unknown": os.EX_PROTOCOL, "rejected": os.EX_DATAERR}.get(row.state, os.EX_TEMPFAIL)
@@ -2201,7 +2179,7 @@ def exit_code(reports: Sequence[Report], console: Console) -> int:
 
 def summarize(reports: Sequence[Report], total: int, console: Console) -> None:
     """Count the outcomes on stderr, where there was more than one recording."""
-    if total == 1:
+    if total <= 1:
         return
     counts = collections.Counter(report.outcome for report in reports)
     counts["not tried"] = total - len(reports)
@@ -2225,7 +2203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as interrupted:
         console.problem(f"stopped by {signal.Signals(interrupted.number).name}")
         return interrupted.exit_code
-    except Exception:
+    except Exception:  # noqa: BLE001 - a bug, whatever it is, is told and has its exit code.
         for line in traceback.format_exc().splitlines():
             console.problem(line)
         console.problem("this is a bug: report it with the lines above")
@@ -2234,7 +2212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     code = main()
-    sys.stdout.flush()
+    with contextlib.suppress(OSError, AttributeError):  # Full, or closed from the beginning.
+        sys.stdout.flush()
     # Past the interpreter's tidying up: it takes longer than sending a short recording, and would
     # wait for a thread that reads from a dead disk.
     os._exit(code)
