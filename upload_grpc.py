@@ -1347,7 +1347,8 @@ class Ledger:
                 f"WHERE state = 'uploaded' AND connection_id = ? AND path IN ({', '.join('?' * len(some))})",
                 (self._connection_id, *some),
             )
-            found.update({(keys[key], size, mtime): talk_id for key, size, mtime, talk_id in rows})
+            for key, size_bytes, mtime_ns, talk_id in rows:
+                found[keys[key], size_bytes, mtime_ns] = talk_id
         return found
 
     def claim(self, recording: Recording, sha256: str, retry_unknown: bool) -> Row | None:
@@ -1771,9 +1772,34 @@ def raise_interrupted(number: int) -> NoReturn:
     raise Interrupted(number)
 
 
+Upload = Callable[[Recording, Report], Report]
+Events = queue.SimpleQueue[Report | BaseException | None]
+
+
+def work_off(
+    items: Iterator[tuple[Recording, Report]],
+    items_lock: threading.Lock,
+    upload: Upload,
+    stopping: threading.Event,
+    events: Events,
+) -> None:
+    """Upload one recording after the other; put each report into events, and None at the end."""
+    try:
+        while not stopping.is_set():
+            with items_lock:
+                item = next(items, None)
+            if item is None:
+                break
+            events.put(upload(*item))
+    except BaseException as bug:  # noqa: BLE001 - raised again by the thread that reports.
+        events.put(bug)
+    finally:
+        events.put(None)
+
+
 def upload_all(
     to_send: Sequence[tuple[Recording, Report]],
-    upload: Callable[[Recording, Report], Report],
+    upload: Upload,
     uploader: Uploader,
     jobs: int,
     console: "Console",
@@ -1783,45 +1809,26 @@ def upload_all(
     Stops early where every other recording would meet the same error. Raises Interrupted after
     a signal, when what was under way has been reported.
     """
-    events: queue.SimpleQueue[Report | BaseException | None] = queue.SimpleQueue()
-    waiting = iter(to_send)
-    waiting_lock = threading.Lock()
-
-    def work() -> None:
-        try:
-            while not uploader.stopping.is_set():
-                with waiting_lock:
-                    item = next(waiting, None)
-                if item is None:
-                    break
-                events.put(upload(*item))
-        except BaseException as bug:  # noqa: BLE001 - raised again by the thread that reports.
-            events.put(bug)
-        finally:
-            events.put(None)
-
-    interrupted: Interrupted | None = None
-    wait_for_answers = True
-    deadline_s = math.inf
+    events: Events = queue.SimpleQueue()
     working = min(jobs, len(to_send))
+    arguments = (iter(to_send), threading.Lock(), upload, uploader.stopping, events)
+    interrupted: Interrupted | None = None
+    # After a signal: when to give up waiting for answers, then for calls to be cancelled.
+    deadlines_s = [math.inf]
     # A signal is one more event: were it raised here, a report could be lost half-way.
     with signals_to(lambda number: events.put(Interrupted(number))):
         for _ in range(working):
             # Daemons: one that reads from a dead disk must not keep the program from ending.
-            threading.Thread(target=work, daemon=True).start()
-        while working:
+            threading.Thread(target=work_off, args=arguments, daemon=True).start()
+        while working and deadlines_s:
             console.show_progress(uploader.bytes_under_way)
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0:
-                if not wait_for_answers:
-                    break
-                wait_for_answers = False
-                uploader.stop(wait_for_answers)
-                deadline_s = time.monotonic() + CANCEL_GRACE_S
-                continue
+            left_s = max(deadlines_s[0] - time.monotonic(), 0)
             try:
                 event = events.get(timeout=min(left_s, console.progress_interval_s))
             except queue.Empty:
+                if time.monotonic() >= deadlines_s[0]:
+                    uploader.stop(wait_for_answers=False)
+                    del deadlines_s[0]
                 continue
             if event is None:
                 working -= 1
@@ -1830,9 +1837,11 @@ def upload_all(
                     uploader.stop(wait_for_answers=True)
                 yield event
             elif isinstance(event, Interrupted):
+                uploader.stop(wait_for_answers=True)
+                if interrupted is None:
+                    now_s = time.monotonic()
+                    deadlines_s = [now_s + ANSWER_GRACE_S, now_s + ANSWER_GRACE_S + CANCEL_GRACE_S]
                 interrupted = interrupted or event
-                uploader.stop(wait_for_answers)
-                deadline_s = min(deadline_s, time.monotonic() + ANSWER_GRACE_S)
             else:
                 uploader.stop(wait_for_answers=False)
                 raise event
