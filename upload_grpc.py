@@ -48,7 +48,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn, TypeVar
 
 HERE = Path(__file__).resolve().parent
 
@@ -69,9 +69,12 @@ except Exception as error:  # Missing packages, missing stubs, or stubs of anoth
     venv = HERE / ".venv"
     if __name__ != "__main__":
         raise
-    if venv.joinpath("bin/python").exists() and Path(sys.prefix).resolve() != venv.resolve():
+    if os.environ.setdefault("UPLOAD_GRPC_PYTHON", sys.executable) == sys.executable:
         # `python3 upload_grpc.py` after `make setup`: the packages are there, one door further.
-        os.execv(venv / "bin/python", [str(venv / "bin/python"), __file__, *sys.argv[1:]])
+        # The variable says that we come from there, should that door lead to no packages either.
+        os.environ["UPLOAD_GRPC_PYTHON"] = python = str(venv / "bin/python")
+        with contextlib.suppress(OSError):
+            os.execv(python, [python, __file__, *sys.argv[1:]])
     print(
         f"upload_grpc: cannot load grpc and the stubs in {HERE / 'generated'}: "
         f"{' '.join(str(error).split())}; run: make -C {shlex.quote(str(HERE))} setup generate",
@@ -87,6 +90,8 @@ logging.getLogger("grpc._channel").setLevel(logging.CRITICAL)
 
 __version__ = "1.0.0"
 
+T = TypeVar("T")
+
 
 ENDPOINT = "api.speechsense.yandexcloud.net:443"
 
@@ -95,7 +100,6 @@ ENDPOINT = "api.speechsense.yandexcloud.net:443"
 CHUNK_SIZE_BYTES = 256 * 1024
 
 JOBS = 4
-AUDIO_SUFFIXES = (".wav",)
 HASH_CHUNK_SIZE_BYTES = 1024 * 1024
 # After a signal: how long an answer that is due may still come, then how long cancelling may take.
 ANSWER_GRACE_S = 0.5
@@ -106,6 +110,9 @@ BAR_INTERVAL_S = 0.1
 
 # A try that is given up after its last byte has left makes work for a person, so rather late.
 TIMEOUT_S = 120.0
+# How often to ask whether a recording has been split: ever less often.
+POLL_S = 1.0
+POLL_LIMIT_S = 30.0
 # An upload that moves has more than this acknowledged while we look away for a moment; an idle
 # connection, with the pings of the service's front end, has less.
 MOVING_BYTES = 1024
@@ -126,6 +133,8 @@ METADATA_VALUE_LIMIT_BYTES = 1024
 METADATA_FILE_LIMIT_BYTES = 1024 * 1024
 KEY_FILE_LIMIT_BYTES = 64 * 1024
 WAV_CHUNKS_LIMIT = 10_000
+# As much of a value as a line of ours shows.
+SHOWN_CHARACTERS = 200
 
 # The placeholder fields of the service's guide, sent where no metadata was given.
 PLACEHOLDER_FIELDS = {
@@ -176,6 +185,8 @@ class UploadError(Exception):
         self.retry = retry
         self.not_before_s = not_before_s
         self.tries = 0
+        # The authorization that was refused, where one was; never shown.
+        self.header: tuple[str, str] | None = None
         # Every other recording of the run would meet the same.
         self.stops_run = exit_code in (os.EX_NOPERM, os.EX_CONFIG)
 
@@ -194,6 +205,11 @@ class CallIds(NamedTuple):
     def __str__(self) -> str:
         return f"request {self.request_id}{self.server_ids}"
 
+
+VM_METADATA_ADDRESS = "169.254.169.254"
+VM_METADATA_TIMEOUT_S = 3.0
+# Of a token's lifetime of up to 12 hours; the documentation asks for at least hourly renewal.
+VM_TOKEN_RENEWED_AT = 0.1
 
 # What the exit code is where recordings ended differently.
 GRAVEST_FIRST = (
@@ -224,43 +240,87 @@ class FileState(NamedTuple):
         return cls(status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
 
 
+class User(NamedTuple):
+    """A participant of the call, as the API's UserMetadata."""
+
+    id: str
+    role: int
+    fields: dict[str, str]
+
+
+class Metadata(NamedTuple):
+    """What is sent beside the audio."""
+
+    fields: dict[str, str]
+    users: tuple[User, ...] = ()
+
+
+class Audio(NamedTuple):
+    """What a file's header says: how to announce it, and how to show it to people.
+
+    duration_s is None where the header does not tell.
+    """
+
+    announced: audio_pb2.AudioMetadata
+    description: str
+    channels: int
+    duration_s: float | None
+    warning: str = ""
+
+
 class Recording(NamedTuple):
     """A recording that passed every check, and what is sent with it."""
 
     path: str
     state: FileState
-    audio_metadata: audio_pb2.AudioMetadata
-    description: str
-    fields: dict[str, str]
+    audio: Audio
+    metadata: Metadata
     warnings: list[str]
 
 
-def check_recording(path: str, common_fields: Mapping[str, str] | None) -> Recording:
+class AudioOptions(NamedTuple):
+    """What the command line says of all recordings; the sample format is for raw PCM."""
+
+    audio_type: str = "auto"
+    sample_rate_hz: int = 0
+    channels: int = 0
+    split: bool = False
+    single_message: bool = False
+
+
+NO_OPTIONS = AudioOptions()
+
+
+def check_recording(
+    path: str, common: Metadata | None, options: AudioOptions = NO_OPTIONS
+) -> Recording:
     """Check a file's header and collect its metadata.
 
-    common_fields: the fields of --meta-path; the recording's own sidecar wins over them.
+    common: the metadata of --meta-path; the recording's own sidecar wins over it.
     Raises UploadError: EX_NOINPUT for a file that cannot be read, EX_DATAERR for one that the
     service would not take.
     """
-    with open_regular_file(path) as audio:
-        state = FileState.of(os.fstat(audio.fileno()))
-        description = check_wav(path, audio, state.size_bytes)
+    with open_regular_file(path, "name a recording") as file:
+        state = FileState.of(os.fstat(file.fileno()))
+        audio = check_audio(path, file, state.size_bytes, options)
+    warnings = [*suffix_warnings(path, audio), *filter(None, [audio.warning])]
     sidecar = os.path.splitext(path)[0] + ".json"
-    own_fields = read_metadata(sidecar) if os.path.lexists(sidecar) else None
-    if own_fields is None and common_fields is None:
-        fields, warnings = placeholder_fields(), [PLACEHOLDER_WARNING]
-    else:
-        fields = {**(common_fields or {}), **(own_fields or {})}
-        warnings = list(date_warnings(fields))
-    return Recording(path, state, WAV_AUDIO, description, fields, warnings)
+    own = read_metadata(sidecar, sidecar=True) if os.path.lexists(sidecar) else None
+    if own is None and common is None:
+        return Recording(
+            path, state, audio, Metadata(placeholder_fields()), [*warnings, PLACEHOLDER_WARNING]
+        )
+    common, own = common or Metadata({}), own or Metadata({})
+    metadata = Metadata({**common.fields, **own.fields}, own.users or common.users)
+    return Recording(path, state, audio, metadata, [*warnings, *date_warnings(metadata.fields)])
 
 
-def open_regular_file(path: str) -> BinaryIO:
+def open_regular_file(path: str, advice: str) -> BinaryIO:
     """Open a file for reading; raise UploadError (EX_NOINPUT) for anything that is not a file."""
     try:
         # A FIFO would wait for a writer for ever, were it opened before it is looked at.
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UploadError(os.EX_NOINPUT, "not a regular file", "name a recording")
+            raise UploadError(os.EX_NOINPUT, "not a regular file", advice)
         return open(path, "rb")
     except (OSError, ValueError) as error:
         raise unreadable(error) from error
@@ -268,10 +328,138 @@ def open_regular_file(path: str) -> BinaryIO:
 
 def unreadable(error: Exception) -> UploadError:
     """Say that a file named on the command line cannot be read."""
-    reason = getattr(error, "strerror", None) or str(error)
-    return UploadError(
-        os.EX_NOINPUT, f"cannot be read: {reason}", "check the path and its permissions"
+    cause = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    return UploadError(os.EX_NOINPUT, cause, "check the path and its permissions")
+
+
+def refused(cause: str, advice: str) -> UploadError:
+    """Say that the service would not take a file."""
+    return UploadError(os.EX_DATAERR, cause, advice)
+
+
+WAV, MP3, OGG_OPUS, PCM = "WAV", "MP3", "OggOpus", "raw PCM"
+AUDIO_TYPES = {"wav": WAV, "mp3": MP3, "ogg-opus": OGG_OPUS, "pcm": PCM}
+AUDIO_SUFFIXES = {".wav": WAV, ".mp3": MP3, ".ogg": OGG_OPUS, ".opus": OGG_OPUS}
+PCM_SUFFIXES = (".pcm", ".raw")
+
+# What files begin with: offset, bytes, name. SoX converts the first group, FFmpeg the second.
+SOX_MAGICS = (
+    (0, b"RIFX", "big-endian WAV"),
+    (0, b"fLaC", "FLAC"),
+    (0, b"FORM", "AIFF"),
+    (0, b".snd", "Sun audio"),
+    (28, b"\x01vorbis", "Ogg Vorbis"),
+)
+FFMPEG_MAGICS = (
+    (28, b"\x7fFLAC", "FLAC in Ogg"),
+    (28, b"Speex", "Speex in Ogg"),
+    (4, b"ftyp", "M4A or another MP4"),
+    (0, b"#!AMR", "AMR"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMA"),
+    (0, b"\x1a\x45\xdf\xa3", "WebM or Matroska"),
+    (0, b"caff", "Core Audio"),
+)
+NEEDED = "WAV with 16 bit LPCM of 8,000 to 48,000 Hz, MP3 or OggOpus is needed"
+
+
+def check_audio(path: str, file: BinaryIO, size_bytes: int, options: AudioOptions) -> Audio:
+    """Tell a recording's format from its content and check it, from its headers alone.
+
+    Raises UploadError (EX_DATAERR) with what was found, what is needed and how to convert it.
+    """
+    kind = PCM if options.audio_type == "pcm" else detect(path, file, size_bytes)
+    if kind != AUDIO_TYPES.get(options.audio_type, kind):
+        raise refused(f"this is {kind}", f"leave out --audio-type {options.audio_type}")
+    check = {WAV: check_wav, MP3: check_mp3, OGG_OPUS: check_ogg_opus}.get(kind)
+    audio = check(path, file, size_bytes) if check else check_pcm(size_bytes, options)
+    if options.split and (kind not in (WAV, MP3) or audio.channels != 1):
+        raise refused(f"{audio.description}: only WAV and MP3 of one channel can be split",
+                      "leave out --split")  # fmt: skip
+    # How long a recording may be that the service splits, it does not say.
+    if (audio.duration_s or 0) > DURATION_LIMIT_S and not options.split:
+        cut = f"sox {shlex.quote(path)} {beside(path, '-part.wav')} trim 0 {DURATION_LIMIT_S}"
+        raise refused(f"{(audio.duration_s or 0) / 3600:.2f} hours long, the service takes 4",
+                      f"cut it: {cut} : newfile : restart")  # fmt: skip
+    if options.single_message and size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
+        limit = f"{SINGLE_MESSAGE_LIMIT_BYTES:,}"
+        raise refused(f"{size_bytes:,} bytes: a single message must stay under {limit}", STREAM_IT)
+    return audio
+
+
+def detect(path: str, file: BinaryIO, size_bytes: int) -> str:
+    """Name the format of a file by its first bytes; raise UploadError if it is none to upload."""
+    head = file.read(64)
+    if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:12] == b"WAVE":
+        return WAV
+    if head.startswith(b"OggS") and head[28:].startswith(b"OpusHead"):
+        return OGG_OPUS
+    file.seek(0)
+    if find_mp3_frame(file):
+        return MP3
+    for offset, magic, name in SOX_MAGICS:
+        if head[offset:].startswith(magic):
+            raise refused(name, f"{NEEDED}: {sox_line(path)}")
+    for offset, magic, name in FFMPEG_MAGICS:
+        if head[offset:].startswith(magic):
+            line = f"ffmpeg -i {shlex.quote(path)} -c:a pcm_s16le {beside(path, '-16bit.wav')}"
+            raise refused(name, f"{NEEDED}: {line}")
+    if not size_bytes:
+        raise refused("an empty file", "record it again")
+    raise refused("no audio format that is known here", f"{NEEDED}; for raw PCM: --audio-type pcm")
+
+
+def beside(path: str, ending: str) -> str:
+    """Name a file beside another, quoted for a shell."""
+    return shlex.quote(os.path.splitext(path)[0] + ending)
+
+
+def sox_line(path: str, options: str = "") -> str:
+    """Give the command that makes a file the service takes."""
+    to = beside(path, "-16bit.wav")
+    return f"sox {shlex.quote(path)} -e signed-integer -b 16{options} {to}"
+
+
+def suffix_warnings(path: str, audio: Audio) -> Iterator[str]:
+    """Name a suffix that says something else than the content."""
+    suffix = os.path.splitext(path)[1].lower()
+    kind = AUDIO_SUFFIXES.get(suffix)
+    if kind and not audio.description.startswith((kind, PCM)):
+        yield f"named {suffix}, but uploaded as what it is: {audio.description}"
+
+
+def container(kind: audio_pb2.ContainerAudio.ContainerAudioType) -> audio_pb2.AudioMetadata:
+    """Announce audio in a container."""
+    return audio_pb2.AudioMetadata(
+        container_audio=audio_pb2.ContainerAudio(container_audio_type=kind)
     )
+
+
+WAV_AUDIO = container(audio_pb2.ContainerAudio.CONTAINER_AUDIO_TYPE_WAV)
+MP3_AUDIO = container(audio_pb2.ContainerAudio.CONTAINER_AUDIO_TYPE_MP3)
+OGG_OPUS_AUDIO = container(audio_pb2.ContainerAudio.CONTAINER_AUDIO_TYPE_OGG_OPUS)
+
+
+def describe(kind: str, rate_hz: int, channels: int, duration_s: float | None) -> str:
+    """Show what was found."""
+    text = f"{kind}, {rate_hz:,} Hz, {channels} channel{'s' * (channels != 1)}"
+    return text if duration_s is None else f"{text}, {duration_s:,.1f} s"
+
+
+def check_pcm(size_bytes: int, options: AudioOptions) -> Audio:
+    """Check raw samples, of which only the length can be checked."""
+    rate_hz, channels = options.sample_rate_hz, options.channels
+    frame_bytes = channels * SAMPLE_SIZE_BITS // 8
+    if not size_bytes or size_bytes % frame_bytes:
+        raise refused(f"{size_bytes:,} bytes are no whole number of frames of {frame_bytes} bytes",
+                      "check --channels, and that it is 16 bit PCM")  # fmt: skip
+    raw = audio_pb2.RawAudio(
+        audio_encoding=audio_pb2.RawAudio.AUDIO_ENCODING_LINEAR16_PCM,
+        sample_rate_hertz=rate_hz,
+        audio_channel_count=channels,
+    )
+    duration_s = size_bytes / frame_bytes / rate_hz
+    description = describe(PCM, rate_hz, channels, duration_s)
+    return Audio(audio_pb2.AudioMetadata(raw_audio=raw), description, channels, duration_s)
 
 
 WAVE_FORMAT_PCM = 0x0001
@@ -299,70 +487,57 @@ class WavFormat(NamedTuple):
     block_align_bytes: int
     sample_size_bits: int
 
-    def __str__(self) -> str:
+    @property
+    def name(self) -> str:
+        """What people call this encoding."""
         name = WAVE_FORMAT_NAMES.get(self.code, f"WAV format 0x{self.code:04x}")
-        channels = f"{self.channels} channel{'s' if self.channels != 1 else ''}"
-        return f"{name} {self.sample_size_bits} bit, {self.sample_rate_hz:,} Hz, {channels}"
+        return f"{name} {self.sample_size_bits} bit" if self.sample_size_bits else name
 
 
-def check_wav(path: str, audio: BinaryIO, size_bytes: int) -> str:
-    """Check that a WAV file is one the service takes, from its headers alone; describe it.
-
-    Raises UploadError (EX_DATAERR) with what was found, what is needed and how to convert it.
-    """
-    wav, data_start, data_bytes = read_wav_chunks(path, audio, size_bytes)
-    converted = "16 bit LPCM of 8,000 to 48,000 Hz is needed: sox " + shlex.quote(path)
-    target = shlex.quote(os.path.splitext(path)[0] + "-16bit.wav")
-    if wav.code != WAVE_FORMAT_PCM or wav.sample_size_bits != SAMPLE_SIZE_BITS:
-        raise UploadError(os.EX_DATAERR, str(wav), f"{converted} -e signed-integer -b 16 {target}")
-    if wav.sample_rate_hz not in SAMPLE_RATES_HZ:
-        nearest = min(max(wav.sample_rate_hz, SAMPLE_RATES_HZ[0]), SAMPLE_RATES_HZ[-1])
-        raise UploadError(os.EX_DATAERR, str(wav), f"{converted} -b 16 -r {nearest} {target}")
-    if not wav.channels or wav.block_align_bytes != wav.channels * SAMPLE_SIZE_BITS // 8:
-        raise UploadError(
-            os.EX_DATAERR,
-            f"damaged WAV header: {wav.channels} channels, {wav.block_align_bytes} bytes a block",
-            "record or export it again",
-        )
+def check_wav(path: str, file: BinaryIO, size_bytes: int) -> Audio:
+    """Check a WAV file."""
+    wav, data_start, data_bytes = read_wav_chunks(file, size_bytes)
+    if not wav.channels or not wav.sample_rate_hz or not wav.block_align_bytes:
+        raise refused("damaged WAV header: no channels, sample rate or block size",
+                      "record or export it again")  # fmt: skip
+    rate_hz = min(max(wav.sample_rate_hz, SAMPLE_RATES_HZ[0]), SAMPLE_RATES_HZ[-1])
+    resampled = f" -r {rate_hz}" if rate_hz != wav.sample_rate_hz else ""
+    if wav.code != WAVE_FORMAT_PCM or wav.sample_size_bits != SAMPLE_SIZE_BITS or resampled:
+        found = describe(wav.name, wav.sample_rate_hz, wav.channels, None)
+        raise refused(found, f"{NEEDED}: {sox_line(path, resampled)}")
+    if wav.block_align_bytes != wav.channels * SAMPLE_SIZE_BITS // 8:
+        block = f"{wav.channels} channels in blocks of {wav.block_align_bytes} bytes"
+        raise refused(f"damaged WAV header: {block}", "record or export it again")
     if data_bytes > size_bytes - data_start:
         raise incomplete_wav(path, data_bytes, size_bytes - data_start)
     if data_bytes < wav.block_align_bytes:
-        raise UploadError(os.EX_DATAERR, "no audio in it, not one sample", "record it again")
+        raise refused("no audio in it, not one sample", "record it again")
     duration_s = data_bytes // wav.block_align_bytes / wav.sample_rate_hz
-    if duration_s > DURATION_LIMIT_S:
-        part = shlex.quote(os.path.splitext(path)[0] + "-part.wav")
-        raise UploadError(
-            os.EX_DATAERR,
-            f"{duration_s / 3600:.2f} hours long, the service takes 4",
-            f"cut it: sox {shlex.quote(path)} {part} trim 0 {DURATION_LIMIT_S} : newfile : restart",
-        )
-    return f"WAV, {wav}, {duration_s:,.1f} s"
+    description = describe(f"{WAV}, {wav.name}", wav.sample_rate_hz, wav.channels, duration_s)
+    file.seek(data_start + data_bytes + data_bytes % 2)
+    name, length = read_struct(file, "<4sI", b"LIST", 0)
+    warning = ""
+    if not re.fullmatch(b"[ -~]{4}", name) or file.tell() + length > size_bytes:
+        warning = "there is more in the file than its header says: is it still being recorded?"
+    return Audio(WAV_AUDIO, description, wav.channels, duration_s, warning)
 
 
-def read_wav_chunks(path: str, audio: BinaryIO, size_bytes: int) -> tuple[WavFormat, int, int]:
+def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[WavFormat, int, int]:
     """Walk the chunks of a RIFF or RF64 file: format, where the samples begin, bytes of them."""
-    riff, riff_bytes, wave = read_struct(audio, "<4sI4s", b"", 0, b"")
-    if riff not in (b"RIFF", b"RF64", b"BW64") or wave != b"WAVE":
-        raise UploadError(
-            os.EX_DATAERR,
-            "not a WAV file" if size_bytes else "an empty file",
-            f"convert it: sox {shlex.quote(path)} -e signed-integer -b 16 "
-            + shlex.quote(os.path.splitext(path)[0] + "-16bit.wav")
-            if size_bytes
-            else "record it again",
-        )
+    file.seek(4)
+    (riff_bytes,) = read_struct(file, "<I", 0)
     wav: WavFormat | None = None
     data: tuple[int, int] | None = None
     long_data_bytes = 0
-    position = audio.tell()
+    position = 12
     for _ in range(WAV_CHUNKS_LIMIT):
-        audio.seek(position)
-        name, length = read_struct(audio, "<4sI", b"", 0)
+        file.seek(position)
+        name, length = read_struct(file, "<4sI", b"", 0)
         body = position + 8
         if name == b"fmt ":
-            wav = read_wav_format(audio, length)
+            wav = read_wav_format(file, length)
         elif name == b"ds64":
-            _, long_data_bytes = read_struct(audio, "<QQ", 0, 0)
+            _, long_data_bytes = read_struct(file, "<QQ", 0, 0)
         elif name == b"data":
             if length == 0xFFFFFFFF and long_data_bytes:
                 length = long_data_bytes
@@ -373,121 +548,266 @@ def read_wav_chunks(path: str, audio: BinaryIO, size_bytes: int) -> tuple[WavFor
             break
     if wav is None or data is None:
         missing = "format" if wav is None else "data"
-        raise UploadError(
-            os.EX_DATAERR,
-            f"damaged or truncated WAV file: no {missing} chunk",
-            "if it is still being recorded, upload it later; otherwise record or export it again",
-        )
+        raise refused(f"damaged or truncated WAV file: no {missing} chunk",
+                      "upload it when the recorder has closed it, or export it again")  # fmt: skip
     return wav, *data
 
 
-def read_wav_format(audio: BinaryIO, length: int) -> WavFormat:
+def read_wav_format(file: BinaryIO, length: int) -> WavFormat:
     """Read a `fmt ` chunk; an extensible one counts as the format it extends."""
-    code, channels, rate, _, align, bits = read_struct(audio, "<HHIIHH", 0, 0, 0, 0, 0, 0)
+    code, channels, rate, _, align, bits = read_struct(file, "<HHIIHH", 0, 0, 0, 0, 0, 0)
     if code == WAVE_FORMAT_EXTENSIBLE and length >= 40:
-        _, _, _, subformat, tail = read_struct(audio, "<HHIH14s", 0, 0, 0, code, b"")
+        _, _, _, subformat, tail = read_struct(file, "<HHIH14s", 0, 0, 0, code, b"")
         code = subformat if tail == SUBFORMAT_GUID_TAIL else code
     return WavFormat(code, channels, rate, align, bits)
 
 
-def read_struct(audio: BinaryIO, layout: str, *default: Any) -> tuple[Any, ...]:
+def read_struct(file: BinaryIO, layout: str, *default: Any) -> tuple[Any, ...]:
     """Unpack the next bytes of a file, or answer the default where it ends before."""
-    data = audio.read(struct.calcsize(layout))
+    data = file.read(struct.calcsize(layout))
     return struct.unpack(layout, data) if len(data) == struct.calcsize(layout) else default
 
 
 def incomplete_wav(path: str, announced_bytes: int, present_bytes: int) -> UploadError:
-    """Tell a header that a pipe left unfilled from a recording that was cut short."""
+    """Tell a header that was never filled in from a recording that was cut short."""
     # Writers that cannot seek back leave 0xFFFFFFFF (ffmpeg), 0 or about 0x7FFFFFFF (sox) there.
     if announced_bytes == 0xFFFFFFFF or 0x7FFF0000 <= announced_bytes <= 0x7FFFFFFF:
-        target = shlex.quote(os.path.splitext(path)[0] + "-fixed.wav")
-        return UploadError(
-            os.EX_DATAERR,
-            "its header was written to a pipe and never given the length of the audio",
-            f"rewrite it: sox --ignore-length {shlex.quote(path)} {target}",
-        )
-    return UploadError(
-        os.EX_DATAERR,
-        f"truncated or still being recorded: the header announces {announced_bytes:,} bytes of "
-        f"audio, {present_bytes:,} are there",
-        "upload it when the recorder has closed it",
-    )
+        rewrite = f"sox --ignore-length {shlex.quote(path)} {beside(path, '-fixed.wav')}"
+        return refused("its header was never given the length of the audio, as a pipe leaves it, "
+                       "or a recorder that has not closed the file",
+                       f"if nobody writes to it any more: {rewrite}")  # fmt: skip
+    return refused(f"truncated or still being recorded: the header announces {announced_bytes:,} "
+                   f"bytes of audio, {present_bytes:,} are there",
+                   "upload it when the recorder has closed it")  # fmt: skip
+
+
+# MPEG audio, layer III (ISO 11172-3, 13818-3, and the unofficial MPEG-2.5), by version bits.
+MP3_SAMPLE_RATES_HZ = {
+    3: (44_100, 48_000, 32_000),
+    2: (22_050, 24_000, 16_000),
+    0: (11_025, 12_000, 8_000),
+}
+MP3_BITRATES_KBPS = {
+    3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+# Encoders leave some padding between tag and audio; further in there is none to be found.
+MP3_SEARCH_BYTES = 64 * 1024
+
+
+class Mp3Frame(NamedTuple):
+    """The header of a frame of MPEG audio, layer III, and the bytes that follow it."""
+
+    version: int
+    sample_rate_hz: int
+    channels: int
+    length_bytes: int
+    body: bytes
+
+    @classmethod
+    def parse(cls, data: bytes, start: int) -> "Mp3Frame | None":
+        """Read a frame that starts somewhere in some bytes; None if there is none."""
+        head = data[start : start + 4]
+        if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
+            return None
+        version, bitrate, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
+        if version == 1 or bitrate in (0, 15) or rate == 3:
+            return None
+        rate_hz = MP3_SAMPLE_RATES_HZ[version][rate]
+        bits_per_s = MP3_BITRATES_KBPS[3 if version == 3 else 2][bitrate] * 1000
+        length_bytes = (144 if version == 3 else 72) * bits_per_s // rate_hz + (head[2] >> 1 & 1)
+        channels = 1 if head[3] >> 6 == 3 else 2
+        return cls(version, rate_hz, channels, length_bytes, data[start + 4 : start + length_bytes])
+
+
+def find_mp3_frame(file: BinaryIO) -> Mp3Frame | None:
+    """Find the first frame of an MP3 file: at its beginning, or after its ID3v2 tags."""
+    position = file.tell()
+    tagged = False
+    while len(tag := file.read(10)) == 10 and tag.startswith(b"ID3"):
+        tagged = True
+        size = functools.reduce(lambda size, byte: size << 7 | byte & 0x7F, tag[6:], 0)
+        position = file.seek(position + 10 + size + (10 if tag[5] & 0x10 else 0))
+    file.seek(position)
+    data = file.read(MP3_SEARCH_BYTES)
+    for match in re.finditer(b"\xff[\xe0-\xff]", data):
+        if match.start() and not tagged:
+            return None
+        frame = Mp3Frame.parse(data, match.start())
+        # Two bytes are soon found in anything; a second frame where the first one ends is not.
+        end = match.start() + frame.length_bytes if frame else 0
+        if frame and (end >= len(data) or Mp3Frame.parse(data, end)):
+            return frame
+    return None
+
+
+def check_mp3(path: str, file: BinaryIO, size_bytes: int) -> Audio:
+    """Read an MP3 file's first frame; the service sets no limits of quality."""
+    del path, size_bytes
+    file.seek(0)
+    frame = find_mp3_frame(file)
+    assert frame is not None
+    duration_s = None
+    # Most encoders count the frames in the first one, which holds no audio then.
+    match = re.search(rb"(?:Xing|Info)\0\0\0(.)(.{4})", frame.body, re.DOTALL)
+    if match and match[1][0] & 1:
+        samples = int.from_bytes(match[2], "big") * (1152 if frame.version == 3 else 576)
+        duration_s = samples / frame.sample_rate_hz
+    description = describe(MP3, frame.sample_rate_hz, frame.channels, duration_s)
+    return Audio(MP3_AUDIO, description, frame.channels, duration_s)
+
+
+OPUS_RATE_HZ = 48_000
+OGG_PAGE_LIMIT_BYTES = 65_307
+
+
+def check_ogg_opus(path: str, file: BinaryIO, size_bytes: int) -> Audio:
+    """Read an OggOpus file's first and last page (RFC 7845); no limits of quality here either."""
+    del path
+    file.seek(0)
+    head = file.read(64)
+    _, channels, pre_skip = struct.unpack_from("<BBH", head.ljust(64, b"\0"), 36)
+    file.seek(max(0, size_bytes - OGG_PAGE_LIMIT_BYTES))
+    tail = file.read(OGG_PAGE_LIMIT_BYTES)
+    last = tail.rfind(b"OggS")
+    (position,) = struct.unpack_from("<q", tail.ljust(len(tail) + 14, b"\0"), last + 6)
+    # A stream that was cut has no page that ends it, but its last one still says how far it came.
+    duration_s = max(0, position - pre_skip) / OPUS_RATE_HZ if last >= 0 else None
+    if duration_s == 0:
+        raise refused("no audio in it, only Ogg headers", "record it again")
+    description = describe(OGG_OPUS, OPUS_RATE_HZ, channels, duration_s)
+    return Audio(OGG_OPUS_AUDIO, description, channels, duration_s)
 
 
 class JsonObject(list[tuple[str, Any]]):
     """A JSON object as its pairs, so that repeated keys are not lost."""
 
 
-def read_metadata(path: str) -> dict[str, str]:
-    """Read metadata fields from a JSON object of strings, numbers and booleans.
+def read_metadata(path: str, sidecar: bool = False) -> Metadata:
+    """Read metadata from a JSON object of strings, numbers and booleans, and perhaps `users`.
 
     Raises UploadError: EX_NOINPUT for a file that cannot be read, EX_DATAERR naming file, key
     and reason for what the service would not take.
     """
-
-    def refuse(reason: str, advice: str = "mend the file") -> NoReturn:
-        raise UploadError(os.EX_DATAERR, f"metadata file {path}: {reason}", advice)
-
     try:
-        with open_regular_file(path) as file:
+        # What somebody named may be a pipe; what was only found is waited for by nobody.
+        with open_regular_file(path, "name a JSON file") if sidecar else open(path, "rb") as file:
             content = file.read(METADATA_FILE_LIMIT_BYTES + 1)
         if len(content) > METADATA_FILE_LIMIT_BYTES:
-            refuse(f"larger than {METADATA_FILE_LIMIT_BYTES:,} bytes", "name a metadata file")
-        pairs = json.loads(
-            content.decode("utf-8-sig"),
-            object_pairs_hook=JsonObject,
-            # Numbers are sent as they are written: 007 is no number, but 1.50 stays 1.50.
-            parse_int=str,
-            parse_float=str,
-            parse_constant=lambda name: refuse(f"{name} is not JSON"),
-        )
+            raise ValueError(f"larger than {METADATA_FILE_LIMIT_BYTES:,} bytes")
+        return parse_metadata(content)
     except UploadError as error:
-        if error.exit_code == os.EX_NOINPUT:
-            error.cause = f"metadata file {path}: {error.cause}"
+        error.cause = f"metadata file {path}: {error.cause}"
         raise
     except OSError as error:
-        raise unreadable(error) from error
-    except UnicodeDecodeError as error:
-        refuse(f"not UTF-8 (byte {error.start})", "save it as UTF-8")
-    except json.JSONDecodeError as error:
-        refuse(f"not JSON: {error.msg}, line {error.lineno} column {error.colno}")
-    except RecursionError:
-        refuse("not JSON that anybody wrote: nested too deeply")
-    if not isinstance(pairs, JsonObject):
-        refuse("not a JSON object", 'write {"key": "value", ...}')
+        failure = unreadable(error)
+        failure.cause = f"metadata file {path}: {failure.cause}"
+        raise failure from error
+    except ValueError as error:
+        raise refused(f"metadata file {path}: {error}", "mend it") from error
 
+
+def parse_metadata(content: bytes) -> Metadata:
+    """Read metadata from JSON; raise ValueError with the reason, in words, if that fails."""
+    try:
+        top = json.loads(
+            content.decode("utf-8-sig"),
+            object_pairs_hook=JsonObject,
+            # Numbers are sent as they are written: 1.50 stays 1.50.
+            parse_int=str,
+            parse_float=str,
+            parse_constant=lambda name: Infinite(),
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno} column {error.colno}"
+        raise ValueError(f"not JSON: {error.msg}, {where}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(top, JsonObject):
+        raise ValueError('not a JSON object, {"key": "value", ...}')
+    users: list[User] = []
+    if isinstance(dict(top).get("users"), list):
+        pairs = [(key, value) for key, value in top if key != "users"]
+        if len(pairs) != len(top) - 1:
+            raise ValueError('key "users" is there twice')
+        users = [parse_user(number, user) for number, user in enumerate(dict(top)["users"], 1)]
+        top = JsonObject(pairs)
+    return Metadata(parse_fields(top), tuple(users))
+
+
+class Infinite:
+    """NaN or an infinity, which Python's json reads although JSON has none."""
+
+
+def parse_fields(pairs: JsonObject) -> dict[str, str]:
+    """Make the fields of a JSON object; raise ValueError naming the key and the reason."""
     fields: dict[str, str] = {}
     for key, value in pairs:
-        shown = json.dumps(key)
-        if key in fields:
-            refuse(f"key {shown} is there twice")
         try:
-            fields[key] = metadata_value(key, value)
+            if key in fields:
+                raise ValueError("is there twice")
+            if not key:
+                raise ValueError("is empty")
+            check_text(key)
+            fields[key] = metadata_value(value)
         except ValueError as error:
-            refuse(f"key {shown}: {error}")
+            raise ValueError(f"key {shown(key)}: {error}") from None
     return fields
 
 
-def metadata_value(key: str, value: object) -> str:
-    """Give a field's value as the service takes it; raise ValueError with the reason if not."""
-    if not key:
-        raise ValueError("the key is empty")
+def parse_user(number: int, value: object) -> User:
+    """Make a participant of the call; raise ValueError naming which, and the reason."""
+    try:
+        if not isinstance(value, JsonObject):
+            raise ValueError('not an object, {"id": ..., "role": ..., "fields": {...}}')
+        given = dict(value)
+        if len(given) != len(value) or not {"id", "role"} <= set(given) <= {"id", "role", "fields"}:
+            raise ValueError("must have id and role, may have fields, and nothing else")
+        role = str(given["role"])
+        name = role if role.startswith("USER_ROLE_") else f"USER_ROLE_{role.upper()}"
+        if name not in set(talk_service_pb2.UserRole.keys()) or name == "USER_ROLE_UNSPECIFIED":
+            raise ValueError(f"role {shown(role)} is not operator, client or bot")
+        fields = given.get("fields", JsonObject())
+        if not isinstance(fields, JsonObject):
+            raise ValueError("fields must be an object")
+        user_id = metadata_value(given["id"])
+        return User(user_id, talk_service_pb2.UserRole.Value(name), parse_fields(fields))
+    except ValueError as error:
+        raise ValueError(f"user {number}: {error}") from None
+
+
+def metadata_value(value: object) -> str:
+    """Give a value as the service takes it; raise ValueError with the reason if it cannot be."""
     if isinstance(value, bool):
-        value = "true" if value else "false"
+        return "true" if value else "false"
     if value is None:
         raise ValueError("null; leave the key out or give a value")
+    if isinstance(value, Infinite):
+        raise ValueError("NaN and Infinity are not JSON")
     if not isinstance(value, str):
         kind = "a nested object" if isinstance(value, JsonObject) else "a list"
         raise ValueError(f"{kind}; the service takes one string a key")
-    for text, name in ((key, "the key"), (value, "the value")):
-        try:
-            length_bytes = len(text.encode())
-        except UnicodeEncodeError:
-            raise ValueError(f"{name} has half a surrogate pair") from None
-        if length_bytes > METADATA_VALUE_LIMIT_BYTES:
-            limit = f"{METADATA_VALUE_LIMIT_BYTES:,}"
-            raise ValueError(f"{name} has {length_bytes:,} bytes, the service takes {limit}")
+    check_text(value)
     return value
+
+
+def check_text(text: str) -> None:
+    """Raise ValueError for a text that the API cannot carry."""
+    try:
+        length_bytes = len(text.encode())
+    except UnicodeEncodeError:
+        raise ValueError("half a surrogate pair is no character") from None
+    if length_bytes > METADATA_VALUE_LIMIT_BYTES:
+        limit = f"{METADATA_VALUE_LIMIT_BYTES:,}"
+        raise ValueError(f"{length_bytes:,} bytes long, the service takes {limit}")
+
+
+def shown(value: object) -> str:
+    """Show a value as JSON, in the characters it has, shortened."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def placeholder_fields() -> dict[str, str]:
@@ -501,8 +821,8 @@ def date_warnings(fields: Mapping[str, str]) -> Iterator[str]:
     for key, value in fields.items():
         if key.startswith("date") and not is_date_with_offset(value):
             yield (
-                f"metadata key {json.dumps(key)}: {json.dumps(value)} is no ISO 8601 date with an "
-                "offset; write 2026-01-31T09:30:00+03:00 or 2026-01-31T06:30:00Z"
+                f"metadata key {shown(key)}: {shown(value)} is no ISO 8601 date with an offset; "
+                "write 2026-01-31T09:30:00+03:00 or 2026-01-31T06:30:00Z"
             )
 
 
@@ -518,12 +838,6 @@ def is_date_with_offset(value: str) -> bool:
 
 
 # --- Building requests ---------------------------------------------------------------------
-
-WAV_AUDIO = audio_pb2.AudioMetadata(
-    container_audio=audio_pb2.ContainerAudio(
-        container_audio_type=audio_pb2.ContainerAudio.CONTAINER_AUDIO_TYPE_WAV
-    )
-)
 
 
 class FileChanged(UploadError):
@@ -610,6 +924,8 @@ class Transfer:
                 self._on_state("finishing", self.request_id)
             acknowledged_bytes, held_bytes = connection_bytes()
             self.delivered_at_bytes = acknowledged_bytes + held_bytes + CHUNK_SIZE_BYTES
+            if not self.streamed:
+                self.delivered_at_bytes += self.state.size_bytes
             self.progress_s = time.monotonic()
             self.finished = True
 
@@ -657,7 +973,7 @@ def connection_bytes() -> tuple[int, int]:
 
 def upload_audio_requests_iterator(
     connection_id: str,
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, str] | Metadata,
     audio_path: str,
     audio_metadata: audio_pb2.AudioMetadata = WAV_AUDIO,
     transfer: Transfer | None = None,
@@ -698,16 +1014,26 @@ def single_message_request(
     transfer.chunk_taken(len(data))
     transfer.finish()
     return talk_service_pb2.UploadTalkRequest(
-        metadata=talk_metadata(connection_id, recording.fields),
+        metadata=talk_metadata(connection_id, recording.metadata),
         audio=audio_pb2.AudioRequest(
-            audio_metadata=recording.audio_metadata, audio_data=audio_pb2.AudioChunk(data=data)
+            audio_metadata=recording.audio.announced, audio_data=audio_pb2.AudioChunk(data=data)
         ),
     )
 
 
-def talk_metadata(connection_id: str, fields: Mapping[str, str]) -> talk_service_pb2.TalkMetadata:
+def talk_metadata(
+    connection_id: str, metadata: Mapping[str, str] | Metadata
+) -> talk_service_pb2.TalkMetadata:
     """Build the message that says whose dialog this is."""
-    return talk_service_pb2.TalkMetadata(connection_id=str(connection_id), fields=fields)
+    if not isinstance(metadata, Metadata):
+        metadata = Metadata(dict(metadata))
+    users = [
+        talk_service_pb2.UserMetadata(id=user.id, role=user.role, fields=user.fields)  # type: ignore[arg-type]
+        for user in metadata.users
+    ]
+    return talk_service_pb2.TalkMetadata(
+        connection_id=str(connection_id), fields=metadata.fields, users=users
+    )
 
 
 def read_audio(audio: io.FileIO, size_bytes: int) -> bytes:
@@ -727,8 +1053,15 @@ class Credential:
     Never shown: whatever has been a header once is masked in every line printed.
     """
 
-    def __init__(self, source: str, read: Callable[[], str], key_type: str = "auto") -> None:
+    def __init__(
+        self,
+        source: str,
+        read: Callable[[], str],
+        key_type: str = "auto",
+        forget: Callable[[], None] = lambda: None,
+    ) -> None:
         self.source = source
+        self.forget = forget
         self.key_type = key_type
         self.secrets: set[str] = set()
         self._read = read
@@ -750,9 +1083,7 @@ class Credential:
                 "copy the key again, it is one line of letters, digits, - and _",
             )
         self.secrets.add(key)
-        is_token = (
-            key.startswith("t1.") if self.key_type == "auto" else self.key_type == "iam-token"
-        )
+        is_token = key.startswith("t1.") if self.key_type == "auto" else self.key_type != "api-key"
         return ("authorization", f"{'Bearer' if is_token else 'Api-Key'} {key}")
 
     def mask(self, text: str) -> str:
@@ -771,12 +1102,20 @@ NO_CREDENTIAL_ADVICE = (
 def find_credential(key: str | None, key_file: str | None, key_type: str) -> Credential:
     """Take the credential from --key, --key-file, API_KEY or IAM_TOKEN, the first there is.
 
-    Raises UploadError (EX_CONFIG) if there is none, or a file that cannot be read.
+    With the type vm it comes from the machine's metadata service instead. Raises UploadError
+    (EX_CONFIG) if there is none, or a file that cannot be read.
     """
+    if key_type == "vm":
+        token = VmToken()
+        return Credential("the VM's metadata service", token.read, key_type, token.forget)
     if key is not None:
         return Credential("--key", lambda: key, key_type)
     if key_file is not None:
-        return Credential(f"--key-file {key_file}", lambda: read_key_file(key_file), key_type)
+        read: Callable[[], str] = functools.partial(read_key_file, key_file)
+        if not os.path.isfile(key_file):
+            # A file may be written anew during a run; a pipe has its bytes only once.
+            read = functools.cache(read)
+        return Credential(f"--key-file {key_file}", read, key_type)
     for variable in ("API_KEY", "IAM_TOKEN"):
         if value := os.environ.get(variable, "").strip():
             if key_type == "auto" and variable == "IAM_TOKEN":
@@ -792,15 +1131,68 @@ def read_key_file(path: str) -> str:
             return file.read(KEY_FILE_LIMIT_BYTES).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise UploadError(
-            os.EX_CONFIG, f"--key-file {path} cannot be read: {reason}", "check the path"
-        ) from error
+        cause = f"--key-file {path} cannot be read: {reason}"
+        raise UploadError(os.EX_CONFIG, cause, "check the path") from error
 
 
-def open_channel(endpoint: str, ca_file: str | None) -> grpc.Channel:
+class VmToken:
+    """The IAM token of a cloud VM's service account, from the VM's metadata service.
+
+    Source: Yandex Cloud documentation, "Getting an IAM token in a VM".
+    """
+
+    def __init__(self) -> None:
+        self._token = ""
+        self._expires_s = self._renew_s = 0.0
+        self._lock = threading.Lock()
+
+    def read(self) -> str:
+        """Answer a token that is good for a while, asking for a new one where the last is not.
+
+        Raises UploadError (EX_CONFIG) where there is none to be had.
+        """
+        with self._lock:
+            if time.monotonic() >= self._renew_s:
+                try:
+                    self._fetch()
+                except UploadError:
+                    if time.monotonic() >= self._expires_s:
+                        raise
+            return self._token
+
+    def forget(self) -> None:
+        """Ask for a new token next time: the service does not take this one."""
+        self._renew_s = 0.0
+
+    def _fetch(self) -> None:
+        import http.client
+        import urllib.request
+
+        address = os.environ.get("YC_METADATA_ADDR") or VM_METADATA_ADDRESS
+        url = f"http://{address}/computeMetadata/v1/instance/service-accounts/default/token"
+        try:
+            request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+            # The service is the machine's own: a proxy could only give away the token.
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with opener.open(request, timeout=VM_METADATA_TIMEOUT_S) as response:
+                answer = json.loads(response.read(KEY_FILE_LIMIT_BYTES))
+            token, lifetime_s = str(answer["access_token"]), float(answer["expires_in"])
+        except (OSError, ValueError, TypeError, KeyError, http.client.HTTPException) as error:
+            raise UploadError(
+                os.EX_CONFIG,
+                f"no token from the VM's metadata service at {address}: "
+                f"{getattr(error, 'reason', None) or error}",
+                "--key-type vm works on a cloud VM that has a service account",
+            ) from error
+        now_s = time.monotonic()
+        self._token, self._expires_s = token, now_s + lifetime_s
+        self._renew_s = now_s + lifetime_s * VM_TOKEN_RENEWED_AT
+
+
+def open_channel(endpoint: str, root_certificates: bytes | None) -> grpc.Channel:
     """Make a TLS channel; nothing is sent before the first call.
 
-    Raises UploadError (EX_CONFIG) for an endpoint, certificate file or proxy that cannot work.
+    Raises UploadError (EX_CONFIG) for an endpoint or proxy that cannot work.
     """
     match = re.fullmatch(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?", endpoint)
     if not match or not 0 < int(match[2] or 443) < 65_536:
@@ -810,7 +1202,7 @@ def open_channel(endpoint: str, ca_file: str | None) -> grpc.Channel:
     proxy_allowed = adopt_proxy_settings()
     return grpc.secure_channel(
         f"{match[1]}:{match[2] or 443}",
-        grpc.ssl_channel_credentials(root_certificates=read_root_certificates(ca_file)),
+        grpc.ssl_channel_credentials(root_certificates=root_certificates),
         options=(
             ("grpc.primary_user_agent", f"upload_grpc/{__version__}"),
             # grpc's own retries would send a recording a second time behind our back.
@@ -828,21 +1220,21 @@ def read_root_certificates(ca_file: str | None) -> bytes | None:
     grpc passes over a file that is missing or no certificate, and trusts its own set instead.
     Raises UploadError (EX_CONFIG) so that this cannot happen unseen.
     """
-    source = "--ca-file"
-    if ca_file is None:
-        source = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
-        ca_file = os.environ.get(source)
-        if not ca_file:
-            return None
+    source = "--ca-file" if ca_file else "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
+    path = ca_file or os.environ.get(source)
+    if not path:
+        return None
     try:
-        with open(ca_file, "rb") as file:
+        with open(path, "rb") as file:
             pem = file.read()
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem.decode("latin-1"))
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(
+            cadata=pem.decode("ascii", "ignore")  # Comments between them may be in any language.
+        )
     except (OSError, ValueError) as error:
         reason = "no PEM certificate in it" if isinstance(error, ssl.SSLError) else error
         reason = getattr(reason, "strerror", None) or reason
         raise UploadError(
-            os.EX_CONFIG, f"{source} {ca_file}: {reason}", "name a file of PEM certificates"
+            os.EX_CONFIG, f"{source} {path}: {reason}", "name a file of PEM certificates"
         ) from error
     return pem
 
@@ -858,16 +1250,22 @@ def adopt_proxy_settings() -> bool:
             os.environ[name] = os.environ[name.upper()]
     if "*" in os.environ.get("no_proxy", "").replace(",", " ").split():
         return False
-    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
-        if not (proxy := os.environ.get(name, "")):
-            continue
-        if "://" not in proxy:
-            proxy = os.environ[name] = f"http://{proxy}"
-        scheme = proxy.partition("://")[0].lower()
-        if scheme != "http":
-            cause = f"the proxy in {name} begins with {scheme}://, and gRPC can only use http://"
-            raise UploadError(os.EX_CONFIG, cause, "write http://HOST:PORT")
-        break
+    name = next(filter(os.environ.get, ("grpc_proxy", "https_proxy", "http_proxy")), None)
+    if name is None:
+        return False
+    from urllib.parse import urlsplit
+
+    if "://" not in os.environ[name]:
+        os.environ[name] = f"http://{os.environ[name]}"
+    try:
+        url = urlsplit(os.environ[name])
+        usable = url.scheme == "http" and url.hostname and url.port
+    except ValueError:
+        usable = False
+    if not usable:
+        # The URL is not shown: it may hold a password.
+        cause = f"gRPC cannot use the proxy in {name}"
+        raise UploadError(os.EX_CONFIG, cause, "write http://HOST:PORT, https:// will not do")
     return True
 
 
@@ -910,6 +1308,7 @@ NO_CONNECTION_RULES = (
     Rule("UNAVAILABLE", ".*WRONG_VERSION_NUMBER", REFUSED, os.EX_CONFIG, CHECK_ENDPOINT),
     Rule("UNAVAILABLE", ".*missing selected ALPN", REFUSED, os.EX_CONFIG, CHECK_ENDPOINT),
     Rule("UNAVAILABLE", ".*Domain name not found", REFUSED, os.EX_CONFIG, CHECK_HOST),
+    Rule("UNAVAILABLE", ".*Name or service not known", REFUSED, os.EX_CONFIG, CHECK_HOST),
     Rule("UNAVAILABLE", ".*proxy returned response code 4", REFUSED, os.EX_CONFIG, CHECK_PROXY),
     Rule("UNAVAILABLE", NO_CONNECTION, POSTPONED, os.EX_TEMPFAIL, AGAIN),
     Rule("INTERNAL", "Invalid metadata", REFUSED, os.EX_CONFIG, CHECK_KEY),
@@ -952,14 +1351,17 @@ def find_rule(error: Any, status: str, details: str, transfer: Transfer) -> Rule
     )
 
 
-def call_error(error: Exception, transfer: Transfer, ids: CallIds) -> UploadError:
+def call_error(
+    error: Exception, transfer: Transfer, ids: CallIds, mask: Callable[[str], str]
+) -> UploadError:
     """Say what a call that brought no answer means for the recording it was to upload.
 
     error: grpc.RpcError, or what cancelled the call: grpc.FutureCancelledError (a signal) or
     TimeoutError (no progress).
     """
     if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
-        status, cause = error.code().name, " ".join((error.details() or "no details").split())
+        status = error.code().name
+        cause = mask(" ".join((error.details() or "no details").split()))
         rule, delay_s = find_rule(error, status, cause, transfer), asked_delay_s(error)
     else:
         status, cause, rule, delay_s = "", str(error) or "interrupted", CANCELLED_RULE, 0.0
@@ -1004,11 +1406,13 @@ def call_ids(request_id: str, call: Any) -> CallIds:
 
 
 class Answer(NamedTuple):
-    """What the service answered to an upload."""
+    """What the service answered to an upload: a dialog, or a badge that becomes several."""
 
     talk_id: str
     ids: CallIds
     tries: int = 1
+    badge_id: str = ""
+    operation_id: str = ""
 
 
 class Uploader:
@@ -1016,7 +1420,7 @@ class Uploader:
 
     timeout_s: seconds without progress after which a try is given up.
     retries: further tries after one that made no dialog.
-    note: called with a line about each failed try.
+    note, detail: called with a line about each failed try, and about each try.
     """
 
     def __init__(
@@ -1025,20 +1429,22 @@ class Uploader:
         connection_id: str,
         credential: Credential,
         *,
-        single_message: bool = False,
+        options: AudioOptions = NO_OPTIONS,
         timeout_s: float = TIMEOUT_S,
         retries: int = RETRIES,
         note: Callable[[str], None] = lambda text: None,
+        detail: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.stopping = threading.Event()
         self._open_channel = open_channel
-        self._stub = talk_service_pb2_grpc.TalkServiceStub(open_channel())
+        self._channel = open_channel()
         self._connection_id = connection_id
         self._credential = credential
-        self._single_message = single_message
+        self._options = options
         self._timeout_s = timeout_s
         self._retries = retries
         self._note = note
+        self._detail = detail
         self._live: set[Transfer] = set()
         self._lock = threading.Lock()
 
@@ -1051,12 +1457,84 @@ class Uploader:
         ID; what it raises ends the try before the state is reached.
         Raises UploadError, with the number of tries.
         """
-        for tries in itertools.count(1):
+
+        def start(transfer: Transfer, channel: grpc.Channel, headers: Headers) -> Any:
+            stub = talk_service_pb2_grpc.TalkServiceStub(channel)
+            if self._options.single_message:
+                request = single_message_request(self._connection_id, recording, transfer)
+                return stub.Upload.future(request, metadata=headers)
+            requests = upload_audio_requests_iterator(
+                self._connection_id,
+                recording.metadata,
+                recording.path,
+                recording.audio.announced,
+                transfer,
+            )
+            method = stub.UploadBadge if self._options.split else stub.UploadAsStream
+            return method.future(requests, metadata=headers)
+
+        def one_try(tries: int) -> Answer:
             transfer = Transfer(recording.path, recording.state, on_state)
             if on_state and tries > 1:
                 on_state("sending", transfer.request_id)
+            response, ids = self._call(transfer, start)
+            return check_answer(response, transfer, ids)._replace(tries=tries)
+
+        return self._retrying(recording.path, one_try)
+
+    def update(self, talk_id: str, metadata: Metadata) -> Answer:
+        """Give a dialog that exists other metadata; raise UploadError if that fails."""
+
+        def start(transfer: Transfer, channel: grpc.Channel, headers: Headers) -> Any:
+            transfer.streamed = False
+            request = talk_service_pb2.UploadTalkRequest(
+                talk_id=talk_id, metadata=talk_metadata(self._connection_id, metadata)
+            )
+            stub = talk_service_pb2_grpc.TalkServiceStub(channel)
+            return stub.Upload.future(request, metadata=headers)
+
+        def one_try(tries: int) -> Answer:
+            # Its commit point is never passed: to say the same twice makes no second dialog.
+            _, ids = self._call(Transfer(talk_id), start)
+            return Answer(talk_id, ids, tries)
+
+        return self._retrying(talk_id, one_try)
+
+    def follow(self, name: str, operation_id: str) -> list[str]:
+        """Wait until a recording has been split; answer the IDs of its dialogs.
+
+        Gives up, with UploadError, when the operation has not changed for timeout_s.
+        """
+        from yandex.cloud.operation import operation_service_pb2, operation_service_pb2_grpc
+
+        def start(transfer: Transfer, channel: grpc.Channel, headers: Headers) -> Any:
+            transfer.streamed = False
+            request = operation_service_pb2.GetOperationRequest(operation_id=operation_id)
+            stub = operation_service_pb2_grpc.OperationServiceStub(channel)
+            return stub.Get.future(request, metadata=headers)
+
+        before, changed_s, pause_s = None, time.monotonic(), POLL_S
+        while True:
+            operation, ids = self._retrying(name, lambda _: self._call(Transfer(name), start))
+            if operation.done:
+                return split_result(operation, ids)
+            if operation != before:
+                before, changed_s = operation, time.monotonic()
+            if time.monotonic() + pause_s - changed_s > self._timeout_s:
+                cause = f"uploaded, but not yet split (operation {operation_id})"
+                raise UploadError(
+                    os.EX_TEMPFAIL, cause, "wait again: --wait with the same --ledger"
+                )
+            if self.stopping.wait(pause_s):
+                raise UploadError(os.EX_TEMPFAIL, f"waiting for {operation_id} interrupted", AGAIN)
+            pause_s = min(pause_s * 1.5, POLL_LIMIT_S)
+
+    def _retrying(self, name: str, one_try: Callable[[int], T]) -> T:
+        """Do something until it succeeds, or fails for good; its errors tell which."""
+        header = None
+        for tries in itertools.count(1):
             try:
-                return self._send(recording, transfer)._replace(tries=tries)
+                return one_try(tries)
             except UploadError as error:
                 error.tries = tries
                 # Full jitter: clients that failed together do not come back together.
@@ -1064,14 +1542,16 @@ class Uploader:
 
                 delay_s = random.uniform(0, min(BACKOFF_LIMIT_S, BACKOFF_S * 2.0**tries))
                 delay_s = max(delay_s, error.not_before_s)
-                if not error.retry or tries > self._retries or delay_s > ASKED_DELAY_LIMIT_S:
+                again = error.retry and tries <= self._retries and delay_s <= ASKED_DELAY_LIMIT_S
+                if error.status == "UNAUTHENTICATED" and header is None:
+                    # The token may have been renewed since it was read; if so, once more.
+                    self._credential.forget()
+                    header, delay_s = self._credential.header(), 0.0
+                    again = header != error.header
+                if not again or self.stopping.is_set():
                     raise
-                if self.stopping.is_set():
-                    raise
-                self._note(
-                    f"{recording.path}: {error.cause}{f' ({error.status})' * bool(error.status)}; "
-                    f"try {tries + 1} of {self._retries + 1} in {delay_s:.1f} s"
-                )
+                status = f" ({error.status})" if error.status else ""
+                self._note(f"{name}: {error.cause}{status}; next try in {delay_s:.1f} s")
                 if self.stopping.wait(delay_s):
                     raise
         raise AssertionError("itertools.count has no end")
@@ -1093,15 +1573,20 @@ class Uploader:
         with self._lock:
             return sum(transfer.handed_over_bytes for transfer in self._live)
 
-    def _send(self, recording: Recording, transfer: Transfer) -> Answer:
-        """Send a recording once; raise UploadError unless the answer says that it is there."""
-        headers = (self._credential.header(), ("x-client-request-id", transfer.request_id))
-        stub = self._stub
+    def _call(self, transfer: Transfer, start: "Start") -> tuple[Any, CallIds]:
+        """Make one call; answer its response, or raise UploadError with what its end means."""
+        header = self._credential.header()
+        channel = self._channel
+        self._detail(f"{transfer.path}: calling the service (request {transfer.request_id})")
         try:
-            call = self._start(stub, recording, transfer, headers)
+            call = start(transfer, channel, (header, ("x-client-request-id", transfer.request_id)))
+            with self._lock:
+                transfer.call = call
+                self._live.add(transfer)
+            if self.stopping.is_set():
+                call.cancel()
             response = self._wait(call, transfer)
-            transfer.abandon()
-            return check_answer(response, transfer, call_ids(transfer.request_id, call))
+            return response, call_ids(transfer.request_id, call)
         except (grpc.RpcError, grpc.FutureCancelledError, TimeoutError) as error:
             transfer.abandon()
             if transfer.error is not None:
@@ -1111,41 +1596,16 @@ class Uploader:
                 grpc.FutureCancelledError() if ended else error,
                 transfer,
                 call_ids(transfer.request_id, call),
+                self._credential.mask,
             )
+            failure.header = header
             if failure.retry:
-                self._reconnect(stub)
+                self._reconnect(channel)
             raise failure from error
         finally:
             transfer.abandon()
             with self._lock:
                 self._live.discard(transfer)
-
-    def _start(
-        self,
-        stub: talk_service_pb2_grpc.TalkServiceStub,
-        recording: Recording,
-        transfer: Transfer,
-        headers: tuple[tuple[str, str], ...],
-    ) -> Any:
-        """Begin the call that carries a recording."""
-        if self._single_message:
-            request = single_message_request(self._connection_id, recording, transfer)
-            call = stub.Upload.future(request, metadata=headers)
-        else:
-            requests = upload_audio_requests_iterator(
-                self._connection_id,
-                recording.fields,
-                recording.path,
-                recording.audio_metadata,
-                transfer,
-            )
-            call = stub.UploadAsStream.future(requests, metadata=headers)
-        with self._lock:
-            transfer.call = call
-            self._live.add(transfer)
-        if self.stopping.is_set():
-            call.cancel()
-        return call
 
     def _wait(self, call: Any, transfer: Transfer) -> Any:
         """Wait for the answer; cancel the call and raise TimeoutError if nothing moves.
@@ -1168,30 +1628,47 @@ class Uploader:
             ):
                 transfer.progress_s = time.monotonic()
 
-    def _reconnect(self, stub: talk_service_pb2_grpc.TalkServiceStub) -> None:
+    def _reconnect(self, channel: grpc.Channel) -> None:
         """Give the next try a connection of its own, unless somebody else already did.
 
         The old one may be a route that swallows everything, or wait out a pause of its own
         before it connects again. Uploads still under way on it go on.
         """
         with self._lock:
-            if self._stub is stub:
-                self._stub = talk_service_pb2_grpc.TalkServiceStub(self._open_channel())
+            if self._channel is channel:
+                self._channel = self._open_channel()
 
 
-def check_answer(
-    response: talk_service_pb2.UploadTalkResponse, transfer: Transfer, ids: CallIds
-) -> Answer:
-    """Take an answer as success only if it names a dialog that can have all of the file."""
-    if transfer.finished and response.talk_id:
-        return Answer(response.talk_id, ids)
-    if response.talk_id:
-        cause = f"the service answered before it had the whole file (dialog ID: {response.talk_id})"
+Headers = tuple[tuple[str, str], ...]
+Start = Callable[[Transfer, grpc.Channel, Headers], Any]
+
+
+def check_answer(response: Any, transfer: Transfer, ids: CallIds) -> Answer:
+    """Take an answer as success only if it names a dialog that can have all of the file.
+
+    response: UploadTalkResponse, or the Operation of a recording to be split.
+    """
+    if isinstance(response, talk_service_pb2.UploadTalkResponse):
+        answer = Answer(response.talk_id, ids)
     else:
-        cause = "the service answered without a dialog ID"
-    raise UploadError(
-        os.EX_PROTOCOL, f"{cause}; the dialog may be incomplete", LOOK_FIRST, status="OK", ids=ids
-    )
+        badge = talk_service_pb2.UploadBadgeMetadata()
+        response.metadata.Unpack(badge)
+        answer = Answer("", ids, badge_id=badge.badge_id, operation_id=response.id)
+    made = answer.talk_id or answer.badge_id or answer.operation_id
+    if transfer.finished and made:
+        return answer
+    early = f"before it had the whole file (ID: {made})" if made else "without an ID"
+    cause = f"the service answered {early}; the dialog may be incomplete"
+    raise UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST, status="OK", ids=ids)
+
+
+def split_result(operation: Any, ids: CallIds) -> list[str]:
+    """Answer the dialogs that a recording was split into; raise UploadError if it failed."""
+    badge = talk_service_pb2.UploadBadgeResponse()
+    if operation.WhichOneof("result") == "response" and operation.response.Unpack(badge):
+        return list(badge.talk_ids)
+    cause = f"uploaded, but not split: {operation.error.message or 'no reason given'}"
+    raise UploadError(os.EX_DATAERR, cause, "look for it in the console", ids=ids)
 
 
 def upload_talk(
@@ -1201,9 +1678,10 @@ def upload_talk(
 
     api_key: an API key or an IAM token. Raises UploadError.
     """
-    recording = check_recording(audio_path, metadata)
+    recording = check_recording(audio_path, Metadata(dict(metadata)))
     credential = Credential("api_key", lambda: api_key)
-    uploader = Uploader(lambda: open_channel(ENDPOINT, None), str(connection_id), credential)
+    roots = read_root_certificates(None)
+    uploader = Uploader(lambda: open_channel(ENDPOINT, roots), str(connection_id), credential)
     return uploader.upload(recording).talk_id
 
 
@@ -1222,6 +1700,8 @@ CREATE TABLE recordings (
     state           TEXT    NOT NULL CHECK (state IN
         ('sending', 'finishing', 'uploaded', 'unknown', 'failed', 'rejected')),
     talk_id         TEXT,
+    badge_id        TEXT,
+    operation_id    TEXT,
     request_id      TEXT,
     attempts        INTEGER NOT NULL DEFAULT 0,
     error           TEXT,
@@ -1254,8 +1734,27 @@ class Row(NamedTuple):
     path: str
     mtime_ns: int
     metadata_sha256: str
-    talk_id: str | None
-    error: str | None
+    talk_id: str | None = None
+    badge_id: str | None = None
+    operation_id: str | None = None
+    error: str | None = None
+
+    @property
+    def to_follow(self) -> bool:
+        """Whether this recording is being split, into dialogs not yet known."""
+        return bool(self.operation_id and not self.talk_id)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The IDs, as a report has them."""
+        return {
+            "talk_ids": tuple((self.talk_id or "").split()),
+            "badge_id": self.badge_id or "",
+            "operation_id": self.operation_id or "",
+        }
+
+
+ROW_COLUMNS = "state, path, mtime_ns, metadata_sha256, talk_id, badge_id, operation_id, error"
 
 
 class Ledger:
@@ -1335,20 +1834,21 @@ class Ledger:
             self._db.close()
             os.close(self._lock_file)
 
-    def uploaded(self, paths: Sequence[str]) -> dict[tuple[str, int, int], str]:
-        """Look up files: (path, size in bytes, mtime in ns) -> dialog ID, of those uploaded."""
-        found: dict[tuple[str, int, int], str] = {}
+    def uploaded(self, paths: Sequence[str]) -> dict[tuple[str, int, int], Row]:
+        """Look up files: (path, size in bytes, mtime in ns) -> row, of those uploaded."""
+        found: dict[tuple[str, int, int], Row] = {}
         keys = {ledger_key(path): path for path in paths}
         names = list(keys)
         for start in range(0, len(names), PATHS_A_QUERY):
             some = names[start : start + PATHS_A_QUERY]
             rows = self._do(
-                "SELECT path, size_bytes, mtime_ns, talk_id FROM recordings "
-                f"WHERE state = 'uploaded' AND connection_id = ? AND path IN ({', '.join('?' * len(some))})",
+                f"SELECT size_bytes, {ROW_COLUMNS} FROM recordings WHERE state = 'uploaded' "
+                f"AND connection_id = ? AND path IN ({', '.join('?' * len(some))})",
                 (self._connection_id, *some),
             )
-            for key, size_bytes, mtime_ns, talk_id in rows:
-                found[keys[key], size_bytes, mtime_ns] = talk_id
+            for size_bytes, *columns in rows:
+                row = Row(*columns)
+                found[keys[row.path], size_bytes, row.mtime_ns] = row
         return found
 
     def claim(self, recording: Recording, sha256: str, retry_unknown: bool) -> Row | None:
@@ -1362,7 +1862,7 @@ class Ledger:
         # Atomic, and runs exclude each other: of two threads with the same content one goes on.
         taken_as = self._claimed.setdefault(sha256, recording.path)
         if taken_as is not recording.path:
-            return Row("sending", taken_as, 0, "", None, None)
+            return Row("sending", taken_as, 0, "")
         row = self.row(sha256)
         if row and row.state == "uploaded":
             if row.path == os.fsdecode(key) or not os.path.exists(row.path):
@@ -1400,8 +1900,10 @@ class Ledger:
         self._set(
             sha256,
             report.outcome,
-            talk_id=report.talk_id,
-            request_id=report.request_id,
+            talk_id=" ".join(report.talk_ids) or None,
+            badge_id=report.badge_id or None,
+            operation_id=report.operation_id or None,
+            request_id=report.ids.request_id if report.ids else None,
             error=report.error.cause if report.error else None,
             attempts=report.tries,
         )
@@ -1409,8 +1911,7 @@ class Ledger:
     def row(self, sha256: str) -> Row | None:
         """Look a recording up by its content."""
         found = self._do(
-            "SELECT state, path, mtime_ns, metadata_sha256, talk_id, error FROM recordings "
-            "WHERE connection_id = ? AND sha256 = ?",
+            f"SELECT {ROW_COLUMNS} FROM recordings WHERE connection_id = ? AND sha256 = ?",
             (self._connection_id, sha256),
         )
         return Row(*found[0])._replace(path=os.fsdecode(found[0][1])) if found else None
@@ -1501,10 +2002,10 @@ def hash_metadata(recording: Recording) -> str:
     """Answer a digest of what is sent beside the audio, the time made up for it left out."""
     import hashlib
 
-    fields = recording.fields
+    metadata = recording.metadata
     if PLACEHOLDER_WARNING in recording.warnings:
-        fields = PLACEHOLDER_FIELDS
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+        metadata = Metadata(PLACEHOLDER_FIELDS)
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def utc_now() -> str:
@@ -1523,8 +2024,10 @@ class Report(NamedTuple):
     size_bytes: int | None = None
     seconds: float = 0.0
     tries: int = 0
-    talk_id: str | None = None
-    request_id: str | None = None
+    talk_ids: tuple[str, ...] = ()
+    badge_id: str = ""
+    operation_id: str = ""
+    ids: CallIds | None = None
     error: UploadError | None = None
     description: str = ""
     # Named on the command line, not found in a folder.
@@ -1535,14 +2038,17 @@ class Report(NamedTuple):
         """The exit code this recording asks for."""
         return self.error.exit_code if self.error else os.EX_OK
 
+    @property
+    def results(self) -> list[str]:
+        """What stdout says of it."""
+        badge = [f"Badge ID: {self.badge_id}"] if self.badge_id else []
+        return badge + [f"Dialog ID: {talk_id}" for talk_id in self.talk_ids]
+
     def failed(self, error: UploadError) -> "Report":
         """Answer this report with what went wrong."""
-        outcome = {os.EX_DATAERR: "rejected", os.EX_PROTOCOL: "unknown"}
+        outcome = {os.EX_DATAERR: "rejected", os.EX_PROTOCOL: "unknown"}.get(error.exit_code)
         return self._replace(
-            error=error,
-            outcome=outcome.get(error.exit_code, "failed"),
-            tries=error.tries,
-            request_id=error.ids.request_id if error.ids else None,
+            error=error, outcome=outcome or "failed", tries=error.tries, ids=error.ids
         )
 
     def as_json(self) -> str:
@@ -1552,10 +2058,12 @@ class Report(NamedTuple):
                 "schema_version": 1,
                 "path": self.path,
                 "outcome": self.outcome,
-                "talk_id": self.talk_id,
+                "talk_id": self.talk_ids[0] if self.talk_ids and not self.badge_id else None,
+                "badge_id": self.badge_id or None,
+                "talk_ids": self.talk_ids,
                 "error": str(self.error) if self.error else None,
                 "exit_code": self.exit_code,
-                "request_id": self.request_id,
+                "request_id": self.ids.request_id if self.ids else None,
                 "bytes": self.size_bytes,
                 "seconds": round(self.seconds, 3),
                 "tries": self.tries,
@@ -1571,84 +2079,79 @@ class Found(NamedTuple):
     status: os.stat_result
 
 
-def find_recordings(
-    paths: Sequence[str], min_age_s: float, console: "Console"
-) -> Iterator[Found | Report]:
+def find_recordings(args: argparse.Namespace, console: "Console") -> Iterator[Found | Report]:
     """Yield the files named and those in the folders named, each file once, in a stable order.
 
-    Yields a report instead for what cannot be read. Files younger than min_age_s are left out.
+    Yields a report instead for what cannot be read. Files younger than --min-age are left out.
     """
     seen: set[tuple[int, int]] = set()
-    youngest_s = time.time() - min_age_s
-    for path, named in walk(paths):
+    youngest_s = time.time() - args.min_age
+    suffixes = PCM_SUFFIXES if args.audio_type == "pcm" else tuple(AUDIO_SUFFIXES)
+    for path, named in walk(args.audio_path, suffixes):
         try:
             status = os.stat(path)
+            if stat.S_ISDIR(status.st_mode):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except (OSError, ValueError) as error:
             yield Report(path, named=named).failed(unreadable(error))
             continue
-        if stat.S_ISDIR(status.st_mode):
-            denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            yield Report(path, named=named).failed(unreadable(denied))
-        elif (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in seen:
             console.detail(f"{path}: another name of a file that is already there, left out")
-        elif min_age_s and status.st_mtime > youngest_s:
-            console.detail(f"{path}: younger than {min_age_s:g} s, left out")
+        elif args.min_age and status.st_mtime > youngest_s:
+            console.detail(f"{path}: younger than {args.min_age:g} s, left out")
         else:
             seen.add((status.st_dev, status.st_ino))
             yield Found(path, named, status)
 
 
-def walk(paths: Sequence[str]) -> Iterator[tuple[str, bool]]:
+def walk(paths: Sequence[str], suffixes: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
     """Yield each path that is no folder, and the audio files of each that is, sorted by name.
 
     A folder that cannot be listed is yielded itself.
     """
     visited: set[tuple[int, int]] = set()
+    closed: list[OSError] = []
     for path in paths:
         if not os.path.isdir(path):
             yield path, True
             continue
-        closed: list[str] = []
-        note_closed = functools.partial(note_name, closed)
-        for folder, subfolders, files in os.walk(path, followlinks=True, onerror=note_closed):
-            status = os.stat(folder)
+        for folder, subfolders, files in os.walk(path, followlinks=True, onerror=closed.append):
+            try:
+                status = os.stat(folder)
+            except OSError as error:
+                closed.append(error)
+                continue
             if (status.st_dev, status.st_ino) in visited:  # By a link, or named twice.
                 subfolders.clear()
                 continue
             visited.add((status.st_dev, status.st_ino))
             subfolders.sort()
             for name in sorted(files):
-                if name.lower().endswith(AUDIO_SUFFIXES):
+                if name.lower().endswith(suffixes):
                     yield os.path.join(folder, name), False
-        yield from ((folder, False) for folder in closed)
-
-
-def note_name(names: list[str], error: OSError) -> None:
-    """Keep the name of a folder that os.walk could not list."""
-    names.append(error.filename)
+    yield from ((error.filename, False) for error in closed)
 
 
 def check_all(
-    args: argparse.Namespace, ledger: Ledger | None, console: "Console"
+    args: argparse.Namespace, options: AudioOptions, ledger: Ledger | None, console: "Console"
 ) -> tuple[list[tuple[Recording, Report]], list[Report]]:
     """Look at everything named; answer what is to be sent, and what is settled already."""
-    common_fields = read_metadata(args.meta_path) if args.meta_path else None
+    common = read_metadata(args.meta_path) if args.meta_path else None
     to_send: list[tuple[Recording, Report]] = []
     settled: list[Report] = []
     found: list[Found] = []
-    for item in find_recordings(args.audio_path, args.min_age, console):
+    for item in find_recordings(args, console):
         settled.append(item) if isinstance(item, Report) else found.append(item)
     uploaded = ledger.uploaded([file.path for file in found]) if ledger else {}
     warned = set()
     for path, named, status in found:
         report = Report(path, size_bytes=status.st_size, named=named)
-        if talk_id := uploaded.get((path, status.st_size, status.st_mtime_ns)):
-            settled.append(report._replace(outcome="already", talk_id=talk_id))
+        row = uploaded.get((path, status.st_size, status.st_mtime_ns))
+        if row and not (args.wait and row.to_follow):
+            settled.append(report._replace(outcome="already", **row.results))
             continue
         try:
-            recording = check_recording(path, common_fields)
-            if args.single_message:
-                check_single_message(recording)
+            recording = check_recording(path, common, options)
         except UploadError as error:
             settled.append(report.failed(error))
             continue
@@ -1656,85 +2159,103 @@ def check_all(
             if warning not in warned:
                 console.note(f"{path}: {warning}")
             warned.add(warning)
-        to_send.append((recording, report._replace(description=describe(recording, args))))
+        to_send.append((recording, report._replace(description=planned(recording, options))))
     return to_send, settled
 
 
-def check_single_message(recording: Recording) -> None:
-    """Raise UploadError (EX_DATAERR) for a recording too large for one message."""
-    if recording.state.size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
-        raise UploadError(
-            os.EX_DATAERR,
-            f"{recording.state.size_bytes:,} bytes: a single message must stay under "
-            f"{SINGLE_MESSAGE_LIMIT_BYTES:,}",
-            "leave out --single-message to send it as a stream",
-        )
-
-
-def describe(recording: Recording, args: argparse.Namespace) -> str:
+def planned(recording: Recording, options: AudioOptions) -> str:
     """Say what would be sent, and how."""
-    way = "as a single message" if args.single_message else "as a stream"
+    way = "as a single message" if options.single_message else "as a stream"
+    way += " to be split" if options.split else ""
+    metadata = {**recording.metadata.fields}
+    users = f", {len(recording.metadata.users)} users" if recording.metadata.users else ""
     size = f"{recording.state.size_bytes:,} bytes"
-    return f"{recording.description}, {size} {way}, metadata {json.dumps(recording.fields)}"
+    text = json.dumps(metadata, ensure_ascii=False)
+    return f"{recording.audio.description}, {size} {way}, metadata {text}{users}"
 
 
 def upload_one(
     recording: Recording,
     report: Report,
+    args: argparse.Namespace,
     uploader: Uploader,
     ledger: Ledger | None,
-    retry_unknown: bool,
-    note: Callable[[str], None],
+    console: "Console",
 ) -> Report:
     """Upload a recording, with the ledger's knowledge if there is one; answer what became of it."""
     started_s = time.monotonic()
-    on_state: Callable[[str, str], None] | None = None
     sha256 = ""
     try:
+        row: Row | None = None
         if ledger:
             sha256 = hash_audio(recording)
-            row = ledger.claim(recording, sha256, retry_unknown)
-            if row and not row.state.startswith("was "):
-                return settle_from_row(report, row, sha256)
+            row = ledger.claim(recording, sha256, args.retry_unknown)
             if row and row.state == "was unknown":
-                note(f"{recording.path}: may be there already, sent again as --retry-unknown says")
-            on_state = functools.partial(ledger.reach, sha256)
-        answer = uploader.upload(recording, on_state)
-        report = report._replace(
-            outcome="uploaded",
-            talk_id=answer.talk_id,
-            request_id=answer.ids.request_id,
-            tries=answer.tries,
-        )
+                console.note(f"{report.path}: may be there already, --retry-unknown sends it again")
+        if row and not row.state.startswith("was "):
+            report = settle_from_row(report, row, sha256)
+        else:
+            on_state = functools.partial(ledger.reach, sha256) if ledger else None
+            answer = uploader.upload(recording, on_state)
+            report = report._replace(
+                outcome="uploaded",
+                talk_ids=(answer.talk_id,) if answer.talk_id else (),
+                badge_id=answer.badge_id,
+                operation_id=answer.operation_id,
+                ids=answer.ids,
+                tries=answer.tries,
+            )
+            if ledger:
+                ledger.settle(sha256, report)
+        if args.wait and report.operation_id and not report.talk_ids:
+            talk_ids = uploader.follow(report.path, report.operation_id)
+            report = report._replace(talk_ids=tuple(talk_ids))
+            if ledger:
+                ledger.settle(sha256, report._replace(outcome="uploaded", tries=0))
     except UploadError as error:
-        report = report.failed(error)
-    report = report._replace(seconds=time.monotonic() - started_s)
-    if ledger and on_state:
-        try:
-            ledger.settle(sha256, report)
-        except LedgerError as error:
-            if report.talk_id:
-                error.advice += (
-                    f"; the dialog ID is {report.talk_id}, and the next run will not know it"
-                )
-            return report.failed(error)
+        if report.outcome == "failed":
+            report = report.failed(error)
+            if ledger and sha256 and not isinstance(error, LedgerError):
+                report = settle_failed(report, ledger, sha256)
+        else:  # Uploaded; only what was to come after that failed.
+            report = report._replace(error=error)
+    return report._replace(seconds=time.monotonic() - started_s)
+
+
+def settle_failed(report: Report, ledger: Ledger, sha256: str) -> Report:
+    """Note in the ledger why a recording was not uploaded."""
+    try:
+        ledger.settle(sha256, report)
+    except LedgerError as error:
+        return report.failed(error)
     return report
 
 
 def settle_from_row(report: Report, row: Row, sha256: str) -> Report:
     """Say what the ledger knows of a recording that is not to be sent."""
     if row.state == "uploaded":
-        return report._replace(outcome="already", talk_id=row.talk_id)
+        return report._replace(outcome="already", **row.results)
     if row.state == "sending":
         # Under another name, in this run: known when that one has ended.
         return report._replace(outcome="same as", description=sha256)
     if row.state == "unknown":
         cause = f"not sent, an earlier run may have uploaded it: {row.error}"
         advice = "look for it in the console; if it is not there, add --retry-unknown"
-        return report.failed(UploadError(os.EX_PROTOCOL, cause, advice))
-    cause = f"rejected before: {row.error}"
-    advice = "it is sent again once the file or its metadata changes"
-    return report.failed(UploadError(os.EX_DATAERR, cause, advice))
+        error = UploadError(os.EX_PROTOCOL, cause, advice)
+    else:
+        cause = f"not sent, it was rejected before: {row.error}"
+        error = refused(cause, "it is sent again once the file or its metadata changes")
+    return report._replace(error=error, outcome=row.state)
+
+
+def settle_same(report: Report, row: Row | None) -> Report:
+    """Say what became of a recording whose content went under another name."""
+    assert row is not None
+    if row.state == "uploaded":
+        return report._replace(outcome="already", **row.results)
+    code = {"unknown": os.EX_PROTOCOL, "rejected": os.EX_DATAERR}.get(row.state, os.EX_TEMPFAIL)
+    cause = f"same audio as {row.path}, which was not uploaded"
+    return report.failed(UploadError(code, cause, "see there"))
 
 
 class Interrupted(BaseException):
@@ -1780,17 +2301,21 @@ def work_off(
     items: Iterator[tuple[Recording, Report]],
     items_lock: threading.Lock,
     upload: Upload,
-    stopping: threading.Event,
+    uploader: Uploader,
     events: Events,
 ) -> None:
     """Upload one recording after the other; put each report into events, and None at the end."""
     try:
-        while not stopping.is_set():
+        while not uploader.stopping.is_set():
             with items_lock:
                 item = next(items, None)
             if item is None:
                 break
-            events.put(upload(*item))
+            report = upload(*item)
+            if report.error and report.error.stops_run:
+                # Before anybody takes another recording, to send it in vain.
+                uploader.stop(wait_for_answers=True)
+            events.put(report)
     except BaseException as bug:  # noqa: BLE001 - raised again by the thread that reports.
         events.put(bug)
     finally:
@@ -1811,7 +2336,7 @@ def upload_all(
     """
     events: Events = queue.SimpleQueue()
     working = min(jobs, len(to_send))
-    arguments = (iter(to_send), threading.Lock(), upload, uploader.stopping, events)
+    arguments = (iter(to_send), threading.Lock(), upload, uploader, events)
     interrupted: Interrupted | None = None
     # After a signal: when to give up waiting for answers, then for calls to be cancelled.
     deadlines_s = [math.inf]
@@ -1833,8 +2358,6 @@ def upload_all(
             if event is None:
                 working -= 1
             elif isinstance(event, Report):
-                if event.error and event.error.stops_run:
-                    uploader.stop(wait_for_answers=True)
                 yield event
             elif isinstance(event, Interrupted):
                 uploader.stop(wait_for_answers=True)
@@ -1861,29 +2384,33 @@ class Console:
         self._json = args.format == "json"
         self._quiet = args.quiet
         self._verbose = args.verbose
-        self._show_path = len(args.audio_path) > 1 or os.path.isdir(args.audio_path[0])
+        self._show_path = len(args.audio_path) > 1 or any(map(os.path.isdir, args.audio_path))
         self._bar: Any = None
         self._bar_from_s = math.inf
         self._done_bytes = self._all_bytes = self._done = self._all = 0
         if isinstance(sys.stdout, io.TextIOWrapper):
-            # A name that is not UTF-8 leaves as the bytes it came as; each line leaves at once.
-            sys.stdout.reconfigure(errors="surrogateescape", line_buffering=True)
+            # A name that is not UTF-8 leaves as the bytes it came as.
+            utf8 = sys.stdout.encoding.lower().startswith("utf")
+            sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
 
     def result(self, report: Report) -> None:
         """Print what became of a recording."""
         self._done += 1
         self._done_bytes += report.size_bytes or 0
-        if report.error:
+        news = report.outcome == "uploaded"
+        if report.error and report.outcome != "not tried":
             self.problem(f"{report.path}: {report.error}")
+        if news:
+            self.detail(f"{report.path}: uploaded in {report.seconds:.2f} s ({report.ids})")
         if self._json:
-            self._print_result(report.as_json(), report.outcome == "uploaded")
+            self._print_result(report.as_json(), news)
         elif report.outcome == "checked":
-            self._print_result(f"{report.path}: would be sent: {report.description}")
-        elif report.talk_id and (report.outcome == "uploaded" or report.named or self._verbose):
-            prefix = f"{report.path}: " if self._show_path else ""
-            self._print_result(f"{prefix}Dialog ID: {report.talk_id}", report.outcome == "uploaded")
+            self._print_result(f"{report.path}: would be sent: {report.description}", news)
+        elif news or report.named or self._verbose:
+            for line in report.results:
+                self._print_result(f"{report.path}: {line}" if self._show_path else line, news)
 
-    def _print_result(self, line: str, talk_id: bool = False) -> None:
+    def _print_result(self, line: str, news: bool) -> None:
         line = one_line(self.mask(line))
         if not self.output_lost:
             try:
@@ -1893,7 +2420,7 @@ class Console:
             except OSError as error:
                 self.output_lost = True
                 self.problem(f"stdout cannot be written: {error.strerror}; dialog IDs follow here")
-        if talk_id:
+        if news:
             self.problem(line)
 
     def problem(self, text: str) -> None:
@@ -1979,13 +2506,22 @@ class Parser(argparse.ArgumentParser):
         """Parse; exit with 2, naming the options that are unknown and nothing else."""
         namespace, rest = self.parse_known_args(argv)
         if rest:
-            options = [word.split("=")[0] for word in rest if word.startswith("--")]
+            words = [match[0] for word in rest if (match := re.match("--[a-z-]+", word))]
+            # A key may be glued to its option.
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            options = [
+                next((f"{o}..." for o in known if word.startswith(o)), word) for word in words
+            ]
             self.error(f"not understood: {' '.join(options) or 'a word that is no option'}")
         return namespace
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2 and a message without the values that argparse puts into it."""
-        super().error(re.sub(r"(invalid \w+( value)?): .*?( \(|$)", r"\1\3", message))
+        match = re.match(r"(argument [^:]+): (?:invalid|ignored)", message, re.DOTALL)
+        choices = re.search(r" \(choose from [^()]*\)$", message)
+        if match:
+            message = f"{match[1]}: invalid value{choices[0] if choices else ''}"
+        super().error(message)
 
 
 def number(
@@ -2015,10 +2551,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     what = parser.add_argument_group("what to upload")
     what.add_argument(
         "--audio-path",
-        required=True,
         nargs="+",
+        default=[],
         metavar="PATH",
-        help="recordings (WAV, 16 bit LPCM), or folders searched for them",
+        help="recordings (WAV with 16 bit LPCM, MP3, OggOpus), or folders searched for them",
     )
     what.add_argument(
         "--connection-id", required=True, metavar="ID", help="the connection to upload to"
@@ -2027,6 +2563,21 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--meta-path",
         metavar="FILE",
         help="JSON object of metadata fields; call.json beside call.wav wins, field by field",
+    )
+    what.add_argument(
+        "--talk-id", metavar="ID", help="send --meta-path alone: new metadata for this dialog"
+    )
+    what.add_argument(
+        "--audio-type",
+        choices=("auto", *AUDIO_TYPES),
+        default="auto",
+        help="auto (default): from the content; pcm: raw samples, 16 bit, signed, little-endian, "
+        "with --sample-rate and --channels",
+    )
+    rates = number(int, SAMPLE_RATES_HZ[0], SAMPLE_RATES_HZ[-1])
+    what.add_argument("--sample-rate", type=rates, default=0, metavar="HZ", help="of raw samples")
+    what.add_argument(
+        "--channels", type=number(int, 1, 64), default=0, metavar="N", help="of raw samples"
     )
     what.add_argument(
         "--min-age",
@@ -2044,10 +2595,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     access.add_argument("--key-file", metavar="FILE", help="file that holds the key or token")
     access.add_argument(
         "--key-type",
-        choices=("auto", "api-key", "iam-token"),
+        choices=("auto", "api-key", "iam-token", "vm"),
         default="auto",
         help="auto (default): t1. begins an IAM token. Without --key and --key-file the "
-        "environment's API_KEY, then its IAM_TOKEN, is taken",
+        "environment's API_KEY, then its IAM_TOKEN, is taken. vm: the token of this cloud VM's "
+        "service account (YC_METADATA_ADDR: another address of the metadata service)",
     )
     access.add_argument(
         "--endpoint", metavar="HOST:PORT", default=ENDPOINT, help="default: %(default)s"
@@ -2061,6 +2613,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="send one message instead of a stream: audio under 128 MB, all of it in memory, and "
         "no way to tell how far a call came that breaks off",
+    )
+    how.add_argument(
+        "--split",
+        action="store_true",
+        help="have the service split a long recording of one channel, WAV or MP3, into dialogs",
+    )
+    how.add_argument(
+        "--wait",
+        action="store_true",
+        help="with --split: wait for the dialog IDs, as long as something changes within --timeout",
     )
     how.add_argument(
         "--jobs",
@@ -2102,14 +2664,36 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     output.add_argument("--verbose", action="store_true", help="on stderr: every step, with IDs")
     output.add_argument("--version", action="version", version=f"upload_grpc {__version__}")
     args = parser.parse(argv)
+    check_arguments(args, parser)
+    return args
+
+
+def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
+    """Exit with 2 where options are missing or contradict each other."""
     args.connection_id = args.connection_id.strip()
-    for name in ("connection_id", "meta_path", "ca_file", "ledger"):
+    for name in ("connection_id", "meta_path", "ca_file", "ledger", "talk_id"):
         # What a variable that is not set leaves of "$LEDGER" must not pass for no ledger.
         if getattr(args, name) == "":
             parser.error(f"--{name.replace('_', '-')} is empty")
-    if args.retry_unknown and not args.ledger:
-        parser.error("--retry-unknown needs the --ledger that knows them")
-    return args
+    pcm = args.audio_type == "pcm"
+    wrong = {
+        "--audio-path is missing": not args.audio_path and not args.talk_id,
+        "--talk-id goes with --meta-path, and without --audio-path": args.talk_id
+        and (args.audio_path or not args.meta_path),
+        "--audio-type pcm needs --sample-rate and --channels": pcm
+        and not (args.sample_rate and args.channels),
+        "--sample-rate and --channels are for --audio-type pcm": not pcm
+        and (args.sample_rate or args.channels),
+        "--split is sent as a stream, not with --single-message": args.split
+        and args.single_message,
+        "--wait goes with --split": args.wait and not args.split,
+        "--retry-unknown needs the --ledger that knows them": args.retry_unknown
+        and not args.ledger,
+        "--connection-id is not UTF-8": not args.connection_id.isprintable(),
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            parser.error(message)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -2119,15 +2703,22 @@ def run(args: argparse.Namespace, console: Console) -> int:
     credential = find_credential(args.key, args.key_file, args.key_type)
     console.mask = credential.mask
     credential.header()
+    roots = read_root_certificates(args.ca_file)
+    options = AudioOptions(
+        args.audio_type, args.sample_rate, args.channels, args.split, args.single_message
+    )
     uploader = Uploader(
-        lambda: open_channel(args.endpoint, args.ca_file),
+        lambda: open_channel(args.endpoint, roots),
         args.connection_id,
         credential,
-        single_message=args.single_message,
+        options=options,
         timeout_s=args.timeout,
         retries=args.retries,
         note=console.note,
+        detail=console.detail,
     )
+    if args.talk_id:
+        return update_talk(args, uploader, console)
     ledger = Ledger(args.ledger, args.connection_id) if args.ledger else None
     reports: list[Report] = []
 
@@ -2137,7 +2728,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if console.output_lost:
             uploader.stop(wait_for_answers=True)
 
-    to_send, settled = check_all(args, ledger, console)
+    to_send, settled = check_all(args, options, ledger, console)
     for item in settled:
         report(item)
     if args.dry_run:
@@ -2147,35 +2738,41 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     console.expect([item for _, item in to_send])
     upload = functools.partial(
-        upload_one,
-        uploader=uploader,
-        ledger=ledger,
-        retry_unknown=args.retry_unknown,
-        note=console.note,
+        upload_one, args=args, uploader=uploader, ledger=ledger, console=console
     )
     same: list[Report] = []
     try:
         for item in upload_all(to_send, upload, uploader, args.jobs, console):
             same.append(item) if item.outcome == "same as" else report(item)
         for item in same:
-            row = ledger.row(item.description) if ledger else None
-            report(settle_same(item, row))
+            report(settle_same(item, ledger.row(item.description) if ledger else None))
     finally:
         console.end_progress()
-        summarize(reports, len(to_send) + len(settled), console)
+        tried = {item.path for item in reports}
+        untried = UploadError(os.EX_TEMPFAIL, "not tried, the run ended before", AGAIN)
+        for _, item in to_send:
+            if item.path not in tried:
+                report(item.failed(untried)._replace(outcome="not tried"))
+        summarize(reports, console)
         if ledger:
             ledger.close()
     return exit_code(reports, console)
 
 
-def settle_same(report: Report, row: Row | None) -> Report:
-    """Say what became of a recording whose content went under another name."""
-    assert row is not None
-    if row.state == "uploaded":
-        return report._replace(outcome="already", talk_id=row.talk_id)
-    code = {"unknown": os.EX_PROTOCOL, "rejected": os.EX_DATAERR}.get(row.state, os.EX_TEMPFAIL)
-    cause = f"same audio as {row.path}, which was not uploaded"
-    return report.failed(UploadError(code, cause, "see there"))
+def update_talk(args: argparse.Namespace, uploader: Uploader, console: Console) -> int:
+    """Send new metadata for a dialog that exists."""
+    metadata = read_metadata(args.meta_path)
+    if args.dry_run:
+        console.note(f"dialog {args.talk_id} would get {shown(metadata.fields)}")
+        return os.EX_OK
+    report = Report(args.talk_id, outcome="updated", talk_ids=(args.talk_id,))
+    try:
+        answer = uploader.update(args.talk_id, metadata)
+        report = report._replace(ids=answer.ids, tries=answer.tries)
+    except UploadError as error:
+        report = report.failed(error)._replace(talk_ids=())
+    console.result(report)
+    return exit_code([report], console)
 
 
 def exit_code(reports: Sequence[Report], console: Console) -> int:
@@ -2186,12 +2783,11 @@ def exit_code(reports: Sequence[Report], console: Console) -> int:
     return next((code for code in GRAVEST_FIRST if code in codes), os.EX_OK)
 
 
-def summarize(reports: Sequence[Report], total: int, console: Console) -> None:
+def summarize(reports: Sequence[Report], console: Console) -> None:
     """Count the outcomes on stderr, where there was more than one recording."""
-    if total <= 1:
+    if len(reports) <= 1:
         return
     counts = collections.Counter(report.outcome for report in reports)
-    counts["not tried"] = total - len(reports)
     console.note(
         f"{counts['uploaded']} uploaded, {counts['already']} already there, "
         f"{counts['failed'] + counts['rejected']} failed, {counts['unknown']} unknown"
@@ -2201,6 +2797,8 @@ def summarize(reports: Sequence[Report], total: int, console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and answer its exit code."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")
     args = parse_arguments(argv)
     console = Console(args)
     try:
@@ -2220,6 +2818,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # A descriptor that we were started without must not become the ledger's.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
     code = main()
     with contextlib.suppress(OSError, AttributeError):  # Full, or closed from the beginning.
         sys.stdout.flush()

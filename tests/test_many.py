@@ -1,0 +1,605 @@
+"""Many recordings in one command: which are taken, in what order, and what is said of each."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest import SCRIPT, Outcome, Run, arguments, make_wav, start
+from stand_in import Delay, Fail, Freeze, StandIn, Step, stored_talks
+
+LOST = Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True)
+BUSY = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many at a time")
+REJECTED = Fail(grpc.StatusCode.INVALID_ARGUMENT, "not this one")
+REFUSED = Fail(grpc.StatusCode.PERMISSION_DENIED, "not you")
+NO_CONNECTION = Fail(grpc.StatusCode.NOT_FOUND, "no such connection")
+
+JSON_KEYS = {
+    "schema_version",
+    "path",
+    "outcome",
+    "talk_id",
+    "error",
+    "exit_code",
+    "request_id",
+    "bytes",
+    "seconds",
+    "tries",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Make an empty folder for recordings."""
+    path = tmp_path / "calls"
+    path.mkdir()
+    return path
+
+
+def make_wavs(folder: Path, *names: str, size_bytes: int = 2_000) -> list[Path]:
+    """Write a recording of each name, with the folders it needs."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    return [make_wav(folder / name, size_bytes) for name in names]
+
+
+def dialog_ids(out: str) -> dict[str, str]:
+    """Read `<path>: Dialog ID: <talk_id>` lines, and nothing else."""
+    pairs = [line.split(": Dialog ID: ") for line in out.splitlines()]
+    ids = {path: talk_id for path, talk_id in pairs}
+    assert len(ids) == len(pairs), "a path is there twice"
+    return ids
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 20) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def last_line(err: str) -> str:
+    return err.splitlines()[-1].removeprefix("upload_grpc: ")
+
+
+# --- Which recordings ----------------------------------------------------------------
+
+
+def test_files_and_folders_are_taken_in_the_order_named_and_folders_by_name(
+    upload: Run, service: StandIn, folder: Path
+) -> None:
+    names = ["b/2.wav", "b/1.wav", "z.wav", "b/c/deep/9.WAV", "b/a/3.wav", "a.wav"]
+    make_wavs(folder, *names)
+    (folder / "b" / "notes.txt").write_text("no recording")
+    (folder / "b" / "1.json").write_text("{}")
+    single = make_wav(folder.parent / "single.wav", 2_000)
+    expected = [
+        str(path)
+        for path in (
+            single,
+            *(folder / name for name in ("a.wav", "z.wav", "b/1.wav", "b/2.wav", "b/a/3.wav")),
+            folder / "b/c/deep/9.WAV",
+        )
+    ]
+    for _ in range(2):
+        outcome = upload("--jobs", 1, "--audio-path", single, folder)
+        assert outcome.code == os.EX_OK
+        assert list(dialog_ids(outcome.out)) == expected
+    assert len(service.talks) == 2 * len(expected)
+
+
+def test_an_empty_folder_is_no_error_and_nothing_to_talk_about(
+    upload: Run, service: StandIn, folder: Path
+) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "notes.txt").write_text("no recording")
+    assert upload("--audio-path", folder) == Outcome(os.EX_OK, "", "")
+    assert not service.calls
+
+
+def test_links_are_followed_but_not_round_in_circles(upload: Run, folder: Path) -> None:
+    make_wavs(folder, "1.wav", "sub/2.wav", "../elsewhere/3.wav")
+    (folder / "sub" / "up").symlink_to("..")
+    (folder / "sub" / "here").symlink_to(".")
+    (folder / "top").symlink_to(folder)
+    (folder / "other").symlink_to("../elsewhere")
+    (folder / "other too").symlink_to("../elsewhere")
+    (folder / "round").symlink_to("round")
+    outcome = upload("--audio-path", folder)
+    assert outcome.code == os.EX_OK
+    found = [str(folder / name) for name in ("1.wav", "other/3.wav", "sub/2.wav")]
+    assert sorted(dialog_ids(outcome.out)) == found
+
+
+def test_a_link_to_nowhere_is_reported_and_the_others_go(
+    upload: Run, service: StandIn, folder: Path
+) -> None:
+    make_wavs(folder, "1.wav", "2.wav")
+    (folder / "gone.wav").symlink_to("nowhere.wav")
+    (folder / "round.wav").symlink_to("round.wav")
+    outcome = upload("--audio-path", folder)
+    assert outcome.code == os.EX_NOINPUT
+    assert "gone.wav: cannot be read" in outcome.err and "round.wav: cannot be" in outcome.err
+    assert len(service.talks) == 2
+
+
+def test_what_is_no_file_is_reported_and_not_waited_for(
+    upload: Run, service: StandIn, folder: Path
+) -> None:
+    make_wavs(folder, "1.wav")
+    os.mkfifo(folder / "fifo.wav")
+    outcome = upload("--audio-path", folder)
+    assert outcome.code == os.EX_NOINPUT
+    assert "fifo.wav: not a regular file" in outcome.err
+    assert len(service.talks) == 1
+
+
+def without_rights() -> list[str]:
+    """Answer what to put before a command so that permissions count, also for root."""
+    if os.geteuid() != 0:
+        return []
+    if not shutil.which("setpriv"):
+        pytest.skip("root reads everything, and there is no setpriv (util-linux) to change that")
+    return ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+
+
+def test_a_folder_or_file_that_may_not_be_read_is_reported_and_the_others_go(
+    service: StandIn, folder: Path
+) -> None:
+    make_wavs(folder, "1.wav", "a/2.wav", "closed/3.wav", "listed/4.wav", "5.wav")
+    closed = (folder / "closed", 0o000), (folder / "listed", 0o400), (folder / "5.wav", 0o000)
+    for path, mode in closed:
+        path.chmod(mode)
+    try:
+        command = [*without_rights(), sys.executable, str(SCRIPT)]
+        words = arguments(service, "--audio-path", folder, folder / "closed")
+        done = subprocess.run(
+            [*command, *words], capture_output=True, text=True, timeout=30, check=False
+        )
+    finally:
+        for path, _ in closed:
+            path.chmod(0o700)
+    assert done.returncode == os.EX_NOINPUT
+    for path in (folder / "closed", folder / "listed" / "4.wav", folder / "5.wav"):
+        assert f"{path}: cannot be read: Permission denied" in done.stderr
+    assert sorted(dialog_ids(done.stdout)) == [str(folder / "1.wav"), str(folder / "a/2.wav")]
+
+
+def test_one_file_named_several_times_is_one_dialog(
+    upload: Run, service: StandIn, folder: Path
+) -> None:
+    (wav,) = make_wavs(folder, "1.wav")
+    (folder / "hard.wav").hardlink_to(wav)
+    (folder / "soft.wav").symlink_to(wav)
+    roundabout = f"{folder}/../{folder.name}/1.wav"
+    outcome = upload("--verbose", "--audio-path", wav, wav, folder, roundabout, folder)
+    assert outcome.code == os.EX_OK
+    assert list(dialog_ids(outcome.out)) == [str(wav)]
+    assert len(service.talks) == 1
+    assert "hard.wav: another name of a file that is already there" in outcome.err
+
+
+def test_young_files_are_left_out_in_silence(upload: Run, service: StandIn, folder: Path) -> None:
+    old, young = make_wavs(folder, "old.wav", "young.wav")
+    an_hour_ago = time.time() - 3600
+    os.utime(old, (an_hour_ago, an_hour_ago))
+    young.write_bytes(b"RIFF, and the recorder is not done yet")
+
+    outcome = upload("--min-age", 600, "--meta-path", write_fields(folder), "--audio-path", folder)
+    assert outcome.code == os.EX_OK
+    assert list(dialog_ids(outcome.out)) == [str(old)]
+    assert "young" not in outcome.err
+
+    assert upload("--min-age", 7200, "--audio-path", folder) == Outcome(os.EX_OK, "", "")
+    assert upload("--min-age", 600, "--audio-path", young) == Outcome(os.EX_OK, "", "")
+    told = upload("--min-age", 600, "--verbose", "--audio-path", young)
+    assert f"{young}: younger than 600 s, left out" in told.err
+    assert len(service.talks) == 1
+
+
+def write_fields(folder: Path) -> Path:
+    """Write metadata beside a folder, so that nothing is said about placeholders."""
+    path = folder.parent / "fields.json"
+    path.write_text('{"operator_name": "Anna"}')
+    return path
+
+
+NAMES = {
+    b"not utf-8 \xff\xfe.wav": b"not utf-8 \xff\xfe.wav",
+    "Звонок №1.wav".encode(): "Звонок №1.wav".encode(),
+    b"two  spaces .wav": b"two  spaces .wav",
+    b"new\nline.wav": b"new\\x0aline.wav",
+    b"\x1b[31mred\r.wav": b"\\x1b[31mred\\x0d.wav",
+    b"-dash.wav": b"-dash.wav",
+    b"--key=x.wav": b"--key=x.wav",
+    b"'$(id)' `id` \\.wav": b"'$(id)' `id` \\.wav",
+    b"x" * 251 + b".wav": b"x" * 251 + b".wav",
+    b".hidden.wav": b".hidden.wav",
+}
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["found", "named"])
+def test_any_name_will_do(service: StandIn, tmp_path: Path, named: bool) -> None:
+    folder = os.fsencode(tmp_path / "calls")
+    os.mkdir(folder)
+    for number, name in enumerate(NAMES):
+        make_wav(tmp_path / "one.wav", 2_000, seed=number).rename(
+            os.fsdecode(os.path.join(folder, name))
+        )
+    paths = [b"./" + name if name.startswith(b"-") else name for name in NAMES]
+    words = arguments(service, "--ledger", tmp_path / "ledger")
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, str(SCRIPT), *words, "--audio-path", *(paths if named else [b"."])],
+            cwd=folder,
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == os.EX_OK, done.stderr
+    # Known ones are repeated where they were named, and pass in silence where they were found.
+    shown = {re.sub(rb"^\./", b"", line) for line in done.stdout.splitlines()}
+    talks = stored_talks(service.store)
+    assert len(talks) == len(NAMES)
+    ids = {talk["sha256"]: talk["talk_id"].encode() for talk in talks}
+    expected = set()
+    for name, visible in NAMES.items():
+        with open(os.path.join(folder, name), "rb") as file:
+            expected.add(visible + b": Dialog ID: " + ids[hashlib.sha256(file.read()).hexdigest()])
+    assert shown == (expected if named else set())
+
+
+# --- All checked first, and a bad one stops nothing ----------------------------------
+
+
+def test_bad_ones_never_stop_the_good_ones(upload: Run, service: StandIn, folder: Path) -> None:
+    good = make_wavs(folder, *(f"good{number}.wav" for number in range(5)))
+    (folder / "a bad.wav").write_text("no recording")
+    (folder / "good5.wav").write_bytes(good[0].read_bytes()[:1_000])
+    make_wav(folder / "good6.wav").with_suffix(".json").write_text("{")
+    outcome = upload("--audio-path", folder, folder / "missing.wav")
+    assert outcome.code == os.EX_DATAERR
+    assert sorted(dialog_ids(outcome.out)) == list(map(str, good))
+    assert len(service.talks) == len(good)
+    for name in ("a bad.wav", "good5.wav", "good6.wav", "missing.wav"):
+        assert f"upload_grpc: {folder / name}: " in outcome.err
+    assert last_line(outcome.err) == "5 uploaded, 0 already there, 4 failed, 0 unknown"
+
+
+def test_the_last_one_is_checked_before_the_first_one_is_sent(
+    service: StandIn, folder: Path, tmp_path: Path
+) -> None:
+    make_wavs(folder, "1.wav")
+    (folder / "z.wav").write_text("no recording")
+    service.script.append(Freeze(after_bytes=0))
+    words = arguments(service, "--audio-path", folder)
+    with open(tmp_path / "stderr", "w+") as stderr:
+        with subprocess.Popen([sys.executable, str(SCRIPT), *words], stderr=stderr) as process:
+            wait_for(lambda: service.calls)
+            said = (tmp_path / "stderr").read_text()
+            process.terminate()
+    assert "z.wav: not a WAV file" in said
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("words", "connections", "code"),
+    [
+        (["--key", "wrong-key"], None, os.EX_NOPERM),
+        (["--connection-id", "wrong"], ["connection-1"], os.EX_CONFIG),
+    ],
+    ids=["key", "connection"],
+)
+def test_what_every_recording_would_meet_stops_the_run(  # noqa: PLR0917
+    upload: Run,
+    service: StandIn,
+    folder: Path,
+    words: list[str],
+    connections: list[str] | None,
+    code: int,
+) -> None:
+    make_wavs(folder, *(f"{number:02}.wav" for number in range(20)), size_bytes=300_000)
+    (folder / "bad.wav").write_text("no recording")
+    service.connections = connections
+    outcome = upload("--jobs", 2, *words, "--audio-path", folder)
+    assert outcome.code == code
+    assert outcome.out == ""
+    tried = len(service.calls)
+    assert 1 <= tried <= 4
+    failed = re.fullmatch(
+        r"0 uploaded, 0 already there, (\d+) failed, 0 unknown, (\d+) not tried",
+        last_line(outcome.err),
+    )
+    assert failed and int(failed[1]) >= tried + 1 and int(failed[1]) + int(failed[2]) == 21
+
+
+def test_two_good_recordings_before_the_key_expires_are_reported(
+    upload: Run, service: StandIn, folder: Path
+) -> None:
+    make_wavs(folder, *(f"{number}.wav" for number in range(6)))
+    service.script += [None, None, REFUSED]
+    outcome = upload("--jobs", 1, "--audio-path", folder)
+    assert outcome.code == os.EX_NOPERM
+    assert list(dialog_ids(outcome.out).values()) == list(service.talks)
+    assert last_line(outcome.err) == (
+        "2 uploaded, 0 already there, 1 failed, 0 unknown, 3 not tried"
+    )
+
+
+# --- Several at a time ---------------------------------------------------------------
+
+
+def test_jobs_go_side_by_side_over_one_connection(service: StandIn, folder: Path) -> None:
+    make_wavs(folder, *(f"{number}.wav" for number in range(9)), size_bytes=300_000)
+    service.script += [Delay(0.3)] * 3
+    peaks = set()
+    with start(*arguments(service, "--jobs", 3, "--audio-path", folder)) as process:
+        while process.poll() is None:
+            peaks.add(sum(not call.outcome for call in service.calls))
+            time.sleep(0.002)
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == os.EX_OK
+    assert max(peaks) == 3
+    assert len(dialog_ids(out)) == len(service.talks) == 9
+    assert len({call.peer for call in service.calls}) == 1
+
+
+def test_results_appear_as_they_come(service: StandIn, folder: Path) -> None:
+    make_wavs(folder, "1.wav", "2.wav", "3.wav")
+    service.script += [None, None, Freeze()]
+    with start(*arguments(service, "--jobs", 1, "--audio-path", folder)) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(2)]
+        process.kill()
+    assert list(dialog_ids("".join(lines)).values()) == list(service.talks)[:2]
+
+
+# --- What is said --------------------------------------------------------------------
+
+
+def test_the_last_line_counts(
+    upload: Run, service: StandIn, folder: Path, tmp_path: Path
+) -> None:
+    words = ("--jobs", 1, "--retries", 0, "--ledger", tmp_path / "l", "--audio-path", folder)
+    make_wavs(folder, "1.wav")
+    upload(*words)
+    make_wavs(folder, "2.wav", "3.wav", "4.wav", "5.wav", "6.wav")
+    service.script += [None, LOST, BUSY, REJECTED]
+    outcome = upload(*words)
+    assert last_line(outcome.err) == "2 uploaded, 1 already there, 2 failed, 1 unknown"
+    assert len(dialog_ids(outcome.out)) == 2
+    assert outcome.code == os.EX_PROTOCOL
+
+
+def test_quiet_leaves_the_failures(upload: Run, service: StandIn, folder: Path) -> None:
+    make_wavs(folder, "1.wav", "2.wav")
+    outcome = upload("--quiet", "--audio-path", folder)
+    assert outcome.code == os.EX_OK
+    assert outcome.err == ""
+    assert len(dialog_ids(outcome.out)) == 2
+    service.script += [None, REJECTED]
+    outcome = upload("--quiet", "--jobs", 1, "--audio-path", folder)
+    (line,) = outcome.err.splitlines()
+    assert line.startswith(f"upload_grpc: {folder / '2.wav'}: not this one (INVALID_ARGUMENT")
+
+
+def test_json_is_one_object_a_recording_whatever_became_of_it(
+    upload: Run, service: StandIn, folder: Path, tmp_path: Path
+) -> None:
+    words = ("--format", "json", "--jobs", 1, "--ledger", tmp_path / "l", "--retries", 1)
+    make_wavs(folder, "1.wav")
+    upload(*words, "--audio-path", folder)
+    make_wavs(folder, "2.wav", "3.wav", "4.wav", "5.wav", size_bytes=300_000)
+    (folder / "6.wav").write_text("no recording")
+    service.script += [BUSY, None, LOST, BUSY, BUSY, REJECTED]
+    outcome = upload(*words, "--audio-path", folder, folder / "7.wav")
+    results = {}
+    for line in outcome.out.splitlines():
+        result = json.loads(line)
+        assert set(result) == JSON_KEYS
+        assert result["schema_version"] == 1
+        results[Path(result.pop("path")).name] = result
+    assert outcome.code == os.EX_PROTOCOL
+    assert {
+        name: (result["outcome"], result["exit_code"], result["tries"])
+        for name, result in results.items()
+    } == {
+        "1.wav": ("already", 0, 0),
+        "2.wav": ("uploaded", 0, 2),
+        "3.wav": ("unknown", os.EX_PROTOCOL, 1),
+        "4.wav": ("failed", os.EX_TEMPFAIL, 2),
+        "5.wav": ("rejected", os.EX_DATAERR, 1),
+        "6.wav": ("rejected", os.EX_DATAERR, 0),
+        "7.wav": ("failed", os.EX_NOINPUT, 0),
+    }
+    by_request = {call.metadata["x-client-request-id"]: call for call in service.calls}
+    for name in ("2.wav", "3.wav", "4.wav", "5.wav"):
+        assert results[name]["request_id"] in by_request
+        assert results[name]["bytes"] == (folder / name).stat().st_size
+        assert results[name]["seconds"] > 0
+    assert results["2.wav"]["talk_id"] in service.talks
+    assert results["1.wav"]["talk_id"] in service.talks
+    for name, result in results.items():
+        assert bool(result["error"]) == (result["exit_code"] != 0), name
+        assert bool(result["talk_id"]) == (result["exit_code"] == 0), name
+    assert "not this one" in results["5.wav"]["error"]
+    assert results["7.wav"]["bytes"] is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "code"),
+    [
+        ([BUSY, None, None], os.EX_TEMPFAIL),
+        (["missing", BUSY], os.EX_NOINPUT),
+        (["missing", BUSY, REJECTED], os.EX_DATAERR),
+        (["missing", "bad"], os.EX_DATAERR),
+        (["bad", LOST, BUSY], os.EX_PROTOCOL),
+        ([LOST, "missing", NO_CONNECTION], os.EX_CONFIG),
+        ([LOST, "bad", REFUSED], os.EX_NOPERM),
+    ],
+)
+def test_the_gravest_exit_code_wins(
+    upload: Run, service: StandIn, folder: Path, steps: list[Step | str], code: int
+) -> None:
+    paths = []
+    for number, step in enumerate(steps):
+        path = folder / f"{number}.wav"
+        if step == "bad":
+            path.write_text("no recording")
+        elif step != "missing":
+            assert not isinstance(step, str)
+            make_wav(path, 300_000)
+            service.script.append(step)
+        paths.append(path)
+    assert upload("--jobs", 1, "--retries", 0, "--audio-path", *paths).code == code
+    assert not service.script
+
+
+# --- Stopped, and nobody to read the results -----------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_no_dialog_without_a_line(
+    service: StandIn, folder: Path, number: signal.Signals
+) -> None:
+    make_wavs(folder, *(f"{number}.wav" for number in range(12)), size_bytes=2_000_000)
+    # Three are stored at once, one answer is on its way, one never comes, one is cut off.
+    service.script += [None, None, None, Delay(0.3), Freeze(store=True), Freeze(after_bytes=1000)]
+    with start(*arguments(service, "--jobs", 3, "--audio-path", folder)) as process:
+        wait_for(lambda: sum(not call.outcome for call in service.calls) == 3)
+        wait_for(lambda: sum(call.half_closed for call in service.calls) == 5)
+        began = time.monotonic()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    assert time.monotonic() - began < 3
+    assert process.returncode == 128 + number
+    ids = dialog_ids(out)
+    assert len(ids) >= 4
+    unnamed = {talk["sha256"] for talk in stored_talks(service.store)} - {
+        hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in ids
+    }
+    # The frozen one made a talk and never said so: that it may be there is said in its line.
+    (doubtful,) = re.findall(r"upload_grpc: (.*): sent, but not confirmed", err)
+    assert unnamed <= {hashlib.sha256(Path(doubtful).read_bytes()).hexdigest()}
+    assert set(ids.values()) <= set(service.talks)
+    assert "Traceback" not in err
+    counted = re.search(
+        r"(\d+) uploaded, 0 already there, (\d+) failed, 1 unknown, (\d+) not tried", err
+    )
+    assert counted and sum(map(int, counted.groups())) == 11
+    assert f"stopped by {number.name}" in err
+
+
+def shell(line: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a shell that does something to its stdout."""
+    return subprocess.run(
+        ["bash", "-c", line, "bash", sys.executable, str(SCRIPT), *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['"$@" >/dev/full', '"$@" | true; exit ${PIPESTATUS[0]}', 'exec "$@" >&-'],
+    ids=["full", "closed pipe", "closed"],
+)
+def test_dialog_ids_that_cannot_be_printed_are_on_stderr(
+    service: StandIn, folder: Path, line: str
+) -> None:
+    make_wavs(folder, *(f"{number:02}.wav" for number in range(30)))
+    service.script += [Delay(0.2)]  # Time for `true` to end.
+    done = shell(line, *arguments(service, "--jobs", "1", "--audio-path", folder))
+    assert done.returncode == os.EX_IOERR
+    assert "stdout" in done.stderr and "Traceback" not in done.stderr
+    for talk in stored_talks(service.store):
+        assert f"Dialog ID: {talk['talk_id']}" in done.stderr
+    assert len(service.talks) < 30, "it goes on sending though nobody hears of it"
+
+
+# --- A folder of 20,000 --------------------------------------------------------------
+
+MANY = 20_000
+
+
+@pytest.fixture(scope="module")
+def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Make a folder of very many very short recordings."""
+    root = tmp_path_factory.mktemp("large")
+    folder = root / "calls"
+    content = make_wav(root / "one.wav", 32).read_bytes()
+    for number in range(MANY):
+        if number % 1000 == 0:
+            subfolder = folder / f"{number // 1000:02}"
+            subfolder.mkdir(parents=True)
+        (subfolder / f"{number:05}.wav").write_bytes(content[:-4] + number.to_bytes(4, "little"))
+    yield folder
+    shutil.rmtree(root)
+
+
+def measure(*words: str) -> tuple[int, float, float, str, str]:
+    """Run the command; answer exit code, seconds, MB of memory at most, stdout and stderr."""
+    began = time.monotonic()
+    process = start(*words)
+    assert process.stdout and process.stderr
+    # 20,000 lines fit no pipe; stderr's few do.
+    with process.stdout, process.stderr:
+        out, err = process.stdout.read(), process.stderr.read()
+        _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    took_s = time.monotonic() - began
+    return process.returncode, took_s, used.ru_maxrss / 1024, out, err
+
+
+def test_a_folder_of_very_many_is_checked_in_bounded_time_and_memory(
+    service: StandIn, large_folder: Path
+) -> None:
+    words = arguments(service, "--dry-run", "--audio-path", large_folder)
+    code, took_s, memory_mb, out, _ = measure(*words)
+    assert code == os.EX_OK
+    assert out.count("\n") == MANY
+    assert took_s < 30
+    assert memory_mb < 200
+
+
+def test_very_many_that_the_ledger_knows_cost_next_to_nothing(
+    service: StandIn, large_folder: Path, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger.sqlite"
+    first = large_folder / "00" / "00000.wav"
+    fields = write_fields(large_folder)
+    words = arguments(service, "--meta-path", fields, "--quiet", "--ledger", ledger)
+    assert measure(*words, "--audio-path", str(first))[0] == os.EX_OK
+    paths = sorted(large_folder.glob("*/*.wav"))
+    with contextlib.closing(sqlite3.connect(ledger)) as database, database:
+        database.executemany(
+            "INSERT INTO recordings SELECT connection_id, ?, ?, size_bytes, ?, metadata_sha256, "
+            "state, talk_id, request_id, attempts, error, updated_at FROM recordings "
+            "WHERE connection_id = 'connection-1' AND path = ?",
+            (
+                (f"{number:064}", str(path), path.stat().st_mtime_ns, str(first))
+                for number, path in enumerate(paths[1:-5])
+            ),
+        )
+    code, took_s, memory_mb, out, err = measure(*words, "--audio-path", str(large_folder))
+    assert (code, err) == (os.EX_OK, "")
+    assert sorted(dialog_ids(out)) == list(map(str, paths[-5:]))
+    assert len(service.calls) == 6
+    assert took_s < 15
+    assert memory_mb < 200
