@@ -66,13 +66,11 @@ try:
     from google.protobuf.message import DecodeError
     from yandex.cloud.speechsense.v1 import audio_pb2, talk_service_pb2, talk_service_pb2_grpc
 except Exception as error:  # Missing packages, missing stubs, or stubs of another protobuf.
-    venv = HERE / ".venv"
     if __name__ != "__main__":
         raise
-    if os.environ.setdefault("UPLOAD_GRPC_PYTHON", sys.executable) == sys.executable:
+    if "UPLOAD_GRPC_VENV" not in os.environ:  # Once: the environment may lack the packages, too.
         # `python3 upload_grpc.py` after `make setup`: the packages are there, one door further.
-        # The variable says that we come from there, should that door lead to no packages either.
-        os.environ["UPLOAD_GRPC_PYTHON"] = python = str(venv / "bin/python")
+        os.environ["UPLOAD_GRPC_VENV"] = python = str(HERE / ".venv/bin/python")
         with contextlib.suppress(OSError):
             os.execv(python, [python, __file__, *sys.argv[1:]])
     print(
@@ -888,6 +886,10 @@ class Transfer:
             self._audio = io.FileIO(self.path)
         except OSError as error:
             raise FileChanged(f"became unreadable ({error.strerror})") from error
+        with self._commit_lock:
+            if self._abandoned:  # The call failed before grpc came to read.
+                self._audio.close()
+                raise FileChanged("was given up")
         opened = FileState.of(os.fstat(self._audio.fileno()))
         self.state = self.state or opened
         if opened != self.state:
@@ -942,10 +944,10 @@ class Transfer:
         """
         with self._commit_lock:
             self._abandoned = True
-        # grpc lets go of an aborted stream's requests only when it likes.
-        if self._audio is not None:
-            self._audio.close()
-        return self.finished
+            # grpc lets go of an aborted stream's requests only when it likes.
+            if self._audio is not None:
+                self._audio.close()
+            return self.finished
 
 
 def connection_bytes() -> tuple[int, int]:
@@ -1250,9 +1252,10 @@ def adopt_proxy_settings() -> bool:
             os.environ[name] = os.environ[name.upper()]
     if "*" in os.environ.get("no_proxy", "").replace(",", " ").split():
         return False
-    name = next(filter(os.environ.get, ("grpc_proxy", "https_proxy", "http_proxy")), None)
-    if name is None:
+    in_use = [name for name in ("grpc_proxy", "https_proxy", "http_proxy") if os.environ.get(name)]
+    if not in_use:
         return False
+    name = in_use[0]
     from urllib.parse import urlsplit
 
     if "://" not in os.environ[name]:
@@ -1776,17 +1779,21 @@ class Ledger:
         self._waiting: list[_Write] = []
         self._waiting_lock = threading.Lock()
         self._write_lock = threading.Lock()
-        try:
-            self._lock_file = self._lock()
-            # Absolute, because SQLite takes ":memory:" for no file at all.
-            self._db = sqlite3.connect(
-                os.path.abspath(path), isolation_level=None, check_same_thread=False
-            )
-            self._prepare()
-        except OSError as error:
-            raise LedgerError(path, error.strerror or str(error)) from error
-        except sqlite3.Error as error:
-            raise LedgerError(path, str(error)) from error
+        with contextlib.ExitStack() as undo:
+            try:
+                self._lock_file = self._lock()
+                undo.callback(os.close, self._lock_file)
+                # Absolute, because SQLite takes ":memory:" for no file at all.
+                self._db = sqlite3.connect(
+                    os.path.abspath(path), isolation_level=None, check_same_thread=False
+                )
+                undo.callback(self._db.close)
+                self._prepare()
+            except OSError as error:
+                raise LedgerError(path, error.strerror or str(error)) from error
+            except sqlite3.Error as error:
+                raise LedgerError(path, str(error)) from error
+            undo.pop_all()
 
     def _lock(self) -> int:
         """Keep other runs out until this process ends, however it ends."""
@@ -1831,7 +1838,8 @@ class Ledger:
     def close(self) -> None:
         """Close the file; the lock goes with the process."""
         with self._write_lock:
-            self._db.close()
+            with contextlib.suppress(self._sqlite_error):  # All that matters is written.
+                self._db.close()
             os.close(self._lock_file)
 
     def uploaded(self, paths: Sequence[str]) -> dict[tuple[str, int, int], Row]:
@@ -1959,7 +1967,8 @@ class Ledger:
             self._db.execute("COMMIT")
         except self._sqlite_error as error:
             error_text = str(error)
-            if self._db.in_transaction:
+            # SQLite may have rolled back by itself, and a full disk may keep us from doing it.
+            with contextlib.suppress(self._sqlite_error):
                 self._db.execute("ROLLBACK")
         for write in batch:
             write.error = error_text

@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# As the program does; must stand in the environment before anybody imports grpc.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 from stand_in import StandIn
 
 import upload_grpc

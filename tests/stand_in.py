@@ -75,7 +75,8 @@ Response = TypeVar("Response")
 class Fail:
     """Answer with a status, after so many bytes of audio; 0: before reading; None: after all.
 
-    `store` makes the talk first, and only then fails.
+    `store` makes the talk first, and only then fails. Without `ids` nothing in the answer
+    tells that it is the service's own.
     """
 
     code: grpc.StatusCode
@@ -83,6 +84,7 @@ class Fail:
     after_bytes: int | None = None
     trailing: Metadata = ()
     store: bool = False
+    ids: bool = True
 
 
 @dataclass(frozen=True)
@@ -344,8 +346,8 @@ class _LiveCall:
             raise _Cancelled
 
     def ids(self) -> Metadata:
-        """The IDs an answer carries, unless they were sent before."""
-        if self._ids_sent:
+        """The IDs an answer carries, unless they were sent before or are not wanted."""
+        if self._ids_sent or not getattr(self.step, "ids", True):
             return ()
         self._ids_sent = True
         return (
