@@ -1340,12 +1340,14 @@ RULES = (
 CANCELLED_RULE = Rule("", "", LOST, os.EX_TEMPFAIL, AGAIN)
 
 
-def find_rule(error: Any, status: str, details: str, transfer: Transfer) -> Rule:
+def find_rule(
+    error: Any, status: str, details: str, transfer: Transfer, channel: grpc.Channel
+) -> Rule:
     """Find what the failure of a call means."""
     # A service may pass on such words of its own calls, after it has stored what we sent: they
     # say something of our connection only where nothing has gone or come over it.
     heard = error.initial_metadata() or error.trailing_metadata()
-    sent = transfer.streamed and transfer.handed_over_bytes
+    sent = transfer.handed_over_bytes if transfer.streamed else has_connection(channel)
     rules = RULES if heard or sent else NO_CONNECTION_RULES + RULES
     return next(
         rule
@@ -1354,8 +1356,25 @@ def find_rule(error: Any, status: str, details: str, transfer: Transfer) -> Rule
     )
 
 
+def has_connection(channel: grpc.Channel) -> bool:
+    """Tell whether a channel may have had a connection up to now."""
+    states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
+    channel.subscribe(states.put)
+    try:
+        without = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.CONNECTING)
+        return states.get(timeout=1) not in without
+    except queue.Empty:
+        return True
+    finally:
+        channel.unsubscribe(states.put)
+
+
 def call_error(
-    error: Exception, transfer: Transfer, ids: CallIds, mask: Callable[[str], str]
+    error: Exception,
+    transfer: Transfer,
+    channel: grpc.Channel,
+    ids: CallIds,
+    mask: Callable[[str], str],
 ) -> UploadError:
     """Say what a call that brought no answer means for the recording it was to upload.
 
@@ -1365,9 +1384,9 @@ def call_error(
     if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
         status = error.code().name
         cause = mask(" ".join((error.details() or "no details").split()))
-        rule, delay_s = find_rule(error, status, cause, transfer), asked_delay_s(error)
+        rule, delay_s = find_rule(error, status, cause, transfer, channel), asked_delay_s(error)
     else:
-        status, cause, rule, delay_s = "", str(error) or "interrupted", CANCELLED_RULE, 0.0
+        status, cause, rule, delay_s = "", str(error) or "stopped by a signal", CANCELLED_RULE, 0.0
     if rule.verdict is LOST and transfer.finished:
         cause = f"sent, but not confirmed: {cause}; the dialog may exist or not"
         return UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST, status=status, ids=ids)
@@ -1598,6 +1617,7 @@ class Uploader:
             failure = call_error(
                 grpc.FutureCancelledError() if ended else error,
                 transfer,
+                channel,
                 call_ids(transfer.request_id, call),
                 self._credential.mask,
             )
@@ -2273,6 +2293,7 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
+        self.told = False
 
     @property
     def exit_code(self) -> int:
@@ -2378,6 +2399,7 @@ def upload_all(
                 uploader.stop(wait_for_answers=False)
                 raise event
     if interrupted:
+        interrupted.told = len(to_send) == 1  # By the line about the one recording there was.
         raise interrupted
 
 
@@ -2817,7 +2839,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.problem(str(error))
         return error.exit_code
     except Interrupted as interrupted:
-        console.problem(f"stopped by {signal.Signals(interrupted.number).name}")
+        if not interrupted.told:
+            console.problem(f"stopped by {signal.Signals(interrupted.number).name}")
         return interrupted.exit_code
     except Exception:  # noqa: BLE001 - a bug, whatever it is, is told and has its exit code.
         for line in traceback.format_exc().splitlines():

@@ -6,14 +6,17 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tracemalloc
 import uuid
-from collections.abc import Callable, Iterator
+import venv
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -31,7 +34,7 @@ UUID = "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 @pytest.fixture
 def call(tmp_path: Path) -> Path:
     """Make a recording with metadata, large enough to be still under way when a call fails."""
-    path = make_wav(tmp_path / "call.wav", 600_000)
+    path = make_wav(tmp_path / "call.wav", 4_000_000)
     path.with_suffix(".json").write_text('{"language": "ru-RU"}')
     return path
 
@@ -72,7 +75,6 @@ def test_the_guides_command_works_as_it_stands(
     (tmp_path / "generated").symlink_to(ROOT / "generated")
     shutil.copy(SAMPLE, tmp_path / "audio_file")
     shutil.copy(ROOT / "metadata_example.json", tmp_path)
-    (tmp_path / "python3").symlink_to(sys.executable)
     guide = r"""
         export API_KEY=demo-key
         python3 upload_grpc.py \
@@ -162,9 +164,7 @@ def test_both_ways_bring_the_same(
     assert talk.audio.read_bytes() == (tmp_path / "call.wav").read_bytes()
 
 
-def test_a_stream_keeps_the_documented_order(
-    upload: Run, service: StandIn, call: Path
-) -> None:
+def test_a_stream_keeps_the_documented_order(upload: Run, service: StandIn, call: Path) -> None:
     assert upload("--audio-path", call).code == 0
     [received] = service.calls
     assert received.messages[:2] == ["metadata", "format"]
@@ -283,9 +283,7 @@ def test_a_json_dry_run_says_what_was_checked(upload: Run, call: Path) -> None:
     assert (answer["outcome"], answer["talk_id"]) == ("checked", None)
 
 
-def test_several_recordings_are_named_on_stdout(
-    upload: Run, service: StandIn, call: Path
-) -> None:
+def test_several_recordings_are_named_on_stdout(upload: Run, service: StandIn, call: Path) -> None:
     other = make_wav(call.with_name("other.wav"), 1_000)
     outcome = upload("--audio-path", call, other, "--meta-path", call.with_suffix(".json"))
     assert outcome.code == 0
@@ -340,7 +338,7 @@ def test_help_shows_an_example_for_the_shell_and_one_for_cron() -> None:
     text = read_help()
     for option in ("--audio-path call.wav", "--connection-id ID", "--key ${API_KEY}"):
         assert option in text.partition("from a shell:")[2].partition("from cron:")[0]
-    assert re.search(r"\n +[\d*/]+( [\d*/]+){4} +\S*upload_grpc.py .*--key-file", text)
+    assert re.search(r"\n +[\d*/]+( [\d*/]+){4} +\S*upload_grpc.py .*(\n .*)*--key-file", text)
 
 
 # --- Exit codes -----------------------------------------------------------------------
@@ -393,7 +391,7 @@ def test_a_status_ends_in_one_line_with_everything_in_it(
     [
         (Fail(STATUS.INTERNAL, "broke", store=True), "sent, but not confirmed: broke"),
         (Fail(STATUS.DEADLINE_EXCEEDED, "late"), "sent, but not confirmed: late"),
-        (EmptyAnswer(store=True), "without a dialog ID"),
+        (EmptyAnswer(store=True), "answered without"),
         (AnswerEarly(after_bytes=1), "before it had the whole file"),
     ],
     ids=["stored, then failed", "failed", "no dialog ID", "answered early"],
@@ -405,7 +403,9 @@ def test_an_answer_that_is_lost_ends_with_76(
     service.script.append(step)
     outcome = upload("--audio-path", call, "--quiet")
     assert (outcome.code, outcome.out) == (76, "")
-    assert re.fullmatch(f"upload_grpc: {call}: .*{cause}.*look for it in the console.*\n", outcome.err)
+    assert re.fullmatch(
+        f"upload_grpc: {call}: .*{cause}.*look for it in the console.*\n", outcome.err
+    )
     assert len(service.calls) == 1
 
 
@@ -446,7 +446,7 @@ def test_a_recording_without_permission_ends_with_66(
     ours = os.geteuid()
     with contextlib.ExitStack() as undo:
         if ours == 0:  # Who may read everything: be somebody else for a moment.
-            for folder in call.parents[:2]:
+            for folder in call.parents[:3]:
                 undo.callback(folder.chmod, folder.stat().st_mode)
                 folder.chmod(0o755)
             undo.callback(os.seteuid, 0)
@@ -477,7 +477,7 @@ def test_a_bug_ends_with_70_and_its_traceback(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "--audio-path, --connection-id"),
+        ((), "are required: "),
         (("--audio-path", "--connection-id", "1"), "--audio-path: expected at least one"),
         (("--audio-path", "a.wav"), "--connection-id"),
         (("--audio-path", "a.wav", "--connection-id", " "), "--connection-id is empty"),
@@ -521,35 +521,305 @@ def test_an_unknown_options_value_is_not_repeated(command: Run, service: StandIn
 # --- A stdout or stderr that cannot be written ----------------------------------------
 
 
-def run_with(service: StandIn, redirection: str, *words: object) -> Outcome:
-    """Run the command under a shell's redirection."""
+def run_under(redirection: str, *words: object, **options: Any) -> Outcome:
+    """Run the command as a shell would, with a redirection."""
     finished = subprocess.run(
-        ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, SCRIPT]
-        + arguments(service, *words),
-        capture_output=True,
+        ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, SCRIPT, *map(str, words)],
+        **{"stdout": subprocess.PIPE, **options},
+        stderr=subprocess.PIPE,
         text=True,
         check=False,
         timeout=30,
     )
-    return Outcome(finished.returncode, finished.stdout, finished.stderr)
+    return Outcome(finished.returncode, finished.stdout or "", finished.stderr)
 
 
-@pytest.mark.parametrize("words", [(), ("--format", "json")])
-@pytest.mark.parametrize("redirection", [">/dev/full", ">&-", ">&- <&-", "| true"])
-def test_a_dialog_id_that_stdout_does_not_take_goes_to_stderr(
-    service: StandIn, call: Path, redirection: str, words: tuple[str, ...]
-) -> None:
-    if redirection == "| true":
-        redirection = ""
-        reader, writer = os.pipe()
-        os.close(reader)
-        with start(
-            *arguments(service, "--audio-path", call, *words), stdout=writer
-        ) if False else contextlib.nullcontext():
-            os.close(writer)
-    outcome = run_with(service, redirection, "--audio-path", call, *words)
+def assert_id_on_stderr(outcome: Outcome, service: StandIn) -> None:
     [talk_id] = service.talks
     assert (outcome.code, outcome.out) == (74, "")
     assert "stdout cannot be written" in outcome.err
     assert talk_id in outcome.err
     assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("words", [(), ("--format", "json")], ids=["text", "json"])
+def test_a_dialog_id_that_stdout_does_not_take_goes_to_stderr(
+    service: StandIn, call: Path, words: tuple[str, ...]
+) -> None:
+    given = arguments(service, "--audio-path", call, "--quiet", *words)
+    assert_id_on_stderr(run_under(">/dev/full", *given), service)
+
+
+@pytest.mark.parametrize("redirection", [">&-", "<&- >&-"])
+def test_without_a_stdout_nothing_is_sent(service: StandIn, call: Path, redirection: str) -> None:
+    outcome = run_under(redirection, *arguments(service, "--audio-path", call))
+    assert (outcome.code, outcome.out) == (74, "")
+    assert re.fullmatch("upload_grpc: stdout is closed.*\n", outcome.err)
+    assert service.calls == []
+
+
+def test_a_pipe_that_nobody_reads_is_a_stdout_that_cannot_be_written(
+    service: StandIn, call: Path
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        outcome = run_under("", *arguments(service, "--audio-path", call), stdout=writer)
+    finally:
+        os.close(writer)
+    assert_id_on_stderr(outcome, service)
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+def test_without_stderr_results_and_exit_codes_stay_the_same(
+    service: StandIn, call: Path, redirection: str
+) -> None:
+    done = run_under(redirection, *arguments(service, "--audio-path", call, "--verbose"))
+    [talk_id] = service.talks
+    assert done == Outcome(0, f"Dialog ID: {talk_id}\n", "")
+    missing = run_under(redirection, *arguments(service, "--audio-path", "missing.wav"))
+    assert missing == Outcome(66, "", "")
+
+
+def test_a_ledger_that_takes_the_place_of_stderr_stays_whole(
+    service: StandIn, call: Path, tmp_path: Path
+) -> None:
+    given = arguments(service, "--audio-path", call, "--ledger", tmp_path / "calls.sqlite")
+    first = run_under("<&- 2>&-", *given, "--verbose")
+    again = run_under("", *given)
+    assert (first.code, again.code, again.err) == (0, 0, "")
+    assert first.out == again.out
+    assert len(service.calls) == 1
+
+
+# --- Packages and stubs ---------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Copy the program and its stubs to a folder of another name."""
+    tree = tmp_path / "the program's folder"
+    tree.mkdir()
+    shutil.copy(SCRIPT, tree)
+    shutil.copytree(ROOT / "generated", tree / "generated")
+    return tree
+
+
+def run_in(tree: Path, *words: object, python: Sequence[object] = (sys.executable,)) -> Outcome:
+    """Run a copy of the program, from the root folder."""
+    finished = subprocess.run(
+        [*map(str, python), str(tree / SCRIPT.name), *map(str, words)],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+    return Outcome(finished.returncode, finished.stdout, finished.stderr)
+
+
+def no_folder(generated: Path) -> None:
+    shutil.rmtree(generated)
+
+
+def only_what_is_in_the_repository(generated: Path) -> None:
+    shutil.rmtree(generated / "yandex")
+
+
+def one_missing(generated: Path) -> None:
+    (generated / "yandex/cloud/speechsense/v1/audio_pb2.py").unlink()
+
+
+def cut_short(generated: Path) -> None:
+    path = generated / "yandex/cloud/speechsense/v1/talk_service_pb2.py"
+    path.write_bytes(path.read_bytes()[:2500])
+
+
+def of_a_newer_protobuf(generated: Path) -> None:
+    for path in generated.rglob("*_pb2.py"):
+        newer = re.sub(r"(?<=Domain\.PUBLIC,)\s*\d+", "99", path.read_text("utf-8"))
+        path.write_text(newer, "utf-8")
+
+
+def of_a_newer_grpc(generated: Path) -> None:
+    path = generated / "yandex/cloud/speechsense/v1/talk_service_pb2_grpc.py"
+    newer = re.sub(
+        "GRPC_GENERATED_VERSION = .*", "GRPC_GENERATED_VERSION = '99.0.0'", path.read_text()
+    )
+    path.write_text(newer)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        no_folder,
+        only_what_is_in_the_repository,
+        one_missing,
+        cut_short,
+        of_a_newer_protobuf,
+        of_a_newer_grpc,
+    ],
+)
+def test_stubs_that_do_not_load_end_with_78_and_the_command_that_mends_it(
+    tree: Path, spoil: Callable[[Path], None]
+) -> None:
+    assert run_in(tree, "--version").code == 0
+    spoil(tree / "generated")
+    assert_mendable(run_in(tree, "--version"), tree)
+
+
+def assert_mendable(outcome: Outcome, tree: Path) -> None:
+    """One line names the command, for a shell in any folder."""
+    assert (outcome.code, outcome.out) == (78, "")
+    line = re.fullmatch(r"upload_grpc: .*; run: (make .*)\n", outcome.err)
+    assert line, outcome.err
+    words = shlex.split(line[1])
+    assert words[:3] == ["make", "-C", str(tree)]
+    help_text = (ROOT / "Makefile").read_text()
+    for target in words[3:]:
+        assert re.search(f"^{target}:", help_text, re.MULTILINE)
+
+
+# -S: without the packages that are installed.
+WITHOUT_PACKAGES = (sys.executable, "-S")
+
+
+def test_without_packages_it_ends_with_78_and_the_command_that_mends_it(tree: Path) -> None:
+    assert_mendable(run_in(tree, "--version", python=WITHOUT_PACKAGES), tree)
+
+
+def make_environment(tree: Path, packages: str | None) -> Path:
+    """Make what `make setup` makes, with the packages found there, or none."""
+    environment = tree / ".venv"
+    venv.create(environment, symlinks=True)
+    if packages:
+        [site] = environment.glob("lib/python3*/site-packages")
+        (site / "packages.pth").write_text(f"{packages}\n")
+    return environment / "bin" / "python"
+
+
+def test_the_packages_of_make_setup_are_found_from_any_python(
+    service: StandIn, tree: Path, call: Path
+) -> None:
+    make_environment(tree, str(Path(grpc.__file__).parent.parent))
+    given = arguments(service, "--audio-path", call)
+    outcome = run_in(tree, *given, python=WITHOUT_PACKAGES)
+    [talk_id] = service.talks
+    assert outcome == Outcome(0, f"Dialog ID: {talk_id}\n", "")
+
+
+def test_an_environment_without_packages_is_no_endless_search(tree: Path) -> None:
+    python = make_environment(tree, None)
+    assert_mendable(run_in(tree, "--version", python=WITHOUT_PACKAGES), tree)
+    assert_mendable(run_in(tree, "--version", python=(python,)), tree)
+
+
+@pytest.mark.parametrize("what", ["a link to this Python", "a broken link", "no program"])
+def test_a_broken_environment_is_no_endless_search(tree: Path, what: str) -> None:
+    python = tree / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    if what == "no program":
+        python.write_bytes(b"\x7fELF")
+        python.chmod(0o755)
+    elif what == "a broken link":
+        python.symlink_to("nowhere")
+    else:
+        # Isolated: this Python, but as bare as one of the system's.
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+        python.chmod(0o755)
+    assert_mendable(run_in(tree, "--version", python=WITHOUT_PACKAGES), tree)
+
+
+# --- Names ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (b"two words.wav", b"two words.wav"),
+        ("разговор.wav".encode(), "разговор.wav".encode()),
+        (b"new\nline.wav", rb"new\x0aline.wav"),
+        (b"esc\x1b[2Jape.wav", rb"esc\x1b[2Jape.wav"),
+        (b"\xff\xfe.wav", b"\xff\xfe.wav"),
+        (b"-rf.wav", b"-rf.wav"),
+        (b"100%.wav", b"100%.wav"),
+        (b"{braces}.wav", b"{braces}.wav"),
+    ],
+    ids=ascii,
+)
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C", "POSIX"])
+def test_a_file_may_have_any_name(
+    service: StandIn, tmp_path: Path, name: bytes, shown: bytes, locale: str
+) -> None:
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    path = os.fsencode(folder) + b"/" + name
+    shutil.copy(make_wav(tmp_path / "any.wav", 1_000), path)
+    given = arguments(service, "--audio-path", folder, "--quiet", "--verbose")
+    outcome = run_bytes(*given, locale=locale)
+    [talk_id] = service.talks
+    expected = os.fsencode(folder) + b"/" + shown + f": Dialog ID: {talk_id}\n".encode()
+    assert (outcome.returncode, outcome.stdout) == (0, expected)
+
+
+def test_a_name_that_is_no_text_stands_in_json_as_python_writes_it(
+    service: StandIn, tmp_path: Path
+) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff.wav"
+    shutil.copy(make_wav(tmp_path / "any.wav", 1_000), path)
+    given = arguments(service, "--audio-path", os.fsdecode(path), "--format", "json", "--quiet")
+    outcome = run_bytes(*given, locale="C.UTF-8")
+    assert (outcome.returncode, outcome.stderr) == (0, b"")
+    assert os.fsencode(json.loads(outcome.stdout)["path"]) == path
+
+
+def run_bytes(*words: str, locale: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, SCRIPT, *words],
+        env={**os.environ, "LC_ALL": locale},
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+
+
+# --- The documentation ----------------------------------------------------------------
+
+
+def exit_codes() -> set[int]:
+    """Answer every exit code that the program's text names, and those that have no name."""
+    named = set(re.findall(r"os\.(EX_[A-Z]+)", SCRIPT.read_text("utf-8")))
+    signals = {128 + signal.SIGINT, 128 + signal.SIGTERM}
+    return {int(getattr(os, name)) for name in named} | {0, 2} | signals
+
+
+def test_help_names_every_exit_code() -> None:
+    codes = read_help().partition("exit codes:")[2]
+    assert {code for code in exit_codes() if not re.search(rf"\b{code}\b", codes)} == set()
+
+
+def test_the_readme_names_every_option() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    options = set(re.findall(r"--[a-z][a-z-]+", read_help()))
+    assert len(options) > 20
+    assert {option for option in options if not re.search(rf"`[^`]*{option}\b", readme)} == set()
+
+
+def test_the_readme_names_no_option_that_is_not_there() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    tables = "\n".join(line for line in readme.splitlines() if line.startswith("| `--"))
+    options = set(re.findall(r"--[a-z][a-z-]+", read_help()))
+    assert set(re.findall(r"`(--[a-z][a-z-]+)", tables)) <= options
+
+
+def test_the_readme_has_a_row_for_every_exit_code() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    rows = set(map(int, re.findall(r"^\| *`?(\d+)\b", readme, re.MULTILINE)))
+    rows |= set(map(int, re.findall(r"^\| *`?\d+`?, `?(\d+)", readme, re.MULTILINE)))
+    assert exit_codes() <= rows
+
+
+def test_the_readme_names_every_key_of_a_json_line(upload: Run, call: Path) -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    answer = json.loads(upload("--audio-path", call, "--format", "json").out)
+    assert {key for key in answer if f"`{key}`" not in readme} == set()

@@ -713,21 +713,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_without_room(
-    remember: Run, service: StandIn, tmp_path: Path, small_disk: Path
+    command: Run, service: StandIn, tmp_path: Path, small_disk: Path
 ) -> None:
     ledger = small_disk / "ledger.sqlite"
     paths = [make_wav(tmp_path / f"{number}.wav", 3_000) for number in range(3)]
-    remember("--ledger", ledger, "--audio-path", paths[0])
+    command("--ledger", ledger, "--audio-path", paths[0])
     with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as filler:
         while True:
             filler.write(bytes(4096))
-    outcome = remember("--ledger", ledger, "--audio-path", *paths)
+    outcome = command("--ledger", ledger, "--audio-path", *paths)
     assert outcome.code == os.EX_TEMPFAIL
     assert re.search(r"ledger .*(full|I/O)", outcome.err)
     assert len(service.calls) == 1
     (small_disk / "filler").unlink()
     assert states(ledger) == ["uploaded"]
-    assert remember("--ledger", ledger, "--audio-path", *paths).code == os.EX_OK
+    assert command("--ledger", ledger, "--audio-path", *paths).code == os.EX_OK
     assert len(service.calls) == 3
 
 

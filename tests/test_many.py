@@ -373,9 +373,7 @@ def test_results_appear_as_they_come(service: StandIn, folder: Path) -> None:
 # --- What is said --------------------------------------------------------------------
 
 
-def test_the_last_line_counts(
-    upload: Run, service: StandIn, folder: Path, tmp_path: Path
-) -> None:
+def test_the_last_line_counts(upload: Run, service: StandIn, folder: Path, tmp_path: Path) -> None:
     words = ("--jobs", 1, "--retries", 0, "--ledger", tmp_path / "l", "--audio-path", folder)
     make_wavs(folder, "1.wav")
     upload(*words)
@@ -592,13 +590,17 @@ def test_very_many_that_the_ledger_knows_cost_next_to_nothing(
     assert measure(*words, "--audio-path", str(first))[0] == os.EX_OK
     paths = sorted(large_folder.glob("*/*.wav"))
     with contextlib.closing(sqlite3.connect(ledger)) as database, database:
+        database.row_factory = sqlite3.Row
+        row = dict(database.execute("SELECT * FROM recordings").fetchone())
         database.executemany(
-            "INSERT INTO recordings (connection_id, sha256, path, size_bytes, mtime_ns, "
-            "metadata_sha256, state, talk_id, updated_at) SELECT connection_id, ?, ?, size_bytes, "
-            "?, metadata_sha256, state, talk_id, updated_at FROM recordings WHERE "
-            "connection_id = 'connection-1' AND path = ?",
+            f"INSERT INTO recordings ({', '.join(row)}) VALUES ({', '.join(map(':{}'.format, row))})",
             (
-                (f"{number:064}", str(path), path.stat().st_mtime_ns, str(first))
+                {
+                    **row,
+                    "sha256": f"{number:064}",
+                    "path": str(path),
+                    "mtime_ns": path.stat().st_mtime_ns,
+                }
                 for number, path in enumerate(paths[1:-5])
             ),
         )
