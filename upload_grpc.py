@@ -1,21 +1,28 @@
 #!/usr/bin/env python3
 """Upload call recordings with their metadata to Yandex SpeechSense and print the dialog IDs.
 
-From a shell:
+from a shell:
+  python3 upload_grpc.py --audio-path call.wav --meta-path metadata_example.json \\
+      --connection-id ID --key ${API_KEY}
+from cron:
+  */5 * * * *  /opt/upload_grpc/upload_grpc.py --quiet --audio-path /var/calls --min-age 60
+      --connection-id ID --key-file /etc/speechsense.key --ledger /var/lib/calls.sqlite
+      >>/var/log/calls.log   (all in one line)
 
-    python3 upload_grpc.py --audio-path call.wav --meta-path metadata_example.json \\
-        --connection-id ID --key ${API_KEY}
+exit codes:
+  0   everything is uploaded            2    bad command line
+  65  a recording or its metadata is refused: mend it
+  66  a file is missing or unreadable   70   a bug: report it
+  74  stdout cannot be written          75   not delivered: run again
+  76  sent, but not confirmed: look for it before it is sent again
+  77  the credential is refused         78   a wrong setting
+  130 and 143: stopped by SIGINT or SIGTERM
 
-From cron:
-
-    0 3 * * *  /opt/upload_grpc/upload_grpc.py --quiet --audio-path /var/calls/last.wav \\
-                   --connection-id ID --key-file /etc/speechsense.key
-
-Results go to stdout, everything else to stderr; README.md explains the exit codes.
-
-The file is read in the order a recording takes: it is checked without touching the
-network, made into requests, and sent; `main`, at the end, is the table of contents.
+Results go to stdout, everything else to stderr. README.md says more.
 """
+
+# The file is read in the order a recording takes: it is checked without touching the network,
+# made into requests, sent, and remembered; `run` and `main`, at the end, are the table of contents.
 
 import argparse
 import collections
@@ -90,7 +97,6 @@ __version__ = "1.0.0"
 
 T = TypeVar("T")
 
-
 ENDPOINT = "api.speechsense.yandexcloud.net:443"
 
 # Measured on loopback TLS, 100 MB, median of 5: 16 KiB 0.38 s, 64 KiB 0.17 s, 256 KiB 0.14 s,
@@ -119,6 +125,11 @@ BACKOFF_S = 0.5
 BACKOFF_LIMIT_S = 30.0
 # A service that asks for more is left to the next run.
 ASKED_DELAY_LIMIT_S = 300.0
+
+VM_METADATA_ADDRESS = "169.254.169.254"
+VM_METADATA_TIMEOUT_S = 3.0
+# Of a token's lifetime of up to 12 hours; the documentation asks for at least hourly renewal.
+VM_TOKEN_RENEWED_AT = 0.1
 
 # Limits of the service: SpeechSense documentation, "Supported audio formats" and "Quotas".
 SINGLE_MESSAGE_LIMIT_BYTES = 128 * 1024 * 1024
@@ -203,11 +214,6 @@ class CallIds(NamedTuple):
     def __str__(self) -> str:
         return f"request {self.request_id}{self.server_ids}"
 
-
-VM_METADATA_ADDRESS = "169.254.169.254"
-VM_METADATA_TIMEOUT_S = 3.0
-# Of a token's lifetime of up to 12 hours; the documentation asks for at least hourly renewal.
-VM_TOKEN_RENEWED_AT = 0.1
 
 # What the exit code is where recordings ended differently.
 GRAVEST_FIRST = (
@@ -1001,6 +1007,8 @@ def upload_audio_requests_iterator(
     except Exception as error:
         transfer.fail(error)
         raise
+    finally:
+        transfer.abandon()
 
 
 def single_message_request(
@@ -1378,15 +1386,14 @@ def call_error(
 ) -> UploadError:
     """Say what a call that brought no answer means for the recording it was to upload.
 
-    error: grpc.RpcError, or what cancelled the call: grpc.FutureCancelledError (a signal) or
-    TimeoutError (no progress).
+    error: grpc.RpcError, or GivenUp with the reason why we cancelled the call.
     """
     if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
         status = error.code().name
         cause = mask(" ".join((error.details() or "no details").split()))
         rule, delay_s = find_rule(error, status, cause, transfer, channel), asked_delay_s(error)
     else:
-        status, cause, rule, delay_s = "", str(error) or "stopped by a signal", CANCELLED_RULE, 0.0
+        status, cause, rule, delay_s = "", str(error), CANCELLED_RULE, 0.0
     if rule.verdict is LOST and transfer.finished:
         cause = f"sent, but not confirmed: {cause}; the dialog may exist or not"
         return UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST, status=status, ids=ids)
@@ -1437,6 +1444,10 @@ class Answer(NamedTuple):
     operation_id: str = ""
 
 
+class GivenUp(Exception):
+    """A call was cancelled by ourselves, for the reason given."""
+
+
 class Uploader:
     """Sends recordings to one connection, from any number of threads over one channel.
 
@@ -1458,6 +1469,7 @@ class Uploader:
         detail: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.stopping = threading.Event()
+        self._stop_cause = ""
         self._open_channel = open_channel
         self._channel = open_channel()
         self._connection_id = connection_id
@@ -1548,7 +1560,8 @@ class Uploader:
                     os.EX_TEMPFAIL, cause, "wait again: --wait with the same --ledger"
                 )
             if self.stopping.wait(pause_s):
-                raise UploadError(os.EX_TEMPFAIL, f"waiting for {operation_id} interrupted", AGAIN)
+                cause = f"uploaded, but not yet split: {self._stop_cause}"
+                raise UploadError(os.EX_TEMPFAIL, cause, AGAIN)
             pause_s = min(pause_s * 1.5, POLL_LIMIT_S)
 
     def _retrying(self, name: str, one_try: Callable[[int], T]) -> T:
@@ -1578,11 +1591,12 @@ class Uploader:
                     raise
         raise AssertionError("itertools.count has no end")
 
-    def stop(self, wait_for_answers: bool) -> None:
+    def stop(self, cause: str, wait_for_answers: bool) -> None:
         """Cancel what is under way, and begin nothing more.
 
         wait_for_answers: leave alone what has passed its commit point, to hear how it ended.
         """
+        self._stop_cause = cause
         self.stopping.set()
         with self._lock:
             for transfer in self._live:
@@ -1609,13 +1623,13 @@ class Uploader:
                 call.cancel()
             response = self._wait(call, transfer)
             return response, call_ids(transfer.request_id, call)
-        except (grpc.RpcError, grpc.FutureCancelledError, TimeoutError) as error:
+        except (grpc.RpcError, grpc.FutureCancelledError, GivenUp) as error:
             transfer.abandon()
             if transfer.error is not None:
                 raise transfer.error from None
-            ended = self.stopping.is_set() and not transfer.finished
+            stopped = isinstance(error, grpc.FutureCancelledError) or not transfer.finished
             failure = call_error(
-                grpc.FutureCancelledError() if ended else error,
+                GivenUp(self._stop_cause) if self.stopping.is_set() and stopped else error,
                 transfer,
                 channel,
                 call_ids(transfer.request_id, call),
@@ -1631,7 +1645,7 @@ class Uploader:
                 self._live.discard(transfer)
 
     def _wait(self, call: Any, transfer: Transfer) -> Any:
-        """Wait for the answer; cancel the call and raise TimeoutError if nothing moves.
+        """Wait for the answer; cancel the call and raise GivenUp if nothing moves.
 
         gRPC's deadline is for a whole call, and would cut a slow but steady upload; its keepalive
         would be taken for abuse by a server that frowns on pings.
@@ -1640,7 +1654,7 @@ class Uploader:
         while True:
             left_s = transfer.progress_s + self._timeout_s - time.monotonic()
             if left_s <= 0 and call.cancel():
-                raise TimeoutError(f"no progress for {self._timeout_s:g} s")
+                raise GivenUp(f"no progress for {self._timeout_s:g} s")
             try:
                 return call.result(timeout=min(max(left_s, 0), self._timeout_s / 4))
             except grpc.FutureTimeoutError:
@@ -2291,7 +2305,7 @@ class Interrupted(BaseException):
     """A signal asks the program to end."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(number)
+        super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
         self.told = False
 
@@ -2344,7 +2358,7 @@ def work_off(
             report = upload(*item)
             if report.error and report.error.stops_run:
                 # Before anybody takes another recording, to send it in vain.
-                uploader.stop(wait_for_answers=True)
+                uploader.stop("the run ends", wait_for_answers=True)
             events.put(report)
     except BaseException as bug:  # noqa: BLE001 - raised again by the thread that reports.
         events.put(bug)
@@ -2382,7 +2396,7 @@ def upload_all(
                 event = events.get(timeout=min(left_s, console.progress_interval_s))
             except queue.Empty:
                 if time.monotonic() >= deadlines_s[0]:
-                    uploader.stop(wait_for_answers=False)
+                    uploader.stop(f"{interrupted}", wait_for_answers=False)
                     del deadlines_s[0]
                 continue
             if event is None:
@@ -2390,13 +2404,13 @@ def upload_all(
             elif isinstance(event, Report):
                 yield event
             elif isinstance(event, Interrupted):
-                uploader.stop(wait_for_answers=True)
+                uploader.stop(f"{event}", wait_for_answers=True)
                 if interrupted is None:
                     now_s = time.monotonic()
                     deadlines_s = [now_s + ANSWER_GRACE_S, now_s + ANSWER_GRACE_S + CANCEL_GRACE_S]
                 interrupted = interrupted or event
             else:
-                uploader.stop(wait_for_answers=False)
+                uploader.stop("a bug", wait_for_answers=False)
                 raise event
     if interrupted:
         interrupted.told = len(to_send) == 1  # By the line about the one recording there was.
@@ -2494,9 +2508,19 @@ class Console:
             except ImportError:
                 self._bar_from_s = math.inf
                 return
-            self._bar = tqdm(total=self._all_bytes, unit="B", unit_scale=True, file=sys.stderr)
+            # One average rate: that of a moment says little where several share a line.
+            self._bar = tqdm(
+                total=self._all_bytes,
+                unit="B",
+                unit_scale=True,
+                dynamic_ncols=True,
+                smoothing=0,
+                file=sys.stderr,
+            )
+            self._bar.start_t -= BAR_DELAY_S
         self._bar.set_description(f"{self._done} of {self._all} recordings", refresh=False)
-        self._bar.update(self._done_bytes + bytes_under_way() - self._bar.n)
+        self._bar.n = self._done_bytes + bytes_under_way()
+        self._bar.refresh()
 
     def end_progress(self) -> None:
         """Take the bar away."""
@@ -2512,22 +2536,6 @@ class Console:
 def one_line(text: str) -> str:
     """Show control characters as escapes: a file's name, or the service, may hold any."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
-
-
-EXAMPLES = """\
-from a shell:
-  upload_grpc.py --audio-path call.wav --meta-path metadata_example.json \\
-      --connection-id ID --key ${API_KEY}
-from cron:
-  */5 * * * *  /opt/upload_grpc/upload_grpc.py --quiet --audio-path /var/calls --min-age 60 \\
-      --connection-id ID --key-file /etc/speechsense.key --ledger /var/lib/calls.sqlite \\
-      >>/var/log/calls.log
-
-exit codes: 0 all uploaded, 2 bad command line, 65 a recording or its metadata is refused, 66 a
-file is missing or unreadable, 70 a bug, 74 stdout cannot be written, 75 not delivered: run
-again, 76 sent but not confirmed: look first, 77 the credential is refused, 78 a wrong setting,
-130 and 143 stopped by a signal
-"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -2574,8 +2582,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; argparse exits with 2 where it is wrong."""
     parser = Parser(
         prog="upload_grpc.py",
-        description="Upload call recordings with their metadata to Yandex SpeechSense.",
-        epilog=EXAMPLES,
+        description=(__doc__ or "").partition("\n\n")[0],
+        epilog=(__doc__ or "").partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -2728,7 +2736,7 @@ def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Check all recordings, send those that need it, and answer the exit code."""
+    """Make sure that all settings are good, then do what is asked; answer the exit code."""
     if sys.stdout is None:
         raise UploadError(os.EX_IOERR, "stdout is closed", "dialog IDs go there: redirect it")
     credential = find_credential(args.key, args.key_file, args.key_type)
@@ -2751,13 +2759,25 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.talk_id:
         return update_talk(args, uploader, console)
     ledger = Ledger(args.ledger, args.connection_id) if args.ledger else None
+    with contextlib.closing(ledger) if ledger else contextlib.nullcontext():
+        return run_all(args, options, uploader, ledger, console)
+
+
+def run_all(
+    args: argparse.Namespace,
+    options: AudioOptions,
+    uploader: Uploader,
+    ledger: Ledger | None,
+    console: Console,
+) -> int:
+    """Check all recordings, send those that need it, and answer the exit code."""
     reports: list[Report] = []
 
     def report(result: Report) -> None:
         reports.append(result)
         console.result(result)
         if console.output_lost:
-            uploader.stop(wait_for_answers=True)
+            uploader.stop("stdout cannot be written", wait_for_answers=True)
 
     to_send, settled = check_all(args, options, ledger, console)
     for item in settled:
@@ -2785,8 +2805,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
             if item.path not in tried:
                 report(item.failed(untried)._replace(outcome="not tried"))
         summarize(reports, console)
-        if ledger:
-            ledger.close()
     return exit_code(reports, console)
 
 
@@ -2840,7 +2858,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except Interrupted as interrupted:
         if not interrupted.told:
-            console.problem(f"stopped by {signal.Signals(interrupted.number).name}")
+            console.problem(str(interrupted))
         return interrupted.exit_code
     except Exception:  # noqa: BLE001 - a bug, whatever it is, is told and has its exit code.
         for line in traceback.format_exc().splitlines():

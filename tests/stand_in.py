@@ -444,15 +444,13 @@ class StandIn:
 
     def start(self) -> None:
         self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="stand-in")
-        self._server = grpc.server(
-            self._executor,
-            options=(
-                ("grpc.max_receive_message_length", RECEIVE_LIMIT_BYTES),
-                # Two servers on one port would share its connections.
-                ("grpc.so_reuseport", 0),
-                *self._options,
-            ),
-        )
+        options = {
+            "grpc.max_receive_message_length": RECEIVE_LIMIT_BYTES,
+            # Two servers on one port would share its connections.
+            "grpc.so_reuseport": 0,
+            **dict(self._options),
+        }
+        self._server = grpc.server(self._executor, options=tuple(options.items()))
         # Generated without types.
         add_talks: Any = talk_service_pb2_grpc.add_TalkServiceServicer_to_server
         add_operations: Any = operation_service_pb2_grpc.add_OperationServiceServicer_to_server

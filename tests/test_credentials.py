@@ -25,8 +25,7 @@ Bare = Callable[..., Outcome]
 
 @pytest.fixture
 def call(tmp_path: Path) -> Path:
-    # Larger than what may be under way before the service has read anything of it.
-    path = make_wav(tmp_path / "call.wav", 600_000)
+    path = make_wav(tmp_path / "call.wav", 1_000)
     path.with_suffix(".json").write_text("{}")
     return path
 
@@ -36,6 +35,18 @@ def everyone(service: StandIn) -> StandIn:
     """Let every key and token in."""
     service.keys = service.tokens = None
     return service
+
+
+@pytest.fixture
+def large_call(call: Path) -> Path:
+    """Make it so large that it is still under way when a call fails."""
+    return make_wav(call, 4_000_000)
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again at once."""
+    monkeypatch.setattr(random, "uniform", lambda lowest, highest: 0.0)
 
 
 def addressed(service: StandIn, call: Path) -> tuple[object, ...]:
@@ -235,14 +246,14 @@ def test_a_key_file_that_cannot_be_read_is_named(
     assert_refused(outcome, service, f"--key-file {path} cannot be read: {reason}")
 
 
-def test_a_pipe_can_be_the_key_file(everyone: StandIn, call: Path) -> None:
+def test_a_pipe_can_be_the_key_file(everyone: StandIn, large_call: Path) -> None:
     """As with `--key-file <(vault read ...)`: it gives its bytes only once."""
     everyone.script.append(Fail(grpc.StatusCode.UNAVAILABLE, after_bytes=0))
     reader, writer = os.pipe()
     os.write(writer, f"{SECRET}\n".encode())
     os.close(writer)
     words = ("--key-file", f"/dev/fd/{reader}", "--quiet", "--retries", 1)
-    with start(*addressed(everyone, call), *words, pass_fds=(reader,)) as process:
+    with start(*addressed(everyone, large_call), *words, pass_fds=(reader,)) as process:
         os.close(reader)
         out, err = process.communicate(timeout=30)
     [talk_id] = everyone.talks
@@ -253,6 +264,7 @@ def test_a_pipe_can_be_the_key_file(everyone: StandIn, call: Path) -> None:
     assert SECRET not in err
 
 
+@pytest.mark.usefixtures("large_call")
 def test_a_key_file_is_read_again_for_the_next_try(
     bare: Bare, service: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +289,7 @@ def test_a_key_file_is_read_again_for_the_next_try(
 # --- That nobody sees it --------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("large_call", "no_pause")
 @pytest.mark.parametrize("words", [(), ("--verbose",), ("--format", "json", "--verbose")])
 @pytest.mark.parametrize(
     ("code", "exit_code"),

@@ -60,9 +60,11 @@ def make_wavs(folder: Path, *names: str, size_bytes: int = 2_000) -> list[Path]:
 
 def dialog_ids(out: str) -> dict[str, str]:
     """Read `<path>: Dialog ID: <talk_id>` lines, and nothing else."""
-    pairs = [line.split(": Dialog ID: ") for line in out.splitlines()]
-    ids = {path: talk_id for path, talk_id in pairs}
-    assert len(ids) == len(pairs), "a path is there twice"
+    ids = {}
+    for line in out.splitlines():
+        path, talk_id = line.split(": Dialog ID: ")
+        assert path not in ids
+        ids[path] = talk_id
     return ids
 
 
@@ -289,11 +291,13 @@ def test_the_last_one_is_checked_before_the_first_one_is_sent(
     (folder / "z.wav").write_text("no recording")
     service.script.append(Freeze(after_bytes=0))
     words = arguments(service, "--audio-path", folder)
-    with open(tmp_path / "stderr", "w+") as stderr:
-        with subprocess.Popen([sys.executable, str(SCRIPT), *words], stderr=stderr) as process:
-            wait_for(lambda: service.calls)
-            said = (tmp_path / "stderr").read_text()
-            process.terminate()
+    with (
+        open(tmp_path / "stderr", "w") as stderr,
+        subprocess.Popen([sys.executable, str(SCRIPT), *words], stderr=stderr) as process,
+    ):
+        wait_for(lambda: service.calls)
+        said = (tmp_path / "stderr").read_text()
+        process.terminate()
     assert "z.wav: " in said
     assert process.returncode == 128 + signal.SIGTERM
 
@@ -306,7 +310,7 @@ def test_the_last_one_is_checked_before_the_first_one_is_sent(
     ],
     ids=["key", "connection"],
 )
-def test_what_every_recording_would_meet_stops_the_run(  # noqa: PLR0917
+def test_what_every_recording_would_meet_stops_the_run(
     upload: Run,
     service: StandIn,
     folder: Path,
@@ -592,8 +596,9 @@ def test_very_many_that_the_ledger_knows_cost_next_to_nothing(
     with contextlib.closing(sqlite3.connect(ledger)) as database, database:
         database.row_factory = sqlite3.Row
         row = dict(database.execute("SELECT * FROM recordings").fetchone())
+        values = ", ".join(f":{name}" for name in row)
         database.executemany(
-            f"INSERT INTO recordings ({', '.join(row)}) VALUES ({', '.join(map(':{}'.format, row))})",
+            f"INSERT INTO recordings ({', '.join(row)}) VALUES ({values})",
             (
                 {
                     **row,

@@ -20,7 +20,8 @@ import pytest
 from conftest import Outcome, Run
 from stand_in import StandIn
 
-NEEDED = "16 bit LPCM of 8,000 to 48,000 Hz is needed"
+NEEDED = "16 bit LPCM of 8,000 to 48,000 Hz"
+NO_FORMAT = "no audio format that is known"
 PCM, FLOAT, A_LAW, EXTENSIBLE = 0x0001, 0x0003, 0x0006, 0xFFFE
 UNSET = 0xFFFFFFFF
 GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
@@ -181,7 +182,7 @@ def test_what_sox_writes_is_taken(
         pytest.param(riff(DATA, fmt()), id="data before fmt"),
         pytest.param(riff(chunk(b"LIST"), fmt(), DATA), id="empty chunk"),
         pytest.param(riff(fmt(), DATA, length=0), id="only the RIFF length unset"),
-        pytest.param(GOOD + b"appended", id="bytes after the end"),
+        pytest.param(GOOD + bytes(4), id="a few bytes after the end"),
         pytest.param(rf64(fmt(), chunk(b"data", SAMPLES, UNSET), data_bytes=5120), id="RF64"),
         pytest.param(rf64(fmt(), DATA, data_bytes=5120), id="RF64 with a 32 bit length"),
     ],
@@ -196,6 +197,18 @@ def test_dry_run_describes_a_recording(check: Check, service: StandIn, tmp_path:
     described = "WAV, PCM 16 bit, 8,000 Hz, 1 channel, 0.3 s, 5,164 bytes"
     assert outcome.out.startswith(f"{tmp_path / 'call.wav'}: would be sent: {described}")
     assert service.calls == []
+
+
+@pytest.mark.parametrize("after", [SAMPLES, bytes(100)], ids=["sound", "zeros"])
+def test_what_follows_the_end_is_worth_a_warning(
+    check: Check, service: StandIn, after: bytes
+) -> None:
+    """A recorder that is not done yet may have stated what it had at first."""
+    outcome = check(GOOD + after)
+    [talk] = service.talks.values()
+    assert (outcome.code, outcome.out) == (0, f"Dialog ID: {talk.talk_id}\n")
+    assert re.fullmatch("upload_grpc: .*call.wav: .*still being recorded.*\n", outcome.err)
+    assert talk.size == len(GOOD + after)
 
 
 def sparse(path: Path, head: bytes, data_bytes: int) -> Path:
@@ -278,12 +291,14 @@ def test_another_encoding_or_rate_is_refused_and_the_sox_line_mends_it(
     assert_taken(check(made), service, made.read_bytes())
 
 
-@pytest.mark.parametrize("name", ["call.aiff", "call.flac", "call.au"])
+@pytest.mark.parametrize(
+    ("name", "found"), [("call.aiff", "AIFF"), ("call.flac", "FLAC"), ("call.au", "Sun audio")]
+)
 def test_another_container_is_refused_and_the_sox_line_mends_it(
-    check: Check, service: StandIn, tmp_path: Path, name: str
+    check: Check, service: StandIn, tmp_path: Path, name: str, found: str
 ) -> None:
     outcome = check(synthesize(tmp_path / name, "-b", 16))
-    assert_refused(outcome, service, f"{name}: not a WAV file")
+    assert_refused(outcome, service, f"{name}: {found}; ", NEEDED)
     made = follow_advice(outcome, tmp_path)
     assert_taken(check(made), service, made.read_bytes())
 
@@ -296,7 +311,7 @@ def test_big_endian_wav_is_refused_and_the_sox_line_mends_it(
     sox(plain, "-B", path)
     assert path.read_bytes()[:4] == b"RIFX"
     outcome = check(path)
-    assert_refused(outcome, service, "not a WAV file")
+    assert_refused(outcome, service, "big-endian WAV", NEEDED)
     made = follow_advice(outcome, tmp_path)
     assert made.read_bytes()[-1600:] == plain.read_bytes()[-1600:]
     assert_taken(check(made), service, made.read_bytes())
@@ -308,7 +323,7 @@ def test_big_endian_wav_is_refused_and_the_sox_line_mends_it(
         (fmt(A_LAW, bits=8), "A-law 8 bit"),
         (fmt(PCM, bits=24), "PCM 24 bit"),
         (fmt(FLOAT, bits=32), "floating point 32 bit"),
-        (fmt(0x0055, bits=0), "MP3 in a WAV file"),
+        (fmt(0x0055, bits=0, align=1), "MP3 in a WAV file"),
         (fmt(0x1234), "WAV format 0x1234"),
         (extensible(FLOAT, 32), "floating point 32 bit"),
         (extensible(PCM, 24), "PCM 24 bit"),
@@ -397,7 +412,7 @@ def test_a_recording_shorter_than_its_header_says_is_truncated_or_still_open(
 def test_a_file_cut_inside_its_header_is_damaged(check: Check, service: StandIn, size: int) -> None:
     outcome = check(GOOD[:size])
     assert_refused(outcome, service)
-    assert re.search("not a WAV file|damaged|truncated", outcome.err)
+    assert re.search(f"{NO_FORMAT}|damaged|truncated", outcome.err)
 
 
 @pytest.mark.parametrize(
@@ -420,9 +435,9 @@ def test_a_file_cut_inside_its_header_is_damaged(check: Check, service: StandIn,
         pytest.param(riff(fmt(align=3), DATA), "damaged", id="3 bytes for 16 bits"),
         pytest.param(riff(fmt(align=0), DATA), "damaged", id="0 bytes for 16 bits"),
         pytest.param(riff(fmt(rate_hz=0), DATA), "damaged", id="0 Hz"),
-        pytest.param(b"RIFF\x10\0\0\0AVI LIST" + bytes(99), "not a WAV file", id="AVI"),
-        pytest.param(b"not audio at all\n" * 99, "not a WAV file", id="text"),
-        pytest.param(bytes(range(255, -1, -1)) * 99, "not a WAV file", id="noise"),
+        pytest.param(b"RIFF\x10\0\0\0AVI LIST" + bytes(99), NO_FORMAT, id="AVI"),
+        pytest.param(b"not audio at all\n" * 99, NO_FORMAT, id="text"),
+        pytest.param(bytes(range(255, -1, -1)) * 99, NO_FORMAT, id="noise"),
         pytest.param(b"RIFF\0\0\0\0WAVE" + bytes(9999), "damaged", id="nothing but zeros"),
         pytest.param(b"RIFF\0\0\0\0WAVE" + b"\xff" * 9999, "damaged", id="nothing but ones"),
     ],
