@@ -18,7 +18,7 @@ STUBS := generated/SOURCE
 
 .DEFAULT_GOAL := setup
 .DELETE_ON_ERROR:
-.PHONY: help setup generate cloudapi test lint interop demo clean FORCE
+.PHONY: help setup generate cloudapi test chaos lint interop demo clean FORCE
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -43,6 +43,9 @@ cloudapi: ## Clone or update yandex-cloud/cloudapi, and make the stubs from it.
 
 test: $(TESTING) $(STUBS) ## Run the tests; PYTEST_ARGS="-k name" chooses.
 	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+chaos: $(TESTING) $(STUBS) ## Cut connections and kill runs at random, and count the dialogs.
+	@$(VENV)/bin/python tests/chaos.py
 
 lint: $(LINTING) $(STUBS) ## Check style (ruff) and types (mypy --strict).
 	@failed=0; for check in 'ruff check' 'ruff format --check' \

@@ -2471,7 +2471,8 @@ class Console:
     def problem(self, text: str) -> None:
         """Print a line that even --quiet does not silence."""
         with self._above_bar(), contextlib.suppress(OSError):
-            print(one_line(self.mask(f"upload_grpc: {text}")), file=sys.stderr)
+            # In one piece: other threads print, too.
+            sys.stderr.write(one_line(self.mask(f"upload_grpc: {text}")) + "\n")
 
     def note(self, text: str) -> None:
         """Print a line that --quiet silences."""
@@ -2483,7 +2484,7 @@ class Console:
         if self._verbose:
             self.problem(text)
 
-    # A progress bar, for a person who watches: drawn by the thread that prints everything else.
+    # A progress bar, for a person who watches.
 
     def expect(self, reports: Sequence[Report]) -> None:
         """Prepare for a bar over these recordings, shown if they take longer than a moment."""
