@@ -311,12 +311,18 @@ def check_recording(
     sidecar = os.path.splitext(path)[0] + ".json"
     own = read_metadata(sidecar, sidecar=True) if os.path.lexists(sidecar) else None
     if own is None and common is None:
-        return Recording(
-            path, state, audio, Metadata(placeholder_fields()), [*warnings, PLACEHOLDER_WARNING]
-        )
-    common, own = common or Metadata({}), own or Metadata({})
-    metadata = Metadata({**common.fields, **own.fields}, own.users or common.users)
-    return Recording(path, state, audio, metadata, [*warnings, *date_warnings(metadata.fields)])
+        metadata, more = Metadata(placeholder_fields()), [PLACEHOLDER_WARNING]
+    else:
+        metadata = merge(common, own)
+        more = list(date_warnings(metadata.fields))
+    return Recording(path, state, audio, metadata, [*warnings, *more])
+
+
+def merge(common: Metadata | None, own: Metadata | None) -> Metadata:
+    """Let a recording's own metadata win over that of all; thousands share what is the same."""
+    if common is None or own is None:
+        return common or own or Metadata({})
+    return Metadata({**common.fields, **own.fields}, own.users or common.users)
 
 
 def open_regular_file(path: str, advice: str) -> BinaryIO:
@@ -980,7 +986,7 @@ def connection_bytes() -> tuple[int, int]:
 
 
 def upload_audio_requests_iterator(
-    connection_id: str,
+    connection_id: int | str,
     metadata: Mapping[str, str] | Metadata,
     audio_path: str,
     audio_metadata: audio_pb2.AudioMetadata = WAV_AUDIO,
@@ -1032,7 +1038,7 @@ def single_message_request(
 
 
 def talk_metadata(
-    connection_id: str, metadata: Mapping[str, str] | Metadata
+    connection_id: int | str, metadata: Mapping[str, str] | Metadata
 ) -> talk_service_pb2.TalkMetadata:
     """Build the message that says whose dialog this is."""
     if not isinstance(metadata, Metadata):
@@ -1709,7 +1715,7 @@ def split_result(operation: Any, ids: CallIds) -> list[str]:
 
 
 def upload_talk(
-    connection_id: str, metadata: Mapping[str, str], api_key: str, audio_path: str
+    connection_id: int | str, metadata: Mapping[str, str], api_key: str, audio_path: str
 ) -> str:
     """Upload one recording, as the guide's function of this name does; answer its dialog ID.
 
@@ -2119,7 +2125,8 @@ class Found(NamedTuple):
 
     path: str
     named: bool
-    status: os.stat_result
+    size_bytes: int
+    mtime_ns: int
 
 
 def find_recordings(args: argparse.Namespace, console: "Console") -> Iterator[Found | Report]:
@@ -2144,7 +2151,7 @@ def find_recordings(args: argparse.Namespace, console: "Console") -> Iterator[Fo
             console.detail(f"{path}: younger than {args.min_age:g} s, left out")
         else:
             seen.add((status.st_dev, status.st_ino))
-            yield Found(path, named, status)
+            yield Found(path, named, status.st_size, status.st_mtime_ns)
 
 
 def walk(paths: Sequence[str], suffixes: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
@@ -2187,9 +2194,9 @@ def check_all(
         settled.append(item) if isinstance(item, Report) else found.append(item)
     uploaded = ledger.uploaded([file.path for file in found]) if ledger else {}
     warned = set()
-    for path, named, status in found:
-        report = Report(path, size_bytes=status.st_size, named=named)
-        row = uploaded.get((path, status.st_size, status.st_mtime_ns))
+    for path, named, size_bytes, mtime_ns in found:
+        report = Report(path, size_bytes=size_bytes, named=named)
+        row = uploaded.get((path, size_bytes, mtime_ns))
         if row and not (args.wait and row.to_follow):
             settled.append(report._replace(outcome="already", **row.results))
             continue
@@ -2202,7 +2209,7 @@ def check_all(
             if warning not in warned:
                 console.note(f"{path}: {warning}")
             warned.add(warning)
-        to_send.append((recording, report._replace(description=planned(recording, options))))
+        to_send.append((recording, report))
     return to_send, settled
 
 
@@ -2402,6 +2409,8 @@ def upload_all(
             if event is None:
                 working -= 1
             elif isinstance(event, Report):
+                if interrupted and event.error:  # Its line says what stopped it.
+                    interrupted.told = len(to_send) == 1
                 yield event
             elif isinstance(event, Interrupted):
                 uploader.stop(f"{event}", wait_for_answers=True)
@@ -2413,7 +2422,6 @@ def upload_all(
                 uploader.stop("a bug", wait_for_answers=False)
                 raise event
     if interrupted:
-        interrupted.told = len(to_send) == 1  # By the line about the one recording there was.
         raise interrupted
 
 
@@ -2784,8 +2792,9 @@ def run_all(
     for item in settled:
         report(item)
     if args.dry_run:
-        for _, item in to_send:
-            report(item._replace(outcome="checked"))
+        for recording, item in to_send:
+            plan = planned(recording, options)
+            report(item._replace(outcome="checked", description=plan))
         return exit_code(reports, console)
 
     console.expect([item for _, item in to_send])

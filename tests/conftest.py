@@ -8,8 +8,9 @@ import random
 import subprocess
 import sys
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,25 +125,27 @@ def upload(service: StandIn, capfd: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-def start(*words: object, **options: object) -> subprocess.Popen[str]:
+def start(
+    *words: object, env: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.Popen[str]:
     """Start the command itself; its environment is this process's and `env`."""
-    environment = {**os.environ, **dict(options.pop("env", {}))}  # type: ignore[call-overload]
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(os.fspath, map(str, words))],
+    process: subprocess.Popen[str] = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *map(str, words)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
-        **options,  # type: ignore[call-overload]
+        env={**os.environ, **(env or {})},
+        **options,
     )
+    return process
 
 
 @pytest.fixture
 def command(service: StandIn) -> Run:
     """Run the command itself, as a process, like `upload`."""
 
-    def run(*words: object, **options: object) -> Outcome:
+    def run(*words: object, **options: Any) -> Outcome:
         with start(*arguments(service, *words), **options) as process:
             out, err = process.communicate(timeout=60)
         return Outcome(process.returncode, out, err)

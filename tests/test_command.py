@@ -33,9 +33,26 @@ UUID = "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 
 @pytest.fixture
 def call(tmp_path: Path) -> Path:
-    """Make a recording with metadata, large enough to be still under way when a call fails."""
-    path = make_wav(tmp_path / "call.wav", 4_000_000)
+    """Make a recording with metadata of its own."""
+    path = make_wav(tmp_path / "call.wav", 600_000)
     path.with_suffix(".json").write_text('{"language": "ru-RU"}')
+    return path
+
+
+@pytest.fixture
+def large_call(call: Path) -> Path:
+    """Make it so large that it is still under way when a call is refused."""
+    return sparse_wav(call, 60_000_000)
+
+
+def sparse_wav(path: Path, size_bytes: int) -> Path:
+    """Write a recording of a size that takes no room on the disk."""
+    make_wav(path, 4)
+    head = bytearray(path.read_bytes()[:44])
+    head[4:8] = (size_bytes - 8).to_bytes(4, "little")
+    head[40:44] = (size_bytes - 44).to_bytes(4, "little")
+    path.write_bytes(head)
+    os.truncate(path, size_bytes)
     return path
 
 
@@ -175,12 +192,12 @@ def test_a_stream_keeps_the_documented_order(upload: Run, service: StandIn, call
 
 
 def test_a_call_carries_an_id_of_its_own_and_the_programs_name(
-    upload: Run, service: StandIn, call: Path
+    upload: Run, service: StandIn, large_call: Path
 ) -> None:
     service.script.append(Fail(STATUS.UNAVAILABLE, after_bytes=0))
-    other = make_wav(call.with_name("other.wav"), 1_000)
+    other = make_wav(large_call.with_name("other.wav"), 1_000)
     words = ("--jobs", 1, "--retries", 1, "--format", "json")
-    outcome = upload("--audio-path", call, other, *words)
+    outcome = upload("--audio-path", large_call, other, *words)
     assert outcome.code == 0
     ids = [str(received.metadata["x-client-request-id"]) for received in service.calls]
     assert len(set(ids)) == len(ids) == 3
@@ -190,17 +207,6 @@ def test_a_call_carries_an_id_of_its_own_and_the_programs_name(
     for received in service.calls:
         agent = f"upload_grpc/{upload_grpc.__version__} grpc-python"
         assert str(received.metadata["user-agent"]).startswith(agent)
-
-
-def sparse_wav(path: Path, size_bytes: int) -> Path:
-    """Write a recording of a size that takes no room on the disk."""
-    make_wav(path, 4)
-    head = bytearray(path.read_bytes()[:44])
-    head[4:8] = (size_bytes - 8).to_bytes(4, "little")
-    head[40:44] = (size_bytes - 44).to_bytes(4, "little")
-    path.write_bytes(head)
-    os.truncate(path, size_bytes)
-    return path
 
 
 def test_a_single_message_over_128_mb_is_refused_before_it_is_read(
@@ -320,10 +326,10 @@ def test_verbose_shows_the_ids_of_each_call(upload: Run, service: StandIn, call:
 
 
 def test_no_control_characters_where_there_is_no_terminal(
-    command: Run, service: StandIn, call: Path
+    command: Run, service: StandIn, large_call: Path
 ) -> None:
     service.script.append(Fail(STATUS.UNAVAILABLE, "\x1b[31mred\r\n", after_bytes=0))
-    outcome = command("--audio-path", call, "--verbose", "--retries", 1)
+    outcome = command("--audio-path", large_call, "--verbose", "--retries", 1)
     assert outcome.code == 0
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", outcome.out + outcome.err)
 
@@ -368,14 +374,14 @@ def test_help_shows_an_example_for_the_shell_and_one_for_cron() -> None:
     ids=lambda value: value.name if isinstance(value, STATUS) else "",
 )
 def test_a_status_ends_in_one_line_with_everything_in_it(
-    upload: Run, service: StandIn, call: Path, status: grpc.StatusCode, code: int, advice: str
+    upload: Run, service: StandIn, large_call: Path, status: grpc.StatusCode, code: int, advice: str
 ) -> None:
     service.script.append(Fail(status, "said the service", after_bytes=0))
-    outcome = upload("--audio-path", call, "--retries", 0)
+    outcome = upload("--audio-path", large_call, "--retries", 0)
     assert (outcome.code, outcome.out) == (code, "")
     [received] = service.calls
     line = re.fullmatch(
-        f"upload_grpc: {call}: said the service "
+        f"upload_grpc: {large_call}: said the service "
         rf"\({status.name}, request (?P<client>{UUID}), (?P<server>[^)]*)\); (?P<advice>.*)\n",
         outcome.err,
     )
@@ -494,6 +500,8 @@ def test_a_bug_ends_with_70_and_its_traceback(
         (("--audio-path", "a.wav", "--connection-id", "1", "--format", "xml"), "--format"),
         (("--audio-path", "a.wav", "--connection-id", "1", "--dry"), "--dry"),
         (("--audio-path", "a.wav", "--connection-id", "1", "--ledger", ""), "--ledger"),
+        (("--audio-path", "a.wav", "--connection-id", "1", "--ca-file", ""), "--ca-file"),
+        (("--audio-path", "a.wav", "--connection-id", "1", "--meta-path", ""), "--meta-path"),
         (("--audio-path", "a.wav", "--connection-id", "1", "--retry-unknown"), "--ledger"),
     ],
     ids=lambda words: ascii(" ".join(words[4:] or words)) if isinstance(words, tuple) else "",
@@ -766,7 +774,7 @@ def test_files_may_have_any_name(service: StandIn, tmp_path: Path, locale: str) 
 def test_a_name_that_is_no_text_stands_in_json_as_python_writes_it(
     service: StandIn, tmp_path: Path
 ) -> None:
-    path = make_wav(tmp_path / os.fsdecode(b"\xff.wav"), 1_000)
+    path = make_wav(tmp_path / os.fsdecode(b"\xff.wav"), 1_000, seed=0)
     given = arguments(service, "--audio-path", path, "--format", "json", "--quiet")
     outcome = run_bytes(*given, locale="C.UTF-8")
     assert (outcome.returncode, outcome.stderr) == (0, b"")

@@ -19,6 +19,7 @@ import upload_grpc
 # As the service's keys look; nothing else on a command line here contains it.
 SECRET = "AQVNyq6vB3fXcZ0sJt_8wLd-Gh2"
 TOKEN = f"t1.9euelZ{SECRET}"
+LARGE_BYTES = 60_000_000
 
 Bare = Callable[..., Outcome]
 
@@ -40,7 +41,12 @@ def everyone(service: StandIn) -> StandIn:
 @pytest.fixture
 def large_call(call: Path) -> Path:
     """Make it so large that it is still under way when a call fails."""
-    return make_wav(call, 4_000_000)
+    head = bytearray(call.read_bytes()[:44])
+    head[4:8] = (LARGE_BYTES - 8).to_bytes(4, "little")
+    head[40:44] = (LARGE_BYTES - 44).to_bytes(4, "little")
+    call.write_bytes(head)
+    os.truncate(call, LARGE_BYTES)
+    return call
 
 
 @pytest.fixture

@@ -56,8 +56,7 @@ def sink(folder: Path) -> None:
     ca.cert_pem.write_to_path(str(ca_file))
     certificate = ca.issue_cert("localhost", "127.0.0.1")
     certificate.private_key_pem.write_to_path(str(key_file))
-    for pem in certificate.cert_chain_pems:
-        pem.write_to_path(str(chain_file), append=True)
+    chain_file.write_bytes(b"".join(pem.bytes() for pem in certificate.cert_chain_pems))
 
     # No deserializer: the handlers get the bytes.
     handlers = {
