@@ -1884,20 +1884,22 @@ class Ledger:
 
     def uploaded(self, paths: Sequence[str]) -> dict[tuple[str, int, int], Row]:
         """Look up files: (path, size in bytes, mtime in ns) -> row, of those uploaded."""
-        found: dict[tuple[str, int, int], Row] = {}
-        keys = {ledger_key(path): path for path in paths}
-        names = list(keys)
-        for start in range(0, len(names), PATHS_A_QUERY):
-            some = names[start : start + PATHS_A_QUERY]
-            rows = self._do(
-                f"SELECT size_bytes, {ROW_COLUMNS} FROM recordings WHERE state = 'uploaded' "
-                f"AND connection_id = ? AND path IN ({', '.join('?' * len(some))})",
-                (self._connection_id, *some),
-            )
-            for size_bytes, *columns in rows:
-                row = Row(*columns)
-                found[keys[row.path], size_bytes, row.mtime_ns] = row
-        return found
+        wanted = {ledger_key(path): path for path in paths}
+        # To read through all rows is faster than to look for very many.
+        few = list(wanted) if len(wanted) <= PATHS_A_QUERY else []
+        among = f"AND path IN ({', '.join('?' * len(few))})" if few else ""
+        try:
+            return {
+                (wanted[columns[1]], size_bytes, columns[2]): Row(*columns)
+                for size_bytes, *columns in self._db.execute(
+                    f"SELECT size_bytes, {ROW_COLUMNS} FROM recordings "
+                    f"WHERE connection_id = ? AND state = 'uploaded' {among}",
+                    (self._connection_id, *few),
+                )
+                if columns[1] in wanted
+            }
+        except self._sqlite_error as error:
+            raise LedgerError(self._path, str(error)) from error
 
     def claim(self, recording: Recording, sha256: str, retry_unknown: bool) -> Row | None:
         """Take a recording for sending, and answer what was known of it.
@@ -2029,11 +2031,17 @@ class _Write:
 
 def ledger_key(path: str) -> Any:
     """Answer a path as it stands in the ledger: absolute, as bytes where it is not UTF-8."""
-    name = os.fsencode(os.path.abspath(path))
+    folder, name = os.path.split(path)
+    path = os.path.join(absolute(folder), name)
     try:
-        return name.decode()
-    except UnicodeDecodeError:
-        return name
+        path.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return path
+
+
+# Of thousands of files most share their folder with others.
+absolute = functools.lru_cache(maxsize=1024)(os.path.abspath)
 
 
 def hash_audio(recording: Recording) -> str:

@@ -36,8 +36,12 @@ def run(*words: object, given: bytes | None = None) -> bytes:
 def wav(rate_hz: int = 8_000, channels: int = 1, seconds: float = 1.0) -> bytes:
     """Take the beginning of the sample call, again and again if it is shorter."""
     repeat = ("repeat", int(seconds // 9)) if seconds > 9 else ()
-    effects = (*repeat, "trim", 0, seconds)
-    return run("sox", "-D", SAMPLE, "-t", "wav", "-r", rate_hz, "-c", channels, "-", *effects)
+    with tempfile.TemporaryDirectory() as folder:
+        # Not its stdout: a header's lengths are filled in at the end.
+        target = Path(folder, "target.wav")
+        options = ("-r", rate_hz, "-c", channels)
+        run("sox", "-D", "-V1", SAMPLE, *options, target, *repeat, "trim", 0, seconds)
+        return target.read_bytes()
 
 
 @functools.cache
@@ -60,9 +64,7 @@ def made(tool: str, suffix: str, options: tuple[object, ...] = (), audio: bytes 
         return target.read_bytes()
 
 
-def mp3(
-    *options: object, rate_hz: int = 8_000, channels: int = 1, seconds: float = 1.0
-) -> bytes:
+def mp3(*options: object, rate_hz: int = 8_000, channels: int = 1, seconds: float = 1.0) -> bytes:
     """Encode with lame at the rate of the source; `-t`: without a first frame that counts."""
     return made("lame", ".mp3", options, wav(rate_hz, channels, seconds))
 

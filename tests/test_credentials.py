@@ -6,12 +6,17 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, SupportsIndex
 
 import grpc
 import pytest
 from conftest import Outcome, make_wav, start
+from fault_proxy import HttpProxy
 from stand_in import Fail, StandIn
 
 import upload_grpc
@@ -19,7 +24,6 @@ import upload_grpc
 # As the service's keys look; nothing else on a command line here contains it.
 SECRET = "AQVNyq6vB3fXcZ0sJt_8wLd-Gh2"
 TOKEN = f"t1.9euelZ{SECRET}"
-LARGE_BYTES = 60_000_000
 
 Bare = Callable[..., Outcome]
 
@@ -38,15 +42,14 @@ def everyone(service: StandIn) -> StandIn:
     return service
 
 
-@pytest.fixture
-def large_call(call: Path) -> Path:
-    """Make it so large that it is still under way when a call fails."""
+def enlarge(call: Path) -> None:
+    """Make a recording so large, of silence, that it is still under way when a call fails."""
+    size_bytes = 60_000_000
     head = bytearray(call.read_bytes()[:44])
-    head[4:8] = (LARGE_BYTES - 8).to_bytes(4, "little")
-    head[40:44] = (LARGE_BYTES - 44).to_bytes(4, "little")
+    head[4:8] = (size_bytes - 8).to_bytes(4, "little")
+    head[40:44] = (size_bytes - 44).to_bytes(4, "little")
     call.write_bytes(head)
-    os.truncate(call, LARGE_BYTES)
-    return call
+    os.truncate(call, size_bytes)
 
 
 @pytest.fixture
@@ -252,14 +255,15 @@ def test_a_key_file_that_cannot_be_read_is_named(
     assert_refused(outcome, service, f"--key-file {path} cannot be read: {reason}")
 
 
-def test_a_pipe_can_be_the_key_file(everyone: StandIn, large_call: Path) -> None:
+def test_a_pipe_can_be_the_key_file(everyone: StandIn, call: Path) -> None:
     """As with `--key-file <(vault read ...)`: it gives its bytes only once."""
+    enlarge(call)
     everyone.script.append(Fail(grpc.StatusCode.UNAVAILABLE, after_bytes=0))
     reader, writer = os.pipe()
     os.write(writer, f"{SECRET}\n".encode())
     os.close(writer)
     words = ("--key-file", f"/dev/fd/{reader}", "--quiet", "--retries", 1)
-    with start(*addressed(everyone, large_call), *words, pass_fds=(reader,)) as process:
+    with start(*addressed(everyone, call), *words, pass_fds=(reader,)) as process:
         os.close(reader)
         out, err = process.communicate(timeout=30)
     [talk_id] = everyone.talks
@@ -270,21 +274,17 @@ def test_a_pipe_can_be_the_key_file(everyone: StandIn, large_call: Path) -> None
     assert SECRET not in err
 
 
-@pytest.mark.usefixtures("large_call")
+@pytest.mark.usefixtures("no_pause")
 def test_a_key_file_is_read_again_for_the_next_try(
-    bare: Bare, service: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bare: Bare, service: StandIn, call: Path, tmp_path: Path
 ) -> None:
     """A token that is renewed while the program runs serves the rest of the run."""
+    enlarge(call)
     path = tmp_path / "key"
     path.write_text("old-key")
     service.keys = {"old-key", "new-key"}
-    service.script.append(Fail(grpc.StatusCode.UNAVAILABLE, after_bytes=0))
-
-    def renew(lowest: float, highest: float) -> float:
-        path.write_text("new-key")
-        return 0.0
-
-    monkeypatch.setattr(random, "uniform", renew)
+    steps = [Fail(grpc.StatusCode.UNAVAILABLE, after_bytes=0), None]
+    service.script = Renewing(steps, lambda: path.write_text("new-key"))
     assert bare("--key-file", path, "--quiet").code == 0
     assert [received.metadata["authorization"] for received in service.calls] == [
         "Api-Key old-key",
@@ -292,10 +292,153 @@ def test_a_key_file_is_read_again_for_the_next_try(
     ]
 
 
+def test_a_key_that_was_renewed_is_used_at_once(
+    bare: Bare, service: StandIn, tmp_path: Path
+) -> None:
+    """The service refuses the old one while the file has the new one already."""
+    path = tmp_path / "key"
+    path.write_text("old-key")
+    service.keys = {"new-key"}
+    service.script = Renewing([None, None], lambda: path.write_text("new-key"))
+    outcome = bare("--key-file", path, "--retries", 0, "--quiet")
+    [talk_id] = service.talks
+    assert (outcome.code, outcome.out) == (0, f"Dialog ID: {talk_id}\n")
+    assert [received.metadata["authorization"] for received in service.calls] == [
+        "Api-Key old-key",
+        "Api-Key new-key",
+    ]
+
+
+class Renewing(list[Any]):
+    """A script for the service that does something as each call arrives."""
+
+    def __init__(self, steps: list[Any], work: Callable[[], object]) -> None:
+        super().__init__(steps)
+        self._work = work
+
+    def pop(self, index: SupportsIndex = -1, /) -> Any:
+        self._work()
+        return super().pop(index)
+
+
+# --- The token of a cloud VM ----------------------------------------------------------
+
+
+class VmMetadata(ThreadingHTTPServer):
+    """The metadata service that a cloud VM has, on loopback; the last answer is repeated."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), VmHandler)
+        self.asked: list[tuple[str, str | None]] = []  # path, Metadata-Flavor
+        self.answers: list[tuple[int, bytes]] = [vm_answer(TOKEN)]
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+
+class VmHandler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        server = self.server
+        assert isinstance(server, VmMetadata)
+        server.asked.append((self.path, self.headers["Metadata-Flavor"]))
+        status, body = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Keep stderr for the program."""
+
+
+def vm_answer(token: str, expires_in: object = 43_200) -> tuple[int, bytes]:
+    answer = {"access_token": token, "expires_in": expires_in, "token_type": "Bearer"}
+    return 200, json.dumps(answer).encode()
+
+
+@pytest.fixture
+def vm() -> Iterator[VmMetadata]:
+    with VmMetadata() as server:
+        os.environ["YC_METADATA_ADDR"] = server.address
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_vm_gives_its_token(bare: Bare, everyone: StandIn, vm: VmMetadata) -> None:
+    """Asked once, past any proxy, whatever other credentials there are."""
+    with HttpProxy("502") as proxy:
+        environment = {"HTTP_PROXY": proxy.url, "API_KEY": SECRET}
+        outcome = bare("--key-type", "vm", **environment)
+        assert proxy.targets == []
+    assert (outcome.code, outcome.err) == (0, "")
+    assert authorization(everyone) == f"Bearer {TOKEN}"
+    path = "/computeMetadata/v1/instance/service-accounts/default/token"
+    assert vm.asked == [(path, "Google")]
+
+
+def test_a_vms_token_is_asked_for_again_when_the_service_refuses_it(
+    bare: Bare, service: StandIn, vm: VmMetadata
+) -> None:
+    service.tokens = {"t1.new"}
+    vm.answers = [vm_answer("t1.old"), vm_answer("t1.new")]
+    outcome = bare("--key-type", "vm", "--quiet")
+    assert (outcome.code, len(service.talks)) == (0, 1)
+    assert [received.metadata["authorization"] for received in service.calls] == [
+        "Bearer t1.old",
+        "Bearer t1.new",
+    ]
+
+
+def test_a_vms_token_that_has_run_out_is_renewed(
+    bare: Bare, everyone: StandIn, vm: VmMetadata
+) -> None:
+    vm.answers = [vm_answer("t1.old", 0), vm_answer("t1.new")]
+    outcome = bare("--key-type", "vm")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert authorization(everyone) == "Bearer t1.new"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (404, b"no service account"),
+        (500, b""),
+        (200, b""),
+        (200, b"<html>"),
+        (200, b"[]"),
+        (200, b"null"),
+        (200, b"{}"),
+        (200, b'{"access_token": null}'),
+        vm_answer(TOKEN, "soon"),
+        vm_answer("half\nhalf"),
+        vm_answer(""),
+    ],
+    ids=lambda answer: f"{answer[0]} {answer[1][:30].decode()}",
+)
+def test_a_vm_that_gives_no_token_is_named(
+    bare: Bare, service: StandIn, vm: VmMetadata, answer: tuple[int, bytes]
+) -> None:
+    vm.answers = [answer]
+    outcome = bare("--key-type", "vm", API_KEY=SECRET)
+    assert_refused(outcome, service, "metadata service")
+    assert TOKEN not in outcome.err
+
+
+def test_a_machine_that_is_no_cloud_vm_is_named(bare: Bare, service: StandIn) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+    outcome = bare("--key-type", "vm", YC_METADATA_ADDR=address)
+    assert_refused(outcome, service, f"metadata service at {address}", "--key-type vm")
+
+
 # --- That nobody sees it --------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("large_call", "no_pause")
+@pytest.mark.usefixtures("no_pause")
 @pytest.mark.parametrize("words", [(), ("--verbose",), ("--format", "json", "--verbose")])
 @pytest.mark.parametrize(
     ("code", "exit_code"),
@@ -311,12 +454,14 @@ def test_a_key_file_is_read_again_for_the_next_try(
 def test_a_service_that_repeats_the_key_cannot_make_us_show_it(
     bare: Bare,
     everyone: StandIn,
+    call: Path,
     words: tuple[str, ...],
     code: grpc.StatusCode | None,
     exit_code: int,
 ) -> None:
     echo = f"authorization 'Api-Key {SECRET}' at {SECRET}"
     if code:
+        enlarge(call)
         step = Fail(code, echo, after_bytes=0, trailing=(("x-request-id", SECRET),))
         everyone.script += [step, step]
     outcome = bare("--key", SECRET, "--retries", 1, *words)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import encoders
 import pytest
-from conftest import Outcome, Run, make_wav
+from conftest import Outcome, Run
 from encoders import id3v2, made, mp3, ogg_opus, pcm, wav
 from google.protobuf import json_format
 from stand_in import StandIn
@@ -106,11 +106,11 @@ MP3S = [
     pytest.param(lambda: mp3("-b", 128, **STEREO), "MP3, 44,100 Hz, 2 channels, 1.0 s", id="CBR"),
     pytest.param(lambda: mp3("-V", 2, **STEREO), "MP3, 44,100 Hz, 2 channels, 1.0 s", id="VBR"),
     pytest.param(
-        lambda: mp3("--abr", 96, **STEREO), "MP3, 44,100 Hz, 2 channels, 1.0 s", id="ABR"
+        lambda: mp3("--abr", 96, "--resample", 44.1, **STEREO),
+        "MP3, 44,100 Hz, 2 channels, 1.0 s",
+        id="ABR",
     ),
-    pytest.param(
-        lambda: mp3("-m", "j", **STEREO), "MP3, 44,100 Hz, 2 channels", id="joint stereo"
-    ),
+    pytest.param(lambda: mp3("-m", "j", **STEREO), "MP3, 44,100 Hz, 2 channels", id="joint stereo"),
     pytest.param(lambda: mp3("-p"), "MP3, 8,000 Hz, 1 channel", id="with CRCs"),
     pytest.param(lambda: mp3("-t"), "MP3, 8,000 Hz, 1 channel", id="no counting frame"),
     pytest.param(
@@ -148,15 +148,17 @@ def test_mp3_is_taken(
 
 
 OPUSES = [
-    pytest.param(lambda: ogg_opus(), "OggOpus, 48,000 Hz, 1 channel, 1.0 s", id="mono"),
-    pytest.param(lambda: ogg_opus(channels=2), "OggOpus, 48,000 Hz, 2 channels, 1.0 s", id="2"),
+    pytest.param(ogg_opus, "OggOpus, 48,000 Hz, 1 channel, 1.0 s", id="mono"),
     pytest.param(
-        lambda: made("opusenc", ".opus", (), wav(8_000)), "OggOpus, 48,000 Hz, 1 channel", id="8k"
+        lambda: ogg_opus(channels=2), "OggOpus, 48,000 Hz, 2 channels, 1.0 s", id="stereo"
+    ),
+    pytest.param(
+        lambda: made("opusenc", ".opus"), "OggOpus, 48,000 Hz, 1 channel, 1.0 s", id="from 8,000 Hz"
     ),
     pytest.param(
         lambda: ogg_opus("--bitrate", 200, channels=2, seconds=12),
         "OggOpus, 48,000 Hz, 2 channels, 12.0 s",
-        id="more than its last page",
+        id="many pages",
     ),
     pytest.param(
         lambda: ogg_opus("--comp", 0, "--speech", "--bitrate", 6, seconds=60),
@@ -164,9 +166,9 @@ OPUSES = [
         id="a minute of speech",
     ),
     pytest.param(
-        lambda: ogg_opus("--picture", f"3||||{encoders.picture()}"),
+        lambda: ogg_opus("--comment", f"note={'long ' * 20_000}"),
         "OggOpus, 48,000 Hz, 1 channel, 1.0 s",
-        id="a picture among its tags",
+        id="headers of 100 KB",
     ),
     pytest.param(
         lambda: made("ffmpeg", ".ogg", ("-c:a", "libopus"), wav(48_000)),
@@ -174,3 +176,446 @@ OPUSES = [
         id="written by FFmpeg",
     ),
 ]
+
+
+@pytest.mark.parametrize("way", [STREAM, SINGLE])
+@pytest.mark.parametrize(("audio", "description"), OPUSES)
+def test_ogg_opus_is_taken(
+    check: Check, service: StandIn, audio: Audio, description: str, way: str
+) -> None:
+    words = () if way == STREAM else (way,)
+    assert_taken(check("call.opus", audio(), *words), service, audio(), OPUS_TYPE)
+    assert described(check("call.opus", None, "--dry-run")) == description
+
+
+@pytest.mark.parametrize("way", [STREAM, SINGLE])
+@pytest.mark.parametrize(("rate_hz", "channels"), [(8_000, 1), (16_000, 2), (48_000, 1)])
+def test_raw_pcm_is_taken_as_the_command_line_describes_it(
+    check: Check, service: StandIn, rate_hz: int, channels: int, way: str
+) -> None:
+    audio = pcm(channels, rate_hz)
+    words = ["--audio-type", "pcm", "--sample-rate", rate_hz, "--channels", channels]
+    words += [way] if way == SINGLE else []
+    raw = {
+        "audio_encoding": "AUDIO_ENCODING_LINEAR16_PCM",
+        "sample_rate_hertz": str(rate_hz),  # 64 bits: text in JSON.
+        "audio_channel_count": str(channels),
+    }
+    assert_taken(check("call.pcm", audio, *words), service, audio, {"raw_audio": raw})
+
+
+def test_a_dry_run_describes_raw_pcm(check: Check) -> None:
+    outcome = check("call.pcm", pcm(2), "--dry-run", *PCM_WORDS[:4], "--channels", 2)
+    assert described(outcome) == "raw PCM, 8,000 Hz, 2 channels, 1.0 s"
+
+
+PCM_WORDS = ("--audio-type", "pcm", "--sample-rate", 8_000, "--channels", 1)
+
+
+# --- The content tells the format, not the name -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "audio", "announced", "found"),
+    [
+        ("call.wav", mp3, MP3_TYPE, "named .wav, but uploaded as what it is: MP3, 8,000 Hz"),
+        ("call.wav", ogg_opus, OPUS_TYPE, "named .wav, but uploaded as what it is: OggOpus"),
+        ("call.mp3", wav, WAV_TYPE, "named .mp3, but uploaded as what it is: WAV"),
+        ("call.MP3", wav, WAV_TYPE, "named .mp3, but uploaded as what it is: WAV"),
+        ("call.ogg", mp3, MP3_TYPE, "named .ogg, but uploaded as what it is: MP3"),
+        ("call.opus", wav, WAV_TYPE, "named .opus, but uploaded as what it is: WAV"),
+    ],
+)
+def test_a_name_that_says_something_else_is_a_warning(
+    check: Check, service: StandIn, name: str, audio: Audio, announced: object, found: str
+) -> None:
+    outcome = check(name, audio())
+    [talk] = service.talks.values()
+    received = json_format.MessageToDict(talk.audio_format, preserving_proto_field_name=True)
+    assert received == announced
+    assert (outcome.code, outcome.out) == (0, f"Dialog ID: {talk.talk_id}\n")
+    assert re.fullmatch(rf"upload_grpc: /\S+/{name}: {re.escape(found)}.*\n", outcome.err)
+
+
+@pytest.mark.parametrize(
+    ("name", "audio"),
+    [
+        ("call.WAV", wav),
+        ("call.Mp3", mp3),
+        ("call.OPUS", ogg_opus),
+        ("call.ogg", ogg_opus),
+        ("call", mp3),
+        ("call.2026-03-17", ogg_opus),
+        ("call.bin", wav),
+    ],
+)
+def test_a_name_that_says_nothing_else_is_none(check: Check, name: str, audio: Audio) -> None:
+    outcome = check(name, audio())
+    assert (outcome.code, outcome.err) == (0, "")
+
+
+CONTENTS = {"wav": wav, "mp3": mp3, "ogg-opus": ogg_opus}
+SHOWN = {"wav": "WAV", "mp3": "MP3", "ogg-opus": "OggOpus"}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("audio_type", [*CONTENTS, "auto"])
+def test_an_audio_type_must_be_the_contents(
+    check: Check, service: StandIn, audio_type: str, content: str
+) -> None:
+    outcome = check("call", CONTENTS[content](), "--audio-type", audio_type)
+    if audio_type in (content, "auto"):
+        assert (outcome.code, len(service.talks)) == (0, 1)
+    else:
+        text = f"this is {SHOWN[content]}; leave out --audio-type {audio_type}"
+        assert_refused(outcome, service, text)
+
+
+# --- What else there is, is refused by name, with a line that makes it fit ----------------------
+
+
+@pytest.mark.parametrize(
+    ("audio", "suffix", "found", "tool"),
+    [
+        pytest.param(lambda: made("flac", ".flac"), ".flac", "FLAC", "sox", id="FLAC"),
+        pytest.param(lambda: made("oggenc", ".ogg"), ".ogg", "Ogg Vorbis", "sox", id="OggVorbis"),
+        pytest.param(lambda: made("sox", ".aiff"), ".aiff", "AIFF", "sox", id="AIFF"),
+        pytest.param(lambda: made("sox", ".au"), ".au", "Sun audio", "sox", id="AU"),
+        pytest.param(
+            lambda: made("sox", ".wav", ("-B",)), ".wav", "big-endian WAV", "sox", id="RIFX"
+        ),
+        pytest.param(
+            lambda: made("flac", ".oga", ("--ogg",)), ".ogg", "FLAC in Ogg", "ffmpeg", id="OggFLAC"
+        ),
+        pytest.param(
+            lambda: made("speexenc", ".spx"), ".ogg", "Speex in Ogg", "ffmpeg", id="Speex"
+        ),
+        pytest.param(lambda: made("ffmpeg", ".m4a"), ".m4a", "M4A", "ffmpeg", id="AAC in M4A"),
+        pytest.param(
+            lambda: made("ffmpeg", ".3gp", ("-c:a", "aac")), ".3gp", "MP4", "ffmpeg", id="3GP"
+        ),
+        pytest.param(lambda: made("ffmpeg", ".aac"), ".aac", "AAC", "ffmpeg", id="AAC alone"),
+        pytest.param(
+            lambda: made("sox", ".amr", ("-t", "amr-nb")), ".amr", "AMR", "ffmpeg", id="AMR"
+        ),
+        pytest.param(lambda: made("ffmpeg", ".wma"), ".wma", "WMA", "ffmpeg", id="WMA"),
+        pytest.param(
+            lambda: made("ffmpeg", ".webm"), ".webm", "WebM or Matroska", "ffmpeg", id="WebM"
+        ),
+        pytest.param(
+            lambda: made("ffmpeg", ".mka"), ".mka", "WebM or Matroska", "ffmpeg", id="Matroska"
+        ),
+        pytest.param(lambda: made("ffmpeg", ".caf"), ".caf", "Core Audio", "ffmpeg", id="CAF"),
+        pytest.param(lambda: made("ffmpeg", ".w64"), ".w64", "Wave64", "ffmpeg", id="Wave64"),
+        pytest.param(
+            lambda: made("ffmpeg", ".mp2"), ".mp3", "MPEG audio, layer II", "ffmpeg", id="MP2"
+        ),
+    ],
+)
+def test_another_format_is_refused_by_name_and_the_line_converts_it(
+    check: Check,
+    service: StandIn,
+    tmp_path: Path,
+    audio: Audio,
+    suffix: str,
+    found: str,
+    tool: str,
+) -> None:
+    folder = tmp_path / "o'clock calls"  # The line is for a shell.
+    folder.mkdir()
+    outcome = check(f"{folder.name}/call{suffix}", audio())
+    assert_refused(outcome, service, f"call{suffix}: ", found, f"{NEEDED}: {tool} ")
+
+    new = follow_advice(outcome, tool, folder)
+    outcome = check(f"{folder.name}/{new.name}", None)
+    assert_taken(outcome, service, new.read_bytes(), WAV_TYPE)
+
+
+def noise(size_bytes: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(size_bytes)
+
+
+@pytest.mark.parametrize(
+    ("audio", "found"),
+    [
+        pytest.param(lambda: b"", "an empty file", id="empty"),
+        pytest.param(lambda: noise(100_000), "no audio format that is known", id="random"),
+        pytest.param(lambda: b"\xff" * 100_000, "no audio format that is known", id="all ones"),
+        pytest.param(lambda: bytes(100_000), "no audio format that is known", id="all zeros"),
+        pytest.param(lambda: b"\xff\xfb\x90", "no audio format", id="less than an MP3 header"),
+        pytest.param(lambda: mp3("-t")[:4] + bytes(9999), "no audio format", id="one MP3 header"),
+        pytest.param(lambda: id3v2(100), "no audio format", id="ID3v2 alone"),
+        pytest.param(lambda: b"ID3\4\0\0\x7f\x7f\x7f\x7f", "no audio format", id="ID3v2 cut"),
+        pytest.param(lambda: b"ID3\4\0\0\0\0\0\0" * 9_999, "no audio format", id="ID3v2s alone"),
+        pytest.param(lambda: ogg_opus()[:30], "no audio format", id="OggOpus cut in its head"),
+        pytest.param(lambda: b"OggS" + bytes(60), "no audio format", id="an Ogg page of nothing"),
+        pytest.param(lambda: b"<html>404</html>" * 99, "no audio format", id="HTML"),
+        pytest.param(lambda: pcm()[:1600], "for raw PCM: --audio-type pcm", id="raw PCM"),
+    ],
+)
+def test_what_is_no_recording_is_refused(
+    check: Check, service: StandIn, audio: Audio, found: str
+) -> None:
+    assert_refused(check("call.mp3", audio()), service, found)
+
+
+@pytest.mark.parametrize(
+    "audio",
+    [
+        pytest.param(lambda: noise(70_000, 12), id="noise"),
+        pytest.param(lambda: bytes(5000) + mp3("-t")[:4], id="a frame's header at the end"),
+        pytest.param(lambda: bytes(100) + mp3("-t")[:4] + bytes(500), id="one frame's header"),
+        pytest.param(lambda: made("flac", ".flac"), id="FLAC"),
+        pytest.param(lambda: made("ffmpeg", ".aac"), id="AAC"),
+    ],
+)
+def test_a_tag_does_not_make_something_an_mp3(check: Check, service: StandIn, audio: Audio) -> None:
+    """Four bytes that could begin a frame are soon found; two frames in a row are not."""
+    assert_refused(check("call.mp3", id3v2(0) + audio()), service)
+
+
+def test_tags_without_end_are_not_looked_through(check: Check, service: StandIn) -> None:
+    started_s = time.monotonic()
+    assert_refused(check("call.mp3", b"ID3\4\0\0\0\0\0\0" * 2_000_000), service)
+    assert time.monotonic() - started_s < 1
+
+
+# --- Ogg that ends early ------------------------------------------------------------------------
+
+
+def last_page(audio: bytes) -> int:
+    return audio.rindex(b"OggS")
+
+
+@pytest.mark.parametrize("pages", [1, 2])
+def test_opus_headers_without_audio_are_refused(check: Check, service: StandIn, pages: int) -> None:
+    audio = ogg_opus()
+    end = 0
+    for _ in range(pages):
+        end = audio.index(b"OggS", end + 4)
+    assert_refused(check("call.opus", audio[:end]), service, "no audio in it, only Ogg headers")
+
+
+@pytest.mark.parametrize("past", [0, 4, 5, 6, 10, 13, 14, 26, 27, 28, 100])
+def test_cut_opus_is_taken_with_a_warning_wherever_it_ends(
+    check: Check, service: StandIn, past: int
+) -> None:
+    """It can be played as far as it goes; nothing says how long it was to be."""
+    whole = ogg_opus(seconds=12)
+    outcome = check("call.opus", whole[: last_page(whole) + past])
+    assert outcome.code == 0, outcome.err
+    assert re.search("cut|truncated|still being recorded", outcome.err)
+    assert len(service.talks) == 1
+
+
+def test_a_page_on_which_no_packet_ends_says_nothing_of_the_length(check: Check) -> None:
+    audio = bytearray(ogg_opus(seconds=12))
+    position = last_page(bytes(audio)) + 6
+    audio[position : position + 8] = b"\xff" * 8
+    assert re.fullmatch(
+        r"OggOpus, .*, 1[01]\.\d s", described(check("call.opus", bytes(audio), "--dry-run"))
+    )
+
+
+def test_opus_with_something_behind_it_is_taken(check: Check, service: StandIn) -> None:
+    audio = ogg_opus() + bytes(200_000)
+    outcome = check("call.opus", audio)
+    assert outcome.code == 0
+    assert len(service.talks) == 1
+
+
+# --- Raw PCM ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--audio-type", "pcm"),
+        ("--audio-type", "pcm", "--sample-rate", 8_000),
+        ("--audio-type", "pcm", "--channels", 1),
+        ("--audio-type", "pcm", "--sample-rate", 0, "--channels", 1),
+        ("--audio-type", "pcm", "--sample-rate", 7_999, "--channels", 1),
+        ("--audio-type", "pcm", "--sample-rate", 48_001, "--channels", 1),
+        ("--audio-type", "pcm", "--sample-rate", 8_000, "--channels", 0),
+        ("--audio-type", "pcm", "--sample-rate", "8k", "--channels", 1),
+        ("--sample-rate", 8_000, "--channels", 1),
+        ("--sample-rate", 8_000),
+        ("--channels", 1),
+        ("--audio-type", "wav", "--sample-rate", 8_000),
+        ("--audio-type", "flac"),
+    ],
+    ids=lambda words: " ".join(map(str, words)),
+)
+def test_raw_pcm_and_nothing_else_needs_rate_and_channels(
+    check: Check, service: StandIn, words: tuple[object, ...]
+) -> None:
+    outcome = check("call.pcm", pcm(), *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert re.search("--sample-rate|--channels|--audio-type", outcome.err.splitlines()[-1])
+    assert service.calls == []
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "channels", "found"),
+    [
+        (1, 1, "1 bytes are no whole number of frames of 2 bytes"),
+        (15_999, 1, "15,999 bytes are no whole number of frames of 2 bytes"),
+        (16_002, 2, "16,002 bytes are no whole number of frames of 4 bytes"),
+        (16_000, 3, "16,000 bytes are no whole number of frames of 6 bytes"),
+        (0, 1, "empty"),
+    ],
+)
+def test_raw_pcm_is_a_whole_number_of_frames(
+    check: Check, service: StandIn, size_bytes: int, channels: int, found: str
+) -> None:
+    audio = bytes(size_bytes)
+    outcome = check("call.pcm", audio, *PCM_WORDS[:4], "--channels", channels)
+    assert_refused(outcome, service, found)
+
+
+@pytest.mark.parametrize(
+    "audio",
+    [
+        pytest.param(wav, id="WAV"),
+        pytest.param(ogg_opus, id="OggOpus"),
+        pytest.param(lambda: made("flac", ".flac"), id="FLAC"),
+        pytest.param(lambda: made("oggenc", ".ogg"), id="OggVorbis"),
+        pytest.param(lambda: made("ffmpeg", ".m4a"), id="M4A"),
+    ],
+)
+def test_a_container_is_not_taken_for_samples(check: Check, service: StandIn, audio: Audio) -> None:
+    even = audio() + bytes(len(audio()) % 2)
+    assert_refused(check("call.pcm", even, *PCM_WORDS), service, "--audio-type pcm")
+
+
+# --- Four hours -----------------------------------------------------------------------------------
+
+LIMIT_S = 4 * 60 * 60
+
+
+def mp3_of(frames: int) -> bytes:
+    """Let the first frame of an MP3 file announce so many frames; 576 samples each at 8 kHz."""
+    audio = mp3("-V", 4, rate_hz=16_000)
+    flags = audio.index(b"Xing") + 4
+    assert audio[flags + 3] & 1
+    return audio[: flags + 4] + struct.pack(">I", frames) + audio[flags + 8 :]
+
+
+def opus_of(samples: int) -> bytes:
+    """Let the last page of an OggOpus file end at so many samples of 48 kHz, heard or skipped."""
+    audio = ogg_opus()
+    position = last_page(audio) + 6
+    return audio[:position] + struct.pack("<q", samples) + audio[position + 8 :]
+
+
+PRE_SKIP = 312  # As opusenc has it.
+
+
+@pytest.mark.parametrize(
+    ("name", "audio"),
+    [
+        pytest.param("call.mp3", lambda: mp3_of(LIMIT_S * 16_000 // 576), id="MP3"),
+        pytest.param("call.opus", lambda: opus_of(LIMIT_S * 48_000 + PRE_SKIP), id="OggOpus"),
+    ],
+)
+def test_four_hours_are_taken(check: Check, name: str, audio: Audio) -> None:
+    assert described(check(name, audio(), "--dry-run")).endswith(", 14,400.0 s")
+
+
+@pytest.mark.parametrize(
+    ("name", "audio", "hours"),
+    [
+        pytest.param("call.mp3", lambda: mp3_of(LIMIT_S * 16_000 // 576 + 1), "4.00", id="MP3"),
+        pytest.param("call.mp3", lambda: mp3_of(2_000_000), "20.00", id="MP3 of 20 hours"),
+        pytest.param("call.opus", lambda: opus_of(LIMIT_S * 48_000 + 313), "4.00", id="OggOpus"),
+        pytest.param("call.opus", lambda: opus_of(2**62), "26,687,", id="OggOpus of ages"),
+    ],
+)
+def test_more_is_refused_and_the_line_cuts_it(
+    check: Check, service: StandIn, tmp_path: Path, name: str, audio: Audio, hours: str
+) -> None:
+    outcome = check(name, audio())
+    assert_refused(outcome, service, f"{hours}", " hours long", "cut it: sox")
+    (tmp_path / name).write_bytes(mp3(rate_hz=16_000) if name == "call.mp3" else ogg_opus())
+    follow_cut(outcome, tmp_path)
+
+
+def test_more_raw_pcm_is_refused_and_the_line_cuts_it(
+    check: Check, service: StandIn, tmp_path: Path
+) -> None:
+    path = tmp_path / "call.pcm"
+    path.touch()
+    os.truncate(path, LIMIT_S * 8_000 * 2)
+    assert described(check(path.name, None, *PCM_WORDS, "--dry-run")).endswith(", 14,400.0 s")
+    os.truncate(path, LIMIT_S * 8_000 * 2 + 2)
+    outcome = check(path.name, None, *PCM_WORDS)
+    assert_refused(outcome, service, "4.00 hours long", "cut it: sox")
+    path.write_bytes(pcm())
+    follow_cut(outcome, tmp_path)
+
+
+def follow_cut(outcome: Outcome, folder: Path) -> None:
+    """Run the line that cuts with another length, as cutting hours takes long."""
+    found = re.search(r"\bsox .*", outcome.err)
+    assert found
+    encoders.run(*(word.replace("14400", "0.4") for word in shlex.split(found[0])))
+    parts = sorted(folder.glob("call-part*.wav"))
+    assert len(parts) >= 2
+    rate_hz = int(struct.unpack_from("<I", parts[0].read_bytes(), 24)[0])
+    assert len(parts[0].read_bytes()) == 44 + 2 * rate_hz * 4 // 10
+
+
+# --- Folders --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    contents = {".wav": wav, ".mp3": mp3, ".ogg": ogg_opus, ".opus": lambda: ogg_opus(channels=2)}
+    for number, (suffix, content) in enumerate(contents.items()):
+        (folder / f"{number}{suffix}").write_bytes(content())
+    (folder / "4.MP3").write_bytes(mp3("-b", 64))
+    (folder / "5.pcm").write_bytes(pcm())
+    (folder / "6.RAW").write_bytes(pcm(2))
+    (folder / "7.flac").write_bytes(made("flac", ".flac"))
+    (folder / "8.mp3.part").write_bytes(mp3())
+    (folder / "9").write_bytes(mp3())
+    (folder / "10.json").write_text("{}")
+    return folder
+
+
+def test_a_folder_is_searched_for_wav_mp3_ogg_and_opus(
+    upload: Run, service: StandIn, folder: Path
+) -> None:
+    outcome = upload("--audio-path", folder, "--quiet")
+    assert (outcome.code, outcome.err) == (0, "")
+    names = [line.partition(": Dialog ID: ")[0] for line in outcome.out.splitlines()]
+    found = ["0.wav", "1.mp3", "2.ogg", "3.opus", "4.MP3"]
+    assert sorted(names) == [str(folder / name) for name in found]
+    assert len(service.talks) == len(found)
+
+
+def test_for_pcm_and_raw_only_when_asked_to(upload: Run, service: StandIn, folder: Path) -> None:
+    outcome = upload("--audio-path", folder, "--quiet", *PCM_WORDS)
+    assert (outcome.code, outcome.err) == (0, "")
+    names = [line.partition(": Dialog ID: ")[0] for line in outcome.out.splitlines()]
+    assert sorted(names) == [str(folder / name) for name in ("5.pcm", "6.RAW")]
+    assert len(service.talks) == 2
+
+
+def test_a_file_that_is_named_is_taken_whatever_its_suffix(
+    upload: Run, service: StandIn, folder: Path
+) -> None:
+    assert upload("--audio-path", folder / "8.mp3.part", folder / "9", "--quiet").code == 0
+    assert len(service.talks) == 2
+
+
+def test_one_that_is_refused_leaves_the_others_alone(
+    upload: Run, service: StandIn, folder: Path
+) -> None:
+    (folder / "2.ogg").write_bytes(made("oggenc", ".ogg"))
+    outcome = upload("--audio-path", folder, "--quiet")
+    assert outcome.code == 65
+    assert len(service.talks) == 4
+    assert re.fullmatch(r"upload_grpc: /\S+/2\.ogg: Ogg Vorbis; .*\n", outcome.err)

@@ -214,6 +214,17 @@ def test_a_file_that_cannot_be_read_is_no_input(
     assert service.calls == []
 
 
+def test_a_pipe_can_be_the_metadata_file(upload: Run, service: StandIn, call: Path) -> None:
+    """As with `--meta-path <(jq ...)`."""
+    reader, writer = os.pipe()
+    os.write(writer, b'{"client_id": "1"}')
+    os.close(writer)
+    outcome = upload("--audio-path", call, "--meta-path", f"/dev/fd/{reader}")
+    os.close(reader)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert fields(service) == {"client_id": "1"}
+
+
 def test_an_empty_file_name_is_not_taken_as_none(upload: Run, service: StandIn, call: Path) -> None:
     """As with `--meta-path "$META"`, where META was never set."""
     outcome = upload("--audio-path", call, "--meta-path", "")
