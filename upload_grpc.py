@@ -108,6 +108,8 @@ HASH_CHUNK_SIZE_BYTES = 1024 * 1024
 # After a signal: how long an answer that is due may still come, then how long cancelling may take.
 ANSWER_GRACE_S = 0.5
 CANCEL_GRACE_S = 0.3
+# How long a refusal may take to end a call whose bytes nobody takes any more.
+REFUSAL_GRACE_S = 0.1
 # A progress bar is worth showing where something takes longer than this.
 BAR_DELAY_S = 0.5
 BAR_INTERVAL_S = 0.1
@@ -130,6 +132,7 @@ VM_METADATA_ADDRESS = "169.254.169.254"
 VM_METADATA_TIMEOUT_S = 3.0
 # Of a token's lifetime of up to 12 hours; the documentation asks for at least hourly renewal.
 VM_TOKEN_RENEWED_AT = 0.1
+VM_TOKEN_RETRIED_AFTER_S = 60.0
 
 # Limits of the service: SpeechSense documentation, "Supported audio formats" and "Quotas".
 SINGLE_MESSAGE_LIMIT_BYTES = 128 * 1024 * 1024
@@ -141,6 +144,7 @@ METADATA_VALUE_LIMIT_BYTES = 1024
 # Limits of our own, so that a wrong file named by mistake is not read to its end.
 METADATA_FILE_LIMIT_BYTES = 1024 * 1024
 KEY_FILE_LIMIT_BYTES = 64 * 1024
+CA_FILE_LIMIT_BYTES = 16 * 1024 * 1024
 WAV_CHUNKS_LIMIT = 10_000
 # As much of a value as a line of ours shows.
 SHOWN_CHARACTERS = 200
@@ -256,7 +260,7 @@ class Metadata(NamedTuple):
     """What is sent beside the audio."""
 
     fields: dict[str, str]
-    users: tuple[User, ...] = ()
+    users: tuple[User, ...] | None = None
 
 
 class Audio(NamedTuple):
@@ -322,7 +326,9 @@ def merge(common: Metadata | None, own: Metadata | None) -> Metadata:
     """Let a recording's own metadata win over that of all; thousands share what is the same."""
     if common is None or own is None:
         return common or own or Metadata({})
-    return Metadata({**common.fields, **own.fields}, own.users or common.users)
+    return Metadata(
+        {**common.fields, **own.fields}, common.users if own.users is None else own.users
+    )
 
 
 def open_regular_file(path: str, advice: str) -> BinaryIO:
@@ -368,7 +374,12 @@ FFMPEG_MAGICS = (
     (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMA"),
     (0, b"\x1a\x45\xdf\xa3", "WebM or Matroska"),
     (0, b"caff", "Core Audio"),
+    (0, b"riff", "Wave64"),
+    *((0, bytes([0xFF, second]), "AAC") for second in (0xF0, 0xF1, 0xF8, 0xF9)),
+    *((0, bytes([0xFF, second]), "MPEG audio, layer II") for second in (0xF4, 0xF5, 0xFC, 0xFD)),
 )
+HEAD_BYTES = 64
+CUT_WARNING = "its end is missing: is it cut off, or still being recorded?"
 NEEDED = "WAV with 16 bit LPCM of 8,000 to 48,000 Hz, MP3 or OggOpus is needed"
 
 
@@ -377,45 +388,70 @@ def check_audio(path: str, file: BinaryIO, size_bytes: int, options: AudioOption
 
     Raises UploadError (EX_DATAERR) with what was found, what is needed and how to convert it.
     """
-    kind = PCM if options.audio_type == "pcm" else detect(path, file, size_bytes)
+    if not size_bytes:
+        raise refused("an empty file", "record it again")
+    head = file.read(HEAD_BYTES)
+    kind = known_magic(head)
+    if kind is None and options.audio_type == "pcm":
+        # Samples may begin with anything, but hardly with four bytes or more of a magic.
+        kind = next((name for _, magic, name in other_magics(head) if len(magic) >= 4), PCM)
+    if kind is None:
+        kind = find_other_format(path, file, head)
     if kind != AUDIO_TYPES.get(options.audio_type, kind):
         raise refused(f"this is {kind}", f"leave out --audio-type {options.audio_type}")
     check = {WAV: check_wav, MP3: check_mp3, OGG_OPUS: check_ogg_opus}.get(kind)
     audio = check(path, file, size_bytes) if check else check_pcm(size_bytes, options)
     if options.split and (kind not in (WAV, MP3) or audio.channels != 1):
-        raise refused(f"{audio.description}: only WAV and MP3 of one channel can be split",
-                      "leave out --split")  # fmt: skip
+        found = f"{audio.description}: only WAV and MP3 of one channel can be split"
+        raise refused(found, "leave out --split")
     # How long a recording may be that the service splits, it does not say.
-    if (audio.duration_s or 0) > DURATION_LIMIT_S and not options.split:
-        cut = f"sox {shlex.quote(path)} {beside(path, '-part.wav')} trim 0 {DURATION_LIMIT_S}"
-        raise refused(f"{(audio.duration_s or 0) / 3600:.2f} hours long, the service takes 4",
-                      f"cut it: {cut} : newfile : restart")  # fmt: skip
+    hours = (audio.duration_s or 0) / 3600
+    if hours * 3600 > DURATION_LIMIT_S and not options.split:
+        cut = cut_line(path, kind, options)
+        raise refused(f"{hours:.2f} hours long, the service takes 4", f"cut it: {cut}")
     if options.single_message and size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
         limit = f"{SINGLE_MESSAGE_LIMIT_BYTES:,}"
         raise refused(f"{size_bytes:,} bytes: a single message must stay under {limit}", STREAM_IT)
     return audio
 
 
-def detect(path: str, file: BinaryIO, size_bytes: int) -> str:
-    """Name the format of a file by its first bytes; raise UploadError if it is none to upload."""
-    head = file.read(64)
+def known_magic(head: bytes) -> str | None:
+    """Tell a format by bytes that hardly begin anything else, least of all raw samples."""
     if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return WAV
     if head.startswith(b"OggS") and head[28:].startswith(b"OpusHead"):
         return OGG_OPUS
+    return MP3 if head.startswith(b"ID3") else None
+
+
+def other_magics(head: bytes) -> Iterator[tuple[str, bytes, str]]:
+    """Yield what a file may be that the service does not take: who converts it, magic, name."""
+    for tool, magics in (("sox", SOX_MAGICS), ("ffmpeg", FFMPEG_MAGICS)):
+        for offset, magic, name in magics:
+            if head[offset:].startswith(magic):
+                yield tool, magic, name
+
+
+def find_other_format(path: str, file: BinaryIO, head: bytes) -> str:
+    """Tell MP3 by its frames; raise UploadError for a format that the service does not take."""
     file.seek(0)
     if find_mp3_frame(file):
         return MP3
-    for offset, magic, name in SOX_MAGICS:
-        if head[offset:].startswith(magic):
-            raise refused(name, f"{NEEDED}: {sox_line(path)}")
-    for offset, magic, name in FFMPEG_MAGICS:
-        if head[offset:].startswith(magic):
-            line = f"ffmpeg -i {shlex.quote(path)} -c:a pcm_s16le {beside(path, '-16bit.wav')}"
-            raise refused(name, f"{NEEDED}: {line}")
-    if not size_bytes:
-        raise refused("an empty file", "record it again")
-    raise refused("no audio format that is known here", f"{NEEDED}; for raw PCM: --audio-type pcm")
+    for tool, _, name in other_magics(head):
+        raise refused(name, f"{NEEDED}: {(sox_line if tool == 'sox' else ffmpeg_line)(path)}")
+    raw = " (for raw samples: --audio-type pcm)" if path.lower().endswith(PCM_SUFFIXES) else ""
+    raise refused("no audio format that is known here", f"{NEEDED}{raw}")
+
+
+def cut_line(path: str, kind: str, options: AudioOptions) -> str:
+    """Give the command that cuts a recording into parts that are short enough."""
+    if kind in (MP3, OGG_OPUS):
+        # Parts end on packets, a little late.
+        parts = f"-f segment -segment_time {DURATION_LIMIT_S - 10} -c:a pcm_s16le"
+        return f"ffmpeg -i {shlex.quote(path)} {parts} {beside(path, '-part%d.wav')}"
+    raw = f"-t raw -r {options.sample_rate_hz} -e signed-integer -b 16 -c {options.channels} "
+    sox = f"sox {raw * (kind == PCM)}{shlex.quote(path)} {beside(path, '-part.wav')}"
+    return f"{sox} trim 0 {DURATION_LIMIT_S} : newfile : restart"
 
 
 def beside(path: str, ending: str) -> str:
@@ -427,6 +463,11 @@ def sox_line(path: str, options: str = "") -> str:
     """Give the command that makes a file the service takes."""
     to = beside(path, "-16bit.wav")
     return f"sox {shlex.quote(path)} -e signed-integer -b 16{options} {to}"
+
+
+def ffmpeg_line(path: str) -> str:
+    """Give the command for what sox does not read."""
+    return f"ffmpeg -i {shlex.quote(path)} -c:a pcm_s16le {beside(path, '-16bit.wav')}"
 
 
 def suffix_warnings(path: str, audio: Audio) -> Iterator[str]:
@@ -603,6 +644,7 @@ MP3_BITRATES_KBPS = {
 }
 # Encoders leave some padding between tag and audio; further in there is none to be found.
 MP3_SEARCH_BYTES = 64 * 1024
+ID3_TAGS_LIMIT = 16
 
 
 class Mp3Frame(NamedTuple):
@@ -634,7 +676,10 @@ def find_mp3_frame(file: BinaryIO) -> Mp3Frame | None:
     """Find the first frame of an MP3 file: at its beginning, or after its ID3v2 tags."""
     position = file.tell()
     tagged = False
-    while len(tag := file.read(10)) == 10 and tag.startswith(b"ID3"):
+    for _ in range(ID3_TAGS_LIMIT):
+        tag = file.read(10)
+        if len(tag) < 10 or not tag.startswith(b"ID3"):
+            break
         tagged = True
         size = functools.reduce(lambda size, byte: size << 7 | byte & 0x7F, tag[6:], 0)
         position = file.seek(position + 10 + size + (10 if tag[5] & 0x10 else 0))
@@ -646,47 +691,66 @@ def find_mp3_frame(file: BinaryIO) -> Mp3Frame | None:
         frame = Mp3Frame.parse(data, match.start())
         # Two bytes are soon found in anything; a second frame where the first one ends is not.
         end = match.start() + frame.length_bytes if frame else 0
-        if frame and (end >= len(data) or Mp3Frame.parse(data, end)):
+        alone = match.start() == 0 and end >= len(data)
+        if frame and (alone or Mp3Frame.parse(data, end)):
             return frame
     return None
 
 
 def check_mp3(path: str, file: BinaryIO, size_bytes: int) -> Audio:
     """Read an MP3 file's first frame; the service sets no limits of quality."""
-    del path, size_bytes
+    del path
     file.seek(0)
     frame = find_mp3_frame(file)
-    assert frame is not None
+    if frame is None:
+        raise refused("an ID3 tag, and no audio format behind it that is known here", NEEDED)
     duration_s = None
-    # Most encoders count the frames in the first one, which holds no audio then.
-    match = re.search(rb"(?:Xing|Info)\0\0\0(.)(.{4})", frame.body, re.DOTALL)
-    if match and match[1][0] & 1:
-        samples = int.from_bytes(match[2], "big") * (1152 if frame.version == 3 else 576)
-        duration_s = samples / frame.sample_rate_hz
+    warning = ""
+    # Most encoders count frames and bytes in the first frame, which holds no audio then.
+    match = re.search(rb"(?:Xing|Info)\0\0\0(.)(.{4})(.{4})", frame.body, re.DOTALL)
+    if match and match[1][0] & 3 == 3:
+        frames, stream_bytes = struct.unpack(">II", match[2] + match[3])
+        samples = frames * (1152 if frame.version == 3 else 576)
+        duration_s = samples / frame.sample_rate_hz or None
+        warning = CUT_WARNING if stream_bytes > size_bytes else ""
     description = describe(MP3, frame.sample_rate_hz, frame.channels, duration_s)
-    return Audio(MP3_AUDIO, description, frame.channels, duration_s)
+    return Audio(MP3_AUDIO, description, frame.channels, duration_s, warning)
 
 
 OPUS_RATE_HZ = 48_000
 OGG_PAGE_LIMIT_BYTES = 65_307
 
 
+def ogg_pages(data: bytes) -> Iterator[tuple[int, int]]:
+    """Find the whole pages in some bytes: their type, and the samples that have ended with each.
+
+    -1 stands for a page with which none has.
+    """
+    for match in re.finditer(b"OggS\0", data):
+        start = match.start()
+        if start + 27 <= len(data):
+            lengths = data[start + 27 : start + 27 + data[start + 26]]
+            if start + 27 + data[start + 26] + sum(lengths) <= len(data):
+                yield struct.unpack_from("<Bq", data, start + 5)
+
+
 def check_ogg_opus(path: str, file: BinaryIO, size_bytes: int) -> Audio:
     """Read an OggOpus file's first and last page (RFC 7845); no limits of quality here either."""
     del path
     file.seek(0)
-    head = file.read(64)
-    _, channels, pre_skip = struct.unpack_from("<BBH", head.ljust(64, b"\0"), 36)
-    file.seek(max(0, size_bytes - OGG_PAGE_LIMIT_BYTES))
-    tail = file.read(OGG_PAGE_LIMIT_BYTES)
-    last = tail.rfind(b"OggS")
-    (position,) = struct.unpack_from("<q", tail.ljust(len(tail) + 14, b"\0"), last + 6)
-    # A stream that was cut has no page that ends it, but its last one still says how far it came.
-    duration_s = max(0, position - pre_skip) / OPUS_RATE_HZ if last >= 0 else None
+    _, channels, pre_skip = struct.unpack_from("<BBH", file.read(HEAD_BYTES).ljust(64, b"\0"), 36)
+    if not channels:
+        raise refused("damaged OggOpus header: no channels", "record or export it again")
+    file.seek(max(0, size_bytes - 2 * OGG_PAGE_LIMIT_BYTES))
+    tail = file.read(2 * OGG_PAGE_LIMIT_BYTES)
+    pages = list(ogg_pages(tail))
+    positions = [position for _, position in pages if position >= 0]
+    duration_s = max(0, positions[-1] - pre_skip) / OPUS_RATE_HZ if positions else None
     if duration_s == 0:
         raise refused("no audio in it, only Ogg headers", "record it again")
+    warning = "" if pages and pages[-1][0] & 4 else CUT_WARNING
     description = describe(OGG_OPUS, OPUS_RATE_HZ, channels, duration_s)
-    return Audio(OGG_OPUS_AUDIO, description, channels, duration_s)
+    return Audio(OGG_OPUS_AUDIO, description, channels, duration_s, warning)
 
 
 class JsonObject(list[tuple[str, Any]]):
@@ -737,14 +801,15 @@ def parse_metadata(content: bytes) -> Metadata:
         raise ValueError("nested too deeply") from None
     if not isinstance(top, JsonObject):
         raise ValueError('not a JSON object, {"key": "value", ...}')
-    users: list[User] = []
-    if isinstance(dict(top).get("users"), list):
+    users: list[User] | None = None
+    given = dict(top).get("users")
+    if isinstance(given, list) and not isinstance(given, JsonObject):
         pairs = [(key, value) for key, value in top if key != "users"]
         if len(pairs) != len(top) - 1:
             raise ValueError('key "users" is there twice')
-        users = [parse_user(number, user) for number, user in enumerate(dict(top)["users"], 1)]
+        users = [parse_user(number, user) for number, user in enumerate(given, 1)]
         top = JsonObject(pairs)
-    return Metadata(parse_fields(top), tuple(users))
+    return Metadata(parse_fields(top), None if users is None else tuple(users))
 
 
 class Infinite:
@@ -859,6 +924,10 @@ class FileChanged(UploadError):
         )
 
 
+class GivenUp(Exception):
+    """A call has ended, or was cancelled by ourselves for the reason given."""
+
+
 class Transfer:
     """One try at sending one file, as the thread that reads it and the one that waits see it.
 
@@ -887,6 +956,7 @@ class Transfer:
         self.error: Exception | None = None
         self.call: Any = None
         self._on_state = on_state
+        self._passed_before_bytes = 0
         self._abandoned = False
         self._commit_lock = threading.Lock()
         self._audio: io.FileIO | None = None
@@ -901,11 +971,12 @@ class Transfer:
         with self._commit_lock:
             if self._abandoned:  # The call failed before grpc came to read.
                 self._audio.close()
-                raise FileChanged("was given up")
+                raise GivenUp("the call has ended")
         opened = FileState.of(os.fstat(self._audio.fileno()))
         self.state = self.state or opened
         if opened != self.state:
             raise FileChanged("changed after it was checked")
+        self._passed_before_bytes = sum(connection_bytes())
         return self._audio
 
     def chunk_taken(self, size_bytes: int) -> None:
@@ -931,9 +1002,10 @@ class Transfer:
             raise FileChanged(
                 f"went away while it was being uploaded ({error.strerror})"
             ) from error
+        self._wait_until_passed_on()
         with self._commit_lock:
-            if self._abandoned:
-                raise FileChanged("was given up")
+            if self._abandoned or (self.call and self.call.done()):
+                raise GivenUp("the call has ended")
             if self._on_state:
                 self._on_state("finishing", self.request_id)
             acknowledged_bytes, held_bytes = connection_bytes()
@@ -942,6 +1014,23 @@ class Transfer:
                 self.delivered_at_bytes += self.state.size_bytes
             self.progress_s = time.monotonic()
             self.finished = True
+
+    def _wait_until_passed_on(self) -> None:
+        """Give a refusal that is coming in the time to end the call before the commit point.
+
+        When the service refuses a call, grpc takes what is left of a recording at once and throws
+        it away; that was no upload, and must not look like one whose answer is missing. As a
+        rule the kernel has all bytes already, and there is nothing to wait for.
+        """
+        until_s = time.monotonic() + REFUSAL_GRACE_S
+        while self.streamed and time.monotonic() < until_s and not (self.call and self.call.done()):
+            passed_bytes = sum(connection_bytes())
+            if (
+                not passed_bytes
+                or passed_bytes - self._passed_before_bytes >= self.handed_over_bytes
+            ):
+                break
+            time.sleep(0.001)
 
     def fail(self, error: Exception) -> None:
         """Keep why the requests ended: grpc only says "Exception iterating requests!"."""
@@ -1010,6 +1099,8 @@ def upload_audio_requests_iterator(
             )
             transfer.chunk_taken(len(data))
         transfer.finish()
+    except GivenUp:
+        raise
     except Exception as error:
         transfer.fail(error)
         raise
@@ -1045,7 +1136,7 @@ def talk_metadata(
         metadata = Metadata(dict(metadata))
     users = [
         talk_service_pb2.UserMetadata(id=user.id, role=user.role, fields=user.fields)  # type: ignore[arg-type]
-        for user in metadata.users
+        for user in metadata.users or ()
     ]
     return talk_service_pb2.TalkMetadata(
         connection_id=str(connection_id), fields=metadata.fields, users=users
@@ -1174,6 +1265,7 @@ class VmToken:
                 except UploadError:
                     if time.monotonic() >= self._expires_s:
                         raise
+                    self._renew_s = time.monotonic() + VM_TOKEN_RETRIED_AFTER_S
             return self._token
 
     def forget(self) -> None:
@@ -1192,12 +1284,17 @@ class VmToken:
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             with opener.open(request, timeout=VM_METADATA_TIMEOUT_S) as response:
                 answer = json.loads(response.read(KEY_FILE_LIMIT_BYTES))
-            token, lifetime_s = str(answer["access_token"]), float(answer["expires_in"])
-        except (OSError, ValueError, TypeError, KeyError, http.client.HTTPException) as error:
+            token, lifetime_s = answer["access_token"], float(answer["expires_in"])
+            if not isinstance(token, str) or not token:
+                raise ValueError("no access_token in its answer")
+        except (
+            *(OSError, http.client.HTTPException),
+            *(ValueError, TypeError, LookupError, ArithmeticError, RecursionError),
+        ) as error:
             raise UploadError(
                 os.EX_CONFIG,
                 f"no token from the VM's metadata service at {address}: "
-                f"{getattr(error, 'reason', None) or error}",
+                f"{getattr(error, 'reason', None) or repr(error)}",
                 "--key-type vm works on a cloud VM that has a service account",
             ) from error
         now_s = time.monotonic()
@@ -1242,7 +1339,7 @@ def read_root_certificates(ca_file: str | None) -> bytes | None:
         return None
     try:
         with open(path, "rb") as file:
-            pem = file.read()
+            pem = file.read(CA_FILE_LIMIT_BYTES)
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(
             cadata=pem.decode("ascii", "ignore")  # Comments between them may be in any language.
         )
@@ -1334,7 +1431,7 @@ NO_CONNECTION_RULES = (
 RULES = (
     Rule("UNAUTHENTICATED", "", REFUSED, os.EX_NOPERM, CHECK_KEY),
     Rule("PERMISSION_DENIED", "", REFUSED, os.EX_NOPERM, CHECK_KEY),
-    Rule("NOT_FOUND", "", REFUSED, os.EX_CONFIG, "check --connection-id"),
+    Rule("NOT_FOUND", "", REFUSED, os.EX_CONFIG, "check --connection-id, or --talk-id"),
     Rule("UNIMPLEMENTED", "", REFUSED, os.EX_CONFIG, CHECK_ENDPOINT),
     Rule("INVALID_ARGUMENT", "", REFUSED, os.EX_DATAERR, MEND),
     Rule("FAILED_PRECONDITION", "", REFUSED, os.EX_DATAERR, MEND),
@@ -1450,10 +1547,6 @@ class Answer(NamedTuple):
     operation_id: str = ""
 
 
-class GivenUp(Exception):
-    """A call was cancelled by ourselves, for the reason given."""
-
-
 class Uploader:
     """Sends recordings to one connection, from any number of threads over one channel.
 
@@ -1555,7 +1648,14 @@ class Uploader:
 
         before, changed_s, pause_s = None, time.monotonic(), POLL_S
         while True:
-            operation, ids = self._retrying(name, lambda _: self._call(Transfer(name), start))
+            try:
+                operation, ids = self._retrying(name, lambda _: self._call(Transfer(name), start))
+            except UploadError as error:
+                if error.status != "NOT_FOUND":
+                    raise
+                # The service keeps operations for a while; this one says nothing of others.
+                cause = f"uploaded, but its operation is gone: {error.cause}"
+                raise refused(cause, "look for the dialogs in the console") from error
             if operation.done:
                 return split_result(operation, ids)
             if operation != before:
@@ -1770,6 +1870,10 @@ class LedgerError(UploadError):
         self.stops_run = True
 
 
+class LedgerInUse(LedgerError):
+    """Another run goes on: nothing has failed, and cron need not mail it every few minutes."""
+
+
 class Row(NamedTuple):
     """What the ledger knows of a recording."""
 
@@ -1844,7 +1948,7 @@ class Ledger:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock_file)
-            raise LedgerError(self._path, "another run is using it") from None
+            raise LedgerInUse(self._path, "another run is using it") from None
         # SQLite gives its other files the permissions that this one has.
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         return lock_file
@@ -1917,7 +2021,7 @@ class Ledger:
         if row and row.state == "uploaded":
             if row.path == os.fsdecode(key) or not os.path.exists(row.path):
                 # So that its present name spares the next run the hash.
-                self._set(sha256, "uploaded", path=key, mtime_ns=mtime_ns)
+                self._set(sha256, "uploaded", {"path": key, "mtime_ns": mtime_ns})
             return row
         unchanged = row and (row.mtime_ns, row.metadata_sha256) == (mtime_ns, metadata_sha256)
         if row and (
@@ -1941,22 +2045,22 @@ class Ledger:
 
     def reach(self, sha256: str, state: str, request_id: str) -> None:
         """Note the state of a try; `finishing`: put on disk that there may be a dialog now."""
-        self._set(sha256, state, durable=state == "finishing", request_id=request_id)
+        self._set(sha256, state, {"request_id": request_id}, durable=state == "finishing")
 
     def settle(self, sha256: str, report: "Report") -> None:
         """Note how sending a recording ended."""
         # Not durable: if the power fails now, the row still says finishing, and a run that finds
         # that names the recording as unknown. The next sync, or close(), brings it to disk.
-        self._set(
-            sha256,
-            report.outcome,
-            talk_id=" ".join(report.talk_ids) or None,
-            badge_id=report.badge_id or None,
-            operation_id=report.operation_id or None,
-            request_id=report.ids.request_id if report.ids else None,
-            error=report.error.cause if report.error else None,
-            attempts=report.tries,
-        )
+        columns: dict[str, object] = {
+            "talk_id": " ".join(report.talk_ids) or None,
+            "badge_id": report.badge_id or None,
+            "operation_id": report.operation_id or None,
+            "error": report.error.cause if report.error else None,
+            "attempts": report.tries,
+        }
+        if report.ids:
+            columns["request_id"] = report.ids.request_id
+        self._set(sha256, report.outcome, columns)
 
     def row(self, sha256: str) -> Row | None:
         """Look a recording up by its content."""
@@ -1966,7 +2070,9 @@ class Ledger:
         )
         return Row(*found[0])._replace(path=os.fsdecode(found[0][1])) if found else None
 
-    def _set(self, sha256: str, state: str, durable: bool = False, **columns: object) -> None:
+    def _set(
+        self, sha256: str, state: str, columns: Mapping[str, object], durable: bool = False
+    ) -> None:
         """Change a row; attempts are added to those it has."""
         names = "".join(
             f", {name} = {'attempts +' if name == 'attempts' else ''} ?" for name in columns
@@ -2225,11 +2331,15 @@ def planned(recording: Recording, options: AudioOptions) -> str:
     """Say what would be sent, and how."""
     way = "as a single message" if options.single_message else "as a stream"
     way += " to be split" if options.split else ""
-    metadata = {**recording.metadata.fields}
-    users = f", {len(recording.metadata.users)} users" if recording.metadata.users else ""
     size = f"{recording.state.size_bytes:,} bytes"
-    text = json.dumps(metadata, ensure_ascii=False)
-    return f"{recording.audio.description}, {size} {way}, metadata {text}{users}"
+    return f"{recording.audio.description}, {size} {way}, {planned_metadata(recording.metadata)}"
+
+
+def planned_metadata(metadata: Metadata) -> str:
+    """Say what metadata would be sent."""
+    count = len(metadata.users or ())
+    users = f", {count} user{'s' * (count != 1)}" if count else ""
+    return f"metadata {json.dumps(metadata.fields, ensure_ascii=False)}{users}"
 
 
 def upload_one(
@@ -2267,9 +2377,9 @@ def upload_one(
                 ledger.settle(sha256, report)
         if args.wait and report.operation_id and not report.talk_ids:
             talk_ids = uploader.follow(report.path, report.operation_id)
-            report = report._replace(talk_ids=tuple(talk_ids))
+            report = report._replace(talk_ids=tuple(talk_ids), outcome="uploaded")
             if ledger:
-                ledger.settle(sha256, report._replace(outcome="uploaded", tries=0))
+                ledger.settle(sha256, report._replace(tries=0))
     except UploadError as error:
         if report.outcome == "failed":
             report = report.failed(error)
@@ -2461,8 +2571,8 @@ class Console:
         news = report.outcome == "uploaded"
         if report.error and report.outcome != "not tried":
             self.problem(f"{report.path}: {report.error}")
-        if news:
-            self.detail(f"{report.path}: uploaded in {report.seconds:.2f} s ({report.ids})")
+        if report.ids and not report.error:
+            self.detail(f"{report.path}: {report.outcome} in {report.seconds:.2f} s ({report.ids})")
         if self._json:
             self._print_result(report.as_json(), news)
         elif report.outcome == "checked":
@@ -2727,6 +2837,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
     """Exit with 2 where options are missing or contradict each other."""
     args.connection_id = args.connection_id.strip()
+    args.talk_id = args.talk_id and args.talk_id.strip()
     for name in ("connection_id", "meta_path", "ca_file", "ledger", "talk_id"):
         # What a variable that is not set leaves of "$LEDGER" must not pass for no ledger.
         if getattr(args, name) == "":
@@ -2734,8 +2845,10 @@ def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
     pcm = args.audio_type == "pcm"
     wrong = {
         "--audio-path is missing": not args.audio_path and not args.talk_id,
-        "--talk-id goes with --meta-path, and without --audio-path": args.talk_id
-        and (args.audio_path or not args.meta_path),
+        "--talk-id goes with --meta-path, and without anything about audio": args.talk_id
+        and (args.audio_path or not args.meta_path or pcm or args.split or args.single_message),
+        "--talk-id goes without --ledger: to say it twice does no harm": args.talk_id
+        and args.ledger,
         "--audio-type pcm needs --sample-rate and --channels": pcm
         and not (args.sample_rate and args.channels),
         "--sample-rate and --channels are for --audio-type pcm": not pcm
@@ -2745,7 +2858,8 @@ def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
         "--wait goes with --split": args.wait and not args.split,
         "--retry-unknown needs the --ledger that knows them": args.retry_unknown
         and not args.ledger,
-        "--connection-id is not UTF-8": not args.connection_id.isprintable(),
+        "--connection-id has characters that no ID has": not args.connection_id.isprintable(),
+        "--talk-id has characters that no ID has": not (args.talk_id or "-").isprintable(),
     }
     for message, is_wrong in wrong.items():
         if is_wrong:
@@ -2829,15 +2943,19 @@ def run_all(
 def update_talk(args: argparse.Namespace, uploader: Uploader, console: Console) -> int:
     """Send new metadata for a dialog that exists."""
     metadata = read_metadata(args.meta_path)
+    for warning in date_warnings(metadata.fields):
+        console.note(warning)
+    report = Report(args.talk_id)
     if args.dry_run:
-        console.note(f"dialog {args.talk_id} would get {shown(metadata.fields)}")
-        return os.EX_OK
-    report = Report(args.talk_id, outcome="updated", talk_ids=(args.talk_id,))
-    try:
-        answer = uploader.update(args.talk_id, metadata)
-        report = report._replace(ids=answer.ids, tries=answer.tries)
-    except UploadError as error:
-        report = report.failed(error)._replace(talk_ids=())
+        report = report._replace(outcome="checked", description=planned_metadata(metadata))
+    else:
+        try:
+            answer = uploader.update(args.talk_id, metadata)
+            report = report._replace(
+                outcome="updated", talk_ids=(answer.talk_id,), ids=answer.ids, tries=answer.tries
+            )
+        except UploadError as error:
+            report = report.failed(error)
     console.result(report)
     return exit_code([report], console)
 
@@ -2871,6 +2989,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with signals_to(raise_interrupted):
             return run(args, console)
+    except LedgerInUse as error:
+        console.note(str(error))
+        return error.exit_code
     except UploadError as error:
         console.problem(str(error))
         return error.exit_code

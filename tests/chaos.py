@@ -88,20 +88,22 @@ class Results:
 
 def print_table(title: str, columns: Sequence[str], counts: Mapping[tuple[str, str], int]) -> None:
     """Print counts by row and column, with sums."""
-    rows = list(dict.fromkeys(row for row, _ in counts))
-    lines = [[row, *(counts.get((row, column), 0) for column in columns)] for row in rows]
-    lines = [[*line, sum(line[1:])] for line in lines]
-    lines.append(
-        ["sum", *(sum(line[place] for line in lines) for place in range(1, len(columns) + 2))]
-    )
+    lines = {
+        row: [counts.get((row, column), 0) for column in columns]
+        for row in dict.fromkeys(row for row, _ in counts)
+    }
+    lines["sum"] = [sum(column) for column in zip(*lines.values(), strict=True)]
     names = [*columns, "sum"]
-    width = max(len(str(line[0])) for line in lines)
-    print(f"\n  {title:{width}} " + " ".join(f"{name:>{max(len(name), 5)}}" for name in names))
-    for line in lines:
-        cells = (
-            f"{count:>{max(len(name), 5)}}" for name, count in zip(names, line[1:], strict=True)
-        )
-        print(f"  {line[0]:{width}} " + " ".join(cells))
+    width = max(map(len, (title, *lines)))
+
+    def print_line(first: str, cells: Sequence[object]) -> None:
+        shown = (f"{cell:>{max(len(name), 5)}}" for name, cell in zip(names, cells, strict=True))
+        print(f"  {first:{width}} {' '.join(shown)}")
+
+    print()
+    print_line(title, names)
+    for row, cells in lines.items():
+        print_line(row, [*cells, sum(cells)])
     print(flush=True)
 
 
@@ -192,7 +194,7 @@ def watched_transfers() -> Iterator[dict[str, list[upload_grpc.Transfer]]]:
             super().__init__(path, *rest)
             transfers[path].append(self)
 
-    upload_grpc.Transfer = Watched  # type: ignore[misc]
+    upload_grpc.Transfer = Watched  # type: ignore[assignment, misc]
     upload_grpc.BACKOFF_S = BACKOFF_S
     try:
         yield transfers
@@ -305,8 +307,8 @@ def cut_campaign(results: Results, folder: Path, noise: random.Random, size: Siz
         sent.result
         for sent in campaign.sent
         if sent.code == OK
-        and [(talk["talk_id"], talk["size"]) for talk in talks.get(sent.sha256, ())]
-        != [(sent.result["talk_id"], sent.size_bytes)]
+        and (sent.result["talk_id"], sent.size_bytes)
+        not in [(talk["talk_id"], talk["size"]) for talk in talks.get(sent.sha256, ())]
     ]
     doubled = [sent.result for sent in campaign.sent if len(talks.get(sent.sha256, ())) > 1]
     denied = [
@@ -335,7 +337,7 @@ def cut_campaign(results: Results, folder: Path, noise: random.Random, size: Siz
 # How long after its start-up a run may go on before it is killed.
 WORK_S = 0.6
 # Recordings that wait in the folder when a run begins.
-WAITING = 30
+WAITING = 40
 
 
 class Kills:
@@ -380,7 +382,7 @@ class Kills:
     def _step(self) -> Step:
         """Make the service slow enough for kills to hit uploads and answers under way."""
         return self._noise.choice(
-            (None, Slow(self._noise.uniform(3e5, 3e6)), Delay(self._noise.uniform(0, 0.15)))
+            (None, Slow(self._noise.uniform(2e5, 2e6)), Delay(self._noise.uniform(0, 0.25)))
         )
 
     def _startup_s(self) -> float:

@@ -224,7 +224,7 @@ def test_a_single_message_over_128_mb_is_refused_before_it_is_read(
         f"upload_grpc: {path}: .*134,217,728.*leave out --single-message.*\n", outcome.err
     )
     assert service.calls == []
-    assert peak_bytes < 10_000_000
+    assert peak_bytes < SINGLE_MESSAGE_LIMIT_BYTES / 4
 
 
 def test_a_single_message_just_under_128_mb_is_not(upload: Run, tmp_path: Path) -> None:
@@ -425,7 +425,7 @@ def test_an_answer_that_is_lost_ends_with_76(
         ("", "No such file or directory"),
         ("call.wav/below", "Not a directory"),
         ("x" * 300, "File name too long"),
-        ("a\0b", "null byte"),
+        ("a\0b", "null (byte|character).*"),
     ],
     ids=ascii,
 )
@@ -806,18 +806,12 @@ def test_help_names_every_exit_code() -> None:
     assert {code for code in exit_codes() if not re.search(rf"\b{code}\b", codes)} == set()
 
 
-def test_the_readme_names_every_option() -> None:
+def test_the_readmes_table_of_options_is_complete() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
-    options = set(re.findall(r"--[a-z][a-z-]+", read_help()))
-    assert len(options) > 20
-    assert {option for option in options if not re.search(rf"`[^`]*{option}\b", readme)} == set()
-
-
-def test_the_readme_names_no_option_that_is_not_there() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    tables = "\n".join(line for line in readme.splitlines() if line.startswith("| `--"))
-    options = set(re.findall(r"--[a-z][a-z-]+", read_help()))
-    assert set(re.findall(r"`(--[a-z][a-z-]+)", tables)) <= options
+    first_cells = "".join(re.findall(r"^\| (`--.*?) (?<!\\)\|", readme, re.MULTILINE))
+    described = set(re.findall(r"--[a-z][a-z-]+", first_cells))
+    assert described == set(re.findall(r"--[a-z][a-z-]+", read_help()))
+    assert len(described) > 20
 
 
 def test_the_readme_has_a_row_for_every_exit_code() -> None:

@@ -234,7 +234,11 @@ def test_a_cut_after_the_commit_point_is_named_and_not_repeated(
     def has_all() -> bool:
         return bool(service.calls and service.calls[0].bytes_received == short.stat().st_size)
 
-    with when(has_all, lambda: (time.sleep(0.05), proxy.cut_all(rst=rst))):
+    def cut() -> None:
+        time.sleep(0.05)  # For the half-close.
+        proxy.cut_all(rst=rst)
+
+    with when(has_all, cut):
         outcome = upload_through(short, *way)
     assert_unknown(outcome, short, "UNAVAILABLE")
     assert len(service.calls) == 1
@@ -405,9 +409,9 @@ def test_a_service_that_wakes_up_makes_no_dialog_of_what_was_given_up(
     with subprocess.Popen(stand_in, stdout=subprocess.PIPE, text=True) as sleeper:
         assert sleeper.stdout
         ready = json.loads(sleeper.stdout.readline())
-        words = ("--ca-file", ready["ca_file"], "--connection-id", "c", "--key", KEY)
+        words = ["--ca-file", ready["ca_file"], "--connection-id", "c", "--key", KEY]
         with FaultProxy(ready["port"], [Fault(bytes_per_s=6_000_000)]) as proxy:
-            words += ("--endpoint", proxy.endpoint, "--timeout", "0.5", "--retries", "0")
+            words += ["--endpoint", proxy.endpoint, "--timeout", "0.5", "--retries", "0"]
             with (
                 when(
                     lambda: proxy.to_server > 1_000_000,
@@ -521,8 +525,9 @@ def asked_to_wait(seconds: float) -> Metadata:
     return (("grpc-status-details-bin", status.SerializeToString()),)
 
 
-def busy(seconds: float) -> Fail:
-    return Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", trailing=asked_to_wait(seconds))
+def busy(seconds: float, after_bytes: int | None = None) -> Fail:
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    return Fail(code, "busy", after_bytes, trailing=asked_to_wait(seconds))
 
 
 def test_a_pause_that_the_service_asks_for_is_made(
@@ -642,8 +647,10 @@ def test_the_key_file_is_read_again_for_each_try(
 ) -> None:
     key_file = tmp_path / "key"
     key_file.write_text("old-key")
-    service.script.append(busy(0.3))
-    with when(lambda: service.calls, lambda: key_file.write_text(KEY)):
+    renewed = tmp_path / "renewed"
+    renewed.write_text(KEY)
+    service.script.append(busy(0.3, after_bytes=0))
+    with when(lambda: service.calls, lambda: renewed.replace(key_file)):
         outcome = upload("--audio-path", short, "--key-file", key_file)
     assert_uploaded(outcome, service, short)
     sent = [call.metadata["authorization"] for call in service.calls]

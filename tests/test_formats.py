@@ -508,14 +508,14 @@ def opus_of(samples: int) -> bytes:
     return audio[:position] + struct.pack("<q", samples) + audio[position + 8 :]
 
 
-PRE_SKIP = 312  # As opusenc has it.
+OPUS_LIMIT = LIMIT_S * 48_000 + 312  # As many as opusenc has a player skip.
 
 
 @pytest.mark.parametrize(
     ("name", "audio"),
     [
-        pytest.param("call.mp3", lambda: mp3_of(LIMIT_S * 16_000 // 576), id="MP3"),
-        pytest.param("call.opus", lambda: opus_of(LIMIT_S * 48_000 + PRE_SKIP), id="OggOpus"),
+        pytest.param("call.mp3", lambda: mp3_of(400_000), id="MP3"),
+        pytest.param("call.opus", lambda: opus_of(OPUS_LIMIT), id="OggOpus"),
     ],
 )
 def test_four_hours_are_taken(check: Check, name: str, audio: Audio) -> None:
@@ -523,21 +523,27 @@ def test_four_hours_are_taken(check: Check, name: str, audio: Audio) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "audio", "hours"),
+    ("name", "audio", "real", "hours"),
     [
-        pytest.param("call.mp3", lambda: mp3_of(LIMIT_S * 16_000 // 576 + 1), "4.00", id="MP3"),
-        pytest.param("call.mp3", lambda: mp3_of(2_000_000), "20.00", id="MP3 of 20 hours"),
-        pytest.param("call.opus", lambda: opus_of(LIMIT_S * 48_000 + 313), "4.00", id="OggOpus"),
-        pytest.param("call.opus", lambda: opus_of(2**62), "26,687,", id="OggOpus of ages"),
+        pytest.param("call.mp3", lambda: mp3_of(400_001), mp3, "4.00", id="MP3"),
+        pytest.param("call.mp3", lambda: mp3_of(2_000_000), mp3, "20.00", id="MP3 of 20 hours"),
+        pytest.param("call.opus", lambda: opus_of(OPUS_LIMIT + 1), ogg_opus, "4.00", id="OggOpus"),
+        pytest.param("call.opus", lambda: opus_of(2**62), ogg_opus, "2668", id="OggOpus of ages"),
     ],
 )
 def test_more_is_refused_and_the_line_cuts_it(
-    check: Check, service: StandIn, tmp_path: Path, name: str, audio: Audio, hours: str
+    check: Check,
+    service: StandIn,
+    tmp_path: Path,
+    name: str,
+    audio: Audio,
+    real: Audio,
+    hours: str,
 ) -> None:
     outcome = check(name, audio())
-    assert_refused(outcome, service, f"{hours}", " hours long", "cut it: sox")
-    (tmp_path / name).write_bytes(mp3(rate_hz=16_000) if name == "call.mp3" else ogg_opus())
-    follow_cut(outcome, tmp_path)
+    assert_refused(outcome, service, f": {hours}", " hours long, the service takes 4", "cut it: ")
+    (tmp_path / name).write_bytes(real())
+    follow_cut(check, outcome, tmp_path)
 
 
 def test_more_raw_pcm_is_refused_and_the_line_cuts_it(
@@ -551,18 +557,20 @@ def test_more_raw_pcm_is_refused_and_the_line_cuts_it(
     outcome = check(path.name, None, *PCM_WORDS)
     assert_refused(outcome, service, "4.00 hours long", "cut it: sox")
     path.write_bytes(pcm())
-    follow_cut(outcome, tmp_path)
+    follow_cut(check, outcome, tmp_path)
 
 
-def follow_cut(outcome: Outcome, folder: Path) -> None:
-    """Run the line that cuts with another length, as cutting hours takes long."""
-    found = re.search(r"\bsox .*", outcome.err)
+def follow_cut(check: Check, outcome: Outcome, folder: Path) -> None:
+    """Cut a second into three parts, as cutting hours takes long."""
+    found = re.search(r"cut it: (.*)", outcome.err)
     assert found
-    encoders.run(*(word.replace("14400", "0.4") for word in shlex.split(found[0])))
+    [length_s] = re.findall(r" (14[34]\d\d) ", found[1])  # A part ends where a packet does.
+    assert LIMIT_S - 60 <= int(length_s) <= LIMIT_S
+    encoders.run(*shlex.split(found[1].replace(f" {length_s} ", " 0.4 ")))
     parts = sorted(folder.glob("call-part*.wav"))
-    assert len(parts) >= 2
-    rate_hz = int(struct.unpack_from("<I", parts[0].read_bytes(), 24)[0])
-    assert len(parts[0].read_bytes()) == 44 + 2 * rate_hz * 4 // 10
+    assert len(parts) == 3
+    for part in parts:
+        assert re.search(r", 0\.[1-4] s$", described(check(part.name, None, "--dry-run")))
 
 
 # --- Folders --------------------------------------------------------------------------------------
