@@ -33,6 +33,7 @@ import errno
 import fcntl
 import functools
 import gc
+import importlib
 import io
 import itertools
 import json
@@ -44,7 +45,6 @@ import re
 import shlex
 import signal
 import socket
-import ssl
 import stat
 import struct
 import sys
@@ -52,12 +52,12 @@ import termios
 import threading
 import time
 import traceback
+import types
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn, TypeVar
 
-HERE = Path(__file__).resolve().parent
+HERE = os.path.dirname(os.path.realpath(__file__))
 
 # Importing grpc makes objects by the ten thousand and no garbage: looking for some among them
 # is a twentieth of the time that a short upload takes.
@@ -66,7 +66,27 @@ gc.disable()
 # Must stand in the environment before grpc is imported; otherwise lines about failed
 # handshakes reach stderr beside our own, and cron mails them.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-sys.path.insert(0, str(HERE / "generated"))
+sys.path.insert(0, os.path.join(HERE, "generated"))
+
+
+def import_later(name: str) -> None:
+    """Have a module imported only when something of it is used."""
+
+    def first_use(attribute: str) -> object:
+        if sys.modules.get(name) is placeholder:
+            del sys.modules[name]
+        return getattr(importlib.import_module(name), attribute)
+
+    placeholder = types.ModuleType(name)
+    placeholder.__getattr__ = first_use  # type: ignore[method-assign] # PEP 562
+    sys.modules[name] = placeholder
+
+
+if __name__ == "__main__":
+    # grpc and protobuf import these, and nothing here makes them use them: a third of the time
+    # that a short upload takes. importlib.util.LazyLoader would import grpc to find grpc.aio.
+    for unused in ("asyncio", "grpc.aio", "inspect", "google.protobuf.internal.python_message"):
+        import_later(unused)
 
 try:
     import grpc
@@ -77,12 +97,12 @@ except Exception as error:  # Missing packages, missing stubs, or stubs of anoth
         raise
     if "UPLOAD_GRPC_VENV" not in os.environ:  # Once: the environment may lack the packages, too.
         # `python3 upload_grpc.py` after `make setup`: the packages are there, one door further.
-        os.environ["UPLOAD_GRPC_VENV"] = python = str(HERE / ".venv/bin/python")
+        os.environ["UPLOAD_GRPC_VENV"] = python = os.path.join(HERE, ".venv/bin/python")
         with contextlib.suppress(OSError):
             os.execv(python, [python, __file__, *sys.argv[1:]])
     print(
-        f"upload_grpc: cannot load grpc and the stubs in {HERE / 'generated'}: "
-        f"{' '.join(str(error).split())}; run: make -C {shlex.quote(str(HERE))} setup generate",
+        f"upload_grpc: cannot load grpc and the stubs in {HERE}/generated: "
+        f"{' '.join(str(error).split())}; run: make -C {shlex.quote(HERE)} setup generate",
         file=sys.stderr,
     )
     sys.exit(os.EX_CONFIG)
@@ -439,7 +459,7 @@ def find_other_format(path: str, file: BinaryIO, head: bytes) -> str:
         return MP3
     for tool, _, name in other_magics(head):
         raise refused(name, f"{NEEDED}: {(sox_line if tool == 'sox' else ffmpeg_line)(path)}")
-    raw = " (for raw samples: --audio-type pcm)" if path.lower().endswith(PCM_SUFFIXES) else ""
+    raw = "; for raw PCM: --audio-type pcm" if path.lower().endswith(PCM_SUFFIXES) else ""
     raise refused("no audio format that is known here", f"{NEEDED}{raw}")
 
 
@@ -822,9 +842,9 @@ def parse_fields(pairs: JsonObject) -> dict[str, str]:
     for key, value in pairs:
         try:
             if key in fields:
-                raise ValueError("is there twice")
+                raise ValueError("it is there twice")
             if not key:
-                raise ValueError("is empty")
+                raise ValueError("it is empty")
             check_text(key)
             fields[key] = metadata_value(value)
         except ValueError as error:
@@ -840,10 +860,10 @@ def parse_user(number: int, value: object) -> User:
         given = dict(value)
         if len(given) != len(value) or not {"id", "role"} <= set(given) <= {"id", "role", "fields"}:
             raise ValueError("must have id and role, may have fields, and nothing else")
-        role = str(given["role"])
+        role = given["role"] if isinstance(given["role"], str) else ""
         name = role if role.startswith("USER_ROLE_") else f"USER_ROLE_{role.upper()}"
         if name not in set(talk_service_pb2.UserRole.keys()) or name == "USER_ROLE_UNSPECIFIED":
-            raise ValueError(f"role {shown(role)} is not operator, client or bot")
+            raise ValueError("role is not operator, client or bot")
         fields = given.get("fields", JsonObject())
         if not isinstance(fields, JsonObject):
             raise ValueError("fields must be an object")
@@ -1330,7 +1350,7 @@ def open_channel(endpoint: str, root_certificates: bytes | None) -> grpc.Channel
 def read_root_certificates(ca_file: str | None) -> bytes | None:
     """Read the certificates to trust: None stands for those that grpc brings.
 
-    grpc passes over a file that is missing or no certificate, and trusts its own set instead.
+    grpc passes over a file that is missing, and trusts its own set instead.
     Raises UploadError (EX_CONFIG) so that this cannot happen unseen.
     """
     source = "--ca-file" if ca_file else "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
@@ -1340,15 +1360,11 @@ def read_root_certificates(ca_file: str | None) -> bytes | None:
     try:
         with open(path, "rb") as file:
             pem = file.read(CA_FILE_LIMIT_BYTES)
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(
-            cadata=pem.decode("ascii", "ignore")  # Comments between them may be in any language.
-        )
+        if not re.search(rb"-----BEGIN CERTIFICATE-----[\w+/=\s]+-----END CERTIFICATE-----", pem):
+            raise ValueError("no PEM certificate in it")
     except (OSError, ValueError) as error:
-        reason = "no PEM certificate in it" if isinstance(error, ssl.SSLError) else error
-        reason = getattr(reason, "strerror", None) or reason
-        raise UploadError(
-            os.EX_CONFIG, f"{source} {path}: {reason}", "name a file of PEM certificates"
-        ) from error
+        cause = f"{source} {path}: {getattr(error, 'strerror', None) or error}"
+        raise UploadError(os.EX_CONFIG, cause, "name a file of PEM certificates") from error
     return pem
 
 
@@ -1419,9 +1435,11 @@ NO_CONNECTION = "failed to connect to all addresses|errors resolving|DNS resolut
 NO_CONNECTION_RULES = (
     Rule("UNAVAILABLE", ".*CERTIFICATE_VERIFY_FAILED", REFUSED, os.EX_CONFIG, CHECK_CERTIFICATE),
     Rule("UNAVAILABLE", ".*Hostname Verification", REFUSED, os.EX_CONFIG, CHECK_CERTIFICATE),
+    Rule("UNAVAILABLE", ".*security handshaker", REFUSED, os.EX_CONFIG, CHECK_CERTIFICATE),
     Rule("UNAVAILABLE", ".*WRONG_VERSION_NUMBER", REFUSED, os.EX_CONFIG, CHECK_ENDPOINT),
     Rule("UNAVAILABLE", ".*missing selected ALPN", REFUSED, os.EX_CONFIG, CHECK_ENDPOINT),
     Rule("UNAVAILABLE", ".*Domain name not found", REFUSED, os.EX_CONFIG, CHECK_HOST),
+    Rule("UNAVAILABLE", ".*Misformatted domain name", REFUSED, os.EX_CONFIG, CHECK_HOST),
     Rule("UNAVAILABLE", ".*Name or service not known", REFUSED, os.EX_CONFIG, CHECK_HOST),
     Rule("UNAVAILABLE", ".*proxy returned response code 4", REFUSED, os.EX_CONFIG, CHECK_PROXY),
     Rule("UNAVAILABLE", NO_CONNECTION, POSTPONED, os.EX_TEMPFAIL, AGAIN),
@@ -2711,7 +2729,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="upload_grpc.py",
         description=(__doc__ or "").partition("\n\n")[0],
         epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # To ask a terminal for its width would import shutil, and that all sorts, at each start.
+        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, width=100),
         allow_abbrev=False,
     )
     what = parser.add_argument_group("what to upload")
@@ -2843,10 +2862,14 @@ def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
         if getattr(args, name) == "":
             parser.error(f"--{name.replace('_', '-')} is empty")
     pcm = args.audio_type == "pcm"
+    about_audio = (
+        *(args.audio_path, args.audio_type != "auto", args.min_age),
+        *(args.split, args.single_message),
+    )
     wrong = {
         "--audio-path is missing": not args.audio_path and not args.talk_id,
-        "--talk-id goes with --meta-path, and without anything about audio": args.talk_id
-        and (args.audio_path or not args.meta_path or pcm or args.split or args.single_message),
+        "--talk-id goes with --meta-path, and with nothing about audio": args.talk_id
+        and (any(about_audio) or not args.meta_path),
         "--talk-id goes without --ledger: to say it twice does no harm": args.talk_id
         and args.ledger,
         "--audio-type pcm needs --sample-rate and --channels": pcm

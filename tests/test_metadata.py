@@ -128,10 +128,10 @@ def test_a_value_that_the_service_does_not_take_is_refused(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ('{"": "value"}', 'key "": is empty'),
-        ('{"note": "a", "other": "b", "note": "c"}', 'key "note": is there twice'),
-        ('{"note": "same", "note": "same"}', 'key "note": is there twice'),
-        ('{"note": 1, "not\\u0065": 1}', 'key "note": is there twice'),
+        ('{"": "value"}', 'key "": it is empty'),
+        ('{"note": "a", "other": "b", "note": "c"}', 'key "note": it is there twice'),
+        ('{"note": "same", "note": "same"}', 'key "note": it is there twice'),
+        ('{"note": 1, "not\\u0065": 1}', 'key "note": it is there twice'),
         (json.dumps({"k" * (LIMIT + 1): "value"}), 'key "kkk'),
         ('{"\\ud83d": "value"}', "half a surrogate pair"),
     ],

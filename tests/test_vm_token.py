@@ -218,9 +218,8 @@ def test_a_token_that_is_good_for_long_is_asked_for_once(
 def test_it_is_renewed_before_it_runs_out(
     bare: Bare, service: StandIn, vm: MetadataService, tmp_path: Path
 ) -> None:
-    lifetime_s = 2.0
     for token in (FIRST, SECOND, THIRD):
-        vm.gives(token, lifetime_s)
+        vm.gives(token, 2.0)
     service.tokens = None
     service.script += [Delay(0.25)] * 5
     paths = [a_call(tmp_path, number) for number in range(5)]
@@ -228,31 +227,35 @@ def test_it_is_renewed_before_it_runs_out(
     used = tokens_used(service)
     assert used == sorted(used)  # first, second, third
     assert used[0] == FIRST and used[-1] == THIRD
-    # 1.25 s in all: the first was still good when the last was asked for.
 
 
 def test_one_that_is_good_serves_on_while_there_is_no_other(
-    bare: Bare, service: StandIn, vm: MetadataService, tmp_path: Path
+    bare: Bare,
+    service: StandIn,
+    vm: MetadataService,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And nobody is asked again before every recording."""
-    vm.gives(FIRST, 2.0)
+    monkeypatch.setattr(upload_grpc, "VM_TOKEN_RENEWED_AT", 0.01)
+    vm.gives(FIRST, 20)
     vm.fails()
     service.tokens = {FIRST}
-    service.script += [Delay(0.25)] * 6
-    paths = [a_call(tmp_path, number) for number in range(6)]
+    service.script += [Delay(0.25)] * 4
+    paths = [a_call(tmp_path, number) for number in range(4)]
     outcome = bare("--key-type", "vm", "--jobs", 1, "--quiet", paths=paths)
     assert (outcome.code, outcome.err) == (0, "")
-    assert tokens_used(service) == [FIRST] * 6
+    assert tokens_used(service) == [FIRST] * 4
     assert len(vm.requests) == 2
 
 
 def test_once_it_has_run_out_the_run_ends(
     bare: Bare, service: StandIn, vm: MetadataService, tmp_path: Path
 ) -> None:
-    vm.gives(FIRST, 0.3)
+    vm.gives(FIRST, 0.8)
     vm.fails()
     service.tokens = {FIRST}
-    service.script += [Delay(0.4)] * 2
+    service.script += [Delay(0.9)]
     paths = [a_call(tmp_path, number) for number in range(4)]
     outcome = bare("--key-type", "vm", "--jobs", 1, paths=paths)
     assert outcome.code == 78
