@@ -149,6 +149,7 @@ BACKOFF_LIMIT_S = 30.0
 ASKED_DELAY_LIMIT_S = 300.0
 
 VM_METADATA_ADDRESS = "169.254.169.254"
+VM_TOKEN_PATH = "/computeMetadata/v1/instance/service-accounts/default/token"
 VM_METADATA_TIMEOUT_S = 3.0
 # Of a token's lifetime of up to 12 hours; the documentation asks for at least hourly renewal.
 VM_TOKEN_RENEWED_AT = 0.1
@@ -1294,16 +1295,17 @@ class VmToken:
 
     def _fetch(self) -> None:
         import http.client
-        import urllib.request
 
         address = os.environ.get("YC_METADATA_ADDR") or VM_METADATA_ADDRESS
-        url = f"http://{address}/computeMetadata/v1/instance/service-accounts/default/token"
+        connection = None
         try:
-            request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
             # The service is the machine's own: a proxy could only give away the token.
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(request, timeout=VM_METADATA_TIMEOUT_S) as response:
-                answer = json.loads(response.read(KEY_FILE_LIMIT_BYTES))
+            connection = http.client.HTTPConnection(address, timeout=VM_METADATA_TIMEOUT_S)
+            connection.request("GET", VM_TOKEN_PATH, headers={"Metadata-Flavor": "Google"})
+            response = connection.getresponse()
+            if response.status != 200:
+                raise ValueError(f"{response.status} {response.reason}")
+            answer = json.loads(response.read(KEY_FILE_LIMIT_BYTES))
             token, lifetime_s = answer["access_token"], float(answer["expires_in"])
             if not isinstance(token, str) or not token:
                 raise ValueError("no access_token in its answer")
@@ -1313,10 +1315,12 @@ class VmToken:
         ) as error:
             raise UploadError(
                 os.EX_CONFIG,
-                f"no token from the VM's metadata service at {address}: "
-                f"{getattr(error, 'reason', None) or repr(error)}",
+                f"no token from the VM's metadata service at {address}: {str(error) or repr(error)}",
                 "--key-type vm works on a cloud VM that has a service account",
             ) from error
+        finally:
+            if connection:
+                connection.close()
         now_s = time.monotonic()
         self._token, self._expires_s = token, now_s + lifetime_s
         self._renew_s = now_s + lifetime_s * VM_TOKEN_RENEWED_AT
