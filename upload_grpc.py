@@ -1297,7 +1297,7 @@ class VmToken:
         import http.client
 
         address = os.environ.get("YC_METADATA_ADDR") or VM_METADATA_ADDRESS
-        connection = None
+        connection: Any = None
         try:
             # The service is the machine's own: a proxy could only give away the token.
             connection = http.client.HTTPConnection(address, timeout=VM_METADATA_TIMEOUT_S)
@@ -1315,7 +1315,7 @@ class VmToken:
         ) as error:
             raise UploadError(
                 os.EX_CONFIG,
-                f"no token from the VM's metadata service at {address}: {str(error) or repr(error)}",
+                f"no token from the VM's metadata service at {address}: {str(error) or error!r}",
                 "--key-type vm works on a cloud VM that has a service account",
             ) from error
         finally:

@@ -356,6 +356,40 @@ def test_a_service_that_stops_reading_is_given_up(
     assert_no_talk(service)
 
 
+def test_a_frozen_stream_among_moving_ones_is_given_up(
+    service: StandIn, tmp_path: Path, long_audio: bytes
+) -> None:
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.wav").write_bytes(long_audio)
+    service.script += [Freeze(300_000), *[Slow(15_000_000)] * 5]
+    words = ("--jobs", 2, "--timeout", 0.8, "--retries", 0, "--format", "json")
+    with start(*arguments(service, "--audio-path", folder, *words)) as process:
+        out, _ = process.communicate(timeout=30)
+    results = [json.loads(line) for line in out.splitlines()]
+    assert [result["exit_code"] for result in results].count(OK) == 5
+    [frozen] = [result for result in results if result["exit_code"] == AGAIN]
+    assert "no progress for 0.8 s" in frozen["error"]
+    assert frozen["seconds"] < 2.5
+    # While the others were still under way.
+    assert results.index(frozen) < len(results) - 1
+
+
+def test_uploads_that_share_a_frozen_connection_are_all_delivered(
+    upload: Run, service: StandIn, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    recordings = [make_wav(folder / f"{number}.wav", LONG_BYTES) for number in range(4)]
+    proxy.plan = [Fault(freeze_to_server=1_000_000)]
+    words = ("--endpoint", proxy.endpoint, "--jobs", 4, "--timeout", 0.5, "--quiet")
+    outcome = upload("--audio-path", folder, *words)
+    assert (outcome.code, outcome.err) == (OK, "")
+    made = sorted(talk["sha256"] for talk in stored_talks(service.store))
+    assert made == sorted(map(sha256, recordings))
+
+
 @pytest.mark.parametrize("made", [True, False], ids=["made", "not made"])
 @pytest.mark.parametrize("way", [(), (SINGLE,)], ids=["stream", "single"])
 def test_a_service_that_never_answers_leaves_the_dialog_unknown(
