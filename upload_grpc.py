@@ -83,6 +83,9 @@ def import_later(name: str) -> None:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Up to main() nothing has begun, and Ctrl-C need not show where it stopped us.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     # grpc and protobuf import these, and nothing here makes them use them: a third of the time
     # that a short upload takes. importlib.util.LazyLoader would import grpc to find grpc.aio.
     for unused in ("asyncio", "grpc.aio", "inspect", "google.protobuf.internal.python_message"):
@@ -972,7 +975,6 @@ class Transfer:
         self.streamed = True
         self.handed_over_bytes = 0
         self.progress_s = time.monotonic()
-        self.delivered_at_bytes = math.inf
         self.finished = False
         self.error: Exception | None = None
         self.call: Any = None
@@ -1029,10 +1031,6 @@ class Transfer:
                 raise GivenUp("the call has ended")
             if self._on_state:
                 self._on_state("finishing", self.request_id)
-            acknowledged_bytes, held_bytes = connection_bytes()
-            self.delivered_at_bytes = acknowledged_bytes + held_bytes + CHUNK_SIZE_BYTES
-            if not self.streamed:
-                self.delivered_at_bytes += self.state.size_bytes
             self.progress_s = time.monotonic()
             self.finished = True
 
@@ -1302,10 +1300,10 @@ class VmToken:
             # The service is the machine's own: a proxy could only give away the token.
             connection = http.client.HTTPConnection(address, timeout=VM_METADATA_TIMEOUT_S)
             connection.request("GET", VM_TOKEN_PATH, headers={"Metadata-Flavor": "Google"})
-            response = connection.getresponse()
-            if response.status != 200:
-                raise ValueError(f"{response.status} {response.reason}")
-            answer = json.loads(response.read(KEY_FILE_LIMIT_BYTES))
+            with connection.getresponse() as response:
+                if response.status != 200:
+                    raise ValueError(f"{response.status} {response.reason}")
+                answer = json.loads(response.read(KEY_FILE_LIMIT_BYTES))
             token, lifetime_s = answer["access_token"], float(answer["expires_in"])
             if not isinstance(token, str) or not token:
                 raise ValueError("no access_token in its answer")
@@ -1778,19 +1776,26 @@ class Uploader:
         gRPC's deadline is for a whole call, and would cut a slow but steady upload; its keepalive
         would be taken for abuse by a server that frowns on pings.
         """
-        acknowledged_bytes = sys.maxsize
+        taken_bytes = acknowledged_bytes = mark_bytes = -1
         while True:
             left_s = transfer.progress_s + self._timeout_s - time.monotonic()
             if left_s <= 0 and call.cancel():
                 raise GivenUp(f"no progress for {self._timeout_s:g} s")
-            try:
-                return call.result(timeout=min(max(left_s, 0), self._timeout_s / 4))
-            except grpc.FutureTimeoutError:
-                before_bytes, (acknowledged_bytes, _) = acknowledged_bytes, connection_bytes()
-            # Once all that was handed over has been delivered, only the answer is progress.
-            if before_bytes + MOVING_BYTES <= acknowledged_bytes and (
-                before_bytes < transfer.delivered_at_bytes
-            ):
+            look_s = time.monotonic() + min(max(left_s, 0), self._timeout_s / 4)
+            with contextlib.suppress(grpc.FutureTimeoutError):
+                return call.result(timeout=max(look_s - time.monotonic(), 0))
+            overslept_s = time.monotonic() - look_s
+            if overslept_s > self._timeout_s / 4:  # The machine stood still: that is no silence.
+                transfer.progress_s += overslept_s
+            before_bytes = acknowledged_bytes
+            acknowledged_bytes, held_bytes = connection_bytes()
+            if taken_bytes != transfer.handed_over_bytes:
+                # Where the peers have acknowledged all that grpc has taken up to now; what they
+                # acknowledge beyond is other recordings', and no progress of this one.
+                taken_bytes = transfer.handed_over_bytes
+                mark_bytes = acknowledged_bytes + held_bytes + CHUNK_SIZE_BYTES
+                mark_bytes += 0 if transfer.streamed else taken_bytes
+            elif before_bytes + MOVING_BYTES <= acknowledged_bytes and before_bytes < mark_bytes:
                 transfer.progress_s = time.monotonic()
 
     def _reconnect(self, channel: grpc.Channel) -> None:

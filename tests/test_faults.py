@@ -436,6 +436,18 @@ def test_a_slow_service_is_given_the_time_it_needs(
     assert len(service.calls) == 1
 
 
+def test_time_in_which_the_program_stood_still_is_no_silence(service: StandIn, short: Path) -> None:
+    service.script.append(Delay(0.3))
+    with start(*arguments(service, "--audio-path", short, "--timeout", 1)) as process:
+        while not service.talks and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(1.5)
+        process.send_signal(signal.SIGCONT)
+        out, err = process.communicate(timeout=20)
+    assert_uploaded(Outcome(process.returncode, out, err), service, short)
+
+
 def test_a_service_that_wakes_up_makes_no_dialog_of_what_was_given_up(
     short: Path, long: Path, tmp_path: Path
 ) -> None:

@@ -350,13 +350,20 @@ def noise(size_bytes: int, seed: int = 1) -> bytes:
         pytest.param(lambda: ogg_opus()[:30], "no audio format", id="OggOpus cut in its head"),
         pytest.param(lambda: b"OggS" + bytes(60), "no audio format", id="an Ogg page of nothing"),
         pytest.param(lambda: b"<html>404</html>" * 99, "no audio format", id="HTML"),
-        pytest.param(lambda: pcm()[:1600], "for raw PCM: --audio-type pcm", id="raw PCM"),
+        pytest.param(lambda: pcm()[:1600], "no audio format that is known", id="raw PCM"),
     ],
 )
 def test_what_is_no_recording_is_refused(
     check: Check, service: StandIn, audio: Audio, found: str
 ) -> None:
     assert_refused(check("call.mp3", audio()), service, found)
+
+
+@pytest.mark.parametrize("name", ["call.pcm", "call.RAW"])
+def test_the_name_of_raw_pcm_tells_how_to_send_it(
+    check: Check, service: StandIn, name: str
+) -> None:
+    assert_refused(check(name, pcm()), service, "for raw PCM: --audio-type pcm")
 
 
 @pytest.mark.parametrize(
@@ -401,7 +408,8 @@ def test_cut_opus_is_taken_with_a_warning_wherever_it_ends(
     check: Check, service: StandIn, past: int
 ) -> None:
     """It can be played as far as it goes; nothing says how long it was to be."""
-    whole = ogg_opus(seconds=12)
+    whole = ogg_opus(seconds=11.5)
+    assert len(whole) > last_page(whole) + past
     outcome = check("call.opus", whole[: last_page(whole) + past])
     assert outcome.code == 0, outcome.err
     assert re.search("cut|truncated|still being recorded", outcome.err)
@@ -409,11 +417,11 @@ def test_cut_opus_is_taken_with_a_warning_wherever_it_ends(
 
 
 def test_a_page_on_which_no_packet_ends_says_nothing_of_the_length(check: Check) -> None:
-    audio = bytearray(ogg_opus(seconds=12))
+    audio = bytearray(ogg_opus(seconds=11.5))
     position = last_page(bytes(audio)) + 6
     audio[position : position + 8] = b"\xff" * 8
     assert re.fullmatch(
-        r"OggOpus, .*, 1[01]\.\d s", described(check("call.opus", bytes(audio), "--dry-run"))
+        r"OggOpus, .*, 1[01]\.0 s", described(check("call.opus", bytes(audio), "--dry-run"))
     )
 
 

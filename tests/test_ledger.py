@@ -24,6 +24,8 @@ import stand_in
 from conftest import SCRIPT, Outcome, Run, arguments, make_wav, start
 from stand_in import Delay, Fail, Freeze, Slow, StandIn, stored_talks
 
+import upload_grpc
+
 LOST = Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True)
 BUSY = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many at a time")
 REJECTED = Fail(grpc.StatusCode.INVALID_ARGUMENT, "not this one")
@@ -96,6 +98,7 @@ def test_a_row_says_everything_about_an_upload(
     remember: Run, service: StandIn, recording: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.script.append(BUSY)
+    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.01)
     monkeypatch.chdir(recording.parent)
     before = int(time.time())
     outcome = remember("--retries", 1, "--audio-path", recording.name)

@@ -21,6 +21,8 @@ import pytest
 from conftest import SCRIPT, Outcome, Run, arguments, make_wav, start
 from stand_in import Delay, Fail, Freeze, StandIn, Step, stored_talks
 
+import upload_grpc
+
 LOST = Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True)
 BUSY = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many at a time")
 REJECTED = Fail(grpc.StatusCode.INVALID_ARGUMENT, "not this one")
@@ -402,8 +404,13 @@ def test_quiet_leaves_the_failures(upload: Run, service: StandIn, folder: Path) 
 
 
 def test_json_is_one_object_a_recording_whatever_became_of_it(
-    upload: Run, service: StandIn, folder: Path, tmp_path: Path
+    upload: Run,
+    service: StandIn,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.01)
     words = ("--format", "json", "--jobs", 1, "--ledger", tmp_path / "l", "--retries", 1)
     make_wavs(folder, "1.wav")
     upload(*words, "--audio-path", folder)

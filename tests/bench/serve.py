@@ -7,13 +7,15 @@ Prints one JSON line once it listens, and ends when its standard input does: so 
 nobody who started it.
 """
 
-import json
 import itertools
+import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 # Must stand in the environment before grpc is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -59,7 +61,7 @@ def sink(folder: Path) -> None:
     chain_file.write_bytes(b"".join(pem.bytes() for pem in certificate.cert_chain_pems))
 
     # No deserializer: the handlers get the bytes.
-    handlers = {
+    handlers: dict[str, Any] = {
         "UploadAsStream": grpc.stream_unary_rpc_method_handler(stream),
         "Upload": grpc.unary_unary_rpc_method_handler(single),
     }
@@ -83,6 +85,8 @@ def delay(port: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
+    # Ctrl-C reaches us, too, but who started us may still be measuring.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     match sys.argv[1:]:
         case ["sink", folder]:
             sink(Path(folder))
