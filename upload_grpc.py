@@ -1879,6 +1879,7 @@ CREATE TABLE recordings (
     PRIMARY KEY (connection_id, sha256)
 ) WITHOUT ROWID;
 CREATE INDEX recordings_by_path ON recordings (connection_id, path);
+CREATE INDEX recordings_under_way ON recordings (state) WHERE state IN ('sending', 'finishing');
 """
 PATHS_A_QUERY = 500
 
@@ -2001,9 +2002,11 @@ class Ledger:
             self._db.execute(f"PRAGMA application_id = {LEDGER_APPLICATION_ID}")
         # Written even where it changes nothing: a disk that is full says so before we send.
         self._db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
-        killed = "UPDATE recordings SET state = ?, error = 'the run was killed' WHERE state = ?"
-        self._db.execute(killed, ("failed", "sending"))
-        self._db.execute(killed, ("unknown", "finishing"))
+        for state, after in (("sending", "failed"), ("finishing", "unknown")):
+            self._db.execute(
+                f"UPDATE recordings SET state = '{after}', error = 'the run was killed' "
+                f"WHERE state = '{state}'"
+            )
         self._db.execute("COMMIT")
 
     def close(self) -> None:
@@ -2015,22 +2018,22 @@ class Ledger:
 
     def uploaded(self, paths: Sequence[str]) -> dict[tuple[str, int, int], Row]:
         """Look up files: (path, size in bytes, mtime in ns) -> row, of those uploaded."""
-        wanted = {ledger_key(path): path for path in paths}
-        # To read through all rows is faster than to look for very many.
-        few = list(wanted) if len(wanted) <= PATHS_A_QUERY else []
-        among = f"AND path IN ({', '.join('?' * len(few))})" if few else ""
-        try:
-            return {
-                (wanted[columns[1]], size_bytes, columns[2]): Row(*columns)
-                for size_bytes, *columns in self._db.execute(
-                    f"SELECT size_bytes, {ROW_COLUMNS} FROM recordings "
-                    f"WHERE connection_id = ? AND state = 'uploaded' {among}",
-                    (self._connection_id, *few),
-                )
-                if columns[1] in wanted
-            }
-        except self._sqlite_error as error:
-            raise LedgerError(self._path, str(error)) from error
+        found: dict[tuple[str, int, int], Row] = {}
+        keys = {ledger_key(path): path for path in paths}
+        names = list(keys)
+        for start in range(0, len(names), PATHS_A_QUERY):
+            some = names[start : start + PATHS_A_QUERY]
+            rows = self._do(
+                # Unless told, SQLite reads through all rows of the connection for so many paths.
+                f"SELECT size_bytes, {ROW_COLUMNS} FROM recordings INDEXED BY recordings_by_path "
+                f"WHERE connection_id = ? AND path IN ({', '.join('?' * len(some))}) "
+                "AND state = 'uploaded'",
+                (self._connection_id, *some),
+            )
+            for size_bytes, *columns in rows:
+                row = Row(*columns)
+                found[keys[row.path], size_bytes, row.mtime_ns] = row
+        return found
 
     def claim(self, recording: Recording, sha256: str, retry_unknown: bool) -> Row | None:
         """Take a recording for sending, and answer what was known of it.
@@ -2609,7 +2612,7 @@ class Console:
                 self._print_result(f"{report.path}: {line}" if self._show_path else line, news)
 
     def _print_result(self, line: str, news: bool) -> None:
-        line = one_line(self.mask(line))
+        line = one_line(line)
         if not self.output_lost:
             try:
                 with self._above_bar():

@@ -13,7 +13,7 @@ import re
 import shlex
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import encoders
@@ -50,7 +50,7 @@ def check(upload: Run, tmp_path: Path) -> Check:
 
 
 def assert_taken(
-    outcome: Outcome, service: StandIn, audio: bytes, announced: dict[str, object]
+    outcome: Outcome, service: StandIn, audio: bytes, announced: Mapping[str, object]
 ) -> None:
     """The recording became one talk, announced as that, byte by byte."""
     assert (outcome.code, outcome.err) == (0, "")
@@ -254,7 +254,7 @@ def test_a_name_that_says_nothing_else_is_none(check: Check, name: str, audio: A
     assert (outcome.code, outcome.err) == (0, "")
 
 
-CONTENTS = {"wav": wav, "mp3": mp3, "ogg-opus": ogg_opus}
+CONTENTS: dict[str, Audio] = {"wav": wav, "mp3": mp3, "ogg-opus": ogg_opus}
 SHOWN = {"wav": "WAV", "mp3": "MP3", "ogg-opus": "OggOpus"}
 
 
@@ -588,7 +588,12 @@ def follow_cut(check: Check, outcome: Outcome, folder: Path) -> None:
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "calls"
     folder.mkdir()
-    contents = {".wav": wav, ".mp3": mp3, ".ogg": ogg_opus, ".opus": lambda: ogg_opus(channels=2)}
+    contents: dict[str, Audio] = {
+        ".wav": wav,
+        ".mp3": mp3,
+        ".ogg": ogg_opus,
+        ".opus": lambda: ogg_opus(channels=2),
+    }
     for number, (suffix, content) in enumerate(contents.items()):
         (folder / f"{number}{suffix}").write_bytes(content())
     (folder / "4.MP3").write_bytes(mp3("-b", 64))

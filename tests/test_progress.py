@@ -14,9 +14,10 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pytest
 from conftest import SCRIPT, arguments, make_wav
 from stand_in import Delay, Freeze, StandIn
 
@@ -206,6 +207,15 @@ def test_without_tqdm_there_is_no_bar_and_no_error(service: StandIn, tmp_path: P
     assert not percentages(received)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Have SIGINT not ignored, as it is for what a shell's script runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_takes_the_bar_away(service: StandIn, tmp_path: Path) -> None:
     folder = make_calls(tmp_path / "calls", 2, 300_000)
     service.script += [None, Freeze(after_bytes=0)]
