@@ -867,7 +867,8 @@ def parse_user(number: int, value: object) -> User:
         role = given["role"] if isinstance(given["role"], str) else ""
         name = role if role.startswith("USER_ROLE_") else f"USER_ROLE_{role.upper()}"
         if name not in set(talk_service_pb2.UserRole.keys()) or name == "USER_ROLE_UNSPECIFIED":
-            raise ValueError("role is not operator, client or bot")
+            named = f"role {shown(role)}" if isinstance(given["role"], str) else "role"
+            raise ValueError(f"{named} is not operator, client or bot")
         fields = given.get("fields", JsonObject())
         if not isinstance(fields, JsonObject):
             raise ValueError("fields must be an object")
@@ -1437,7 +1438,9 @@ NO_CONNECTION = "failed to connect to all addresses|errors resolving|DNS resolut
 NO_CONNECTION_RULES = (
     Rule("UNAVAILABLE", ".*CERTIFICATE_VERIFY_FAILED", REFUSED, os.EX_CONFIG, CHECK_CERTIFICATE),
     Rule("UNAVAILABLE", ".*Hostname Verification", REFUSED, os.EX_CONFIG, CHECK_CERTIFICATE),
+    Rule("UNAVAILABLE", ".*in peer certificate", REFUSED, os.EX_CONFIG, CHECK_CERTIFICATE),
     Rule("UNAVAILABLE", ".*security handshaker", REFUSED, os.EX_CONFIG, CHECK_CERTIFICATE),
+    Rule("UNAVAILABLE", "empty address list", REFUSED, os.EX_CONFIG, CHECK_CERTIFICATE),
     Rule("UNAVAILABLE", ".*WRONG_VERSION_NUMBER", REFUSED, os.EX_CONFIG, CHECK_ENDPOINT),
     Rule("UNAVAILABLE", ".*missing selected ALPN", REFUSED, os.EX_CONFIG, CHECK_ENDPOINT),
     Rule("UNAVAILABLE", ".*Domain name not found", REFUSED, os.EX_CONFIG, CHECK_HOST),
