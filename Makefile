@@ -13,12 +13,13 @@ INTEROP_VENV := .venv-interop
 RUNTIME := $(VENV)/.runtime
 TESTING := $(VENV)/.testing
 LINTING := $(VENV)/.linting
+BENCHING := $(VENV)/.benching
 INTEROP := $(INTEROP_VENV)/.ready
 STUBS := generated/SOURCE
 
 .DEFAULT_GOAL := setup
 .DELETE_ON_ERROR:
-.PHONY: help setup generate cloudapi test chaos lint interop demo clean FORCE
+.PHONY: help setup generate cloudapi test chaos fuzz bench growth lint interop demo clean FORCE
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -46,6 +47,15 @@ test: $(TESTING) $(STUBS) ## Run the tests; PYTEST_ARGS="-k name" chooses.
 
 chaos: $(TESTING) $(STUBS) ## Cut connections and kill runs at random, and count the dialogs.
 	@$(VENV)/bin/python tests/chaos.py
+
+fuzz: $(TESTING) $(STUBS) ## Feed 100,000 generated inputs to all that reads what others wrote.
+	@$(VENV)/bin/python tests/fuzz.py --examples 100000
+
+bench: $(TESTING) $(STUBS) ## Measure, against the barest client, curl and others.
+	@$(VENV)/bin/python tests/bench/run.py
+
+growth: $(BENCHING) $(STUBS) ## Measure how cost grows with size and number, and draw it.
+	@$(VENV)/bin/python tests/bench/run.py --growth $(VENV)/bin/python
 
 lint: $(LINTING) $(STUBS) ## Check style (ruff) and types (mypy --strict).
 	@failed=0; for check in 'ruff check' 'ruff format --check' \
@@ -108,8 +118,9 @@ $(RUNTIME): requirements.txt $(call stale,$(VENV))
 
 $(TESTING): tests/requirements.txt $(RUNTIME)
 $(LINTING): tests/requirements-lint.txt $(TESTING)
+$(BENCHING): tests/bench/requirements.txt $(TESTING)
 # requirements.txt once more, so that nothing added can move its packages out of range.
-$(TESTING) $(LINTING):
+$(TESTING) $(LINTING) $(BENCHING):
 	@echo "Installing packages for $(patsubst .%,%,$(notdir $@)) in $(VENV)"
 	@again=$$([ ! -e $@.begun ] || echo --force-reinstall); touch $@.begun; \
 	    $(VENV)/$(PIP_INSTALL) $$again -r requirements.txt -r $<

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import signal
 import subprocess
 import sys
 import wave
@@ -70,9 +71,12 @@ def make_wav(
 def _own_environment() -> Iterator[None]:
     """Take the machine's settings away, and undo whatever the program sets."""
     before = dict(os.environ)
+    # Where the tests run in the background SIGINT is ignored, and programs inherit that.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in FOREIGN_VARIABLES:
         os.environ.pop(name, None)
     yield
+    signal.signal(signal.SIGINT, handler)
     os.environ.clear()
     os.environ.update(before)
 
