@@ -14,7 +14,7 @@ PACKAGES = {
     "lame": "lame",
     "oggenc": "vorbis-tools",
     "opusenc": "opus-tools",
-    "sox": "sox libsox-fmt-all",
+    "sox": "sox",
     "speexenc": "speex",
 }
 

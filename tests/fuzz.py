@@ -45,7 +45,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 import upload_grpc
 from upload_grpc import AudioOptions, Metadata, UploadError
 
-EXAMPLES = 120_000
+EXAMPLES = 100_000
 EXAMPLE_LIMIT_S = 2.0
 EXAMPLE_LIMIT_BYTES = 64 * 1024 * 1024
 # hypothesis remembers what it has tried until it is done; so it is done now and then.
@@ -161,6 +161,13 @@ NAMES = strategies.sampled_from(["a.wav", "a.mp3", "a.ogg", "a.opus", "a.raw", "
 # Files that end in a hole as large as disks are: whatever reads to the end of one is found.
 LENGTHS_BYTES = strategies.sampled_from([0] * 16 + [2**31, 2**32 + 45, 2**40])
 
+
+def nested(inner: strategies.SearchStrategy[Any]) -> strategies.SearchStrategy[Any]:
+    return strategies.one_of(
+        strategies.lists(inner, max_size=3), strategies.dictionaries(ANY_TEXT, inner, max_size=3)
+    )
+
+
 JSON = strategies.recursive(
     strategies.one_of(
         strategies.none(),
@@ -170,9 +177,7 @@ JSON = strategies.recursive(
         ANY_TEXT,
         strategies.integers(1_000, 1_030).map(lambda length: "x" * length),
     ),
-    lambda inner: strategies.one_of(
-        strategies.lists(inner, max_size=3), strategies.dictionaries(ANY_TEXT, inner, max_size=3)
-    ),
+    nested,
     max_leaves=6,
 )
 ROLES = ["operator", "client", "bot", "USER_ROLE_BOT", "USER_ROLE_UNSPECIFIED", "USER_ROLE_", "Bot"]

@@ -8,6 +8,7 @@ program then says is held against what the service has in its store.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -49,9 +50,12 @@ OK, REJECTED, AGAIN, UNKNOWN, REFUSED, CONFIG = 0, 65, 75, 76, 77, 78
 
 # More than gRPC would repeat from a buffer of its own (256 KiB).
 SHORT_BYTES = 600_000
-# More than gRPC and the kernel take in one go (about 4 MB): of such a recording the last byte
-# has not been handed over while the service has only the first ones.
-LONG_BYTES = 12_000_000
+# More than gRPC takes in one go from the program, with the option below: of such a recording
+# the last byte has not been handed over while the service has only the first ones.
+LONG_BYTES = 4_000_000
+# Otherwise gRPC measures the line, and takes as much ahead as it thinks the line can hold: 6 MB
+# as a rule on loopback, and up to 22 MB on a busy machine.
+NOTHING_AHEAD = ("grpc.http2.bdp_probe", 0)
 
 SINGLE = "--single-message"
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -63,6 +67,12 @@ UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.02)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[StandIn]:
+    with StandIn(tmp_path / "store", options=(NOTHING_AHEAD,)) as stand_in:
+        yield stand_in
 
 
 @pytest.fixture(scope="session")
@@ -187,7 +197,7 @@ EARLY_CUTS = {
     "at the service's certificate": {"cut_to_client": 700},
     "after the handshake": {"cut_to_server": 2_000},
     "in the recording": {"cut_to_server": 300_000},
-    "far in the recording": {"cut_to_server": 6_000_000},
+    "far in the recording": {"cut_to_server": 2_000_000},
     "after a moment": {"cut_after_s": 0.005},
 }
 
@@ -208,7 +218,7 @@ def test_a_cut_before_the_commit_point_leaves_no_dialog(
     upload_through: Through, service: StandIn, long: Path, tmp_path: Path, rst: bool
 ) -> None:
     ledger = tmp_path / "ledger.sqlite"
-    cut = Fault(cut_to_server=6_000_000, rst=rst)
+    cut = Fault(cut_to_server=2_000_000, rst=rst)
     words = ("--retries", 0, "--ledger", ledger)
     assert_failed(upload_through(long, *words, faults=(cut,)), AGAIN, long, "(UNAVAILABLE, ")
     assert_no_talk(service)
@@ -301,7 +311,7 @@ def test_uploads_that_share_a_cut_connection_are_all_delivered_once(
     folder = tmp_path / "calls"
     folder.mkdir()
     recordings = [make_wav(folder / f"{number}.wav", LONG_BYTES) for number in range(5)]
-    proxy.plan = [Fault(cut_to_server=2_000_000), Fault(cut_to_server=4_000_000, rst=False)]
+    proxy.plan = [Fault(cut_to_server=1_000_000), Fault(cut_to_server=3_000_000, rst=False)]
     outcome = upload("--audio-path", folder, "--jobs", 4, "--endpoint", proxy.endpoint, "--quiet")
     assert (outcome.code, outcome.err) == (OK, "")
     assert len(outcome.out.splitlines()) == 5
@@ -363,7 +373,7 @@ def test_a_frozen_stream_among_moving_ones_is_given_up(
     folder.mkdir()
     for number in range(6):
         (folder / f"{number}.wav").write_bytes(long_audio)
-    service.script += [Freeze(300_000), *[Slow(15_000_000)] * 5]
+    service.script += [Freeze(300_000), *[Slow(5_000_000)] * 5]
     words = ("--jobs", 2, "--timeout", 0.8, "--retries", 0, "--format", "json")
     with start(*arguments(service, "--audio-path", folder, *words)) as process:
         out, _ = process.communicate(timeout=30)
@@ -406,10 +416,15 @@ def test_a_service_that_never_answers_leaves_the_dialog_unknown(
 
 @pytest.mark.parametrize("way", [(), (SINGLE,)], ids=["stream", "single"])
 def test_a_swallowed_answer_leaves_the_dialog_unknown(
-    upload_through: Through, service: StandIn, short: Path, way: tuple[str, ...]
+    upload_through: Through,
+    service: StandIn,
+    proxy: FaultProxy,
+    short: Path,
+    way: tuple[str, ...],
 ) -> None:
-    swallow = Fault(swallow_after=SHORT_BYTES // 2)
-    outcome = upload_through(short, "--timeout", 0.4, *way, faults=(swallow,))
+    service.script.append(Delay(0.2))
+    with when(lambda: service.talks, lambda: proxy.connections[0].swallow()):
+        outcome = upload_through(short, "--timeout", 0.4, *way)
     assert_unknown(outcome, short, "no progress for 0.4 s")
     assert len(stored_talks(service.store)) == 1
 
@@ -430,7 +445,7 @@ def test_a_slow_line_is_given_the_time_it_needs(
 def test_a_slow_service_is_given_the_time_it_needs(
     command: Run, service: StandIn, long: Path
 ) -> None:
-    service.script.append(Slow(6_000_000))
+    service.script.append(Slow(2_000_000))
     words = ("--timeout", 1, "--retries", 0)
     assert_uploaded(command("--audio-path", long, *words), service, long)
     assert len(service.calls) == 1
@@ -448,33 +463,43 @@ def test_time_in_which_the_program_stood_still_is_no_silence(service: StandIn, s
     assert_uploaded(Outcome(process.returncode, out, err), service, short)
 
 
+@pytest.fixture
+def sleeper(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """A service in a process of its own, which can be put to sleep; its store is `sleeper`."""
+    command = [sys.executable, str(ROOT / "tests" / "stand_in.py"), "--store"]
+    with subprocess.Popen(
+        [*command, str(tmp_path / "sleeper")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout
+            yield process, json.loads(process.stdout.readline())
+        finally:
+            process.kill()
+
+
 def test_a_service_that_wakes_up_makes_no_dialog_of_what_was_given_up(
-    short: Path, long: Path, tmp_path: Path
+    sleeper: tuple[subprocess.Popen[str], dict[str, Any]], tmp_path: Path
 ) -> None:
-    store = tmp_path / "sleeper"
-    stand_in = [sys.executable, str(ROOT / "tests" / "stand_in.py"), "--store", str(store)]
-    with subprocess.Popen(stand_in, stdout=subprocess.PIPE, text=True) as sleeper:
-        assert sleeper.stdout
-        ready = json.loads(sleeper.stdout.readline())
-        words = ["--ca-file", ready["ca_file"], "--connection-id", "c", "--key", KEY]
-        with FaultProxy(ready["port"], [Fault(bytes_per_s=6_000_000)]) as proxy:
-            words += ["--endpoint", proxy.endpoint, "--timeout", "0.5", "--retries", "0"]
-            with (
-                when(
-                    lambda: proxy.to_server > 1_000_000,
-                    lambda: sleeper.send_signal(signal.SIGSTOP),
-                ),
-                start("--audio-path", long, *words) as process,
-            ):
-                out, err = process.communicate(timeout=20)
-            assert_failed(Outcome(process.returncode, out, err), AGAIN, long, "no progress")
-            sleeper.send_signal(signal.SIGCONT)
-            with start("--audio-path", long, *words) as process:
-                out, _ = process.communicate(timeout=20)
-        sleeper.terminate()
-    [talk] = stored_talks(store)
+    service, ready = sleeper
+    recording = make_wav(tmp_path / "call.wav", 12_000_000)
+    recording.with_suffix(".json").write_text("{}")
+    with FaultProxy(ready["port"], [Fault(bytes_per_s=6_000_000)]) as proxy:
+        words = [
+            *("--audio-path", recording, "--connection-id", "c", "--key", KEY),
+            *("--endpoint", proxy.endpoint, "--ca-file", ready["ca_file"]),
+            *("--timeout", "0.5", "--retries", "0"),
+        ]
+        sleep = functools.partial(service.send_signal, signal.SIGSTOP)
+        with when(lambda: proxy.to_server > 1_000_000, sleep), start(*words) as process:
+            out, err = process.communicate(timeout=20)
+        given_up = Outcome(process.returncode, out, err)
+        assert_failed(given_up, AGAIN, recording, "no progress for 0.5 s")
+        service.send_signal(signal.SIGCONT)
+        with start(*words) as process:
+            out, _ = process.communicate(timeout=20)
+    [talk] = stored_talks(tmp_path / "sleeper")
     assert out == f"Dialog ID: {talk['talk_id']}\n"
-    assert talk["sha256"] == sha256(long)
+    assert talk["sha256"] == sha256(recording)
 
 
 # --- What the service answers --------------------------------------------------------
@@ -707,7 +732,7 @@ def test_a_service_that_restarts_gets_the_recording_from_the_next_try(
 def test_a_service_that_stops_in_good_order_gets_the_whole_recording(
     upload: Run, service: StandIn, long: Path
 ) -> None:
-    service.script.append(Slow(20_000_000))
+    service.script.append(Slow(6_000_000))
 
     def arriving() -> bool:
         return bool(service.calls and service.calls[0].bytes_received)
@@ -727,7 +752,7 @@ def test_a_connection_that_the_service_retires_is_replaced(
     folder = tmp_path / "calls"
     folder.mkdir()
     recordings = [make_wav(folder / f"{number}.wav", 2_000_000) for number in range(6)]
-    with StandIn(tmp_path / "aging", options=(AGED,)) as service:
+    with StandIn(tmp_path / "aging", options=(AGED, NOTHING_AHEAD)) as service:
         service.script += [Slow(10_000_000)] * 6
         words = ("--endpoint", service.endpoint, "--ca-file", service.ca_file, "--jobs", 2)
         outcome = upload("--audio-path", folder, "--quiet", *words)
@@ -741,8 +766,8 @@ def test_an_upload_longer_than_its_connection_may_live_is_not_lost(
     upload: Run, tmp_path: Path, long: Path
 ) -> None:
     grace = ("grpc.max_connection_age_grace_ms", 100)
-    with StandIn(tmp_path / "aging", options=(AGED, grace)) as service:
-        service.script.append(Slow(12_000_000))
+    with StandIn(tmp_path / "aging", options=(AGED, grace, NOTHING_AHEAD)) as service:
+        service.script.append(Slow(4_000_000))
         words = ("--endpoint", service.endpoint, "--ca-file", service.ca_file)
         outcome = upload("--audio-path", long, *words)
         assert len(retry_lines(outcome)) == 1
@@ -839,7 +864,7 @@ def break_reading(path: Path) -> None:
 
 CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "grew": (append, "grew or shrank while it was being uploaded"),
-    "shrank": (lambda path: os.truncate(path, 9_000_000), "grew or shrank while"),
+    "shrank": (lambda path: os.truncate(path, 3_000_000), "grew or shrank while"),
     "emptied": (lambda path: os.truncate(path, 0), "grew or shrank while"),
     "overwritten": (overwrite, "changed while it was being uploaded"),
     "touched": (os.utime, "changed while it was being uploaded"),
@@ -855,7 +880,7 @@ def test_a_file_that_changes_under_way_makes_no_dialog(
     upload: Run, service: StandIn, long: Path, change: str, tmp_path: Path
 ) -> None:
     act, text = CHANGES[change]
-    service.script.append(Slow(30_000_000))
+    service.script.append(Slow(10_000_000))
     ledger = tmp_path / "ledger.sqlite"
 
     def arriving() -> bool:
@@ -890,7 +915,7 @@ def test_a_file_that_changes_before_its_turn_makes_no_dialog(
 def test_the_next_run_takes_the_file_as_it_is_then(
     upload: Run, service: StandIn, long: Path, tmp_path: Path
 ) -> None:
-    service.script.append(Slow(30_000_000))
+    service.script.append(Slow(10_000_000))
     words = ("--audio-path", long, "--ledger", tmp_path / "ledger.sqlite")
     with when(lambda: service.calls and service.calls[0].bytes_received, lambda: append(long)):
         assert upload(*words).code == AGAIN
@@ -907,13 +932,17 @@ def interrupt(
 ) -> tuple[Outcome, float]:
     """Send a signal when it is time; answer what was left behind, and seconds it took."""
     deadline_s = time.monotonic() + 20
-    while not ready():
-        assert process.poll() is None and time.monotonic() < deadline_s
-        time.sleep(0.005)
-    time.sleep(0.05)
-    sent_s = time.monotonic()
-    process.send_signal(signal.Signals[name])
-    out, err = process.communicate(timeout=20)
+    with process:
+        try:
+            while not ready():
+                assert process.poll() is None and time.monotonic() < deadline_s
+                time.sleep(0.005)
+            time.sleep(0.05)
+            sent_s = time.monotonic()
+            process.send_signal(signal.Signals[name])
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
     return Outcome(process.returncode, out, err), time.monotonic() - sent_s
 
 

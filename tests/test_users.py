@@ -203,7 +203,10 @@ REFUSED = [
     ('{"id": "1", "role": "bot", "fields": {"a": [1]}}', 'user 1: key "a": a list'),
     ('{"id": "1", "role": "bot", "fields": {"a": {}}}', 'user 1: key "a": a nested object'),
     ('{"id": "1", "role": "bot", "fields": {"": "x"}}', 'user 1: key "": it is empty'),
-    ('{"id": "1", "role": "bot", "fields": {"a": 1, "a": 1}}', 'user 1: key "a": it is there twice'),
+    (
+        '{"id": "1", "role": "bot", "fields": {"a": 1, "a": 1}}',
+        'user 1: key "a": it is there twice',
+    ),
     (
         json.dumps({"id": "1", "role": "bot", "fields": {"a": "я" * LIMIT}}),
         'user 1: key "a": 2,048 bytes long',
