@@ -49,7 +49,7 @@ chaos: $(TESTING) $(STUBS) ## Cut connections and kill runs at random, and count
 	@$(VENV)/bin/python tests/chaos.py
 
 fuzz: $(TESTING) $(STUBS) ## Feed 100,000 generated inputs to all that reads what others wrote.
-	@$(VENV)/bin/python tests/fuzz.py --examples 100000
+	@$(VENV)/bin/python tests/fuzz.py
 
 bench: $(TESTING) $(STUBS) ## Measure, against the barest client, curl and others.
 	@$(VENV)/bin/python tests/bench/run.py

@@ -462,7 +462,9 @@ def find_other_format(path: str, file: BinaryIO, head: bytes) -> str:
     if find_mp3_frame(file):
         return MP3
     for tool, _, name in other_magics(head):
-        raise refused(name, f"{NEEDED}: {(sox_line if tool == 'sox' else ffmpeg_line)(path)}")
+        target = os.path.splitext(path)[0] + "-16bit.wav"
+        line = sox_line(path) if tool == "sox" else ffmpeg_line(path, target)
+        raise refused(name, f"{NEEDED}: {line}")
     raw = "; for raw PCM: --audio-type pcm" if path.lower().endswith(PCM_SUFFIXES) else ""
     raise refused("no audio format that is known here", f"{NEEDED}{raw}")
 
@@ -471,8 +473,9 @@ def cut_line(path: str, kind: str, options: AudioOptions) -> str:
     """Give the command that cuts a recording into parts that are short enough."""
     if kind in (MP3, OGG_OPUS):
         # Parts end on packets, a little late.
-        parts = f"-f segment -segment_time {DURATION_LIMIT_S - 10} -c:a pcm_s16le"
-        return f"ffmpeg -i {shlex.quote(path)} {parts} {beside(path, '-part%d.wav')}"
+        parts = f"-f segment -segment_time {DURATION_LIMIT_S - 10} "
+        pattern = os.path.splitext(path)[0].replace("%", "%%") + "-part%d.wav"
+        return ffmpeg_line(path, pattern, parts)
     raw = f"-t raw -r {options.sample_rate_hz} -e signed-integer -b 16 -c {options.channels} "
     sox = f"sox {raw * (kind == PCM)}{shlex.quote(path)} {beside(path, '-part.wav')}"
     return f"{sox} trim 0 {DURATION_LIMIT_S} : newfile : restart"
@@ -489,9 +492,11 @@ def sox_line(path: str, options: str = "") -> str:
     return f"sox {shlex.quote(path)} -e signed-integer -b 16{options} {to}"
 
 
-def ffmpeg_line(path: str) -> str:
+def ffmpeg_line(path: str, target: str, options: str = "") -> str:
     """Give the command for what sox does not read."""
-    return f"ffmpeg -i {shlex.quote(path)} -c:a pcm_s16le {beside(path, '-16bit.wav')}"
+    # With "file:", as a colon in the name would make it a protocol.
+    files = [shlex.quote(f"file:{name}") for name in (path, target)]
+    return f"ffmpeg -i {files[0]} {options}-c:a pcm_s16le {files[1]}"
 
 
 def suffix_warnings(path: str, audio: Audio) -> Iterator[str]:

@@ -145,6 +145,15 @@ class FaultProxy(_LoopThread):
 
         self._call(freeze())
 
+    def swallow_all(self) -> None:
+        """Drop what the service says on every live connection from now on."""
+
+        async def swallow() -> None:
+            for connection in self.connections:
+                connection.swallow()
+
+        self._call(swallow())
+
     def __enter__(self) -> FaultProxy:
         self.start()
         return self

@@ -423,7 +423,7 @@ def test_a_swallowed_answer_leaves_the_dialog_unknown(
     way: tuple[str, ...],
 ) -> None:
     service.script.append(Delay(0.2))
-    with when(lambda: service.talks, lambda: proxy.connections[0].swallow()):
+    with when(lambda: service.talks, proxy.swallow_all):
         outcome = upload_through(short, "--timeout", 0.4, *way)
     assert_unknown(outcome, short, "no progress for 0.4 s")
     assert len(stored_talks(service.store)) == 1

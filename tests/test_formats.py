@@ -331,6 +331,24 @@ def test_another_format_is_refused_by_name_and_the_line_converts_it(
     assert_taken(outcome, service, new.read_bytes(), WAV_TYPE)
 
 
+@pytest.mark.parametrize("suffix", [".m4a", ".flac"])
+def test_the_line_is_good_for_a_name_with_a_time_in_it(
+    upload: Run,
+    service: StandIn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+) -> None:
+    """FFmpeg takes what is before a colon for a protocol."""
+    monkeypatch.chdir(tmp_path)
+    name = f"2026-03-17T10:30 100%{suffix}"
+    Path(name).write_bytes(made("ffmpeg" if suffix == ".m4a" else "flac", suffix))
+    outcome = upload("--audio-path", name)
+    assert (outcome.code, service.calls) == (65, [])
+    new = follow_advice(outcome, "ffmpeg" if suffix == ".m4a" else "sox", tmp_path)
+    assert upload("--audio-path", new.name).code == 0
+
+
 def noise(size_bytes: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size_bytes)
 
@@ -387,7 +405,27 @@ def test_tags_without_end_are_not_looked_through(check: Check, service: StandIn)
     assert time.monotonic() - started_s < 1
 
 
-# --- Ogg that ends early ------------------------------------------------------------------------
+# --- Recordings that end early ------------------------------------------------------------------
+
+
+def test_mp3_shorter_than_it_says_is_taken_with_a_warning(check: Check, service: StandIn) -> None:
+    whole = mp3("-V", 4, seconds=5)
+    outcome = check("call.mp3", whole[: len(whole) // 2])
+    assert outcome.code == 0
+    assert re.fullmatch(
+        r"upload_grpc: /\S+/call.mp3: .*(cut|still being recorded).*\n", outcome.err
+    )
+    assert len(service.talks) == 1
+
+
+@pytest.mark.parametrize("behind", [b"TAG" + bytes(125), bytes(1000)], ids=["ID3v1", "zeros"])
+def test_mp3_with_something_behind_it_is_whole(check: Check, behind: bytes) -> None:
+    assert check("call.mp3", mp3("-V", 4) + behind).err == ""
+
+
+def test_mp3_that_counts_no_frames_says_nothing_of_its_length(check: Check) -> None:
+    """As an encoder leaves it that cannot go back to its first frame."""
+    assert described(check("call.mp3", mp3_of(0), "--dry-run")) == "MP3, 16,000 Hz, 1 channel"
 
 
 def last_page(audio: bytes) -> int:
@@ -534,6 +572,7 @@ def test_four_hours_are_taken(check: Check, name: str, audio: Audio) -> None:
     ("name", "audio", "real", "hours"),
     [
         pytest.param("call.mp3", lambda: mp3_of(400_001), mp3, "4.00", id="MP3"),
+        pytest.param("call 100%.mp3", lambda: mp3_of(400_001), mp3, "4.00", id="a percent sign"),
         pytest.param("call.mp3", lambda: mp3_of(2_000_000), mp3, "20.00", id="MP3 of 20 hours"),
         pytest.param("call.opus", lambda: opus_of(OPUS_LIMIT + 1), ogg_opus, "4.00", id="OggOpus"),
         pytest.param("call.opus", lambda: opus_of(2**62), ogg_opus, "2668", id="OggOpus of ages"),
@@ -575,7 +614,7 @@ def follow_cut(check: Check, outcome: Outcome, folder: Path) -> None:
     [length_s] = re.findall(r" (14[34]\d\d) ", found[1])  # A part ends where a packet does.
     assert LIMIT_S - 60 <= int(length_s) <= LIMIT_S
     encoders.run(*shlex.split(found[1].replace(f" {length_s} ", " 0.4 ")))
-    parts = sorted(folder.glob("call-part*.wav"))
+    parts = sorted(folder.glob("call*-part*.wav"))
     assert len(parts) == 3
     for part in parts:
         assert re.search(r", 0\.[1-4] s$", described(check(part.name, None, "--dry-run")))
