@@ -2252,7 +2252,7 @@ class Report(NamedTuple):
             error=error, outcome=outcome or "failed", tries=error.tries, ids=error.ids
         )
 
-    def as_json(self) -> str:
+    def as_json(self, mask: Callable[[str], str]) -> str:
         """Answer one line of JSON; README explains the keys."""
         return json.dumps(
             {
@@ -2262,7 +2262,7 @@ class Report(NamedTuple):
                 "talk_id": self.talk_ids[0] if self.talk_ids and not self.badge_id else None,
                 "badge_id": self.badge_id or None,
                 "talk_ids": self.talk_ids,
-                "error": str(self.error) if self.error else None,
+                "error": mask(str(self.error)) if self.error else None,
                 "exit_code": self.exit_code,
                 "request_id": self.ids.request_id if self.ids else None,
                 "bytes": self.size_bytes,
@@ -2612,7 +2612,7 @@ class Console:
         if report.ids and not report.error:
             self.detail(f"{report.path}: {report.outcome} in {report.seconds:.2f} s ({report.ids})")
         if self._json:
-            self._print_result(report.as_json(), news)
+            self._print_result(report.as_json(self.mask), news)
         elif report.outcome == "checked":
             self._print_result(f"{report.path}: would be sent: {report.description}", news)
         elif news or report.named or self._verbose:
