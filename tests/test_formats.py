@@ -121,7 +121,9 @@ MP3S = [
     ),
     pytest.param(tagged(1_000_000), "MP3, 8,000 Hz, 1 channel", id="ID3v2 of 1 MB"),
     pytest.param(tagged(1000, 70_000), "MP3, 8,000 Hz, 1 channel", id="two ID3v2 tags"),
-    pytest.param(tagged(1000, footer=True), "MP3, 8,000 Hz, 1 channel", id="ID3v2 with a footer"),
+    pytest.param(
+        tagged(1000, 70_000, footer=True), "MP3, 8,000 Hz, 1 channel", id="ID3v2 with footers"
+    ),
     pytest.param(
         lambda: id3v2(0) + bytes(3000) + mp3(), "MP3, 8,000 Hz, 1 channel", id="padding after ID3v2"
     ),
@@ -423,9 +425,17 @@ def test_mp3_with_something_behind_it_is_whole(check: Check, behind: bytes) -> N
     assert check("call.mp3", mp3("-V", 4) + behind).err == ""
 
 
-def test_mp3_that_counts_no_frames_says_nothing_of_its_length(check: Check) -> None:
+@pytest.mark.parametrize(
+    "audio",
+    [
+        pytest.param(lambda: mp3_of(0), id="no frames"),
+        pytest.param(lambda: mp3_of(400_001, flags=0), id="nothing"),
+        pytest.param(lambda: mp3_of(400_001, flags=2), id="only bytes"),
+    ],
+)
+def test_mp3_that_counts_no_frames_says_nothing_of_its_length(check: Check, audio: Audio) -> None:
     """As an encoder leaves it that cannot go back to its first frame."""
-    assert described(check("call.mp3", mp3_of(0), "--dry-run")) == "MP3, 16,000 Hz, 1 channel"
+    assert described(check("call.mp3", audio(), "--dry-run")) == "MP3, 16,000 Hz, 1 channel"
 
 
 def last_page(audio: bytes) -> int:
@@ -460,6 +470,13 @@ def test_a_page_on_which_no_packet_ends_says_nothing_of_the_length(check: Check)
     audio[position : position + 8] = b"\xff" * 8
     assert re.fullmatch(
         r"OggOpus, .*, 1[01]\.0 s", described(check("call.opus", bytes(audio), "--dry-run"))
+    )
+
+
+def test_opus_without_a_channel_is_damaged(check: Check, service: StandIn) -> None:
+    audio = ogg_opus()
+    assert_refused(
+        check("call.opus", audio[:37] + b"\0" + audio[38:]), service, "damaged", "channels"
     )
 
 
@@ -539,12 +556,12 @@ def test_a_container_is_not_taken_for_samples(check: Check, service: StandIn, au
 LIMIT_S = 4 * 60 * 60
 
 
-def mp3_of(frames: int) -> bytes:
-    """Let the first frame of an MP3 file announce so many frames; 576 samples each at 8 kHz."""
+def mp3_of(frames: int, flags: int = 0x0F) -> bytes:
+    """Let the first frame of an MP3 file announce so many frames of 576 samples at 16 kHz."""
     audio = mp3("-V", 4, rate_hz=16_000)
-    flags = audio.index(b"Xing") + 4
-    assert audio[flags + 3] & 1
-    return audio[: flags + 4] + struct.pack(">I", frames) + audio[flags + 8 :]
+    at = audio.index(b"Xing") + 4
+    assert audio[at + 3] == 0x0F  # It counts frames and bytes.
+    return audio[:at] + struct.pack(">II", flags, frames) + audio[at + 8 :]
 
 
 def opus_of(samples: int) -> bytes:
