@@ -1433,7 +1433,7 @@ CHECK_CERTIFICATE = "its certificate is not trusted: check --endpoint, --ca-file
 CHECK_ENDPOINT = "no gRPC service with TLS answers there: check --endpoint and https_proxy"
 CHECK_HOST = "no such host: check --endpoint and https_proxy"
 CHECK_PROXY = "the proxy refuses: check https_proxy (http://USER:PASSWORD@HOST:PORT) and no_proxy"
-LOOK_FIRST = "look for it in the console before you upload it again"
+LOOK_FIRST = "look for it in the console; if it is not there, send it again (--retry-unknown)"
 STREAM_IT = "leave out --single-message to send it as a stream"
 
 # The retry policy. The first line that fits counts. These are for a call that never got a
@@ -2446,8 +2446,7 @@ def settle_from_row(report: Report, row: Row, sha256: str) -> Report:
         return report._replace(outcome="same as", description=sha256)
     if row.state == "unknown":
         cause = f"not sent, an earlier run may have uploaded it: {row.error}"
-        advice = "look for it in the console; if it is not there, add --retry-unknown"
-        error = UploadError(os.EX_PROTOCOL, cause, advice)
+        error = UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST)
     else:
         cause = f"not sent, it was rejected before: {row.error}"
         error = refused(cause, "it is sent again once the file or its metadata changes")

@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar, cast
 HOST = "127.0.0.1"
 # Read at once; below 64 KiB the proxy, not the service, is what a benchmark measures.
 READ_BYTES = 512 * 1024
+SLOW_BUFFER_BYTES = 64 * 1024
 # How long a connection cut by FIN is still read from: closing it with unread bytes would send
 # RST instead.
 FIN_LINGER_S = 5.0
@@ -308,6 +309,10 @@ class _Side(asyncio.Protocol):
         self._transport.set_write_buffer_limits(0)
         # No public name says how much to read at once.
         cast(Any, transport).max_size = self._read_bytes()
+        if self._connection.fault.bytes_per_s:
+            # The kernel takes up to 32 MB ahead otherwise, and a line is no store.
+            raw = transport.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BUFFER_BYTES)
         if self._holds:
             self._transport.pause_reading()
         if self is self._connection.client:
