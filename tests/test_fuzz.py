@@ -35,6 +35,27 @@ def test_generated_input_meets_no_bug(place: Workplace, name: str) -> None:
     assert 0 < count.taken < EXAMPLES
 
 
+ONLY = ("--audio-path", "call.wav", "--connection-id", "c", "--key", fuzz.SECRET)
+
+
+@pytest.mark.parametrize(
+    ("name", "example"),
+    [
+        ("command lines", ([ONLY, ("--ca-file", "huge")], "utf-8")),
+        ("command lines", ([ONLY, ("--connection-id", "\udcff")], "utf-8")),
+        ("VM answers", b'{"access_token": "t1.x", "expires_in": 1%s}' % (b"0" * 310)),
+        ("VM answers", b"[" * 60_000),
+    ],
+    ids=["certificates of 64 GB", "no UTF-8", "more seconds than a float can be", "brackets"],
+)
+def test_what_it_has_found_stays_mended(place: Workplace, name: str, example: Any) -> None:
+    with fuzz.bounded():
+        try:
+            assert target(name).check(place, example) is False
+        except upload_grpc.UploadError as error:
+            fuzz.check_refusal(error, target(name).exit_code)
+
+
 def raise_key_error(*arguments: Any) -> NoReturn:
     raise KeyError("a bug")
 
