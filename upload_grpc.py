@@ -122,8 +122,10 @@ T = TypeVar("T")
 
 ENDPOINT = "api.speechsense.yandexcloud.net:443"
 
-# Measured on loopback TLS, 100 MB, median of 5: 16 KiB 0.38 s, 64 KiB 0.17 s, 256 KiB 0.14 s,
-# 1 MiB 0.18 s. It also stays far below the 4 MiB that a gRPC server takes by default.
+# Measured with the barest client, whole processes, 100 MB over TLS on loopback, and with a round
+# trip of 50 ms: 16 KiB 1.31 s and 1.52 s, 64 KiB 0.49 and 0.77, 256 KiB 0.37 and 0.72, 512 KiB 0.34
+# and 0.73, 1 MiB 0.32 and 0.75 (tests/bench/run.py --chunks). More than 256 KiB gains little, and
+# the progress would come in larger steps. A gRPC server takes 4 MiB a message by default.
 CHUNK_SIZE_BYTES = 256 * 1024
 
 JOBS = 4

@@ -198,7 +198,6 @@ EARLY_CUTS = {
     "after the handshake": {"cut_to_server": 2_000},
     "in the recording": {"cut_to_server": 300_000},
     "far in the recording": {"cut_to_server": 2_000_000},
-    "after a moment": {"cut_after_s": 0.005},
 }
 
 
@@ -453,8 +452,8 @@ def test_a_slow_line_is_given_the_time_it_needs(
 def test_a_slow_service_is_given_the_time_it_needs(
     command: Run, service: StandIn, long: Path
 ) -> None:
-    service.script.append(Slow(2_000_000))
-    words = ("--timeout", 1, "--retries", 0)
+    service.script.append(Slow(1_300_000))
+    words = ("--timeout", 1.5, "--retries", 0)
     assert_uploaded(command("--audio-path", long, *words), service, long)
     assert len(service.calls) == 1
 
@@ -734,7 +733,7 @@ def test_a_service_that_restarts_gets_the_recording_from_the_next_try(
     with when(arriving, lambda: service.restart(down_s=0.3)):
         outcome = upload("--audio-path", long, "--retries", 20)
     assert_uploaded(outcome, service, long)
-    assert "failed to connect to all addresses" in outcome.err  # While it was down.
+    assert retry_lines(outcome)
 
 
 def test_a_service_that_stops_in_good_order_gets_the_whole_recording(
