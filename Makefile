@@ -6,6 +6,9 @@ PYTHON ?= python3
 CLOUDAPI ?=
 CLOUDAPI_URL ?= https://github.com/yandex-cloud/cloudapi
 PYTEST_ARGS ?=
+CHAOS_ARGS ?=
+FUZZ_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 INTEROP_VENV := .venv-interop
@@ -45,14 +48,14 @@ cloudapi: ## Clone or update yandex-cloud/cloudapi, and make the stubs from it.
 test: $(TESTING) $(STUBS) ## Run the tests; PYTEST_ARGS="-k name" chooses.
 	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
-chaos: $(TESTING) $(STUBS) ## Cut connections and kill runs at random, and count the dialogs.
-	@$(VENV)/bin/python tests/chaos.py
+chaos: $(TESTING) $(STUBS) ## Cut connections and kill runs at random, and count the dialogs (3 minutes).
+	@$(VENV)/bin/python tests/chaos.py $(CHAOS_ARGS)
 
-fuzz: $(TESTING) $(STUBS) ## Feed 100,000 generated inputs to all that reads what others wrote.
-	@$(VENV)/bin/python tests/fuzz.py
+fuzz: $(TESTING) $(STUBS) ## Feed 100,000 generated inputs to all that reads what others wrote (5 minutes).
+	@$(VENV)/bin/python tests/fuzz.py $(FUZZ_ARGS)
 
 bench: $(TESTING) $(STUBS) ## Measure, against the barest client, curl and others.
-	@$(VENV)/bin/python tests/bench/run.py
+	@$(VENV)/bin/python tests/bench/run.py $(BENCH_ARGS)
 
 growth: $(BENCHING) $(STUBS) ## Measure how cost grows with size and number, and draw it.
 	@$(VENV)/bin/python tests/bench/run.py --growth $(VENV)/bin/python
