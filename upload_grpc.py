@@ -1319,9 +1319,10 @@ class VmToken:
             *(OSError, http.client.HTTPException),
             *(ValueError, TypeError, LookupError, ArithmeticError, RecursionError),
         ) as error:
+            reason = getattr(error, "strerror", None) or str(error) or repr(error)
             raise UploadError(
                 os.EX_CONFIG,
-                f"no token from the VM's metadata service at {address}: {str(error) or error!r}",
+                f"no token from the VM's metadata service at {address}: {reason}",
                 "--key-type vm works on a cloud VM that has a service account",
             ) from error
         finally:
