@@ -1,6 +1,7 @@
 """Draw what run.py --growth measured: plot.py PICTURE, the measurements as JSON on stdin."""
 
 import json
+import math
 import sys
 
 import matplotlib
@@ -41,7 +42,8 @@ number.legend(frameon=False)
 
 for axes in (time, memory, number):
     axes.xaxis.set_major_formatter(FuncFormatter(plain))
-for axes in (time, number):
+for axes, values in ((time, times_s), (number, again_s)):
+    axes.set_ylim(10 ** math.floor(math.log10(min(values))), None)
     axes.yaxis.set_major_formatter(FuncFormatter(plain))
     axes.yaxis.set_minor_formatter(NullFormatter())
 figure.supxlabel(f"one process, loopback, TLS; {measured['machine']}", fontsize=7, color="#666666")
