@@ -88,6 +88,14 @@ def service(tmp_path: Path) -> Iterator[StandIn]:
 
 
 @pytest.fixture
+def call(tmp_path: Path) -> Path:
+    """Make a short recording with metadata of its own, so that nothing is warned of."""
+    path = make_wav(tmp_path / "call.wav", 1_000)
+    path.with_suffix(".json").write_text("{}")
+    return path
+
+
+@pytest.fixture
 def recording(tmp_path: Path) -> Path:
     """Make a recording larger than what gRPC could repeat from a buffer of its own."""
     return make_wav(tmp_path / "call.wav", 600_000)

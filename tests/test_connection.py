@@ -29,13 +29,6 @@ Send = Callable[..., Outcome]
 
 
 @pytest.fixture
-def call(tmp_path: Path) -> Path:
-    path = make_wav(tmp_path / "call.wav", 1_000)
-    path.with_suffix(".json").write_text("{}")
-    return path
-
-
-@pytest.fixture
 def send(upload: Run, call: Path) -> Send:
     """Upload a recording, trying once, with these words and these environment variables."""
 

@@ -15,7 +15,7 @@ from typing import Any, SupportsIndex
 
 import grpc
 import pytest
-from conftest import Outcome, make_wav, start
+from conftest import Outcome, start
 from fault_proxy import HttpProxy
 from stand_in import Fail, StandIn
 
@@ -26,13 +26,6 @@ SECRET = "AQVNyq6vB3fXcZ0sJt_8wLd-Gh2"
 TOKEN = f"t1.9euelZ{SECRET}"
 
 Bare = Callable[..., Outcome]
-
-
-@pytest.fixture
-def call(tmp_path: Path) -> Path:
-    path = make_wav(tmp_path / "call.wav", 1_000)
-    path.with_suffix(".json").write_text("{}")
-    return path
 
 
 @pytest.fixture
