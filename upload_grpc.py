@@ -55,7 +55,7 @@ import traceback
 import types
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple, NoReturn, TypeVar
+from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO, TypeVar
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 
@@ -2597,7 +2597,7 @@ class Console:
         self._verbose = args.verbose
         self._show_path = len(args.audio_path) > 1 or any(map(os.path.isdir, args.audio_path))
         self._bar: Any = None
-        self._bar_from_s = math.inf
+        self._draw_bar_at_s = math.inf
         self._done_bytes = self._all_bytes = self._done = self._all = 0
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A name that is not UTF-8 leaves as the bytes it came as.
@@ -2625,7 +2625,7 @@ class Console:
         line = one_line(line)
         if not self.output_lost:
             try:
-                with self._above_bar():
+                with self._above_bar(sys.stdout):
                     print(line, flush=True)
                 return
             except OSError as error:
@@ -2636,7 +2636,7 @@ class Console:
 
     def problem(self, text: str) -> None:
         """Print a line that even --quiet does not silence."""
-        with self._above_bar(), contextlib.suppress(OSError):
+        with self._above_bar(sys.stderr), contextlib.suppress(OSError):
             # In one piece: other threads print, too.
             sys.stderr.write(one_line(self.mask(f"upload_grpc: {text}")) + "\n")
 
@@ -2658,22 +2658,23 @@ class Console:
         self._all = len(reports)
         self._all_bytes = sum(report.size_bytes or 0 for report in reports)
         if sys.stderr.isatty() and not self._quiet:
-            self._bar_from_s = time.monotonic() + BAR_DELAY_S
+            self._draw_bar_at_s = time.monotonic() + BAR_DELAY_S
 
     @property
     def progress_interval_s(self) -> float:
         """How often to call show_progress, in seconds."""
-        return BAR_INTERVAL_S if self._bar_from_s < math.inf else 3600.0
+        return BAR_INTERVAL_S if self._draw_bar_at_s < math.inf else 3600.0
 
     def show_progress(self, bytes_under_way: Callable[[], int]) -> None:
         """Draw the bar; what a failed try had sent is no longer in bytes_under_way."""
-        if time.monotonic() < self._bar_from_s:
+        if time.monotonic() < self._draw_bar_at_s:
             return
+        self._draw_bar_at_s = time.monotonic() + BAR_INTERVAL_S
         if self._bar is None:
             try:
                 from tqdm import tqdm
             except ImportError:
-                self._bar_from_s = math.inf
+                self._draw_bar_at_s = math.inf
                 return
             # One average rate: that of a moment says little where several share a line.
             self._bar = tqdm(
@@ -2694,10 +2695,12 @@ class Console:
         if self._bar is not None:
             self._bar.leave = False
             self._bar.close()
-        self._bar, self._bar_from_s = None, math.inf
+        self._bar, self._draw_bar_at_s = None, math.inf
 
-    def _above_bar(self) -> contextlib.AbstractContextManager[Any]:
-        return self._bar.external_write_mode() if self._bar else contextlib.nullcontext()
+    def _above_bar(self, stream: TextIO) -> contextlib.AbstractContextManager[Any]:
+        """Make way for a line, unless it goes where no bar is."""
+        above = self._bar is not None and stream.isatty()
+        return self._bar.external_write_mode() if above else contextlib.nullcontext()
 
 
 def one_line(text: str) -> str:

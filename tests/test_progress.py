@@ -153,6 +153,18 @@ def test_results_may_go_elsewhere(service: StandIn, tmp_path: Path) -> None:
     assert screen(received) == ["upload_grpc: 2 uploaded, 0 already there, 0 failed, 0 unknown", ""]
 
 
+def test_a_bar_does_not_flicker(service: StandIn, tmp_path: Path) -> None:
+    folder = make_calls(tmp_path / "calls", 60, 3_000)
+    service.script += [Delay(0.7)]
+    with open(tmp_path / "results", "w") as results:
+        started_s = time.monotonic()
+        _, received = on_terminal(words_for(service, folder), stdout=results.fileno())
+        seconds = time.monotonic() - started_s
+    # Drawn ten times a second and taken away at the end, however many recordings there are.
+    assert 1 <= len(percentages(received)) <= 10 * seconds + 2
+    assert received.count("\r ") <= 3
+
+
 def test_a_failed_try_gives_its_bytes_back(service: StandIn, tmp_path: Path) -> None:
     # Larger than what the buffers on the way take, so that the frozen try is a failed one.
     folder = make_calls(tmp_path / "calls", 1, 64_000_000)
