@@ -29,13 +29,11 @@ import collections
 import contextlib
 import datetime
 import enum
-import errno
 import fcntl
 import functools
 import gc
 import importlib
 import io
-import itertools
 import json
 import logging
 import math
@@ -336,16 +334,17 @@ def check_recording(
     """
     with open_regular_file(path, "name a recording") as file:
         state = FileState.of(os.fstat(file.fileno()))
-        audio = check_audio(path, file, state.size_bytes, options)
-    warnings = [*suffix_warnings(path, audio), *filter(None, [audio.warning])]
+        audio = check_audio(file, state.size_bytes, options)
+    warnings = [warning for warning in (suffix_warning(path, audio), audio.warning) if warning]
     sidecar = os.path.splitext(path)[0] + ".json"
     own = read_metadata(sidecar, sidecar=True) if os.path.lexists(sidecar) else None
     if own is None and common is None:
-        metadata, more = Metadata(placeholder_fields()), [PLACEHOLDER_WARNING]
+        metadata = Metadata(placeholder_fields())
+        warnings.append(PLACEHOLDER_WARNING)
     else:
         metadata = merge(common, own)
-        more = list(date_warnings(metadata.fields))
-    return Recording(path, state, audio, metadata, [*warnings, *more])
+        warnings.extend(date_warnings(metadata.fields))
+    return Recording(path, state, audio, metadata, warnings)
 
 
 def merge(common: Metadata | None, own: Metadata | None) -> Metadata:
@@ -384,15 +383,13 @@ AUDIO_TYPES = {"wav": WAV, "mp3": MP3, "ogg-opus": OGG_OPUS, "pcm": PCM}
 AUDIO_SUFFIXES = {".wav": WAV, ".mp3": MP3, ".ogg": OGG_OPUS, ".opus": OGG_OPUS}
 PCM_SUFFIXES = (".pcm", ".raw")
 
-# What files begin with: offset, bytes, name. SoX converts the first group, FFmpeg the second.
-SOX_MAGICS = (
+# What files begin with: offset, bytes, name.
+OTHER_MAGICS = (
     (0, b"RIFX", "big-endian WAV"),
     (0, b"fLaC", "FLAC"),
     (0, b"FORM", "AIFF"),
     (0, b".snd", "Sun audio"),
     (28, b"\x01vorbis", "Ogg Vorbis"),
-)
-FFMPEG_MAGICS = (
     (28, b"\x7fFLAC", "FLAC in Ogg"),
     (28, b"Speex", "Speex in Ogg"),
     (4, b"ftyp", "M4A or another MP4"),
@@ -409,7 +406,7 @@ CUT_WARNING = "its end is missing: is it cut off, or still being recorded?"
 NEEDED = "WAV with 16 bit LPCM of 8,000 to 48,000 Hz, MP3 or OggOpus is needed"
 
 
-def check_audio(path: str, file: BinaryIO, size_bytes: int, options: AudioOptions) -> Audio:
+def check_audio(file: BinaryIO, size_bytes: int, options: AudioOptions) -> Audio:
     """Tell a recording's format from its content and check it, from its headers alone.
 
     Raises UploadError (EX_DATAERR) with what was found, what is needed and how to convert it.
@@ -420,21 +417,21 @@ def check_audio(path: str, file: BinaryIO, size_bytes: int, options: AudioOption
     kind = known_magic(head)
     if kind is None and options.audio_type == "pcm":
         # Samples may begin with anything, but hardly with four bytes or more of a magic.
-        kind = next((name for _, magic, name in other_magics(head) if len(magic) >= 4), PCM)
+        kind = next((name for magic, name in other_magics(head) if len(magic) >= 4), PCM)
     if kind is None:
-        kind = find_other_format(path, file, head)
+        kind = find_other_format(file, head)
     if kind != AUDIO_TYPES.get(options.audio_type, kind):
         raise refused(f"this is {kind}", f"leave out --audio-type {options.audio_type}")
     check = {WAV: check_wav, MP3: check_mp3, OGG_OPUS: check_ogg_opus}.get(kind)
-    audio = check(path, file, size_bytes) if check else check_pcm(size_bytes, options)
+    audio = check(file, size_bytes) if check else check_pcm(size_bytes, options)
     if options.split and (kind not in (WAV, MP3) or audio.channels != 1):
         found = f"{audio.description}: only WAV and MP3 of one channel can be split"
         raise refused(found, "leave out --split")
     # How long a recording may be that the service splits, it does not say.
-    hours = (audio.duration_s or 0) / 3600
-    if hours * 3600 > DURATION_LIMIT_S and not options.split:
-        cut = cut_line(path, kind, options)
-        raise refused(f"{hours:.2f} hours long, the service takes 4", f"cut it: {cut}")
+    duration_s = audio.duration_s or 0
+    if duration_s > DURATION_LIMIT_S and not options.split:
+        found = f"{duration_s / 3600:.2f} hours long, the service takes 4"
+        raise refused(found, f"cut it: {cut_line(file.name, kind, options)}")
     if options.single_message and size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
         limit = f"{SINGLE_MESSAGE_LIMIT_BYTES:,}"
         raise refused(f"{size_bytes:,} bytes: a single message must stay under {limit}", STREAM_IT)
@@ -450,22 +447,21 @@ def known_magic(head: bytes) -> str | None:
     return MP3 if head.startswith(b"ID3") else None
 
 
-def other_magics(head: bytes) -> Iterator[tuple[str, bytes, str]]:
-    """Yield what a file may be that the service does not take: who converts it, magic, name."""
-    for tool, magics in (("sox", SOX_MAGICS), ("ffmpeg", FFMPEG_MAGICS)):
-        for offset, magic, name in magics:
-            if head[offset:].startswith(magic):
-                yield tool, magic, name
+def other_magics(head: bytes) -> Iterator[tuple[bytes, str]]:
+    """Yield what a file may be that the service does not take: magic, name."""
+    for offset, magic, name in OTHER_MAGICS:
+        if head[offset:].startswith(magic):
+            yield magic, name
 
 
-def find_other_format(path: str, file: BinaryIO, head: bytes) -> str:
+def find_other_format(file: BinaryIO, head: bytes) -> str:
     """Tell MP3 by its frames; raise UploadError for a format that the service does not take."""
     file.seek(0)
     if find_mp3_frame(file):
         return MP3
-    for tool, _, name in other_magics(head):
-        target = os.path.splitext(path)[0] + "-16bit.wav"
-        line = sox_line(path) if tool == "sox" else ffmpeg_line(path, target)
+    path = file.name
+    for _, name in other_magics(head):
+        line = ffmpeg_line(path, os.path.splitext(path)[0] + "-16bit.wav")
         raise refused(name, f"{NEEDED}: {line}")
     raw = "; for raw PCM: --audio-type pcm" if path.lower().endswith(PCM_SUFFIXES) else ""
     raise refused("no audio format that is known here", f"{NEEDED}{raw}")
@@ -473,14 +469,11 @@ def find_other_format(path: str, file: BinaryIO, head: bytes) -> str:
 
 def cut_line(path: str, kind: str, options: AudioOptions) -> str:
     """Give the command that cuts a recording into parts that are short enough."""
-    if kind in (MP3, OGG_OPUS):
-        # Parts end on packets, a little late.
-        parts = f"-f segment -segment_time {DURATION_LIMIT_S - 10} "
-        pattern = os.path.splitext(path)[0].replace("%", "%%") + "-part%d.wav"
-        return ffmpeg_line(path, pattern, parts)
-    raw = f"-t raw -r {options.sample_rate_hz} -e signed-integer -b 16 -c {options.channels} "
-    sox = f"sox {raw * (kind == PCM)}{shlex.quote(path)} {beside(path, '-part.wav')}"
-    return f"{sox} trim 0 {DURATION_LIMIT_S} : newfile : restart"
+    # What is not PCM is cut at packets, a little late.
+    parts = f"-f segment -segment_time {DURATION_LIMIT_S - 10} "
+    pattern = os.path.splitext(path)[0].replace("%", "%%") + "-part%d.wav"
+    raw = f"-f s16le -ar {options.sample_rate_hz} -ac {options.channels} " * (kind == PCM)
+    return ffmpeg_line(path, pattern, parts, raw)
 
 
 def beside(path: str, ending: str) -> str:
@@ -494,19 +487,20 @@ def sox_line(path: str, options: str = "") -> str:
     return f"sox {shlex.quote(path)} -e signed-integer -b 16{options} {to}"
 
 
-def ffmpeg_line(path: str, target: str, options: str = "") -> str:
-    """Give the command for what sox does not read."""
+def ffmpeg_line(path: str, target: str, options: str = "", raw: str = "") -> str:
+    """Give the command for what is no WAV file, or too long."""
     # With "file:", as a colon in the name would make it a protocol.
     files = [shlex.quote(f"file:{name}") for name in (path, target)]
-    return f"ffmpeg -i {files[0]} {options}-c:a pcm_s16le {files[1]}"
+    return f"ffmpeg {raw}-i {files[0]} {options}-c:a pcm_s16le {files[1]}"
 
 
-def suffix_warnings(path: str, audio: Audio) -> Iterator[str]:
-    """Name a suffix that says something else than the content."""
+def suffix_warning(path: str, audio: Audio) -> str:
+    """Name a suffix that says something else than the content; "" if it does not."""
     suffix = os.path.splitext(path)[1].lower()
-    kind = AUDIO_SUFFIXES.get(suffix)
-    if kind and not audio.description.startswith((kind, PCM)):
-        yield f"named {suffix}, but uploaded as what it is: {audio.description}"
+    kind = AUDIO_SUFFIXES.get(suffix, "")
+    if audio.description.startswith((kind, PCM)):
+        return ""
+    return f"named {suffix}, but uploaded as what it is: {audio.description}"
 
 
 def container(kind: audio_pb2.ContainerAudio.ContainerAudioType) -> audio_pb2.AudioMetadata:
@@ -531,7 +525,7 @@ def check_pcm(size_bytes: int, options: AudioOptions) -> Audio:
     """Check raw samples, of which only the length can be checked."""
     rate_hz, channels = options.sample_rate_hz, options.channels
     frame_bytes = channels * SAMPLE_SIZE_BITS // 8
-    if not size_bytes or size_bytes % frame_bytes:
+    if size_bytes % frame_bytes:
         raise refused(f"{size_bytes:,} bytes are no whole number of frames of {frame_bytes} bytes",
                       "check --channels, and that it is 16 bit PCM")  # fmt: skip
     raw = audio_pb2.RawAudio(
@@ -576,7 +570,7 @@ class WavFormat(NamedTuple):
         return f"{name} {self.sample_size_bits} bit" if self.sample_size_bits else name
 
 
-def check_wav(path: str, file: BinaryIO, size_bytes: int) -> Audio:
+def check_wav(file: BinaryIO, size_bytes: int) -> Audio:
     """Check a WAV file."""
     wav, data_start, data_bytes = read_wav_chunks(file, size_bytes)
     if not wav.channels or not wav.sample_rate_hz or not wav.block_align_bytes:
@@ -586,12 +580,12 @@ def check_wav(path: str, file: BinaryIO, size_bytes: int) -> Audio:
     resampled = f" -r {rate_hz}" if rate_hz != wav.sample_rate_hz else ""
     if wav.code != WAVE_FORMAT_PCM or wav.sample_size_bits != SAMPLE_SIZE_BITS or resampled:
         found = describe(wav.name, wav.sample_rate_hz, wav.channels, None)
-        raise refused(found, f"{NEEDED}: {sox_line(path, resampled)}")
+        raise refused(found, f"{NEEDED}: {sox_line(file.name, resampled)}")
     if wav.block_align_bytes != wav.channels * SAMPLE_SIZE_BITS // 8:
         block = f"{wav.channels} channels in blocks of {wav.block_align_bytes} bytes"
         raise refused(f"damaged WAV header: {block}", "record or export it again")
     if data_bytes > size_bytes - data_start:
-        raise incomplete_wav(path, data_bytes, size_bytes - data_start)
+        raise incomplete_wav(file.name, data_bytes, size_bytes - data_start)
     if data_bytes < wav.block_align_bytes:
         raise refused("no audio in it, not one sample", "record it again")
     duration_s = data_bytes // wav.block_align_bytes / wav.sample_rate_hz
@@ -728,9 +722,8 @@ def find_mp3_frame(file: BinaryIO) -> Mp3Frame | None:
     return None
 
 
-def check_mp3(path: str, file: BinaryIO, size_bytes: int) -> Audio:
+def check_mp3(file: BinaryIO, size_bytes: int) -> Audio:
     """Read an MP3 file's first frame; the service sets no limits of quality."""
-    del path
     file.seek(0)
     frame = find_mp3_frame(file)
     if frame is None:
@@ -765,9 +758,8 @@ def ogg_pages(data: bytes) -> Iterator[tuple[int, int]]:
                 yield struct.unpack_from("<Bq", data, start + 5)
 
 
-def check_ogg_opus(path: str, file: BinaryIO, size_bytes: int) -> Audio:
+def check_ogg_opus(file: BinaryIO, size_bytes: int) -> Audio:
     """Read an OggOpus file's first and last page (RFC 7845); no limits of quality here either."""
-    del path
     file.seek(0)
     _, channels, pre_skip = struct.unpack_from("<BBH", file.read(HEAD_BYTES).ljust(64, b"\0"), 36)
     if not channels:
@@ -784,8 +776,8 @@ def check_ogg_opus(path: str, file: BinaryIO, size_bytes: int) -> Audio:
     return Audio(OGG_OPUS_AUDIO, description, channels, duration_s, warning)
 
 
-class JsonObject(list[tuple[str, Any]]):
-    """A JSON object as its pairs, so that repeated keys are not lost."""
+# A JSON object as its pairs, so that repeated keys are not lost. An array stays a list.
+JsonObject = tuple[tuple[str, Any], ...]
 
 
 def read_metadata(path: str, sidecar: bool = False) -> Metadata:
@@ -802,14 +794,13 @@ def read_metadata(path: str, sidecar: bool = False) -> Metadata:
             raise ValueError(f"larger than {METADATA_FILE_LIMIT_BYTES:,} bytes")
         return parse_metadata(content)
     except UploadError as error:
-        error.cause = f"metadata file {path}: {error.cause}"
-        raise
+        failure = error
     except OSError as error:
         failure = unreadable(error)
-        failure.cause = f"metadata file {path}: {failure.cause}"
-        raise failure from error
     except ValueError as error:
-        raise refused(f"metadata file {path}: {error}", "mend it") from error
+        failure = refused(str(error), "mend it")
+    failure.cause = f"metadata file {path}: {failure.cause}"
+    raise failure
 
 
 def parse_metadata(content: bytes) -> Metadata:
@@ -817,11 +808,11 @@ def parse_metadata(content: bytes) -> Metadata:
     try:
         top = json.loads(
             content.decode("utf-8-sig"),
-            object_pairs_hook=JsonObject,
-            # Numbers are sent as they are written: 1.50 stays 1.50.
+            object_pairs_hook=tuple,
+            # Numbers are sent as they are written: 1.50 stays 1.50. Only NaN and Infinity, which
+            # Python's json reads although JSON has none, become floats.
             parse_int=str,
             parse_float=str,
-            parse_constant=lambda name: Infinite(),
         )
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start})") from None
@@ -830,21 +821,16 @@ def parse_metadata(content: bytes) -> Metadata:
         raise ValueError(f"not JSON: {error.msg}, {where}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not isinstance(top, JsonObject):
+    if not isinstance(top, tuple):
         raise ValueError('not a JSON object, {"key": "value", ...}')
-    users: list[User] | None = None
     given = dict(top).get("users")
-    if isinstance(given, list) and not isinstance(given, JsonObject):
-        pairs = [(key, value) for key, value in top if key != "users"]
-        if len(pairs) != len(top) - 1:
-            raise ValueError('key "users" is there twice')
-        users = [parse_user(number, user) for number, user in enumerate(given, 1)]
-        top = JsonObject(pairs)
-    return Metadata(parse_fields(top), None if users is None else tuple(users))
-
-
-class Infinite:
-    """NaN or an infinity, which Python's json reads although JSON has none."""
+    if not isinstance(given, list):  # None there, or a field of that name.
+        return Metadata(parse_fields(top))
+    pairs = tuple(pair for pair in top if pair[0] != "users")
+    if len(pairs) != len(top) - 1:
+        raise ValueError('key "users" is there twice')
+    users = tuple(parse_user(number, user) for number, user in enumerate(given, 1))
+    return Metadata(parse_fields(pairs), users)
 
 
 def parse_fields(pairs: JsonObject) -> dict[str, str]:
@@ -866,7 +852,7 @@ def parse_fields(pairs: JsonObject) -> dict[str, str]:
 def parse_user(number: int, value: object) -> User:
     """Make a participant of the call; raise ValueError naming which, and the reason."""
     try:
-        if not isinstance(value, JsonObject):
+        if not isinstance(value, tuple):
             raise ValueError('not an object, {"id": ..., "role": ..., "fields": {...}}')
         given = dict(value)
         if len(given) != len(value) or not {"id", "role"} <= set(given) <= {"id", "role", "fields"}:
@@ -876,8 +862,8 @@ def parse_user(number: int, value: object) -> User:
         if name not in set(talk_service_pb2.UserRole.keys()) or name == "USER_ROLE_UNSPECIFIED":
             named = f"role {shown(role)}" if isinstance(given["role"], str) else "role"
             raise ValueError(f"{named} is not operator, client or bot")
-        fields = given.get("fields", JsonObject())
-        if not isinstance(fields, JsonObject):
+        fields = given.get("fields", ())
+        if not isinstance(fields, tuple):
             raise ValueError("fields must be an object")
         user_id = metadata_value(given["id"])
         return User(user_id, talk_service_pb2.UserRole.Value(name), parse_fields(fields))
@@ -891,10 +877,10 @@ def metadata_value(value: object) -> str:
         return "true" if value else "false"
     if value is None:
         raise ValueError("null; leave the key out or give a value")
-    if isinstance(value, Infinite):
+    if isinstance(value, float):
         raise ValueError("NaN and Infinity are not JSON")
     if not isinstance(value, str):
-        kind = "a nested object" if isinstance(value, JsonObject) else "a list"
+        kind = "a nested object" if isinstance(value, tuple) else "a list"
         raise ValueError(f"{kind}; the service takes one string a key")
     check_text(value)
     return value
@@ -956,6 +942,28 @@ class FileChanged(UploadError):
         )
 
 
+def open_unchanged(path: str, state: FileState | None) -> io.FileIO:
+    """Open a recording; raise FileChanged if it is not the one that was checked, or unreadable."""
+    try:
+        # Unbuffered, because closing a buffered file waits for a read that hangs.
+        audio = io.FileIO(path)
+    except OSError as error:
+        raise FileChanged(f"became unreadable ({error.strerror})") from error
+    if state and FileState.of(os.fstat(audio.fileno())) != state:
+        audio.close()
+        raise FileChanged("changed after it was checked")
+    return audio
+
+
+def read_chunks(audio: io.FileIO, size_bytes: int) -> Iterator[bytes]:
+    """Yield what is left of a file; raise FileChanged if it cannot be read any more."""
+    try:
+        while data := audio.read(size_bytes):
+            yield data
+    except OSError as error:
+        raise FileChanged(f"became unreadable ({error.strerror})") from error
+
+
 class GivenUp(Exception):
     """A call has ended, or was cancelled by ourselves for the reason given."""
 
@@ -976,11 +984,13 @@ class Transfer:
         path: str,
         state: FileState | None = None,
         on_state: Callable[[str, str], None] | None = None,
+        *,
+        streamed: bool = True,
     ) -> None:
         self.path = path
         self.state = state
         self.request_id = str(uuid.uuid4())
-        self.streamed = True
+        self.streamed = streamed
         self.handed_over_bytes = 0
         self.progress_s = time.monotonic()
         self.finished = False
@@ -994,19 +1004,12 @@ class Transfer:
 
     def open(self) -> io.FileIO:
         """Open the file; raise FileChanged if it is not the one that was checked."""
-        try:
-            # Unbuffered, because closing a buffered file waits for a read that hangs.
-            self._audio = io.FileIO(self.path)
-        except OSError as error:
-            raise FileChanged(f"became unreadable ({error.strerror})") from error
+        self._audio = open_unchanged(self.path, self.state)
         with self._commit_lock:
             if self._abandoned:  # The call failed before grpc came to read.
                 self._audio.close()
                 raise GivenUp("the call has ended")
-        opened = FileState.of(os.fstat(self._audio.fileno()))
-        self.state = self.state or opened
-        if opened != self.state:
-            raise FileChanged("changed after it was checked")
+        self.state = self.state or FileState.of(os.fstat(self._audio.fileno()))
         self._passed_before_bytes = sum(connection_bytes())
         return self._audio
 
@@ -1120,7 +1123,7 @@ def upload_audio_requests_iterator(
         yield talk_service_pb2.StreamTalkRequest(
             audio=audio_pb2.AudioStreamingRequest(audio_metadata=audio_metadata)
         )
-        while data := read_audio(audio, CHUNK_SIZE_BYTES):
+        for data in read_chunks(audio, CHUNK_SIZE_BYTES):
             yield talk_service_pb2.StreamTalkRequest(
                 audio=audio_pb2.AudioStreamingRequest(chunk=audio_pb2.AudioChunk(data=data))
             )
@@ -1142,9 +1145,7 @@ def single_message_request(
 
     Passes the commit point: once the call has begun, nobody can tell how far it came.
     """
-    transfer.streamed = False
-    audio = transfer.open()
-    data = b"".join(iter(lambda: read_audio(audio, SINGLE_MESSAGE_LIMIT_BYTES), b""))
+    data = b"".join(read_chunks(transfer.open(), SINGLE_MESSAGE_LIMIT_BYTES))
     transfer.chunk_taken(len(data))
     transfer.finish()
     return talk_service_pb2.UploadTalkRequest(
@@ -1168,14 +1169,6 @@ def talk_metadata(
     return talk_service_pb2.TalkMetadata(
         connection_id=str(connection_id), fields=metadata.fields, users=users
     )
-
-
-def read_audio(audio: io.FileIO, size_bytes: int) -> bytes:
-    """Read up to so many bytes; raise FileChanged if the file cannot be read any more."""
-    try:
-        return audio.read(size_bytes)
-    except OSError as error:
-        raise FileChanged(f"became unreadable ({error.strerror})") from error
 
 
 # --- Talking to the service ----------------------------------------------------------------
@@ -1569,13 +1562,16 @@ def call_ids(request_id: str, call: Any) -> CallIds:
 
 
 class Answer(NamedTuple):
-    """What the service answered to an upload: a dialog, or a badge that becomes several."""
+    """What the service answered to an upload: a dialog, or a badge that becomes several.
 
-    talk_id: str
+    The fields are those of a Report.
+    """
+
     ids: CallIds
-    tries: int = 1
+    talk_ids: tuple[str, ...] = ()
     badge_id: str = ""
     operation_id: str = ""
+    tries: int = 1
 
 
 class Uploader:
@@ -1621,46 +1617,40 @@ class Uploader:
         ID; what it raises ends the try before the state is reached.
         Raises UploadError, with the number of tries.
         """
+        streamed = not self._options.single_message
+        method = "UploadBadge" if self._options.split else "UploadAsStream"
 
-        def start(transfer: Transfer, channel: grpc.Channel, headers: Headers) -> Any:
-            stub = talk_service_pb2_grpc.TalkServiceStub(channel)
-            if self._options.single_message:
-                request = single_message_request(self._connection_id, recording, transfer)
-                return stub.Upload.future(request, metadata=headers)
-            requests = upload_audio_requests_iterator(
+        def requests(transfer: Transfer) -> Any:
+            if not streamed:
+                return single_message_request(self._connection_id, recording, transfer)
+            return upload_audio_requests_iterator(
                 self._connection_id,
                 recording.metadata,
                 recording.path,
                 recording.audio.announced,
                 transfer,
             )
-            method = stub.UploadBadge if self._options.split else stub.UploadAsStream
-            return method.future(requests, metadata=headers)
 
         def one_try(tries: int) -> Answer:
-            transfer = Transfer(recording.path, recording.state, on_state)
+            transfer = Transfer(recording.path, recording.state, on_state, streamed=streamed)
             if on_state and tries > 1:
                 on_state("sending", transfer.request_id)
-            response, ids = self._call(transfer, start)
+            response, ids = self._call(transfer, method if streamed else "Upload", requests)
             return check_answer(response, transfer, ids)._replace(tries=tries)
 
         return self._retrying(recording.path, one_try)
 
     def update(self, talk_id: str, metadata: Metadata) -> Answer:
         """Give a dialog that exists other metadata; raise UploadError if that fails."""
-
-        def start(transfer: Transfer, channel: grpc.Channel, headers: Headers) -> Any:
-            transfer.streamed = False
-            request = talk_service_pb2.UploadTalkRequest(
-                talk_id=talk_id, metadata=talk_metadata(self._connection_id, metadata)
-            )
-            stub = talk_service_pb2_grpc.TalkServiceStub(channel)
-            return stub.Upload.future(request, metadata=headers)
+        request = talk_service_pb2.UploadTalkRequest(
+            talk_id=talk_id, metadata=talk_metadata(self._connection_id, metadata)
+        )
 
         def one_try(tries: int) -> Answer:
             # Its commit point is never passed: to say the same twice makes no second dialog.
-            _, ids = self._call(Transfer(talk_id), start)
-            return Answer(talk_id, ids, tries)
+            transfer = Transfer(talk_id, streamed=False)
+            _, ids = self._call(transfer, "Upload", lambda _: request)
+            return Answer(ids, (talk_id,), tries=tries)
 
         return self._retrying(talk_id, one_try)
 
@@ -1671,16 +1661,17 @@ class Uploader:
         """
         from yandex.cloud.operation import operation_service_pb2, operation_service_pb2_grpc
 
-        def start(transfer: Transfer, channel: grpc.Channel, headers: Headers) -> Any:
-            transfer.streamed = False
-            request = operation_service_pb2.GetOperationRequest(operation_id=operation_id)
-            stub = operation_service_pb2_grpc.OperationServiceStub(channel)
-            return stub.Get.future(request, metadata=headers)
+        request = operation_service_pb2.GetOperationRequest(operation_id=operation_id)
+        service = operation_service_pb2_grpc.OperationServiceStub
+
+        def one_try(tries: int) -> tuple[Any, CallIds]:
+            transfer = Transfer(name, streamed=False)
+            return self._call(transfer, "Get", lambda _: request, service)
 
         before, changed_s, pause_s = None, time.monotonic(), POLL_S
         while True:
             try:
-                operation, ids = self._retrying(name, lambda _: self._call(Transfer(name), start))
+                operation, ids = self._retrying(name, one_try)
             except UploadError as error:
                 if error.status != "NOT_FOUND":
                     raise
@@ -1703,8 +1694,9 @@ class Uploader:
 
     def _retrying(self, name: str, one_try: Callable[[int], T]) -> T:
         """Do something until it succeeds, or fails for good; its errors tell which."""
-        header = None
-        for tries in itertools.count(1):
+        tries, header = 0, None
+        while True:
+            tries += 1
             try:
                 return one_try(tries)
             except UploadError as error:
@@ -1726,7 +1718,6 @@ class Uploader:
                 self._note(f"{name}: {error.cause}{status}; next try in {delay_s:.1f} s")
                 if self.stopping.wait(delay_s):
                     raise
-        raise AssertionError("itertools.count has no end")
 
     def stop(self, cause: str, wait_for_answers: bool) -> None:
         """Cancel what is under way, and begin nothing more.
@@ -1746,13 +1737,20 @@ class Uploader:
         with self._lock:
             return sum(transfer.handed_over_bytes for transfer in self._live)
 
-    def _call(self, transfer: Transfer, start: "Start") -> tuple[Any, CallIds]:
+    def _call(
+        self,
+        transfer: Transfer,
+        method: str,
+        requests: Callable[[Transfer], Any],
+        service: Callable[[grpc.Channel], Any] = talk_service_pb2_grpc.TalkServiceStub,
+    ) -> tuple[Any, CallIds]:
         """Make one call; answer its response, or raise UploadError with what its end means."""
         header = self._credential.header()
         channel = self._channel
         self._detail(f"{transfer.path}: calling the service (request {transfer.request_id})")
         try:
-            call = start(transfer, channel, (header, ("x-client-request-id", transfer.request_id)))
+            headers = (header, ("x-client-request-id", transfer.request_id))
+            call = getattr(service(channel), method).future(requests(transfer), metadata=headers)
             with self._lock:
                 transfer.call = call
                 self._live.add(transfer)
@@ -1820,22 +1818,19 @@ class Uploader:
                 self._channel = self._open_channel()
 
 
-Headers = tuple[tuple[str, str], ...]
-Start = Callable[[Transfer, grpc.Channel, Headers], Any]
-
-
 def check_answer(response: Any, transfer: Transfer, ids: CallIds) -> Answer:
     """Take an answer as success only if it names a dialog that can have all of the file.
 
     response: UploadTalkResponse, or the Operation of a recording to be split.
     """
     if isinstance(response, talk_service_pb2.UploadTalkResponse):
-        answer = Answer(response.talk_id, ids)
+        made = response.talk_id
+        answer = Answer(ids, (made,))
     else:
         badge = talk_service_pb2.UploadBadgeMetadata()
         response.metadata.Unpack(badge)
-        answer = Answer("", ids, badge_id=badge.badge_id, operation_id=response.id)
-    made = answer.talk_id or answer.badge_id or answer.operation_id
+        made = badge.badge_id or response.id
+        answer = Answer(ids, (), badge.badge_id, response.id)
     if transfer.finished and made:
         return answer
     early = f"before it had the whole file (ID: {made})" if made else "without an ID"
@@ -1863,7 +1858,7 @@ def upload_talk(
     credential = Credential("api_key", lambda: api_key)
     roots = read_root_certificates(None)
     uploader = Uploader(lambda: open_channel(ENDPOINT, roots), str(connection_id), credential)
-    return uploader.upload(recording).talk_id
+    return uploader.upload(recording).talk_ids[0]
 
 
 # --- The ledger ----------------------------------------------------------------------------
@@ -1924,6 +1919,8 @@ class Row(NamedTuple):
     badge_id: str | None = None
     operation_id: str | None = None
     error: str | None = None
+    # Whether claim() has taken it for sending nevertheless.
+    claimed: bool = False
 
     @property
     def to_follow(self) -> bool:
@@ -2027,9 +2024,9 @@ class Ledger:
                 self._db.close()
             os.close(self._lock_file)
 
-    def uploaded(self, paths: Sequence[str]) -> dict[tuple[str, int, int], Row]:
+    def uploaded(self, paths: Sequence[str]) -> dict[tuple[str, int | None, int], Row]:
         """Look up files: (path, size in bytes, mtime in ns) -> row, of those uploaded."""
-        found: dict[tuple[str, int, int], Row] = {}
+        found: dict[tuple[str, int | None, int], Row] = {}
         keys = {ledger_key(path): path for path in paths}
         names = list(keys)
         for start in range(0, len(names), PATHS_A_QUERY):
@@ -2049,14 +2046,14 @@ class Ledger:
     def claim(self, recording: Recording, sha256: str, retry_unknown: bool) -> Row | None:
         """Take a recording for sending, and answer what was known of it.
 
-        A row in the state uploaded, unknown, rejected or, where this run has taken the same
-        content under another name, sending, says that it is not to be sent.
+        A row that is not `claimed` says why it is not to be sent: it was uploaded, rejected, is
+        unknown, or this run is sending the same content under another name.
         """
         key, mtime_ns = ledger_key(recording.path), recording.state.mtime_ns
         metadata_sha256 = hash_metadata(recording)
         # Atomic, and runs exclude each other: of two threads with the same content one goes on.
         taken_as = self._claimed.setdefault(sha256, recording.path)
-        if taken_as is not recording.path:
+        if taken_as != recording.path:
             return Row("sending", taken_as, 0, "")
         row = self.row(sha256)
         if row and row.state == "uploaded":
@@ -2082,7 +2079,7 @@ class Ledger:
                 *(metadata_sha256, utc_now()),
             ),
         )
-        return row._replace(state=f"was {row.state}") if row else None
+        return row and row._replace(claimed=True)
 
     def reach(self, sha256: str, state: str, request_id: str) -> None:
         """Note the state of a try; `finishing`: put on disk that there may be a dialog now."""
@@ -2196,8 +2193,8 @@ def hash_audio(recording: Recording) -> str:
     import hashlib
 
     digest = hashlib.sha256()
-    with Transfer(recording.path, recording.state).open() as audio:
-        while data := read_audio(audio, HASH_CHUNK_SIZE_BYTES):
+    with open_unchanged(recording.path, recording.state) as audio:
+        for data in read_chunks(audio, HASH_CHUNK_SIZE_BYTES):
             digest.update(data)
     return digest.hexdigest()
 
@@ -2226,6 +2223,7 @@ class Report(NamedTuple):
     path: str
     outcome: str = "failed"
     size_bytes: int | None = None
+    mtime_ns: int = 0
     seconds: float = 0.0
     tries: int = 0
     talk_ids: tuple[str, ...] = ()
@@ -2234,6 +2232,8 @@ class Report(NamedTuple):
     ids: CallIds | None = None
     error: UploadError | None = None
     description: str = ""
+    # Another recording of this run with the same audio, which was the one to be sent.
+    same_as: str = ""
     # Named on the command line, not found in a folder.
     named: bool = True
 
@@ -2243,7 +2243,7 @@ class Report(NamedTuple):
         return self.error.exit_code if self.error else os.EX_OK
 
     @property
-    def results(self) -> list[str]:
+    def lines(self) -> list[str]:
         """What stdout says of it."""
         badge = [f"Badge ID: {self.badge_id}"] if self.badge_id else []
         return badge + [f"Dialog ID: {talk_id}" for talk_id in self.talk_ids]
@@ -2275,28 +2275,18 @@ class Report(NamedTuple):
         )
 
 
-class Found(NamedTuple):
-    """A file to look at, and whether it was named or found in a folder."""
-
-    path: str
-    named: bool
-    size_bytes: int
-    mtime_ns: int
-
-
-def find_recordings(args: argparse.Namespace, console: "Console") -> Iterator[Found | Report]:
+def find_recordings(args: argparse.Namespace, console: "Console") -> Iterator[Report]:
     """Yield the files named and those in the folders named, each file once, in a stable order.
 
-    Yields a report instead for what cannot be read. Files younger than --min-age are left out.
+    What cannot be read has an error. Files younger than --min-age are left out.
     """
     seen: set[tuple[int, int]] = set()
     youngest_s = time.time() - args.min_age
     suffixes = PCM_SUFFIXES if args.audio_type == "pcm" else tuple(AUDIO_SUFFIXES)
-    for path, named in walk(args.audio_path, suffixes):
+    closed: list[OSError] = []
+    for path, named in walk(args.audio_path, suffixes, closed.append):
         try:
             status = os.stat(path)
-            if stat.S_ISDIR(status.st_mode):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except (OSError, ValueError) as error:
             yield Report(path, named=named).failed(unreadable(error))
             continue
@@ -2306,25 +2296,29 @@ def find_recordings(args: argparse.Namespace, console: "Console") -> Iterator[Fo
             console.detail(f"{path}: younger than {args.min_age:g} s, left out")
         else:
             seen.add((status.st_dev, status.st_ino))
-            yield Found(path, named, status.st_size, status.st_mtime_ns)
+            size_bytes, mtime_ns = status.st_size, status.st_mtime_ns
+            yield Report(path, size_bytes=size_bytes, mtime_ns=mtime_ns, named=named)
+    for failure in closed:
+        yield Report(failure.filename, named=False).failed(unreadable(failure))
 
 
-def walk(paths: Sequence[str], suffixes: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
+def walk(
+    paths: Sequence[str], suffixes: tuple[str, ...], on_error: Callable[[OSError], None]
+) -> Iterator[tuple[str, bool]]:
     """Yield each path that is no folder, and the audio files of each that is, sorted by name.
 
-    A folder that cannot be listed is yielded itself.
+    The second value says whether the path was named. on_error: told of folders not readable.
     """
     visited: set[tuple[int, int]] = set()
-    closed: list[OSError] = []
     for path in paths:
         if not os.path.isdir(path):
             yield path, True
             continue
-        for folder, subfolders, files in os.walk(path, followlinks=True, onerror=closed.append):
+        for folder, subfolders, files in os.walk(path, followlinks=True, onerror=on_error):
             try:
                 status = os.stat(folder)
             except OSError as error:
-                closed.append(error)
+                on_error(error)
                 continue
             if (status.st_dev, status.st_ino) in visited:  # By a link, or named twice.
                 subfolders.clear()
@@ -2334,7 +2328,6 @@ def walk(paths: Sequence[str], suffixes: tuple[str, ...]) -> Iterator[tuple[str,
             for name in sorted(files):
                 if name.lower().endswith(suffixes):
                     yield os.path.join(folder, name), False
-    yield from ((error.filename, False) for error in closed)
 
 
 def check_all(
@@ -2344,25 +2337,25 @@ def check_all(
     common = read_metadata(args.meta_path) if args.meta_path else None
     to_send: list[tuple[Recording, Report]] = []
     settled: list[Report] = []
-    found: list[Found] = []
-    for item in find_recordings(args, console):
-        settled.append(item) if isinstance(item, Report) else found.append(item)
-    uploaded = ledger.uploaded([file.path for file in found]) if ledger else {}
+    found = list(find_recordings(args, console))
+    uploaded = ledger.uploaded([report.path for report in found]) if ledger else {}
     warned = set()
-    for path, named, size_bytes, mtime_ns in found:
-        report = Report(path, size_bytes=size_bytes, named=named)
-        row = uploaded.get((path, size_bytes, mtime_ns))
+    for report in found:
+        row = uploaded.get((report.path, report.size_bytes, report.mtime_ns))
+        if report.error:
+            settled.append(report)
+            continue
         if row and not (args.wait and row.to_follow):
             settled.append(report._replace(outcome="already", **row.results))
             continue
         try:
-            recording = check_recording(path, common, options)
+            recording = check_recording(report.path, common, options)
         except UploadError as error:
             settled.append(report.failed(error))
             continue
         for warning in recording.warnings:
             if warning not in warned:
-                console.note(f"{path}: {warning}")
+                console.note(f"{report.path}: {warning}")
             warned.add(warning)
         to_send.append((recording, report))
     return to_send, settled
@@ -2399,21 +2392,14 @@ def upload_one(
         if ledger:
             sha256 = hash_audio(recording)
             row = ledger.claim(recording, sha256, args.retry_unknown)
-            if row and row.state == "was unknown":
+            if row and row.claimed and row.state == "unknown":
                 console.note(f"{report.path}: may be there already, --retry-unknown sends it again")
-        if row and not row.state.startswith("was "):
-            report = settle_from_row(report, row, sha256)
+        if row and not row.claimed:
+            report = settle_from_row(report, row)
         else:
             on_state = functools.partial(ledger.reach, sha256) if ledger else None
             answer = uploader.upload(recording, on_state)
-            report = report._replace(
-                outcome="uploaded",
-                talk_ids=(answer.talk_id,) if answer.talk_id else (),
-                badge_id=answer.badge_id,
-                operation_id=answer.operation_id,
-                ids=answer.ids,
-                tries=answer.tries,
-            )
+            report = report._replace(outcome="uploaded", **answer._asdict())
             if ledger:
                 ledger.settle(sha256, report)
         if args.wait and report.operation_id and not report.talk_ids:
@@ -2424,29 +2410,24 @@ def upload_one(
     except UploadError as error:
         if report.outcome == "failed":
             report = report.failed(error)
+            # A row that cannot be written, or not be read, may say uploaded: it stays as it is. A
+            # ledger that fails only now stops the run at the next recording; this row says less
+            # than it could (sending, finishing), never more.
             if ledger and sha256 and not isinstance(error, LedgerError):
-                report = settle_failed(report, ledger, sha256)
+                with contextlib.suppress(LedgerError):
+                    ledger.settle(sha256, report)
         else:  # Uploaded; only what was to come after that failed.
             report = report._replace(error=error)
     return report._replace(seconds=time.monotonic() - started_s)
 
 
-def settle_failed(report: Report, ledger: Ledger, sha256: str) -> Report:
-    """Note in the ledger why a recording was not uploaded."""
-    try:
-        ledger.settle(sha256, report)
-    except LedgerError as error:
-        return report.failed(error)
-    return report
-
-
-def settle_from_row(report: Report, row: Row, sha256: str) -> Report:
+def settle_from_row(report: Report, row: Row) -> Report:
     """Say what the ledger knows of a recording that is not to be sent."""
     if row.state == "uploaded":
         return report._replace(outcome="already", **row.results)
     if row.state == "sending":
         # Under another name, in this run: known when that one has ended.
-        return report._replace(outcome="same as", description=sha256)
+        return report._replace(same_as=row.path)
     if row.state == "unknown":
         cause = f"not sent, an earlier run may have uploaded it: {row.error}"
         error = UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST)
@@ -2456,14 +2437,17 @@ def settle_from_row(report: Report, row: Row, sha256: str) -> Report:
     return report._replace(error=error, outcome=row.state)
 
 
-def settle_same(report: Report, row: Row | None) -> Report:
+def settle_same(report: Report, sent: Report) -> Report:
     """Say what became of a recording whose content went under another name."""
-    assert row is not None
-    if row.state == "uploaded":
-        return report._replace(outcome="already", **row.results)
-    code = {"unknown": os.EX_PROTOCOL, "rejected": os.EX_DATAERR}.get(row.state, os.EX_TEMPFAIL)
-    cause = f"same audio as {row.path}, which was not uploaded"
-    return report.failed(UploadError(code, cause, "see there"))
+    if sent.outcome in ("uploaded", "already"):
+        return report._replace(
+            outcome="already",
+            talk_ids=sent.talk_ids,
+            badge_id=sent.badge_id,
+            operation_id=sent.operation_id,
+        )
+    cause = f"same audio as {sent.path}, which was not uploaded"
+    return report.failed(UploadError(sent.exit_code, cause, "see there"))
 
 
 class Interrupted(BaseException):
@@ -2558,7 +2542,7 @@ def upload_all(
             console.show_progress(uploader.bytes_under_way)
             left_s = max(deadlines_s[0] - time.monotonic(), 0)
             try:
-                event = events.get(timeout=min(left_s, console.progress_interval_s))
+                event = events.get(timeout=min(left_s, BAR_INTERVAL_S))
             except queue.Empty:
                 if time.monotonic() >= deadlines_s[0]:
                     uploader.stop(f"{interrupted}", wait_for_answers=False)
@@ -2618,7 +2602,7 @@ class Console:
         elif report.outcome == "checked":
             self._print_result(f"{report.path}: would be sent: {report.description}", news)
         elif news or report.named or self._verbose:
-            for line in report.results:
+            for line in report.lines:
                 self._print_result(f"{report.path}: {line}" if self._show_path else line, news)
 
     def _print_result(self, line: str, news: bool) -> None:
@@ -2659,11 +2643,6 @@ class Console:
         self._all_bytes = sum(report.size_bytes or 0 for report in reports)
         if sys.stderr.isatty() and not self._quiet:
             self._draw_bar_at_s = time.monotonic() + BAR_DELAY_S
-
-    @property
-    def progress_interval_s(self) -> float:
-        """How often to call show_progress, in seconds."""
-        return BAR_INTERVAL_S if self._draw_bar_at_s < math.inf else 3600.0
 
     def show_progress(self, bytes_under_way: Callable[[], int]) -> None:
         """Draw the bar; what a failed try had sent is no longer in bytes_under_way."""
@@ -2744,7 +2723,6 @@ def number(
             raise argparse.ArgumentTypeError(f"must be from {lowest:g} to {highest:g}")
         return value
 
-    parse.__name__ = "number"
     return parse
 
 
@@ -2758,121 +2736,62 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, width=100),
         allow_abbrev=False,
     )
-    what = parser.add_argument_group("what to upload")
-    what.add_argument(
-        "--audio-path",
-        nargs="+",
-        default=[],
-        metavar="PATH",
-        help="recordings (WAV with 16 bit LPCM, MP3, OggOpus), or folders searched for them",
-    )
-    what.add_argument(
-        "--connection-id", required=True, metavar="ID", help="the connection to upload to"
-    )
-    what.add_argument(
-        "--meta-path",
-        metavar="FILE",
-        help="JSON object of metadata fields; call.json beside call.wav wins, field by field",
-    )
-    what.add_argument(
-        "--talk-id", metavar="ID", help="send --meta-path alone: new metadata for this dialog"
-    )
-    what.add_argument(
-        "--audio-type",
-        choices=("auto", *AUDIO_TYPES),
-        default="auto",
-        help="auto (default): from the content; pcm: raw samples, 16 bit, signed, little-endian, "
-        "with --sample-rate and --channels",
-    )
-    rates = number(int, SAMPLE_RATES_HZ[0], SAMPLE_RATES_HZ[-1])
-    what.add_argument("--sample-rate", type=rates, default=0, metavar="HZ", help="of raw samples")
-    what.add_argument(
-        "--channels", type=number(int, 1, 64), default=0, metavar="N", help="of raw samples"
-    )
-    what.add_argument(
-        "--min-age",
-        type=number(float, 0, 1e9),
-        default=0,
-        metavar="S",
-        help="leave out files changed less than S seconds ago: they may still be written to",
-    )
-    access = parser.add_argument_group("access")
-    access.add_argument(
-        "--key",
-        metavar="KEY",
-        help="API key or IAM token; every user of the machine sees it in the process list",
-    )
-    access.add_argument("--key-file", metavar="FILE", help="file that holds the key or token")
-    access.add_argument(
-        "--key-type",
-        choices=("auto", "api-key", "iam-token", "vm"),
-        default="auto",
-        help="auto (default): t1. begins an IAM token. Without --key and --key-file the "
-        "environment's API_KEY, then its IAM_TOKEN, is taken. vm: the token of this cloud VM's "
-        "service account (YC_METADATA_ADDR: another address of the metadata service)",
-    )
-    access.add_argument(
-        "--endpoint", metavar="HOST:PORT", default=ENDPOINT, help="default: %(default)s"
-    )
-    access.add_argument(
-        "--ca-file", metavar="FILE", help="PEM certificates to trust instead of the public ones"
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--single-message",
-        action="store_true",
-        help="send one message instead of a stream: audio under 128 MB, all of it in memory, and "
-        "no way to tell how far a call came that breaks off",
-    )
-    how.add_argument(
-        "--split",
-        action="store_true",
-        help="have the service split a long recording of one channel, WAV or MP3, into dialogs",
-    )
-    how.add_argument(
-        "--wait",
-        action="store_true",
-        help="with --split: wait for the dialog IDs, as long as something changes within --timeout",
-    )
-    how.add_argument(
-        "--jobs",
-        type=number(int, 1, 64),
-        default=JOBS,
-        metavar="N",
-        help="uploads at a time, over one connection (default: %(default)s)",
-    )
-    how.add_argument(
-        "--retries",
-        type=number(int, 0, 100),
-        default=RETRIES,
-        metavar="N",
-        help="further tries after one that made no dialog (default: %(default)s)",
-    )
-    how.add_argument(
-        "--timeout",
-        type=number(float, 0.1, 86_400),
-        default=TIMEOUT_S,
-        metavar="S",
-        help="give a try up after S seconds without progress (default: %(default)g)",
-    )
-    how.add_argument(
-        "--ledger", metavar="FILE", help="remember here what was uploaded, and send nothing twice"
-    )
-    how.add_argument(
-        "--retry-unknown",
-        action="store_true",
-        help="send again what the ledger has as unknown: it may be there a second time then",
-    )
-    how.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check everything, say what would be sent, send nothing",
-    )
-    output = parser.add_argument_group("output")
-    output.add_argument("--format", choices=("text", "json"), default="text", help="of stdout")
-    output.add_argument("--quiet", action="store_true", help="on stderr: failures only")
-    output.add_argument("--verbose", action="store_true", help="on stderr: every step, with IDs")
-    output.add_argument("--version", action="version", version=f"upload_grpc {__version__}")
+    # fmt: off
+    option = parser.add_argument_group("what to upload").add_argument
+    option("--audio-path", nargs="+", default=[], metavar="PATH",
+           help="recordings (WAV with 16 bit LPCM, MP3, OggOpus), or folders searched for them")
+    option("--connection-id", required=True, metavar="ID", help="the connection to upload to")
+    option("--meta-path", metavar="FILE",
+           help="JSON object of metadata fields; call.json beside call.wav wins, field by field")
+    option("--talk-id", metavar="ID", help="send --meta-path alone: new metadata for this dialog")
+    option("--audio-type", choices=("auto", *AUDIO_TYPES), default="auto",
+           help="auto (default): from the content; pcm: raw samples, 16 bit, signed, "
+                "little-endian, with --sample-rate and --channels")
+    option("--sample-rate", type=number(int, SAMPLE_RATES_HZ[0], SAMPLE_RATES_HZ[-1]), default=0,
+           metavar="HZ", help="of raw samples")
+    option("--channels", type=number(int, 1, 64), default=0, metavar="N", help="of raw samples")
+    option("--min-age", type=number(float, 0, 1e9), default=0, metavar="S",
+           help="leave out files changed less than S seconds ago: they may still be written to")
+
+    option = parser.add_argument_group("access").add_argument
+    option("--key", metavar="KEY",
+           help="API key or IAM token; every user of the machine sees it in the process list")
+    option("--key-file", metavar="FILE", help="file that holds the key or token")
+    option("--key-type", choices=("auto", "api-key", "iam-token", "vm"), default="auto",
+           help="auto (default): t1. begins an IAM token. Without --key and --key-file the "
+                "environment's API_KEY, then its IAM_TOKEN, is taken. vm: the token of this cloud "
+                "VM's service account (YC_METADATA_ADDR: another address of the metadata service)")
+    option("--endpoint", metavar="HOST:PORT", default=ENDPOINT, help="default: %(default)s")
+    option("--ca-file", metavar="FILE", help="PEM certificates to trust instead of the public ones")
+
+    option = parser.add_argument_group("how").add_argument
+    option("--single-message", action="store_true",
+           help="send one message instead of a stream: audio under 128 MB, all of it in memory, "
+                "and no way to tell how far a call came that breaks off")
+    option("--split", action="store_true",
+           help="have the service split a long recording of one channel, WAV or MP3, into dialogs")
+    option("--wait", action="store_true",
+           help="with --split: wait for the dialog IDs, as long as something changes within "
+                "--timeout")
+    option("--jobs", type=number(int, 1, 64), default=JOBS, metavar="N",
+           help="uploads at a time, over one connection (default: %(default)s)")
+    option("--retries", type=number(int, 0, 100), default=RETRIES, metavar="N",
+           help="further tries after one that made no dialog (default: %(default)s)")
+    option("--timeout", type=number(float, 0.1, 86_400), default=TIMEOUT_S, metavar="S",
+           help="give a try up after S seconds without progress (default: %(default)g)")
+    option("--ledger", metavar="FILE",
+           help="remember here what was uploaded, and send nothing twice")
+    option("--retry-unknown", action="store_true",
+           help="send again what the ledger has as unknown: it may be there a second time then")
+    option("--dry-run", action="store_true",
+           help="check everything, say what would be sent, send nothing")
+
+    option = parser.add_argument_group("output").add_argument
+    option("--format", choices=("text", "json"), default="text", help="of stdout")
+    option("--quiet", action="store_true", help="on stderr: failures only")
+    option("--verbose", action="store_true", help="on stderr: every step, with IDs")
+    option("--version", action="version", version=f"upload_grpc {__version__}")
+    # fmt: on
     args = parser.parse(argv)
     check_arguments(args, parser)
     return args
@@ -2974,9 +2893,10 @@ def run_all(
     same: list[Report] = []
     try:
         for item in upload_all(to_send, upload, uploader, args.jobs, console):
-            same.append(item) if item.outcome == "same as" else report(item)
+            same.append(item) if item.same_as else report(item)
+        sent = {item.path: item for item in reports}
         for item in same:
-            report(settle_same(item, ledger.row(item.description) if ledger else None))
+            report(settle_same(item, sent[item.same_as]))
     finally:
         console.end_progress()
         tried = {item.path for item in reports}
@@ -2999,9 +2919,7 @@ def update_talk(args: argparse.Namespace, uploader: Uploader, console: Console) 
     else:
         try:
             answer = uploader.update(args.talk_id, metadata)
-            report = report._replace(
-                outcome="updated", talk_ids=(answer.talk_id,), ids=answer.ids, tries=answer.tries
-            )
+            report = report._replace(outcome="updated", **answer._asdict())
         except UploadError as error:
             report = report.failed(error)
     console.result(report)
@@ -3010,9 +2928,9 @@ def update_talk(args: argparse.Namespace, uploader: Uploader, console: Console) 
 
 def exit_code(reports: Sequence[Report], console: Console) -> int:
     """Answer the gravest exit code among the reports'."""
-    codes = {report.exit_code for report in reports} | (
-        {os.EX_IOERR} if console.output_lost else set()
-    )
+    codes = {report.exit_code for report in reports}
+    if console.output_lost:
+        codes.add(os.EX_IOERR)
     return next((code for code in GRAVEST_FIRST if code in codes), os.EX_OK)
 
 
