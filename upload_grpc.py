@@ -23,6 +23,9 @@ Results go to stdout, everything else to stderr. README.md says more.
 
 # The file is read in the order a recording takes: it is checked without touching the network,
 # made into requests, sent, and remembered; `run` and `main`, at the end, are the table of contents.
+# In a hurry, read how a run goes (run_all, upload_one), when a recording counts as sent
+# (upload_audio_requests_iterator, Transfer.finish), what is sent again (RULES, call_error,
+# Uploader._retrying) and what is not (Ledger.claim). The audio formats can be taken on trust.
 
 import argparse
 import collections
@@ -34,6 +37,7 @@ import functools
 import gc
 import importlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -57,8 +61,8 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO, TypeVar
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 
-# Importing grpc makes objects by the ten thousand and no garbage: looking for some among them
-# is a twentieth of the time that a short upload takes.
+# Importing grpc makes tens of thousands of objects and no garbage; letting the collector look
+# through them would take a twentieth of the time of a short upload.
 gc.disable()
 
 # Must stand in the environment before grpc is imported; otherwise lines about failed
@@ -97,7 +101,8 @@ except Exception as error:  # Missing packages, missing stubs, or stubs of anoth
     if __name__ != "__main__":
         raise
     if "UPLOAD_GRPC_VENV" not in os.environ:  # Once: the environment may lack the packages, too.
-        # `python3 upload_grpc.py` after `make setup`: the packages are there, one door further.
+        # `python3 upload_grpc.py` after `make setup`: the packages are in .venv, so start again
+        # with its Python.
         os.environ["UPLOAD_GRPC_VENV"] = python = os.path.join(HERE, ".venv/bin/python")
         with contextlib.suppress(OSError):
             os.execv(python, [python, __file__, *sys.argv[1:]])
@@ -111,7 +116,7 @@ except Exception as error:  # Missing packages, missing stubs, or stubs of anoth
 gc.freeze()
 gc.enable()
 
-# Its one line with a traceback would stand beside ours, which says what it was.
+# grpc logs a traceback where reading the file fails; the cause is in a line of our own.
 logging.getLogger("grpc._channel").setLevel(logging.CRITICAL)
 
 __version__ = "1.0.0"
@@ -119,6 +124,8 @@ __version__ = "1.0.0"
 T = TypeVar("T")
 
 ENDPOINT = "api.speechsense.yandexcloud.net:443"
+# Where the official SDK asks for the operations of every service.
+OPERATIONS = "operation.api.cloud.yandex.net:443"
 
 # Measured with the barest client, whole processes, 100 MB over TLS on loopback, and with a round
 # trip of 50 ms: 16 KiB 1.31 s and 1.52 s, 64 KiB 0.49 and 0.77, 256 KiB 0.37 and 0.72, 512 KiB 0.34
@@ -142,8 +149,8 @@ TIMEOUT_S = 120.0
 # How often to ask whether a recording has been split: ever less often.
 POLL_S = 1.0
 POLL_LIMIT_S = 30.0
-# An upload that moves has more than this acknowledged while we look away for a moment; an idle
-# connection, with the pings of the service's front end, has less.
+# An upload that moves has at least this much acknowledged between two looks (a quarter of
+# --timeout); an idle connection, with the pings of the service's front end, has less.
 MOVING_BYTES = 1024
 RETRIES = 5
 BACKOFF_S = 0.5
@@ -154,7 +161,8 @@ ASKED_DELAY_LIMIT_S = 300.0
 VM_METADATA_ADDRESS = "169.254.169.254"
 VM_TOKEN_PATH = "/computeMetadata/v1/instance/service-accounts/default/token"
 VM_METADATA_TIMEOUT_S = 3.0
-# Of a token's lifetime of up to 12 hours; the documentation asks for at least hourly renewal.
+# The part of its lifetime (up to 12 hours) after which a token is renewed: the documentation asks
+# for at least hourly renewal.
 VM_TOKEN_RENEWED_AT = 0.1
 VM_TOKEN_RETRIED_AFTER_S = 60.0
 
@@ -170,6 +178,8 @@ METADATA_FILE_LIMIT_BYTES = 1024 * 1024
 KEY_FILE_LIMIT_BYTES = 64 * 1024
 CA_FILE_LIMIT_BYTES = 16 * 1024 * 1024
 WAV_CHUNKS_LIMIT = 10_000
+# What SQLite's integers hold: the year 2262.
+MTIME_LIMIT_NS = 2**63 - 1
 # As much of a value as a line of ours shows.
 SHOWN_CHARACTERS = 200
 
@@ -269,7 +279,8 @@ class FileState(NamedTuple):
     @classmethod
     def of(cls, status: os.stat_result) -> "FileState":
         """Take the state from what os.stat or os.fstat answered."""
-        return cls(status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
+        mtime_ns = max(-MTIME_LIMIT_NS, min(status.st_mtime_ns, MTIME_LIMIT_NS))
+        return cls(status.st_size, mtime_ns, status.st_dev, status.st_ino)
 
 
 class User(NamedTuple):
@@ -300,16 +311,6 @@ class Audio(NamedTuple):
     warning: str = ""
 
 
-class Recording(NamedTuple):
-    """A recording that passed every check, and what is sent with it."""
-
-    path: str
-    state: FileState
-    audio: Audio
-    metadata: Metadata
-    warnings: list[str]
-
-
 class AudioOptions(NamedTuple):
     """What the command line says of all recordings; the sample format is for raw PCM."""
 
@@ -323,6 +324,17 @@ class AudioOptions(NamedTuple):
 NO_OPTIONS = AudioOptions()
 
 
+class Recording(NamedTuple):
+    """A recording that passed every check, what is sent with it, and how."""
+
+    path: str
+    state: FileState
+    audio: Audio
+    metadata: Metadata
+    options: AudioOptions
+    warnings: list[str]
+
+
 def check_recording(
     path: str, common: Metadata | None, options: AudioOptions = NO_OPTIONS
 ) -> Recording:
@@ -332,23 +344,35 @@ def check_recording(
     Raises UploadError: EX_NOINPUT for a file that cannot be read, EX_DATAERR for one that the
     service would not take.
     """
-    with open_regular_file(path, "name a recording") as file:
-        state = FileState.of(os.fstat(file.fileno()))
-        audio = check_audio(file, state.size_bytes, options)
+    try:
+        with open_regular_file(path, "name a recording") as file:
+            state = FileState.of(os.fstat(file.fileno()))
+            audio = check_audio(file, state.size_bytes, options)
+    except OSError as error:
+        raise unreadable(error) from error
     warnings = [warning for warning in (suffix_warning(path, audio), audio.warning) if warning]
-    sidecar = os.path.splitext(path)[0] + ".json"
-    own = read_metadata(sidecar, sidecar=True) if os.path.lexists(sidecar) else None
+    sidecar = find_sidecar(path)
+    own = read_metadata(sidecar, sidecar=True) if sidecar else None
     if own is None and common is None:
         metadata = Metadata(placeholder_fields())
         warnings.append(PLACEHOLDER_WARNING)
     else:
         metadata = merge(common, own)
-        warnings.extend(date_warnings(metadata.fields))
-    return Recording(path, state, audio, metadata, warnings)
+        warnings.extend(date_warnings(own) if own else ())
+    return Recording(path, state, audio, metadata, options, warnings)
+
+
+def find_sidecar(path: str) -> str | None:
+    """Answer the name of the JSON file beside a recording, if there is one."""
+    names = (os.path.splitext(path)[0] + suffix for suffix in (".json", ".JSON"))
+    return next(filter(os.path.lexists, names), None)
 
 
 def merge(common: Metadata | None, own: Metadata | None) -> Metadata:
-    """Let a recording's own metadata win over that of all; thousands share what is the same."""
+    """Let a recording's own metadata win, field by field, over that of all.
+
+    Without its own it gets the very same object as the others: there may be thousands.
+    """
     if common is None or own is None:
         return common or own or Metadata({})
     return Metadata(
@@ -377,6 +401,8 @@ def refused(cause: str, advice: str) -> UploadError:
     """Say that the service would not take a file."""
     return UploadError(os.EX_DATAERR, cause, advice)
 
+
+# --- Audio formats -------------------------------------------------------------------------
 
 WAV, MP3, OGG_OPUS, PCM = "WAV", "MP3", "OggOpus", "raw PCM"
 AUDIO_TYPES = {"wav": WAV, "mp3": MP3, "ogg-opus": OGG_OPUS, "pcm": PCM}
@@ -419,7 +445,7 @@ def check_audio(file: BinaryIO, size_bytes: int, options: AudioOptions) -> Audio
         # Samples may begin with anything, but hardly with four bytes or more of a magic.
         kind = next((name for magic, name in other_magics(head) if len(magic) >= 4), PCM)
     if kind is None:
-        kind = find_other_format(file, head)
+        kind = find_other_format(file, head, options.audio_type)
     if kind != AUDIO_TYPES.get(options.audio_type, kind):
         raise refused(f"this is {kind}", f"leave out --audio-type {options.audio_type}")
     check = {WAV: check_wav, MP3: check_mp3, OGG_OPUS: check_ogg_opus}.get(kind)
@@ -431,7 +457,8 @@ def check_audio(file: BinaryIO, size_bytes: int, options: AudioOptions) -> Audio
     duration_s = audio.duration_s or 0
     if duration_s > DURATION_LIMIT_S and not options.split:
         found = f"{duration_s / 3600:.2f} hours long, the service takes 4"
-        raise refused(found, f"cut it: {cut_line(file.name, kind, options)}")
+        copies = "; each part needs a copy of its .json" if find_sidecar(file.name) else ""
+        raise refused(found, f"cut it: {cut_line(file.name, kind, options)}{copies}")
     if options.single_message and size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
         limit = f"{SINGLE_MESSAGE_LIMIT_BYTES:,}"
         raise refused(f"{size_bytes:,} bytes: a single message must stay under {limit}", STREAM_IT)
@@ -448,50 +475,79 @@ def known_magic(head: bytes) -> str | None:
 
 
 def other_magics(head: bytes) -> Iterator[tuple[bytes, str]]:
-    """Yield what a file may be that the service does not take: magic, name."""
+    """Yield the formats that a file may be in and the service does not take: magic, name."""
     for offset, magic, name in OTHER_MAGICS:
         if head[offset:].startswith(magic):
             yield magic, name
 
 
-def find_other_format(file: BinaryIO, head: bytes) -> str:
+def find_other_format(file: BinaryIO, head: bytes, audio_type: str) -> str:
     """Tell MP3 by its frames; raise UploadError for a format that the service does not take."""
-    file.seek(0)
     if find_mp3_frame(file):
         return MP3
     path = file.name
     for _, name in other_magics(head):
-        line = ffmpeg_line(path, os.path.splitext(path)[0] + "-16bit.wav")
+        line = sox_line(path) if name.endswith(WAV) else ffmpeg_line(path)
         raise refused(name, f"{NEEDED}: {line}")
+    # Players find the frames behind whatever is in front of them; we do where MP3 is promised.
+    if (audio_type == "mp3" or path.lower().endswith(".mp3")) and find_mp3_frame(file, True):
+        return MP3
     raw = "; for raw PCM: --audio-type pcm" if path.lower().endswith(PCM_SUFFIXES) else ""
     raise refused("no audio format that is known here", f"{NEEDED}{raw}")
 
 
 def cut_line(path: str, kind: str, options: AudioOptions) -> str:
     """Give the command that cuts a recording into parts that are short enough."""
-    # What is not PCM is cut at packets, a little late.
+    if kind == WAV:
+        to = quoted(os.path.splitext(path)[0] + "-part.wav")
+        return (
+            f"sox {no_glob(path)}{quoted(path)} {to} trim 0 {DURATION_LIMIT_S} : newfile : restart"
+        )
+    # 10 s less than the limit, because parts of what is not PCM end with a packet, a little late.
     parts = f"-f segment -segment_time {DURATION_LIMIT_S - 10} "
     pattern = os.path.splitext(path)[0].replace("%", "%%") + "-part%d.wav"
     raw = f"-f s16le -ar {options.sample_rate_hz} -ac {options.channels} " * (kind == PCM)
-    return ffmpeg_line(path, pattern, parts, raw)
+    return f"ffmpeg {raw}-i {ffmpeg_name(path)} {parts}-c:a pcm_s16le {ffmpeg_name(pattern)}"
 
 
-def beside(path: str, ending: str) -> str:
-    """Name a file beside another, quoted for a shell."""
-    return shlex.quote(os.path.splitext(path)[0] + ending)
+def ffmpeg_name(path: str) -> str:
+    """Quote a path for a shell; with "file:", as FFmpeg takes what is before a colon otherwise."""
+    return shlex.quote(f"file:{path}")
 
 
-def sox_line(path: str, options: str = "") -> str:
-    """Give the command that makes a file the service takes."""
-    to = beside(path, "-16bit.wav")
-    return f"sox {shlex.quote(path)} -e signed-integer -b 16{options} {to}"
+def ffmpeg_line(path: str, before: str = "", after: str = "") -> str:
+    """Give the command that converts what sox does not read."""
+    target, copy = conversion(path)
+    return (
+        f"ffmpeg {before}-i {ffmpeg_name(path)} {after}-c:a pcm_s16le {ffmpeg_name(target)}{copy}"
+    )
 
 
-def ffmpeg_line(path: str, target: str, options: str = "", raw: str = "") -> str:
-    """Give the command for what is no WAV file, or too long."""
-    # With "file:", as a colon in the name would make it a protocol.
-    files = [shlex.quote(f"file:{name}") for name in (path, target)]
-    return f"ffmpeg {raw}-i {files[0]} {options}-c:a pcm_s16le {files[1]}"
+def sox_line(path: str, before: str = "", after: str = "") -> str:
+    """Give the command that makes of a WAV file one that the service takes."""
+    target, copy = conversion(path)
+    before += no_glob(path)
+    return f"sox {before}{quoted(path)} -e signed-integer -b 16{after} {quoted(target)}{copy}"
+
+
+def no_glob(path: str) -> str:
+    """Keep sox from looking for other files, whose names match this one."""
+    return "--no-glob " if re.search(r"[][*?{}~]", path) else ""
+
+
+def conversion(path: str) -> tuple[str, str]:
+    """Name what a recording is to be converted into; give the command that copies its sidecar."""
+    target = os.path.splitext(path)[0] + "-16bit.wav"
+    if os.path.lexists(target):  # Perhaps of call.mp4, where this is call.wav.
+        target = f"{path}-16bit.wav"
+    if sidecar := find_sidecar(path):
+        return target, f" && cp {quoted(sidecar)} {quoted(os.path.splitext(target)[0] + '.json')}"
+    return target, ""
+
+
+def quoted(path: str) -> str:
+    """Quote a path for a shell, so that no program takes it for an option."""
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
 
 
 def suffix_warning(path: str, audio: Audio) -> str:
@@ -540,6 +596,7 @@ def check_pcm(size_bytes: int, options: AudioOptions) -> Audio:
 
 WAVE_FORMAT_PCM = 0x0001
 WAVE_FORMAT_EXTENSIBLE = 0xFFFE
+UNSET_LENGTH = 0xFFFFFFFF
 # The end of every KSDATAFORMAT_SUBTYPE GUID that carries a format code in its first two bytes.
 SUBFORMAT_GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 WAVE_FORMAT_NAMES = {
@@ -552,6 +609,8 @@ WAVE_FORMAT_NAMES = {
     0x0031: "GSM 6.10",
     0x0055: "MP3 in a WAV file",
 }
+# What sox reads besides PCM.
+SOX_WAVE_FORMATS = (0x0002, 0x0003, 0x0006, 0x0007, 0x0011, 0x0031)
 
 
 class WavFormat(NamedTuple):
@@ -562,12 +621,31 @@ class WavFormat(NamedTuple):
     sample_rate_hz: int
     block_align_bytes: int
     sample_size_bits: int
+    valid_bits: int = 0
 
     @property
     def name(self) -> str:
         """What people call this encoding."""
         name = WAVE_FORMAT_NAMES.get(self.code, f"WAV format 0x{self.code:04x}")
         return f"{name} {self.sample_size_bits} bit" if self.sample_size_bits else name
+
+    def conversion(self, path: str, ignore_length: bool = False) -> str:
+        """Give the command that makes of such a file one that the service takes."""
+        rate_hz = min(max(self.sample_rate_hz, SAMPLE_RATES_HZ[0]), SAMPLE_RATES_HZ[-1])
+        resample = rate_hz != self.sample_rate_hz
+        readable = self.code in SOX_WAVE_FORMATS
+        if self.code == WAVE_FORMAT_PCM:  # sox makes nothing, and no error, of 12 or 20 bits.
+            bits = self.sample_size_bits
+            padded = (
+                self.valid_bits not in (0, bits)
+                or self.block_align_bytes * 8 != self.channels * bits
+            )
+            readable = bits in (8, 16, 24, 32) and not padded
+        if readable:
+            ignore = "--ignore-length " if ignore_length else ""
+            return sox_line(path, ignore, f" -r {rate_hz}" if resample else "")
+        ignore = "-ignore_length 1 " if ignore_length else ""
+        return ffmpeg_line(path, ignore, f"-ar {rate_hz} " if resample else "")
 
 
 def check_wav(file: BinaryIO, size_bytes: int) -> Audio:
@@ -576,32 +654,27 @@ def check_wav(file: BinaryIO, size_bytes: int) -> Audio:
     if not wav.channels or not wav.sample_rate_hz or not wav.block_align_bytes:
         raise refused("damaged WAV header: no channels, sample rate or block size",
                       "record or export it again")  # fmt: skip
-    rate_hz = min(max(wav.sample_rate_hz, SAMPLE_RATES_HZ[0]), SAMPLE_RATES_HZ[-1])
-    resampled = f" -r {rate_hz}" if rate_hz != wav.sample_rate_hz else ""
-    if wav.code != WAVE_FORMAT_PCM or wav.sample_size_bits != SAMPLE_SIZE_BITS or resampled:
+    if data_bytes > size_bytes - data_start:
+        raise incomplete_wav(file.name, wav, data_bytes, size_bytes - data_start)
+    pcm = wav.code == WAVE_FORMAT_PCM and wav.sample_size_bits == SAMPLE_SIZE_BITS
+    if not pcm or wav.sample_rate_hz not in SAMPLE_RATES_HZ:
         found = describe(wav.name, wav.sample_rate_hz, wav.channels, None)
-        raise refused(found, f"{NEEDED}: {sox_line(file.name, resampled)}")
+        raise refused(found, f"{NEEDED}: {wav.conversion(file.name)}")
     if wav.block_align_bytes != wav.channels * SAMPLE_SIZE_BITS // 8:
         block = f"{wav.channels} channels in blocks of {wav.block_align_bytes} bytes"
         raise refused(f"damaged WAV header: {block}", "record or export it again")
-    if data_bytes > size_bytes - data_start:
-        raise incomplete_wav(file.name, data_bytes, size_bytes - data_start)
     if data_bytes < wav.block_align_bytes:
         raise refused("no audio in it, not one sample", "record it again")
     duration_s = data_bytes // wav.block_align_bytes / wav.sample_rate_hz
     description = describe(f"{WAV}, {wav.name}", wav.sample_rate_hz, wav.channels, duration_s)
-    file.seek(data_start + data_bytes + data_bytes % 2)
-    name, length = read_struct(file, "<4sI", b"LIST", 0)
     warning = ""
-    if not re.fullmatch(b"[ -~]{4}", name) or file.tell() + length > size_bytes:
+    if not chunk_follows(file, data_start + data_bytes + data_bytes % 2, size_bytes):
         warning = "there is more in the file than its header says: is it still being recorded?"
     return Audio(WAV_AUDIO, description, wav.channels, duration_s, warning)
 
 
 def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[WavFormat, int, int]:
     """Walk the chunks of a RIFF or RF64 file: format, where the samples begin, bytes of them."""
-    file.seek(4)
-    (riff_bytes,) = read_struct(file, "<I", 0)
     wav: WavFormat | None = None
     data: tuple[int, int] | None = None
     long_data_bytes = 0
@@ -611,14 +684,14 @@ def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[WavFormat, int, in
         name, length = read_struct(file, "<4sI", b"", 0)
         body = position + 8
         if name == b"fmt ":
-            wav = read_wav_format(file, length)
+            wav = read_wav_format(file.read(min(length, 40)))
         elif name == b"ds64":
             _, long_data_bytes = read_struct(file, "<QQ", 0, 0)
         elif name == b"data":
-            if length == 0xFFFFFFFF and long_data_bytes:
+            if length == UNSET_LENGTH and long_data_bytes:
                 length = long_data_bytes
-            unset = length == 0 and body < size_bytes and riff_bytes + 8 < size_bytes
-            data = (body, 0xFFFFFFFF if unset else length)
+            unset = length == 0 and not chunk_follows(file, body, size_bytes)
+            data = (body, UNSET_LENGTH if unset else length)
         position = body + length + length % 2
         if (wav and data) or position >= size_bytes:
             break
@@ -629,13 +702,21 @@ def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[WavFormat, int, in
     return wav, *data
 
 
-def read_wav_format(file: BinaryIO, length: int) -> WavFormat:
+def chunk_follows(file: BinaryIO, position: int, size_bytes: int) -> bool:
+    """Whether a file goes on with a whole chunk, or ends here or nearly so."""
+    file.seek(position)
+    name, length = read_struct(file, "<4sI", b"LIST", 0)
+    return bool(re.fullmatch(b"[ -~]{4}", name)) and file.tell() + length <= size_bytes
+
+
+def read_wav_format(body: bytes) -> WavFormat:
     """Read a `fmt ` chunk; an extensible one counts as the format it extends."""
-    code, channels, rate, _, align, bits = read_struct(file, "<HHIIHH", 0, 0, 0, 0, 0, 0)
-    if code == WAVE_FORMAT_EXTENSIBLE and length >= 40:
-        _, _, _, subformat, tail = read_struct(file, "<HHIH14s", 0, 0, 0, code, b"")
+    code, channels, rate, align, bits = struct.unpack_from("<HHI4xHH", body.ljust(16, b"\0"))
+    valid_bits = bits
+    if code == WAVE_FORMAT_EXTENSIBLE and len(body) == 40:
+        valid_bits, subformat, tail = struct.unpack_from("<H4xH14s", body, 18)
         code = subformat if tail == SUBFORMAT_GUID_TAIL else code
-    return WavFormat(code, channels, rate, align, bits)
+    return WavFormat(code, channels, rate, align, bits if len(body) >= 16 else 0, valid_bits)
 
 
 def read_struct(file: BinaryIO, layout: str, *default: Any) -> tuple[Any, ...]:
@@ -644,17 +725,20 @@ def read_struct(file: BinaryIO, layout: str, *default: Any) -> tuple[Any, ...]:
     return struct.unpack(layout, data) if len(data) == struct.calcsize(layout) else default
 
 
-def incomplete_wav(path: str, announced_bytes: int, present_bytes: int) -> UploadError:
+def incomplete_wav(
+    path: str, wav: WavFormat, announced_bytes: int, present_bytes: int
+) -> UploadError:
     """Tell a header that was never filled in from a recording that was cut short."""
-    # Writers that cannot seek back leave 0xFFFFFFFF (ffmpeg), 0 or about 0x7FFFFFFF (sox) there.
-    if announced_bytes == 0xFFFFFFFF or 0x7FFF0000 <= announced_bytes <= 0x7FFFFFFF:
-        rewrite = f"sox --ignore-length {shlex.quote(path)} {beside(path, '-fixed.wav')}"
-        return refused("its header was never given the length of the audio, as a pipe leaves it, "
-                       "or a recorder that has not closed the file",
-                       f"if nobody writes to it any more: {rewrite}")  # fmt: skip
-    return refused(f"truncated or still being recorded: the header announces {announced_bytes:,} "
-                   f"bytes of audio, {present_bytes:,} are there",
-                   "upload it when the recorder has closed it")  # fmt: skip
+    # Writers that cannot seek back leave 0xFFFFFFFF or a little less (ffmpeg), 0 or about
+    # 0x80000000 (sox, arecord) there.
+    if 0x7FFF0000 <= announced_bytes <= 0x80000000 or announced_bytes >> 16 == 0xFFFF:
+        cause = ("its header was never given the length of the audio, as a pipe leaves it, "
+                 "or a recorder that has not closed the file")  # fmt: skip
+    else:
+        cause = (f"truncated or still being recorded: the header announces {announced_bytes:,} "
+                 f"bytes of audio, {present_bytes:,} are there")  # fmt: skip
+    mend = wav.conversion(path, ignore_length=True)
+    return refused(cause, f"upload it when the recorder has closed it; if it has: {mend}")
 
 
 # MPEG audio, layer III (ISO 11172-3, 13818-3, and the unofficial MPEG-2.5), by version bits.
@@ -696,36 +780,47 @@ class Mp3Frame(NamedTuple):
         channels = 1 if head[3] >> 6 == 3 else 2
         return cls(version, rate_hz, channels, length_bytes, data[start + 4 : start + length_bytes])
 
+    def goes_on(self, data: bytes, start: int) -> bool:
+        """Whether two frames of the same kind follow, or the end: not by chance, like one alone."""
+        position, frame = start, self
+        for _ in range(2):
+            position += frame.length_bytes
+            if position >= len(data):
+                return position == len(data)
+            following = Mp3Frame.parse(data, position)
+            if following is None or following[:2] != self[:2]:
+                return False
+            frame = following
+        return True
 
-def find_mp3_frame(file: BinaryIO) -> Mp3Frame | None:
-    """Find the first frame of an MP3 file: at its beginning, or after its ID3v2 tags."""
-    position = file.tell()
-    tagged = False
+
+def find_mp3_frame(file: BinaryIO, anywhere: bool = False) -> Mp3Frame | None:
+    """Find the first frame of an MP3 file: at its beginning, or after its ID3v2 tags.
+
+    anywhere: or in the first 64 KiB.
+    """
+    position = file.seek(0)
     for _ in range(ID3_TAGS_LIMIT):
         tag = file.read(10)
         if len(tag) < 10 or not tag.startswith(b"ID3"):
             break
-        tagged = True
+        anywhere = True
         size = functools.reduce(lambda size, byte: size << 7 | byte & 0x7F, tag[6:], 0)
         position = file.seek(position + 10 + size + (10 if tag[5] & 0x10 else 0))
     file.seek(position)
     data = file.read(MP3_SEARCH_BYTES)
     for match in re.finditer(b"\xff[\xe0-\xff]", data):
-        if match.start() and not tagged:
+        if match.start() and not anywhere:
             return None
         frame = Mp3Frame.parse(data, match.start())
-        # Two bytes are soon found in anything; a second frame where the first one ends is not.
-        end = match.start() + frame.length_bytes if frame else 0
-        alone = match.start() == 0 and end >= len(data)
-        if frame and (alone or Mp3Frame.parse(data, end)):
+        if frame and frame.goes_on(data, match.start()):
             return frame
     return None
 
 
 def check_mp3(file: BinaryIO, size_bytes: int) -> Audio:
     """Read an MP3 file's first frame; the service sets no limits of quality."""
-    file.seek(0)
-    frame = find_mp3_frame(file)
+    frame = find_mp3_frame(file, anywhere=True)
     if frame is None:
         raise refused("an ID3 tag, and no audio format behind it that is known here", NEEDED)
     duration_s = None
@@ -735,46 +830,62 @@ def check_mp3(file: BinaryIO, size_bytes: int) -> Audio:
     if match and match[1][0] & 3 == 3:
         frames, stream_bytes = struct.unpack(">II", match[2] + match[3])
         samples = frames * (1152 if frame.version == 3 else 576)
-        duration_s = samples / frame.sample_rate_hz or None
-        warning = CUT_WARNING if stream_bytes > size_bytes else ""
+        if stream_bytes > size_bytes:
+            warning = CUT_WARNING
+        else:
+            duration_s = samples / frame.sample_rate_hz or None
     description = describe(MP3, frame.sample_rate_hz, frame.channels, duration_s)
     return Audio(MP3_AUDIO, description, frame.channels, duration_s, warning)
 
 
 OPUS_RATE_HZ = 48_000
 OGG_PAGE_LIMIT_BYTES = 65_307
+# At most 255 packets of 120 ms.
+OPUS_PAGE_LIMIT_SAMPLES = 255 * 120 * OPUS_RATE_HZ // 1000
 
 
-def ogg_pages(data: bytes) -> Iterator[tuple[int, int]]:
-    """Find the whole pages in some bytes: their type, and the samples that have ended with each.
+class OggPage(NamedTuple):
+    """The header of an Ogg page; position: samples that have ended, -1 if no packet ends on it."""
 
-    -1 stands for a page with which none has.
-    """
+    flags: int
+    position: int
+    serial: int
+
+
+def ogg_pages(data: bytes) -> Iterator[OggPage]:
+    """Find the whole pages in some bytes."""
     for match in re.finditer(b"OggS\0", data):
         start = match.start()
         if start + 27 <= len(data):
             lengths = data[start + 27 : start + 27 + data[start + 26]]
             if start + 27 + data[start + 26] + sum(lengths) <= len(data):
-                yield struct.unpack_from("<Bq", data, start + 5)
+                yield OggPage(*struct.unpack_from("<BqI", data, start + 5))
 
 
 def check_ogg_opus(file: BinaryIO, size_bytes: int) -> Audio:
-    """Read an OggOpus file's first and last page (RFC 7845); no limits of quality here either."""
+    """Read an OggOpus file's first and last pages (RFC 7845); no limits of quality here either."""
     file.seek(0)
-    _, channels, pre_skip = struct.unpack_from("<BBH", file.read(HEAD_BYTES).ljust(64, b"\0"), 36)
+    head = file.read(2 * OGG_PAGE_LIMIT_BYTES)
+    serial, channels, pre_skip = struct.unpack_from("<14xI19xBH", head.ljust(HEAD_BYTES, b"\0"))
     if not channels:
         raise refused("damaged OggOpus header: no channels", "record or export it again")
     file.seek(max(0, size_bytes - 2 * OGG_PAGE_LIMIT_BYTES))
-    tail = file.read(2 * OGG_PAGE_LIMIT_BYTES)
-    pages = list(ogg_pages(tail))
-    positions = [position for _, position in pages if position >= 0]
-    duration_s = max(0, positions[-1] - pre_skip) / OPUS_RATE_HZ if positions else None
-    if duration_s == 0:
-        raise refused("no audio in it, only Ogg headers", "record it again")
-    warning = "" if pages and pages[-1][0] & 4 else CUT_WARNING
+    pages = list(ogg_pages(file.read(2 * OGG_PAGE_LIMIT_BYTES)))
+    ends = [page.position for page in pages if page.position >= 0]
+    duration_s = None
+    if ends and pages[-1].serial == serial:  # Of several streams in a row, the length is not told.
+        if ends[-1] <= pre_skip:
+            raise refused("no audio in it, only Ogg headers", "record it again")
+        first = next((page.position for page in ogg_pages(head) if page.position > 0), 0)
+        # A part of a longer stream may go on counting where the one before it ended.
+        begin = first if first > OPUS_PAGE_LIMIT_SAMPLES else pre_skip
+        duration_s = (ends[-1] - begin) / OPUS_RATE_HZ
+    warning = "" if pages and pages[-1].flags & 4 else CUT_WARNING
     description = describe(OGG_OPUS, OPUS_RATE_HZ, channels, duration_s)
     return Audio(OGG_OPUS_AUDIO, description, channels, duration_s, warning)
 
+
+# --- Metadata ------------------------------------------------------------------------------
 
 # A JSON object as its pairs, so that repeated keys are not lost. An array stays a list.
 JsonObject = tuple[tuple[str, Any], ...]
@@ -787,7 +898,7 @@ def read_metadata(path: str, sidecar: bool = False) -> Metadata:
     and reason for what the service would not take.
     """
     try:
-        # What somebody named may be a pipe; what was only found is waited for by nobody.
+        # --meta-path may be a pipe, <(...); a sidecar that is one would block the run for ever.
         with open_regular_file(path, "name a JSON file") if sidecar else open(path, "rb") as file:
             content = file.read(METADATA_FILE_LIMIT_BYTES + 1)
         if len(content) > METADATA_FILE_LIMIT_BYTES:
@@ -824,6 +935,8 @@ def parse_metadata(content: bytes) -> Metadata:
     if not isinstance(top, tuple):
         raise ValueError('not a JSON object, {"key": "value", ...}')
     given = dict(top).get("users")
+    if isinstance(given, tuple):
+        raise ValueError('key "users" must be a list, [{"id": ..., "role": ...}]')
     if not isinstance(given, list):  # None there, or a field of that name.
         return Metadata(parse_fields(top))
     pairs = tuple(pair for pair in top if pair[0] != "users")
@@ -865,7 +978,7 @@ def parse_user(number: int, value: object) -> User:
         fields = given.get("fields", ())
         if not isinstance(fields, tuple):
             raise ValueError("fields must be an object")
-        user_id = metadata_value(given["id"])
+        user_id = parse_fields((("id", given["id"]),))["id"]
         return User(user_id, talk_service_pb2.UserRole.Value(name), parse_fields(fields))
     except ValueError as error:
         raise ValueError(f"user {number}: {error}") from None
@@ -876,7 +989,7 @@ def metadata_value(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None:
-        raise ValueError("null; leave the key out or give a value")
+        raise ValueError("null; give a value, or leave the key out")
     if isinstance(value, float):
         raise ValueError("NaN and Infinity are not JSON")
     if not isinstance(value, str):
@@ -909,9 +1022,12 @@ def placeholder_fields() -> dict[str, str]:
     return {**PLACEHOLDER_FIELDS, "date": now.isoformat(timespec="milliseconds")}
 
 
-def date_warnings(fields: Mapping[str, str]) -> Iterator[str]:
+def date_warnings(metadata: Metadata) -> Iterator[str]:
     """Name the dates that the service would read as something else than what was meant."""
-    for key, value in fields.items():
+    participants = (user.fields for user in metadata.users or ())
+    for key, value in itertools.chain(
+        *(fields.items() for fields in (metadata.fields, *participants))
+    ):
         if key.startswith("date") and not is_date_with_offset(value):
             yield (
                 f"metadata key {shown(key)}: {shown(value)} is no ISO 8601 date with an offset; "
@@ -922,7 +1038,9 @@ def date_warnings(fields: Mapping[str, str]) -> Iterator[str]:
 def is_date_with_offset(value: str) -> bool:
     """Tell whether a text is an ISO 8601 date and time with Z or an offset."""
     match = re.fullmatch(
-        r"(\d{4}-\d\d-\d\dT\d\d:\d\d)(:\d\d)?([.,]\d+)?(Z|[+-]\d\d(:?\d\d)?)", value, re.ASCII
+        r"(\d{4}-\d\d-\d\dT\d\d:\d\d)(:\d\d)?([.,]\d+)?(Z|[+-]([01]\d|2[0-3])(:?[0-5]\d)?)",
+        value,
+        re.ASCII,
     )
     try:
         return bool(match and datetime.datetime.fromisoformat(match[1] + (match[2] or "")))
@@ -947,9 +1065,10 @@ def open_unchanged(path: str, state: FileState | None) -> io.FileIO:
     try:
         # Unbuffered, because closing a buffered file waits for a read that hangs.
         audio = io.FileIO(path)
+        opened = FileState.of(os.fstat(audio.fileno()))
     except OSError as error:
         raise FileChanged(f"became unreadable ({error.strerror})") from error
-    if state and FileState.of(os.fstat(audio.fileno())) != state:
+    if state and opened != state:
         audio.close()
         raise FileChanged("changed after it was checked")
     return audio
@@ -965,7 +1084,7 @@ def read_chunks(audio: io.FileIO, size_bytes: int) -> Iterator[bytes]:
 
 
 class GivenUp(Exception):
-    """A call has ended, or was cancelled by ourselves for the reason given."""
+    """A call has ended, or we have cancelled it: str() says why; see call_error."""
 
 
 class Transfer:
@@ -1040,6 +1159,8 @@ class Transfer:
         with self._commit_lock:
             if self._abandoned or (self.call and self.call.done()):
                 raise GivenUp("the call has ended")
+            # On disk first: dying here leaves "unknown" for what was not sent, the other way round
+            # would leave "sending", and a second dialog, for what was.
             if self._on_state:
                 self._on_state("finishing", self.request_id)
             self.progress_s = time.monotonic()
@@ -1089,7 +1210,10 @@ def connection_bytes() -> tuple[int, int]:
     system does not tell (Linux does since 4.1: struct tcp_info, tcpi_bytes_acked).
     """
     acknowledged_bytes = held_bytes = 0
-    for name in os.listdir("/proc/self/fd") if sys.platform == "linux" else ():
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = os.listdir("/proc/self/fd") if sys.platform == "linux" else []
+    for name in names:
         with contextlib.suppress(OSError, struct.error):
             if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
                 continue
@@ -1171,7 +1295,7 @@ def talk_metadata(
     )
 
 
-# --- Talking to the service ----------------------------------------------------------------
+# --- Credential and channel ----------------------------------------------------------------
 
 
 class Credential:
@@ -1262,6 +1386,10 @@ def read_key_file(path: str) -> str:
         raise UploadError(os.EX_CONFIG, cause, "check the path") from error
 
 
+# What reading an answer of another form may raise.
+BAD_JSON = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
+
+
 class VmToken:
     """The IAM token of a cloud VM's service account, from the VM's metadata service.
 
@@ -1308,10 +1436,7 @@ class VmToken:
             token, lifetime_s = answer["access_token"], float(answer["expires_in"])
             if not isinstance(token, str) or not token:
                 raise ValueError("no access_token in its answer")
-        except (
-            *(OSError, http.client.HTTPException),
-            *(ValueError, TypeError, LookupError, ArithmeticError, RecursionError),
-        ) as error:
+        except (OSError, http.client.HTTPException, *BAD_JSON) as error:
             reason = getattr(error, "strerror", None) or str(error) or repr(error)
             raise UploadError(
                 os.EX_CONFIG,
@@ -1403,6 +1528,9 @@ def adopt_proxy_settings() -> bool:
     return True
 
 
+# --- What a failed call means: the retry policy --------------------------------------------
+
+
 class Verdict(enum.Enum):
     """What a failed call says about the recording it carried."""
 
@@ -1427,9 +1555,12 @@ MEND = "mend the recording or its metadata"
 CHECK_KEY = "check the key, and that its service account may upload (speech-sense.data.editor)"
 CHECK_CERTIFICATE = "its certificate is not trusted: check --endpoint, --ca-file and the clock"
 CHECK_ENDPOINT = "no gRPC service with TLS answers there: check --endpoint and https_proxy"
+CHECK_METHOD = "what answers there does not take recordings this way: check --endpoint"
 CHECK_HOST = "no such host: check --endpoint and https_proxy"
 CHECK_PROXY = "the proxy refuses: check https_proxy (http://USER:PASSWORD@HOST:PORT) and no_proxy"
-LOOK_FIRST = "look for it in the console; if it is not there, send it again (--retry-unknown)"
+LOOK_FOR_IT = "look for it in the console"
+LEFT_UNDER_WAY = "the run ended while it was under way; the dialog may exist or not"
+LOOK_FIRST = f"{LOOK_FOR_IT}; if it is not there, send it again (with --ledger: --retry-unknown)"
 STREAM_IT = "leave out --single-message to send it as a stream"
 
 # The retry policy. The first line that fits counts. These are for a call that never got a
@@ -1456,11 +1587,11 @@ RULES = (
     Rule("UNAUTHENTICATED", "", REFUSED, os.EX_NOPERM, CHECK_KEY),
     Rule("PERMISSION_DENIED", "", REFUSED, os.EX_NOPERM, CHECK_KEY),
     Rule("NOT_FOUND", "", REFUSED, os.EX_CONFIG, "check --connection-id, or --talk-id"),
-    Rule("UNIMPLEMENTED", "", REFUSED, os.EX_CONFIG, CHECK_ENDPOINT),
+    Rule("UNIMPLEMENTED", "", REFUSED, os.EX_CONFIG, CHECK_METHOD),
     Rule("INVALID_ARGUMENT", "", REFUSED, os.EX_DATAERR, MEND),
     Rule("FAILED_PRECONDITION", "", REFUSED, os.EX_DATAERR, MEND),
     Rule("OUT_OF_RANGE", "", REFUSED, os.EX_DATAERR, MEND),
-    Rule("ALREADY_EXISTS", "", REFUSED, os.EX_DATAERR, LOOK_FIRST),
+    Rule("ALREADY_EXISTS", "", REFUSED, os.EX_DATAERR, LOOK_FOR_IT),
     Rule("RESOURCE_EXHAUSTED", ".*larger than max", REFUSED, os.EX_DATAERR, STREAM_IT),
     Rule("RESOURCE_EXHAUSTED", "", POSTPONED, os.EX_TEMPFAIL, "run again later"),
     Rule("UNAVAILABLE", "", LOST, os.EX_TEMPFAIL, AGAIN),
@@ -1471,18 +1602,22 @@ RULES = (
     Rule("DATA_LOSS", "", LOST, os.EX_TEMPFAIL, AGAIN),
     Rule("UNKNOWN", "", LOST, os.EX_TEMPFAIL, AGAIN),
 )
-# And this is for a call that we gave up ourselves.
-CANCELLED_RULE = Rule("", "", LOST, os.EX_TEMPFAIL, AGAIN)
+# And this is for a call that we gave up ourselves, or whose answer grpc could not take: it turns
+# a broken stream, or an answer too large, into any status (grpc/doc/PROTOCOL-HTTP2.md, "Errors").
+LOST_RULE = Rule("", "", LOST, os.EX_TEMPFAIL, AGAIN)
+LOST_ANSWER = "Stream removed|CLIENT:|.*RST_STREAM|.*metadata size exceeds"
 
 
 def find_rule(
-    error: Any, status: str, details: str, transfer: Transfer, channel: grpc.Channel
+    error: Any, status: str, details: str, transfer: Transfer, had_connection: Callable[[], bool]
 ) -> Rule:
     """Find what the failure of a call means."""
+    if transfer.finished and re.match(LOST_ANSWER, details):
+        return LOST_RULE
     # A service may pass on such words of its own calls, after it has stored what we sent: they
     # say something of our connection only where nothing has gone or come over it.
     heard = error.initial_metadata() or error.trailing_metadata()
-    sent = transfer.handed_over_bytes if transfer.streamed else has_connection(channel)
+    sent = transfer.handed_over_bytes if transfer.streamed else had_connection()
     rules = RULES if heard or sent else NO_CONNECTION_RULES + RULES
     return next(
         rule
@@ -1491,23 +1626,35 @@ def find_rule(
     )
 
 
-def has_connection(channel: grpc.Channel) -> bool:
-    """Tell whether a channel may have had a connection up to now."""
+def watch(channel: grpc.Channel) -> Callable[[], bool]:
+    """Watch a channel from before its first call; answer how to ask whether it had a connection.
+
+    What the channel says at the moment is too little: a call may have gone over a connection that
+    has ended since.
+    """
     states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
     channel.subscribe(states.put)
-    try:
-        without = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.CONNECTING)
-        return states.get(timeout=1) not in without
-    except queue.Empty:
-        return True
-    finally:
-        channel.unsubscribe(states.put)
+    without = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.CONNECTING)
+    first: grpc.ChannelConnectivity | None = None
+    had = False
+
+    def had_connection() -> bool:
+        nonlocal first, had
+        with contextlib.suppress(queue.Empty):
+            if first is None:
+                first = states.get(timeout=1)
+                had = first is grpc.ChannelConnectivity.READY
+            while not had:  # Idle it is at first, and again after a connection.
+                had = states.get_nowait() not in without
+        return had or first is None
+
+    return had_connection
 
 
 def call_error(
     error: Exception,
     transfer: Transfer,
-    channel: grpc.Channel,
+    had_connection: Callable[[], bool],
     ids: CallIds,
     mask: Callable[[str], str],
 ) -> UploadError:
@@ -1518,9 +1665,12 @@ def call_error(
     if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
         status = error.code().name
         cause = mask(" ".join((error.details() or "no details").split()))
-        rule, delay_s = find_rule(error, status, cause, transfer, channel), asked_delay_s(error)
+        rule = find_rule(error, status, cause, transfer, had_connection)
+        delay_s = asked_delay_s(error)
     else:
-        status, cause, rule, delay_s = "", str(error), CANCELLED_RULE, 0.0
+        status, cause, rule, delay_s = "", str(error), LOST_RULE, 0.0
+    # Past the commit point only the service's own refusal is proof that no dialog was made; all
+    # else may be an answer that got lost, and must not be sent again without being asked.
     if rule.verdict is LOST and transfer.finished:
         cause = f"sent, but not confirmed: {cause}; the dialog may exist or not"
         return UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST, status=status, ids=ids)
@@ -1537,16 +1687,14 @@ def call_error(
 
 def asked_delay_s(call: Any) -> float:
     """Answer how long the service asked to wait (google.rpc.RetryInfo), 0 if it did not."""
-    details = [
-        value for key, value in call.trailing_metadata() or () if key == "grpc-status-details-bin"
-    ]
-    if not details:
+    packed = dict(call.trailing_metadata() or ()).get("grpc-status-details-bin")
+    if packed is None:
         return 0.0
     from google.rpc import error_details_pb2, status_pb2
 
     info = error_details_pb2.RetryInfo()
     try:
-        for detail in status_pb2.Status.FromString(details[0]).details:
+        for detail in status_pb2.Status.FromString(packed).details:
             if detail.Unpack(info):
                 return float(info.retry_delay.ToTimedelta().total_seconds())
     except (DecodeError, ValueError, OverflowError):
@@ -1559,6 +1707,9 @@ def call_ids(request_id: str, call: Any) -> CallIds:
     pairs = (*(call.initial_metadata() or ()), *(call.trailing_metadata() or ()))
     names = ("x-request-id", "x-server-trace-id")
     return CallIds(request_id, "".join(f", {key} {id!s}" for key, id in pairs if key in names))
+
+
+# --- Talking to the service ----------------------------------------------------------------
 
 
 class Answer(NamedTuple):
@@ -1577,6 +1728,7 @@ class Answer(NamedTuple):
 class Uploader:
     """Sends recordings to one connection, from any number of threads over one channel.
 
+    operations: opens a channel to where operations are, if the service itself has none.
     timeout_s: seconds without progress after which a try is given up.
     retries: further tries after one that made no dialog.
     note, detail: called with a line about each failed try, and about each try.
@@ -1588,7 +1740,7 @@ class Uploader:
         connection_id: str,
         credential: Credential,
         *,
-        options: AudioOptions = NO_OPTIONS,
+        operations: Callable[[], grpc.Channel] | None = None,
         timeout_s: float = TIMEOUT_S,
         retries: int = RETRIES,
         note: Callable[[str], None] = lambda text: None,
@@ -1600,12 +1752,13 @@ class Uploader:
         self._channel = open_channel()
         self._connection_id = connection_id
         self._credential = credential
-        self._options = options
+        self._operations = operations
         self._timeout_s = timeout_s
         self._retries = retries
         self._note = note
         self._detail = detail
         self._live: set[Transfer] = set()
+        self._watched: dict[grpc.Channel, Callable[[], bool] | None] = {}
         self._lock = threading.Lock()
 
     def upload(
@@ -1617,8 +1770,8 @@ class Uploader:
         ID; what it raises ends the try before the state is reached.
         Raises UploadError, with the number of tries.
         """
-        streamed = not self._options.single_message
-        method = "UploadBadge" if self._options.split else "UploadAsStream"
+        streamed = not recording.options.single_message
+        method = "UploadBadge" if recording.options.split else "UploadAsStream"
 
         def requests(transfer: Transfer) -> Any:
             if not streamed:
@@ -1633,7 +1786,7 @@ class Uploader:
 
         def one_try(tries: int) -> Answer:
             transfer = Transfer(recording.path, recording.state, on_state, streamed=streamed)
-            if on_state and tries > 1:
+            if on_state and tries > 1:  # Before the first, whoever calls us has noted it.
                 on_state("sending", transfer.request_id)
             response, ids = self._call(transfer, method if streamed else "Upload", requests)
             return check_answer(response, transfer, ids)._replace(tries=tries)
@@ -1654,7 +1807,7 @@ class Uploader:
 
         return self._retrying(talk_id, one_try)
 
-    def follow(self, name: str, operation_id: str) -> list[str]:
+    def follow(self, name: str, operation_id: str) -> tuple[str, ...]:
         """Wait until a recording has been split; answer the IDs of its dialogs.
 
         Gives up, with UploadError, when the operation has not changed for timeout_s.
@@ -1663,37 +1816,47 @@ class Uploader:
 
         request = operation_service_pb2.GetOperationRequest(operation_id=operation_id)
         service = operation_service_pb2_grpc.OperationServiceStub
+        channel: grpc.Channel | None = None
+        elsewhere = self._operations
 
         def one_try(tries: int) -> tuple[Any, CallIds]:
             transfer = Transfer(name, streamed=False)
-            return self._call(transfer, "Get", lambda _: request, service)
+            return self._call(transfer, "Get", lambda _: request, service, channel)
 
         before, changed_s, pause_s = None, time.monotonic(), POLL_S
-        while True:
-            try:
-                operation, ids = self._retrying(name, one_try)
-            except UploadError as error:
-                if error.status != "NOT_FOUND":
-                    raise
-                # The service keeps operations for a while; this one says nothing of others.
-                cause = f"uploaded, but its operation is gone: {error.cause}"
-                raise refused(cause, "look for the dialogs in the console") from error
-            if operation.done:
-                return split_result(operation, ids)
-            if operation != before:
-                before, changed_s = operation, time.monotonic()
-            if time.monotonic() + pause_s - changed_s > self._timeout_s:
-                cause = f"uploaded, but not yet split (operation {operation_id})"
-                raise UploadError(
-                    os.EX_TEMPFAIL, cause, "wait again: --wait with the same --ledger"
-                )
-            if self.stopping.wait(pause_s):
-                cause = f"uploaded, but not yet split: {self._stop_cause}"
-                raise UploadError(os.EX_TEMPFAIL, cause, AGAIN)
-            pause_s = min(pause_s * 1.5, POLL_LIMIT_S)
+        try:
+            while True:
+                try:
+                    operation, ids = self._retrying(name, one_try)
+                except UploadError as error:
+                    if error.status not in ("UNIMPLEMENTED", "NOT_FOUND"):
+                        raise
+                    if elsewhere is None:
+                        error.exit_code, error.advice = os.EX_DATAERR, LOOK_FOR_IT
+                        raise
+                    channel, elsewhere = elsewhere(), None
+                    continue
+                if operation.done:
+                    break
+                if operation != before:
+                    before, changed_s = operation, time.monotonic()
+                if time.monotonic() + pause_s - changed_s > self._timeout_s:
+                    raise UploadError(os.EX_TEMPFAIL, f"operation {operation_id} goes on", AGAIN)
+                if self.stopping.wait(pause_s):
+                    raise UploadError(os.EX_TEMPFAIL, self._stop_cause, AGAIN)
+                pause_s = min(pause_s * 1.5, POLL_LIMIT_S)
+        except UploadError as error:
+            error.cause = f"uploaded, but not yet split: {error.cause}"
+            error.stops_run = error.exit_code == os.EX_NOPERM
+            raise
+        return split_result(operation, ids)
 
     def _retrying(self, name: str, one_try: Callable[[int], T]) -> T:
-        """Do something until it succeeds, or fails for good; its errors tell which."""
+        """Do something until it succeeds, or fails for good; its errors tell which.
+
+        The only place that sends anything a second time, and never without `retry`: call_error
+        sets that only where no dialog can have been made.
+        """
         tries, header = 0, None
         while True:
             tries += 1
@@ -1743,10 +1906,18 @@ class Uploader:
         method: str,
         requests: Callable[[Transfer], Any],
         service: Callable[[grpc.Channel], Any] = talk_service_pb2_grpc.TalkServiceStub,
+        channel: grpc.Channel | None = None,
     ) -> tuple[Any, CallIds]:
         """Make one call; answer its response, or raise UploadError with what its end means."""
+        if self.stopping.is_set():
+            raise UploadError(os.EX_TEMPFAIL, self._stop_cause, AGAIN)
         header = self._credential.header()
-        channel = self._channel
+        channel = channel or self._channel
+        had_connection: Callable[[], bool] = lambda: True  # noqa: E731
+        if not transfer.streamed:
+            with self._lock:
+                had_connection = self._watched.setdefault(channel) or watch(channel)
+                self._watched[channel] = had_connection
         self._detail(f"{transfer.path}: calling the service (request {transfer.request_id})")
         try:
             headers = (header, ("x-client-request-id", transfer.request_id))
@@ -1754,19 +1925,24 @@ class Uploader:
             with self._lock:
                 transfer.call = call
                 self._live.add(transfer)
-            if self.stopping.is_set():
+            # stop() may have looked before this call was among _live.
+            if self.stopping.is_set() and not transfer.finished:
                 call.cancel()
             response = self._wait(call, transfer)
             return response, call_ids(transfer.request_id, call)
         except (grpc.RpcError, grpc.FutureCancelledError, GivenUp) as error:
+            # First of all: from here on the reading thread cannot pass the commit point any more,
+            # so `finished`, by which call_error tells unsent from unknown, is final.
             transfer.abandon()
             if transfer.error is not None:
                 raise transfer.error from None
+            # What had passed the commit point was not cancelled by stop(): if it failed by itself
+            # meanwhile, its own status says more than that we are stopping.
             stopped = isinstance(error, grpc.FutureCancelledError) or not transfer.finished
             failure = call_error(
                 GivenUp(self._stop_cause) if self.stopping.is_set() and stopped else error,
                 transfer,
-                channel,
+                had_connection,
                 call_ids(transfer.request_id, call),
                 self._credential.mask,
             )
@@ -1785,6 +1961,8 @@ class Uploader:
         gRPC's deadline is for a whole call, and would cut a slow but steady upload; its keepalive
         would be taken for abuse by a server that frowns on pings.
         """
+        # Two signs of progress: grpc takes a chunk (chunk_taken notes it), or the peer acknowledges
+        # bytes that were taken before and waited in the kernel, up to mark_bytes.
         taken_bytes = acknowledged_bytes = mark_bytes = -1
         while True:
             left_s = transfer.progress_s + self._timeout_s - time.monotonic()
@@ -1815,6 +1993,7 @@ class Uploader:
         """
         with self._lock:
             if self._channel is channel:
+                self._watched.pop(channel, None)
                 self._channel = self._open_channel()
 
 
@@ -1823,14 +2002,17 @@ def check_answer(response: Any, transfer: Transfer, ids: CallIds) -> Answer:
 
     response: UploadTalkResponse, or the Operation of a recording to be split.
     """
+    made, answer = "", Answer(ids)
     if isinstance(response, talk_service_pb2.UploadTalkResponse):
         made = response.talk_id
         answer = Answer(ids, (made,))
-    else:
+    elif response is not None:  # OK without any message is no answer.
         badge = talk_service_pb2.UploadBadgeMetadata()
-        response.metadata.Unpack(badge)
+        with contextlib.suppress(DecodeError):
+            response.metadata.Unpack(badge)
         made = badge.badge_id or response.id
-        answer = Answer(ids, (), badge.badge_id, response.id)
+        talk_ids = split_result(response, ids) if response.done else ()
+        answer = Answer(ids, talk_ids, badge.badge_id, response.id)
     if transfer.finished and made:
         return answer
     early = f"before it had the whole file (ID: {made})" if made else "without an ID"
@@ -1838,13 +2020,14 @@ def check_answer(response: Any, transfer: Transfer, ids: CallIds) -> Answer:
     raise UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST, status="OK", ids=ids)
 
 
-def split_result(operation: Any, ids: CallIds) -> list[str]:
+def split_result(operation: Any, ids: CallIds) -> tuple[str, ...]:
     """Answer the dialogs that a recording was split into; raise UploadError if it failed."""
     badge = talk_service_pb2.UploadBadgeResponse()
-    if operation.WhichOneof("result") == "response" and operation.response.Unpack(badge):
-        return list(badge.talk_ids)
+    with contextlib.suppress(DecodeError):
+        if operation.WhichOneof("result") == "response" and operation.response.Unpack(badge):
+            return tuple(badge.talk_ids)
     cause = f"uploaded, but not split: {operation.error.message or 'no reason given'}"
-    raise UploadError(os.EX_DATAERR, cause, "look for it in the console", ids=ids)
+    raise UploadError(os.EX_DATAERR, cause, LOOK_FOR_IT, ids=ids)
 
 
 def upload_talk(
@@ -1922,6 +2105,13 @@ class Row(NamedTuple):
     # Whether claim() has taken it for sending nevertheless.
     claimed: bool = False
 
+    def settled(self, recording: Recording, retry_unknown: bool) -> bool:
+        """Whether the recording is not to be sent: nothing has changed for one once rejected."""
+        if self.state == "rejected":
+            now = (recording.state.mtime_ns, hash_metadata(recording))
+            return now == (self.mtime_ns, self.metadata_sha256)
+        return self.state == "uploaded" or (self.state == "unknown" and not retry_unknown)
+
     @property
     def to_follow(self) -> bool:
         """Whether this recording is being split, into dialogs not yet known."""
@@ -1953,7 +2143,8 @@ class Ledger:
         import sqlite3
 
         self._sqlite_error = sqlite3.Error
-        self._path = path
+        # One file, one lock, by whatever name.
+        self._path = path = os.path.realpath(path)
         self._connection_id = connection_id
         self._claimed: dict[str, str] = {}
         self._waiting: list[_Write] = []
@@ -1963,10 +2154,7 @@ class Ledger:
             try:
                 self._lock_file = self._lock()
                 undo.callback(os.close, self._lock_file)
-                # Absolute, because SQLite takes ":memory:" for no file at all.
-                self._db = sqlite3.connect(
-                    os.path.abspath(path), isolation_level=None, check_same_thread=False
-                )
+                self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
                 undo.callback(self._db.close)
                 self._prepare()
             except OSError as error:
@@ -2037,7 +2225,7 @@ class Ledger:
                 f"WHERE connection_id = ? AND path IN ({', '.join('?' * len(some))}) "
                 "AND state = 'uploaded'",
                 (self._connection_id, *some),
-            )
+            ).rows
             for size_bytes, *columns in rows:
                 row = Row(*columns)
                 found[keys[row.path], size_bytes, row.mtime_ns] = row
@@ -2049,35 +2237,30 @@ class Ledger:
         A row that is not `claimed` says why it is not to be sent: it was uploaded, rejected, is
         unknown, or this run is sending the same content under another name.
         """
-        key, mtime_ns = ledger_key(recording.path), recording.state.mtime_ns
+        key = ledger_key(recording.path)
+        size_bytes, mtime_ns = recording.state.size_bytes, recording.state.mtime_ns
         metadata_sha256 = hash_metadata(recording)
         # Atomic, and runs exclude each other: of two threads with the same content one goes on.
         taken_as = self._claimed.setdefault(sha256, recording.path)
         if taken_as != recording.path:
             return Row("sending", taken_as, 0, "")
         row = self.row(sha256)
-        if row and row.state == "uploaded":
-            if row.path == os.fsdecode(key) or not os.path.exists(row.path):
+        if row and row.settled(recording, retry_unknown):
+            if row.state == "uploaded" and (
+                row.path == os.fsdecode(key) or not os.path.exists(row.path)
+            ):
                 # So that its present name spares the next run the hash.
                 self._set(sha256, "uploaded", {"path": key, "mtime_ns": mtime_ns})
             return row
-        unchanged = row and (row.mtime_ns, row.metadata_sha256) == (mtime_ns, metadata_sha256)
-        if row and (
-            (row.state == "unknown" and not retry_unknown)
-            or (row.state == "rejected" and unchanged)
-        ):
-            return row
-        # Not durable: without the row the next run sends the recording, and so it does with it.
+        # Need not be on disk yet: whether a crash keeps this row or loses it, nothing was sent,
+        # and the next run sends the recording.
         self._do(
             "INSERT INTO recordings (connection_id, sha256, path, size_bytes, mtime_ns, "
             "metadata_sha256, state, updated_at) VALUES (?, ?, ?, ?, ?, ?, 'sending', ?) "
             "ON CONFLICT DO UPDATE SET path = excluded.path, mtime_ns = excluded.mtime_ns, "
             "metadata_sha256 = excluded.metadata_sha256, state = 'sending', error = NULL, "
             "request_id = NULL, updated_at = excluded.updated_at",
-            (
-                *(self._connection_id, sha256, key, recording.state.size_bytes, mtime_ns),
-                *(metadata_sha256, utc_now()),
-            ),
+            (self._connection_id, sha256, key, size_bytes, mtime_ns, metadata_sha256, utc_now()),
         )
         return row and row._replace(claimed=True)
 
@@ -2105,7 +2288,7 @@ class Ledger:
         found = self._do(
             f"SELECT {ROW_COLUMNS} FROM recordings WHERE connection_id = ? AND sha256 = ?",
             (self._connection_id, sha256),
-        )
+        ).rows
         return Row(*found[0])._replace(path=os.fsdecode(found[0][1])) if found else None
 
     def _set(
@@ -2115,14 +2298,16 @@ class Ledger:
         names = "".join(
             f", {name} = {'attempts +' if name == 'attempts' else ''} ?" for name in columns
         )
-        self._do(
+        changed = self._do(
             f"UPDATE recordings SET state = ?, updated_at = ?{names} "
             "WHERE connection_id = ? AND sha256 = ?",
             (state, utc_now(), *columns.values(), self._connection_id, sha256),
             durable,
-        )
+        ).changed_rows
+        if not changed:
+            raise LedgerError(self._path, f"row {sha256} has been deleted")
 
-    def _do(self, sql: str, values: tuple[object, ...], durable: bool = False) -> list[Any]:
+    def _do(self, sql: str, values: tuple[object, ...], durable: bool = False) -> "_Write":
         """Execute a statement in a transaction shared by all threads that wait for one.
 
         While one thread waits for the disk the others queue up here, and the next to come takes
@@ -2139,7 +2324,7 @@ class Ledger:
                 self._commit(batch)
         if write.error:
             raise LedgerError(self._path, write.error)
-        return write.rows
+        return write
 
     def _commit(self, batch: "list[_Write]") -> None:
         """Execute statements in one transaction, on disk if one of them has to be."""
@@ -2149,10 +2334,11 @@ class Ledger:
             self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._db.execute("BEGIN IMMEDIATE")
             for write in batch:
-                write.rows = self._db.execute(write.sql, write.values).fetchall()
+                cursor = self._db.execute(write.sql, write.values)
+                write.rows, write.changed_rows = cursor.fetchall(), cursor.rowcount
             self._db.execute("COMMIT")
-        except self._sqlite_error as error:
-            error_text = str(error)
+        except Exception as error:  # noqa: BLE001 - of one thread's values, say: none is committed.
+            error_text = str(error) or repr(error)
             # SQLite may have rolled back by itself, and a full disk may keep us from doing it.
             with contextlib.suppress(self._sqlite_error):
                 self._db.execute("ROLLBACK")
@@ -2170,6 +2356,7 @@ class _Write:
         self.durable = durable
         self.done = False
         self.rows: list[Any] = []
+        self.changed_rows = 0
         self.error = ""
 
 
@@ -2188,25 +2375,31 @@ def ledger_key(path: str) -> Any:
 absolute = functools.lru_cache(maxsize=1024)(os.path.abspath)
 
 
-def hash_audio(recording: Recording) -> str:
+def hash_audio(recording: Recording, stopping: threading.Event) -> str:
     """Answer the SHA-256 of a recording, in hexadecimal; raise FileChanged if it cannot be read."""
     import hashlib
 
     digest = hashlib.sha256()
     with open_unchanged(recording.path, recording.state) as audio:
         for data in read_chunks(audio, HASH_CHUNK_SIZE_BYTES):
+            if stopping.is_set():
+                raise UploadError(os.EX_TEMPFAIL, "the run ended before it was sent", AGAIN)
             digest.update(data)
     return digest.hexdigest()
 
 
 def hash_metadata(recording: Recording) -> str:
-    """Answer a digest of what is sent beside the audio, the time made up for it left out."""
+    """Answer a digest of what is sent beside the audio, and of how it is sent, in hexadecimal.
+
+    Placeholder fields count without their date, which is another each time.
+    """
     import hashlib
 
     metadata = recording.metadata
     if PLACEHOLDER_WARNING in recording.warnings:
         metadata = Metadata(PLACEHOLDER_FIELDS)
-    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+    sent = json.dumps((metadata, recording.options), sort_keys=True)
+    return hashlib.sha256(sent.encode()).hexdigest()
 
 
 def utc_now() -> str:
@@ -2246,6 +2439,8 @@ class Report(NamedTuple):
     def lines(self) -> list[str]:
         """What stdout says of it."""
         badge = [f"Badge ID: {self.badge_id}"] if self.badge_id else []
+        if self.operation_id and not self.badge_id:
+            badge = [f"Operation ID: {self.operation_id}"]
         return badge + [f"Dialog ID: {talk_id}" for talk_id in self.talk_ids]
 
     def failed(self, error: UploadError) -> "Report":
@@ -2271,6 +2466,7 @@ class Report(NamedTuple):
                 "bytes": self.size_bytes,
                 "seconds": round(self.seconds, 3),
                 "tries": self.tries,
+                "description": self.description or None,
             }
         )
 
@@ -2280,11 +2476,11 @@ def find_recordings(args: argparse.Namespace, console: "Console") -> Iterator[Re
 
     What cannot be read has an error. Files younger than --min-age are left out.
     """
+    # Without a ledger this alone keeps a file with two names from becoming two dialogs.
     seen: set[tuple[int, int]] = set()
-    youngest_s = time.time() - args.min_age
-    suffixes = PCM_SUFFIXES if args.audio_type == "pcm" else tuple(AUDIO_SUFFIXES)
+    now_s = time.time()
     closed: list[OSError] = []
-    for path, named in walk(args.audio_path, suffixes, closed.append):
+    for path, named in walk(args.audio_path, suffixes(args), closed.append):
         try:
             status = os.stat(path)
         except (OSError, ValueError) as error:
@@ -2292,14 +2488,19 @@ def find_recordings(args: argparse.Namespace, console: "Console") -> Iterator[Re
             continue
         if (status.st_dev, status.st_ino) in seen:
             console.detail(f"{path}: another name of a file that is already there, left out")
-        elif args.min_age and status.st_mtime > youngest_s:
+        elif abs(now_s - status.st_mtime) < args.min_age:  # Dated ahead of us it may be old.
             console.detail(f"{path}: younger than {args.min_age:g} s, left out")
         else:
             seen.add((status.st_dev, status.st_ino))
-            size_bytes, mtime_ns = status.st_size, status.st_mtime_ns
-            yield Report(path, size_bytes=size_bytes, mtime_ns=mtime_ns, named=named)
+            state = FileState.of(status)
+            yield Report(path, size_bytes=state.size_bytes, mtime_ns=state.mtime_ns, named=named)
     for failure in closed:
         yield Report(failure.filename, named=False).failed(unreadable(failure))
+
+
+def suffixes(args: argparse.Namespace) -> tuple[str, ...]:
+    """Answer what folders are searched for."""
+    return PCM_SUFFIXES if args.audio_type == "pcm" else tuple(AUDIO_SUFFIXES)
 
 
 def walk(
@@ -2339,7 +2540,9 @@ def check_all(
     settled: list[Report] = []
     found = list(find_recordings(args, console))
     uploaded = ledger.uploaded([report.path for report in found]) if ledger else {}
-    warned = set()
+    for warning in date_warnings(common) if common else ():
+        console.note(f"{args.meta_path}: {warning}")
+    without: list[str] = []
     for report in found:
         row = uploaded.get((report.path, report.size_bytes, report.mtime_ns))
         if report.error:
@@ -2354,17 +2557,23 @@ def check_all(
             settled.append(report.failed(error))
             continue
         for warning in recording.warnings:
-            if warning not in warned:
+            if warning == PLACEHOLDER_WARNING:
+                without.append(report.path)
+            else:
                 console.note(f"{report.path}: {warning}")
-            warned.add(warning)
         to_send.append((recording, report))
+    if without:  # One line for thousands.
+        more = f" and {len(without) - 1:,} more" if len(without) > 1 else ""
+        console.note(f"{without[0]}{more}: {PLACEHOLDER_WARNING}")
+    if not found:
+        console.note(f"nothing to upload: folders are searched for {', '.join(suffixes(args))}")
     return to_send, settled
 
 
-def planned(recording: Recording, options: AudioOptions) -> str:
+def planned(recording: Recording) -> str:
     """Say what would be sent, and how."""
-    way = "as a single message" if options.single_message else "as a stream"
-    way += " to be split" if options.split else ""
+    way = "as a single message" if recording.options.single_message else "as a stream"
+    way += " to be split" if recording.options.split else ""
     size = f"{recording.state.size_bytes:,} bytes"
     return f"{recording.audio.description}, {size} {way}, {planned_metadata(recording.metadata)}"
 
@@ -2390,7 +2599,7 @@ def upload_one(
     try:
         row: Row | None = None
         if ledger:
-            sha256 = hash_audio(recording)
+            sha256 = hash_audio(recording, uploader.stopping)
             row = ledger.claim(recording, sha256, args.retry_unknown)
             if row and row.claimed and row.state == "unknown":
                 console.note(f"{report.path}: may be there already, --retry-unknown sends it again")
@@ -2404,21 +2613,43 @@ def upload_one(
                 ledger.settle(sha256, report)
         if args.wait and report.operation_id and not report.talk_ids:
             talk_ids = uploader.follow(report.path, report.operation_id)
-            report = report._replace(talk_ids=tuple(talk_ids), outcome="uploaded")
+            report = report._replace(talk_ids=talk_ids, outcome="uploaded")
             if ledger:
                 ledger.settle(sha256, report._replace(tries=0))
     except UploadError as error:
         if report.outcome == "failed":
             report = report.failed(error)
-            # A row that cannot be written, or not be read, may say uploaded: it stays as it is. A
-            # ledger that fails only now stops the run at the next recording; this row says less
-            # than it could (sending, finishing), never more.
+            # Where the ledger itself failed, its row may say uploaded or unknown: that must not
+            # become failed, which the next run would send again. Where it fails only now, the row
+            # goes on saying sending or finishing, less than it could and never more.
             if ledger and sha256 and not isinstance(error, LedgerError):
                 with contextlib.suppress(LedgerError):
                     ledger.settle(sha256, report)
         else:  # Uploaded; only what was to come after that failed.
+            if not ledger and error.exit_code == os.EX_TEMPFAIL:
+                # Who runs that again sends it again.
+                error.exit_code, error.advice = os.EX_PROTOCOL, LOOK_FOR_IT
             report = report._replace(error=error)
     return report._replace(seconds=time.monotonic() - started_s)
+
+
+def plan_one(
+    recording: Recording,
+    report: Report,
+    args: argparse.Namespace,
+    uploader: Uploader,
+    ledger: Ledger | None,
+) -> Report:
+    """Say what would become of a recording."""
+    try:
+        if ledger:
+            sha256 = hash_audio(recording, uploader.stopping)
+            row = ledger.row(sha256)
+            if row and row.settled(recording, args.retry_unknown):
+                return settle_from_row(report, row)
+    except UploadError as error:
+        return report.failed(error)
+    return report._replace(outcome="checked", description=planned(recording))
 
 
 def settle_from_row(report: Report, row: Row) -> Report:
@@ -2491,8 +2722,7 @@ Events = queue.SimpleQueue[Report | BaseException | None]
 
 
 def work_off(
-    items: Iterator[tuple[Recording, Report]],
-    items_lock: threading.Lock,
+    waiting: collections.deque[tuple[Recording, Report]],
     upload: Upload,
     uploader: Uploader,
     events: Events,
@@ -2500,14 +2730,14 @@ def work_off(
     """Upload one recording after the other; put each report into events, and None at the end."""
     try:
         while not uploader.stopping.is_set():
-            with items_lock:
-                item = next(items, None)
-            if item is None:
+            try:
+                item = waiting.popleft()  # Atomic: no two threads take the same recording.
+            except IndexError:
                 break
             report = upload(*item)
             if report.error and report.error.stops_run:
                 # Before anybody takes another recording, to send it in vain.
-                uploader.stop("the run ends", wait_for_answers=True)
+                uploader.stop(f"the run ended: {report.error.cause}", wait_for_answers=True)
             events.put(report)
     except BaseException as bug:  # noqa: BLE001 - raised again by the thread that reports.
         events.put(bug)
@@ -2516,7 +2746,7 @@ def work_off(
 
 
 def upload_all(
-    to_send: Sequence[tuple[Recording, Report]],
+    waiting: collections.deque[tuple[Recording, Report]],
     upload: Upload,
     uploader: Uploader,
     jobs: int,
@@ -2524,19 +2754,21 @@ def upload_all(
 ) -> Iterator[Report]:
     """Upload recordings, so many at a time; yield a report as each of them ends.
 
-    Stops early where every other recording would meet the same error. Raises Interrupted after
-    a signal, when what was under way has been reported.
+    Takes from `waiting` what it begins. Stops early where every other recording would meet the
+    same error. Raises Interrupted after a signal, and what a bug raised, when what was under way
+    has been reported.
     """
     events: Events = queue.SimpleQueue()
-    working = min(jobs, len(to_send))
-    arguments = (iter(to_send), threading.Lock(), upload, uploader, events)
-    interrupted: Interrupted | None = None
-    # After a signal: when to give up waiting for answers, then for calls to be cancelled.
+    working = min(jobs, len(waiting))
+    alone = len(waiting) == 1
+    ended_by: BaseException | None = None
+    # After that: when to give up waiting for answers, then for calls to be cancelled.
     deadlines_s = [math.inf]
     # A signal is one more event: were it raised here, a report could be lost half-way.
     with signals_to(lambda number: events.put(Interrupted(number))):
         for _ in range(working):
             # Daemons: one that reads from a dead disk must not keep the program from ending.
+            arguments = (waiting, upload, uploader, events)
             threading.Thread(target=work_off, args=arguments, daemon=True).start()
         while working and deadlines_s:
             console.show_progress(uploader.bytes_under_way)
@@ -2545,26 +2777,22 @@ def upload_all(
                 event = events.get(timeout=min(left_s, BAR_INTERVAL_S))
             except queue.Empty:
                 if time.monotonic() >= deadlines_s[0]:
-                    uploader.stop(f"{interrupted}", wait_for_answers=False)
+                    uploader.stop(f"{ended_by}", wait_for_answers=False)
                     del deadlines_s[0]
                 continue
             if event is None:
                 working -= 1
             elif isinstance(event, Report):
-                if interrupted and event.error:  # Its line says what stopped it.
-                    interrupted.told = len(to_send) == 1
+                if isinstance(ended_by, Interrupted) and event.error:  # Its line says what it was.
+                    ended_by.told = alone
                 yield event
-            elif isinstance(event, Interrupted):
-                uploader.stop(f"{event}", wait_for_answers=True)
-                if interrupted is None:
-                    now_s = time.monotonic()
-                    deadlines_s = [now_s + ANSWER_GRACE_S, now_s + ANSWER_GRACE_S + CANCEL_GRACE_S]
-                interrupted = interrupted or event
             else:
-                uploader.stop("a bug", wait_for_answers=False)
-                raise event
-    if interrupted:
-        raise interrupted
+                uploader.stop(f"{event}", wait_for_answers=True)
+                if ended_by is None:
+                    ended_by, now_s = event, time.monotonic()
+                    deadlines_s = [now_s + ANSWER_GRACE_S, now_s + ANSWER_GRACE_S + CANCEL_GRACE_S]
+    if ended_by:
+        raise ended_by
 
 
 # --- The command line ----------------------------------------------------------------------
@@ -2579,7 +2807,7 @@ class Console:
         self._json = args.format == "json"
         self._quiet = args.quiet
         self._verbose = args.verbose
-        self._show_path = len(args.audio_path) > 1 or any(map(os.path.isdir, args.audio_path))
+        self.several = len(args.audio_path) > 1 or any(map(os.path.isdir, args.audio_path))
         self._bar: Any = None
         self._draw_bar_at_s = math.inf
         self._done_bytes = self._all_bytes = self._done = self._all = 0
@@ -2603,7 +2831,7 @@ class Console:
             self._print_result(f"{report.path}: would be sent: {report.description}", news)
         elif news or report.named or self._verbose:
             for line in report.lines:
-                self._print_result(f"{report.path}: {line}" if self._show_path else line, news)
+                self._print_result(f"{report.path}: {line}" if self.several else line, news)
 
     def _print_result(self, line: str, news: bool) -> None:
         line = one_line(line)
@@ -2738,7 +2966,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     # fmt: off
     option = parser.add_argument_group("what to upload").add_argument
-    option("--audio-path", nargs="+", default=[], metavar="PATH",
+    option("--audio-path", action="extend", nargs="+", default=[], metavar="PATH",
            help="recordings (WAV with 16 bit LPCM, MP3, OggOpus), or folders searched for them")
     option("--connection-id", required=True, metavar="ID", help="the connection to upload to")
     option("--meta-path", metavar="FILE",
@@ -2801,9 +3029,17 @@ def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
     """Exit with 2 where options are missing or contradict each other."""
     args.connection_id = args.connection_id.strip()
     args.talk_id = args.talk_id and args.talk_id.strip()
-    for name in ("connection_id", "meta_path", "ca_file", "ledger", "talk_id"):
+    for name in (
+        "audio_path",
+        "connection_id",
+        "meta_path",
+        "key_file",
+        "ca_file",
+        "ledger",
+        "talk_id",
+    ):
         # What a variable that is not set leaves of "$LEDGER" must not pass for no ledger.
-        if getattr(args, name) == "":
+        if getattr(args, name) == "" or (name == "audio_path" and "" in args.audio_path):
             parser.error(f"--{name.replace('_', '-')} is empty")
     pcm = args.audio_type == "pcm"
     about_audio = (
@@ -2823,6 +3059,8 @@ def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
         "--split is sent as a stream, not with --single-message": args.split
         and args.single_message,
         "--wait goes with --split": args.wait and not args.split,
+        "--key-type vm goes without --key and --key-file": args.key_type == "vm"
+        and (args.key is not None or args.key_file is not None),
         "--retry-unknown needs the --ledger that knows them": args.retry_unknown
         and not args.ledger,
         "--connection-id has characters that no ID has": not args.connection_id.isprintable(),
@@ -2848,7 +3086,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         lambda: open_channel(args.endpoint, roots),
         args.connection_id,
         credential,
-        options=options,
+        operations=(lambda: open_channel(OPERATIONS, roots)) if args.endpoint == ENDPOINT else None,
         timeout_s=args.timeout,
         retries=args.retries,
         note=console.note,
@@ -2882,28 +3120,31 @@ def run_all(
         report(item)
     if args.dry_run:
         for recording, item in to_send:
-            plan = planned(recording, options)
-            report(item._replace(outcome="checked", description=plan))
+            report(plan_one(recording, item, args, uploader, ledger))
         return exit_code(reports, console)
 
     console.expect([item for _, item in to_send])
     upload = functools.partial(
         upload_one, args=args, uploader=uploader, ledger=ledger, console=console
     )
+    waiting = collections.deque(to_send)
     same: list[Report] = []
     try:
-        for item in upload_all(to_send, upload, uploader, args.jobs, console):
+        for item in upload_all(waiting, upload, uploader, args.jobs, console):
             same.append(item) if item.same_as else report(item)
         sent = {item.path: item for item in reports}
         for item in same:
             report(settle_same(item, sent[item.same_as]))
     finally:
         console.end_progress()
-        tried = {item.path for item in reports}
-        untried = UploadError(os.EX_TEMPFAIL, "not tried, the run ended before", AGAIN)
+        reported = {item.path for item in reports}
+        not_begun = {item.path for item in (*same, *(item for _, item in waiting))}
         for _, item in to_send:
-            if item.path not in tried:
-                report(item.failed(untried)._replace(outcome="not tried"))
+            if item.path in not_begun - reported:
+                error = UploadError(os.EX_TEMPFAIL, "not tried, the run ended before", AGAIN)
+                report(item.failed(error)._replace(outcome="not tried"))
+            elif item.path not in reported:  # Who had it is stuck, or met a bug.
+                report(item.failed(UploadError(os.EX_PROTOCOL, LEFT_UNDER_WAY, LOOK_FIRST)))
         summarize(reports, console)
     return exit_code(reports, console)
 
@@ -2911,7 +3152,7 @@ def run_all(
 def update_talk(args: argparse.Namespace, uploader: Uploader, console: Console) -> int:
     """Send new metadata for a dialog that exists."""
     metadata = read_metadata(args.meta_path)
-    for warning in date_warnings(metadata.fields):
+    for warning in date_warnings(metadata):
         console.note(warning)
     report = Report(args.talk_id)
     if args.dry_run:
@@ -2936,7 +3177,7 @@ def exit_code(reports: Sequence[Report], console: Console) -> int:
 
 def summarize(reports: Sequence[Report], console: Console) -> None:
     """Count the outcomes on stderr, where there was more than one recording."""
-    if len(reports) <= 1:
+    if len(reports) <= 1 and not console.several:
         return
     counts = collections.Counter(report.outcome for report in reports)
     console.note(
@@ -2973,7 +3214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # A descriptor that we were started without must not become the ledger's.
+    # If stdin, stdout or stderr is closed, the next file opened would get its number, and the
+    # ledger be printed into: fill the gaps.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

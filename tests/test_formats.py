@@ -279,10 +279,12 @@ def test_an_audio_type_must_be_the_contents(
 @pytest.mark.parametrize(
     ("audio", "suffix", "found", "tool"),
     [
-        pytest.param(lambda: made("flac", ".flac"), ".flac", "FLAC", "sox", id="FLAC"),
-        pytest.param(lambda: made("oggenc", ".ogg"), ".ogg", "Ogg Vorbis", "sox", id="OggVorbis"),
-        pytest.param(lambda: made("sox", ".aiff"), ".aiff", "AIFF", "sox", id="AIFF"),
-        pytest.param(lambda: made("sox", ".au"), ".au", "Sun audio", "sox", id="AU"),
+        pytest.param(lambda: made("flac", ".flac"), ".flac", "FLAC", "ffmpeg", id="FLAC"),
+        pytest.param(
+            lambda: made("oggenc", ".ogg"), ".ogg", "Ogg Vorbis", "ffmpeg", id="OggVorbis"
+        ),
+        pytest.param(lambda: made("sox", ".aiff"), ".aiff", "AIFF", "ffmpeg", id="AIFF"),
+        pytest.param(lambda: made("sox", ".au"), ".au", "Sun audio", "ffmpeg", id="AU"),
         pytest.param(
             lambda: made("sox", ".wav", ("-B",)), ".wav", "big-endian WAV", "sox", id="RIFX"
         ),
@@ -347,7 +349,7 @@ def test_the_line_is_good_for_a_name_with_a_time_in_it(
     Path(name).write_bytes(made("ffmpeg" if suffix == ".m4a" else "flac", suffix))
     outcome = upload("--audio-path", name)
     assert (outcome.code, service.calls) == (65, [])
-    new = follow_advice(outcome, "ffmpeg" if suffix == ".m4a" else "sox", tmp_path)
+    new = follow_advice(outcome, "ffmpeg", tmp_path)
     assert upload("--audio-path", new.name).code == 0
 
 
@@ -420,6 +422,35 @@ def test_mp3_shorter_than_it_says_is_taken_with_a_warning(check: Check, service:
     assert len(service.talks) == 1
 
 
+def test_the_length_of_a_cut_mp3_is_not_that_of_the_whole(check: Check) -> None:
+    whole = mp3_of(2_000_000)
+    outcome = check("call.mp3", whole[: len(whole) // 2], "--dry-run")
+    assert described(outcome) == "MP3, 16,000 Hz, 1 channel"
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        pytest.param(lambda: bytes(3_000), id="zeros"),
+        pytest.param(lambda: b"APETAGEX" + bytes(500), id="APEv2"),
+        pytest.param(lambda: b"\r\n", id="a line break"),
+        pytest.param(lambda: mp3("-t")[100:400], id="the middle of a frame"),
+    ],
+)
+def test_mp3_behind_something_else_is_taken_where_mp3_is_promised(
+    check: Check, service: StandIn, front: Audio
+) -> None:
+    audio = front() + mp3("-t")
+    assert_taken(check("call.mp3", audio), service, audio, MP3_TYPE)
+    assert check("call", audio, "--audio-type", "mp3").code == 0
+    assert "no audio format that is known" in check("call", audio).err
+
+
+@pytest.mark.parametrize("size_bytes", [4, 30, 71])
+def test_less_than_a_frame_is_no_mp3(check: Check, service: StandIn, size_bytes: int) -> None:
+    assert_refused(check("call.mp3", mp3("-t")[:size_bytes]), service, "no audio format")
+
+
 @pytest.mark.parametrize("behind", [b"TAG" + bytes(125), bytes(1000)], ids=["ID3v1", "zeros"])
 def test_mp3_with_something_behind_it_is_whole(check: Check, behind: bytes) -> None:
     assert check("call.mp3", mp3("-V", 4) + behind).err == ""
@@ -471,6 +502,28 @@ def test_a_page_on_which_no_packet_ends_says_nothing_of_the_length(check: Check)
     assert re.fullmatch(
         r"OggOpus, .*, 1[01]\.0 s", described(check("call.opus", bytes(audio), "--dry-run"))
     )
+
+
+def shifted(audio: bytes, samples: int) -> bytes:
+    """Have the positions of an OggOpus file's audio begin at so many samples."""
+    moved = bytearray(audio)
+    for match in re.finditer(b"OggS\0", audio):
+        (position,) = struct.unpack_from("<q", audio, match.start() + 6)
+        if position > 0:
+            struct.pack_into("<q", moved, match.start() + 6, position + samples)
+    return bytes(moved)
+
+
+def test_a_part_of_a_long_opus_recording_is_as_long_as_it_is(check: Check) -> None:
+    """A recorder that begins a new file each hour may go on counting."""
+    audio = shifted(ogg_opus(seconds=11.5), 5 * 3600 * 48_000)
+    outcome = check("call.opus", audio, "--dry-run")
+    assert re.fullmatch(r"OggOpus, .*, 1[01]\.\d s", described(outcome))
+
+
+def test_of_opus_streams_in_a_row_no_length_is_told(check: Check) -> None:
+    audio = ogg_opus(seconds=2) + ogg_opus("--serial", 7)
+    assert described(check("call.opus", audio, "--dry-run")) == "OggOpus, 48,000 Hz, 1 channel"
 
 
 def test_opus_without_a_channel_is_damaged(check: Check, service: StandIn) -> None:
@@ -566,7 +619,7 @@ def mp3_of(frames: int, flags: int = 0x0F) -> bytes:
 
 def opus_of(samples: int) -> bytes:
     """Let the last page of an OggOpus file end at so many samples of 48 kHz, heard or skipped."""
-    audio = ogg_opus()
+    audio = ogg_opus(seconds=3)
     position = last_page(audio) + 6
     return audio[:position] + struct.pack("<q", samples) + audio[position + 8 :]
 
@@ -619,7 +672,7 @@ def test_more_raw_pcm_is_refused_and_the_line_cuts_it(
     assert described(check(path.name, None, *PCM_WORDS, "--dry-run")).endswith(", 14,400.0 s")
     os.truncate(path, LIMIT_S * 8_000 * 2 + 2)
     outcome = check(path.name, None, *PCM_WORDS)
-    assert_refused(outcome, service, "4.00 hours long", "cut it: sox")
+    assert_refused(outcome, service, "4.00 hours long", "cut it: ffmpeg")
     path.write_bytes(pcm())
     follow_cut(check, outcome, tmp_path)
 

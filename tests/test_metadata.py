@@ -264,6 +264,15 @@ def test_a_recordings_own_fields_win_one_by_one(
     assert fields(service) == {"client_id": "own", "language": "ru-RU", "rating": "5"}
 
 
+def test_a_name_in_capitals_is_found(upload: Run, service: StandIn, tmp_path: Path) -> None:
+    """As machines write it that know no other."""
+    call = make_wav(tmp_path / "CALL.WAV", 1_000)
+    (tmp_path / "CALL.JSON").write_text('{"client_id": "own"}')
+    outcome = upload("--audio-path", call)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert fields(service) == {"client_id": "own"}
+
+
 def test_each_recording_has_its_own(upload: Run, service: StandIn, tmp_path: Path) -> None:
     common = tmp_path / "common.json"
     common.write_text('{"language": "ru-RU"}')
@@ -379,6 +388,8 @@ def test_a_date_with_an_offset_gives_no_warning(send: Send, service: StandIn, da
         "17.03.2026 14:05",
         "2026-02-30T14:05:30Z",
         "2026-03-17T24:30:00Z",
+        "2026-03-17T14:05:30+25:00",
+        "2026-03-17T14:05:30+03:60",
         "1773745530",
         "yesterday",
         "",
