@@ -6,8 +6,8 @@ from a shell:
       --connection-id ID --key ${API_KEY}
 from cron:
   */5 * * * *  /opt/upload_grpc/upload_grpc.py --quiet --audio-path /var/calls --min-age 60
-      --connection-id ID --key-file /etc/speechsense.key --ledger /var/lib/calls.sqlite
-      >>/var/log/calls.log   (all in one line)
+      --meta-path /etc/speechsense.json --connection-id ID --key-file /etc/speechsense.key
+      --ledger /var/lib/calls.sqlite >>/var/log/calls.log   (all in one line)
 
 exit codes:
   0   everything is uploaded            2    bad command line
@@ -2077,13 +2077,13 @@ class LedgerError(UploadError):
     """The ledger cannot be used, and nothing is sent without it."""
 
     def __init__(self, path: str, cause: str) -> None:
+        exit_code, advice = os.EX_CONFIG, "name another file, or put it right"
         # A full or busy disk may be mended by time; a file of another kind will stay what it is.
-        passing = re.search("full|locked|I/O|space|quota|too large|another run", cause)
-        super().__init__(
-            os.EX_TEMPFAIL if passing else os.EX_CONFIG,
-            f"ledger {path}: {cause}",
-            "run again when that has passed" if passing else "name another file, or put it right",
-        )
+        if re.search("full|locked|I/O|space|quota|too large|another run", cause):
+            exit_code, advice = os.EX_TEMPFAIL, "run again when that has passed"
+        elif re.search("malformed|not a database", cause):
+            advice = "put a copy in its place: with a new ledger everything is sent again"
+        super().__init__(exit_code, f"ledger {path}: {cause}", advice)
         self.stops_run = True
 
 
@@ -3006,7 +3006,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     option("--retries", type=number(int, 0, 100), default=RETRIES, metavar="N",
            help="further tries after one that made no dialog (default: %(default)s)")
     option("--timeout", type=number(float, 0.1, 86_400), default=TIMEOUT_S, metavar="S",
-           help="give a try up after S seconds without progress (default: %(default)g)")
+           help="give up a try after S seconds without progress (default: %(default)g)")
     option("--ledger", metavar="FILE",
            help="remember here what was uploaded, and send nothing twice")
     option("--retry-unknown", action="store_true",
