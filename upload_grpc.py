@@ -1094,6 +1094,7 @@ class Transfer:
     finished: the commit point. Until it is True the service cannot have the whole recording,
     because the half-close that ends a stream is sent only after the requests have ended.
     error: why the requests ended before that, if they did.
+    had_connection: for what is not streamed, whether there was one to send it over.
     on_state: called with "finishing" and the request ID right before the commit point; if it
     raises, the point is not passed.
     """
@@ -1115,6 +1116,7 @@ class Transfer:
         self.finished = False
         self.error: Exception | None = None
         self.call: Any = None
+        self.had_connection: Callable[[], bool] = lambda: True
         self._on_state = on_state
         self._passed_before_bytes = 0
         self._abandoned = False
@@ -1608,16 +1610,14 @@ LOST_RULE = Rule("", "", LOST, os.EX_TEMPFAIL, AGAIN)
 LOST_ANSWER = "Stream removed|CLIENT:|.*RST_STREAM|.*metadata size exceeds"
 
 
-def find_rule(
-    error: Any, status: str, details: str, transfer: Transfer, had_connection: Callable[[], bool]
-) -> Rule:
+def find_rule(error: Any, status: str, details: str, transfer: Transfer) -> Rule:
     """Find what the failure of a call means."""
     if transfer.finished and re.match(LOST_ANSWER, details):
         return LOST_RULE
     # A service may pass on such words of its own calls, after it has stored what we sent: they
     # say something of our connection only where nothing has gone or come over it.
     heard = error.initial_metadata() or error.trailing_metadata()
-    sent = transfer.handed_over_bytes if transfer.streamed else had_connection()
+    sent = transfer.handed_over_bytes if transfer.streamed else transfer.had_connection()
     rules = RULES if heard or sent else NO_CONNECTION_RULES + RULES
     return next(
         rule
@@ -1652,11 +1652,7 @@ def watch(channel: grpc.Channel) -> Callable[[], bool]:
 
 
 def call_error(
-    error: Exception,
-    transfer: Transfer,
-    had_connection: Callable[[], bool],
-    ids: CallIds,
-    mask: Callable[[str], str],
+    error: Exception, transfer: Transfer, ids: CallIds, mask: Callable[[str], str]
 ) -> UploadError:
     """Say what a call that brought no answer means for the recording it was to upload.
 
@@ -1665,8 +1661,7 @@ def call_error(
     if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
         status = error.code().name
         cause = mask(" ".join((error.details() or "no details").split()))
-        rule = find_rule(error, status, cause, transfer, had_connection)
-        delay_s = asked_delay_s(error)
+        rule, delay_s = find_rule(error, status, cause, transfer), asked_delay_s(error)
     else:
         status, cause, rule, delay_s = "", str(error), LOST_RULE, 0.0
     # Past the commit point only the service's own refusal is proof that no dialog was made; all
@@ -1758,7 +1753,7 @@ class Uploader:
         self._note = note
         self._detail = detail
         self._live: set[Transfer] = set()
-        self._watched: dict[grpc.Channel, Callable[[], bool] | None] = {}
+        self._watched: dict[grpc.Channel, Callable[[], bool]] = {}
         self._lock = threading.Lock()
 
     def upload(
@@ -1913,11 +1908,10 @@ class Uploader:
             raise UploadError(os.EX_TEMPFAIL, self._stop_cause, AGAIN)
         header = self._credential.header()
         channel = channel or self._channel
-        had_connection: Callable[[], bool] = lambda: True  # noqa: E731
         if not transfer.streamed:
             with self._lock:
-                had_connection = self._watched.setdefault(channel) or watch(channel)
-                self._watched[channel] = had_connection
+                transfer.had_connection = self._watched.get(channel) or watch(channel)
+                self._watched[channel] = transfer.had_connection
         self._detail(f"{transfer.path}: calling the service (request {transfer.request_id})")
         try:
             headers = (header, ("x-client-request-id", transfer.request_id))
@@ -1942,7 +1936,6 @@ class Uploader:
             failure = call_error(
                 GivenUp(self._stop_cause) if self.stopping.is_set() and stopped else error,
                 transfer,
-                had_connection,
                 call_ids(transfer.request_id, call),
                 self._credential.mask,
             )
