@@ -2064,6 +2064,7 @@ CREATE INDEX recordings_by_path ON recordings (connection_id, path);
 CREATE INDEX recordings_under_way ON recordings (state) WHERE state IN ('sending', 'finishing');
 """
 PATHS_A_QUERY = 500
+LEDGER_HELD_LIMIT_S = 6 * 60 * 60
 
 
 class LedgerError(UploadError):
@@ -2081,7 +2082,10 @@ class LedgerError(UploadError):
 
 
 class LedgerInUse(LedgerError):
-    """Another run goes on: nothing has failed, and cron need not mail it every few minutes."""
+    """Another run goes on: nothing has failed, and cron need not mail it every few minutes.
+
+    Unless it has gone on for so long that it must be stuck, and nothing is uploaded any more.
+    """
 
 
 class Row(NamedTuple):
@@ -2163,9 +2167,13 @@ class Ledger:
         lock_file = os.open(f"{self._path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.utime(lock_file)
         except BlockingIOError:
+            since_s = os.fstat(lock_file).st_mtime
             os.close(lock_file)
-            raise LedgerInUse(self._path, "another run is using it") from None
+            stuck = time.time() - since_s > LEDGER_HELD_LIMIT_S
+            cause = f"another run is using it, since {utc(since_s)}"
+            raise (LedgerError if stuck else LedgerInUse)(self._path, cause) from None
         # SQLite gives its other files the permissions that this one has.
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         return lock_file
@@ -2253,7 +2261,7 @@ class Ledger:
             "ON CONFLICT DO UPDATE SET path = excluded.path, mtime_ns = excluded.mtime_ns, "
             "metadata_sha256 = excluded.metadata_sha256, state = 'sending', error = NULL, "
             "request_id = NULL, updated_at = excluded.updated_at",
-            (self._connection_id, sha256, key, size_bytes, mtime_ns, metadata_sha256, utc_now()),
+            (self._connection_id, sha256, key, size_bytes, mtime_ns, metadata_sha256, utc()),
         )
         return row and row._replace(claimed=True)
 
@@ -2294,7 +2302,7 @@ class Ledger:
         changed = self._do(
             f"UPDATE recordings SET state = ?, updated_at = ?{names} "
             "WHERE connection_id = ? AND sha256 = ?",
-            (state, utc_now(), *columns.values(), self._connection_id, sha256),
+            (state, utc(), *columns.values(), self._connection_id, sha256),
             durable,
         ).changed_rows
         if not changed:
@@ -2395,9 +2403,9 @@ def hash_metadata(recording: Recording) -> str:
     return hashlib.sha256(sent.encode()).hexdigest()
 
 
-def utc_now() -> str:
-    """Answer the time as ISO 8601 in UTC, to the second."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def utc(seconds: float | None = None) -> str:
+    """Answer a time, or the present one, as ISO 8601 in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 # --- One run over all recordings -----------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calendar
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -430,6 +431,24 @@ def test_a_second_run_leaves_at_once_and_the_first_goes_on(
     assert (first.returncode, out) == (os.EX_OK, f"Dialog ID: {next(iter(service.talks))}\n")
     assert len(service.calls) == 1
     assert upload("--ledger", ledger, "--audio-path", recording).code == os.EX_OK
+
+
+def test_a_run_that_is_stuck_is_told_of_even_by_quiet_ones(
+    upload: Run, recording: Path, ledger: Path
+) -> None:
+    """No mail means that all is well; nothing is uploaded any more here."""
+    words = ("--ledger", ledger, "--audio-path", recording, "--quiet")
+    lock = ledger.with_name(f"{ledger.name}-lock")
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert upload(*words) == Outcome(os.EX_TEMPFAIL, "", "")
+        seven_hours_ago = time.time() - 7 * 60 * 60
+        os.utime(lock, (seven_hours_ago, seven_hours_ago))
+        outcome = upload(*words)
+    assert (outcome.code, outcome.out) == (os.EX_TEMPFAIL, "")
+    assert f"{ledger}: another run is using it, since 20" in outcome.err
+    assert upload(*words).code == os.EX_OK
+    assert time.time() - lock.stat().st_mtime < 60
 
 
 def test_it_can_be_read_and_changed_while_a_run_goes_on(
