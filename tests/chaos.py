@@ -201,8 +201,8 @@ def watched_transfers() -> Iterator[dict[str, list[upload_grpc.Transfer]]]:
     original, pause_s = upload_grpc.Transfer, upload_grpc.BACKOFF_S
 
     class Watched(original):  # type: ignore[valid-type, misc]
-        def __init__(self, path: str, *rest: Any) -> None:
-            super().__init__(path, *rest)
+        def __init__(self, path: str, *rest: Any, **named: Any) -> None:
+            super().__init__(path, *rest, **named)
             transfers[path].append(self)
 
     upload_grpc.Transfer = Watched  # type: ignore[assignment, misc]
@@ -221,7 +221,7 @@ class Cuts:
         self.service = service
         self.sent: list[Sent] = []
         self.slowest_s = 0.0
-        self.ledgers = 0
+        self.bugs = 0
         self._folder = folder
         self._transfers: dict[str, list[upload_grpc.Transfer]] = {}
 
@@ -276,6 +276,7 @@ class Cuts:
             code = upload_grpc.main(given)
         if code > 128:
             raise SystemExit(code)  # The program took the signal that was meant for us.
+        self.bugs += code == os.EX_SOFTWARE
         return {result["path"]: result for result in map(json.loads, out.getvalue().splitlines())}
 
     def _phase(self, sent: Sent, struck: bool) -> str:
@@ -332,6 +333,8 @@ def cut_campaign(results: Results, folder: Path, noise: random.Random, size: Siz
     struck = sum(sent.phase != "never struck" for sent in campaign.sent)
     results.require("recordings sent", min(len(campaign.sent), size.cuts), size.cuts)
     print(f"  {'of them on a connection that was struck ':.<58} {struck}")
+    results.require("less than half of them struck", int(struck < len(campaign.sent) / 2))
+    results.require("runs that a bug ended", campaign.bugs)
     results.require("lost: called uploaded, not whole in the store", len(lost), 0, lost[:3])
     results.require("doubled: twice in the store", len(doubled), 0, doubled[:3])
     results.require("made, but called undelivered", len(denied), 0, denied[:3])
