@@ -378,7 +378,7 @@ def check_metadata(place: Workplace, example: bytes) -> bool:
     for fields in (message.fields, *(user.fields for user in message.users)):
         assert all(key and len(value.encode()) <= 1024 for key, value in fields.items())
     assert message.SerializeToString()
-    assert all(isinstance(warning, str) for warning in upload_grpc.date_warnings(metadata.fields))
+    assert all(isinstance(warning, str) for warning in upload_grpc.date_warnings(metadata))
     return True
 
 

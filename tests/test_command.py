@@ -280,6 +280,7 @@ def test_a_json_line_has_these_keys(upload: Run, service: StandIn, call: Path) -
         "tries": 0,
     }.items() <= failed.items()
     assert "cannot be read: No such file or directory" in failed["error"]
+    assert done["description"] is None
     assert set(failed) == {*done, "seconds"}
 
 
@@ -288,6 +289,8 @@ def test_a_json_dry_run_says_what_was_checked(upload: Run, call: Path) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     answer = json.loads(outcome.out)
     assert (answer["outcome"], answer["talk_id"]) == ("checked", None)
+    assert answer["description"].startswith("WAV, ")
+    assert answer["description"].endswith('as a stream, metadata {"language": "ru-RU"}')
 
 
 def test_several_recordings_are_named_on_stdout(upload: Run, service: StandIn, call: Path) -> None:
@@ -422,7 +425,6 @@ def test_an_answer_that_is_lost_ends_with_76(
         ("missing.wav", "No such file or directory"),
         ("loop.wav", "Too many levels of symbolic links"),
         ("fifo.wav", "not a regular file"),
-        ("", "No such file or directory"),
         ("call.wav/below", "Not a directory"),
         ("x" * 300, "File name too long"),
         ("a\0b", "null (byte|character).*"),
@@ -499,6 +501,9 @@ def test_a_bug_ends_with_70_and_its_traceback(
         (("--audio-path", "a.wav", "--connection-id", "1", "--min-age", "-5"), "--min-age"),
         (("--audio-path", "a.wav", "--connection-id", "1", "--format", "xml"), "--format"),
         (("--audio-path", "a.wav", "--connection-id", "1", "--dry"), "--dry"),
+        (("--audio-path", "", "--connection-id", "1"), "--audio-path is empty"),
+        (("--audio-path", "a.wav", "", "--connection-id", "1"), "--audio-path is empty"),
+        (("--audio-path", "a.wav", "--connection-id", "1", "--key-file", ""), "--key-file"),
         (("--audio-path", "a.wav", "--connection-id", "1", "--ledger", ""), "--ledger"),
         (("--audio-path", "a.wav", "--connection-id", "1", "--ca-file", ""), "--ca-file"),
         (("--audio-path", "a.wav", "--connection-id", "1", "--meta-path", ""), "--meta-path"),

@@ -15,7 +15,9 @@ import os
 import random
 import re
 import signal
+import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -26,6 +28,8 @@ from typing import Any
 
 import grpc
 import pytest
+import stand_in
+import trustme
 from conftest import KEY, ROOT, Outcome, Run, arguments, make_wav, start
 from fault_proxy import Fault, FaultProxy, HttpProxy
 from google.protobuf import any_pb2
@@ -581,18 +585,22 @@ def test_a_status_after_the_commit_point(
     assert_treated(outcome, service, short, status, STATUSES[status][1])
 
 
-def test_a_message_larger_than_the_service_takes_is_not_sent_again(
+def test_a_message_larger_than_the_service_takes_is_not_sent_again_that_way(
     upload: Run, short: Path, tmp_path: Path
 ) -> None:
     limit = (("grpc.max_receive_message_length", 300_000),)
+    ledger = tmp_path / "ledger.sqlite"
     with StandIn(tmp_path / "small", options=limit) as service:
-        words = ("--endpoint", service.endpoint, "--ca-file", service.ca_file)
-        single = upload("--audio-path", short, SINGLE, *words)
+        words = ("--ledger", ledger, "--endpoint", service.endpoint, "--ca-file", service.ca_file)
+        singles = [upload("--audio-path", short, SINGLE, *words) for _ in range(2)]
         assert service.calls == []
+        assert ledger_rows(ledger) == [("rejected", None)]
         stream = upload("--audio-path", short, *words)
-    assert_failed(single, REJECTED, short, "RESOURCE_EXHAUSTED", "leave out --single-message")
-    assert retry_lines(single) == []
-    assert stream.code == OK
+    assert_failed(singles[0], REJECTED, short, "RESOURCE_EXHAUSTED", "leave out --single-message")
+    assert retry_lines(singles[0]) == []
+    assert_failed(singles[1], REJECTED, short, "not sent, it was rejected before")
+    # It goes another way now: that it was rejected on the first says nothing.
+    assert_uploaded(stream, service, short)
 
 
 def asked_to_wait(seconds: float) -> Metadata:
@@ -651,6 +659,177 @@ def test_an_answer_without_a_dialog_id_is_no_success(
     outcome = upload("--audio-path", short, *way)
     assert_failed(outcome, UNKNOWN, short, "without an ID", "(OK, ", "look for it in the console")
     assert len(service.calls) == 1
+
+
+# --- Answers that grpc cannot take ---------------------------------------------------
+
+# Beyond what a client takes by default: 16 KiB of headers or trailers, 4 MiB of a message.
+TOO_LARGE = {"headers": 40_000, "trailers": 40_000, "message": 5_000_000}
+
+
+@pytest.mark.parametrize("way", [(), (SINGLE,)], ids=["stream", "single"])
+@pytest.mark.parametrize("what", TOO_LARGE)
+def test_an_answer_too_large_is_not_taken_for_a_refusal(
+    upload: Run,
+    service: StandIn,
+    short: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    way: tuple[str, ...],
+) -> None:
+    """Of an answer that it cannot take grpc itself makes a RESOURCE_EXHAUSTED."""
+    text = "y" * TOO_LARGE[what]
+    answer = service.answer
+
+    def too_large(method: str, context: grpc.ServicerContext, work: Any) -> Any:
+        if what == "trailers":
+            context.set_trailing_metadata((("x-debug", text),))
+        response = answer(method, context, work)
+        return type(response)(talk_id=text) if what == "message" else response
+
+    monkeypatch.setattr(service, "answer", too_large)
+    headers = ((("x-debug", text),), ()) if what == "headers" else ((), ())
+    sent = iter(headers)
+    monkeypatch.setattr(stand_in._LiveCall, "ids", lambda _: next(sent))
+
+    ledger = tmp_path / "ledger.sqlite"
+    outcome = upload("--audio-path", short, "--ledger", ledger, *way)
+    assert_unknown(outcome, short, "RESOURCE_EXHAUSTED")
+    assert len(stored_talks(service.store)) == len(service.calls) == 1
+    assert ledger_rows(ledger) == [("unknown", None)]
+
+
+class Resetting:
+    """The barest HTTP/2 service: takes each recording whole, and resets its stream then."""
+
+    def __init__(self, certificate: trustme.LeafCert, code: int) -> None:
+        self.taken = 0
+        self._code = code
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.set_alpn_protocols(["h2"])
+        certificate.configure_cert(self._context)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"localhost:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve)
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                plain, _ = self._listener.accept()
+                with self._context.wrap_socket(plain, server_side=True) as connection:
+                    self._answer(connection)
+
+    def _answer(self, connection: ssl.SSLSocket) -> None:
+        def send(kind: int, flags: int, stream: int, content: bytes = b"") -> None:
+            head = len(content).to_bytes(3, "big") + bytes([kind, flags])
+            connection.sendall(head + stream.to_bytes(4, "big") + content)
+
+        data, headers, reset, settings, ping, window = 0, 1, 3, 4, 6, 8
+        with connection.makefile("rb") as file:
+            file.read(len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
+            send(settings, 0, 0)
+            while len(head := file.read(9)) == 9:
+                content = file.read(int.from_bytes(head[:3], "big"))
+                kind, flags, stream = head[3], head[4], int.from_bytes(head[5:], "big")
+                if kind in (settings, ping) and not flags & 1:
+                    send(kind, 1, 0, content if kind == ping else b"")
+                elif kind == data and content:
+                    for number in (0, stream):
+                        send(window, 0, number, len(content).to_bytes(4, "big"))
+                if kind in (data, headers) and flags & 1:
+                    self.taken += 1
+                    send(reset, 0, stream, self._code.to_bytes(4, "big"))
+
+    def __enter__(self) -> Resetting:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+
+@pytest.mark.parametrize("way", [(), (SINGLE,)], ids=["stream", "single"])
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [(2, "INTERNAL"), (8, "CANCELLED"), (11, "RESOURCE_EXHAUSTED"), (12, "PERMISSION_DENIED")],
+)
+def test_a_stream_that_was_reset_is_not_taken_for_a_refusal(
+    command: Run, service: StandIn, short: Path, code: int, status: str, way: tuple[str, ...]
+) -> None:
+    """The statuses are grpc's translation of HTTP/2 errors; no service has said them."""
+    with Resetting(service.ca.issue_cert("localhost"), code) as resetting:
+        outcome = command("--audio-path", short, "--endpoint", resetting.endpoint, *way)
+    assert_unknown(outcome, short, f"({status}, ")
+    assert resetting.taken == 1
+
+
+class WithoutMessage(grpc.GenericRpcHandler):
+    """Ends every call with OK and no message, which no generated service can."""
+
+    def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        def end(requests: Iterator[bytes], _: grpc.ServicerContext) -> Iterator[bytes]:
+            return iter([b"" for _ in requests][:0])
+
+        return grpc.stream_stream_rpc_method_handler(end)
+
+
+@pytest.mark.parametrize("way", [(), (SINGLE,), ("--split",)], ids=["stream", "single", "split"])
+def test_ok_without_any_message_is_no_success(
+    upload: Run, tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch, way: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(
+        talk_service_pb2_grpc,
+        "add_TalkServiceServicer_to_server",
+        lambda _, server: server.add_generic_rpc_handlers((WithoutMessage(),)),
+    )
+    with StandIn(tmp_path / "speechless") as service:
+        words = ("--endpoint", service.endpoint, "--ca-file", service.ca_file)
+        outcome = upload("--audio-path", short, *words, *way)
+    assert_failed(outcome, UNKNOWN, short, "look for it in the console")
+
+
+def test_a_stored_message_is_not_sent_again_when_its_connection_is_gone(
+    upload: Run, service: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that stops in good order answers what it has; a new call finds nobody by then."""
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    for number in range(3):
+        make_wav(folder / f"{number}.wav", SHORT_BYTES)
+    # Of another connection, and without IDs: only that ours was there tells that these are not
+    # words about ours.
+    words = "failed to connect to all addresses; last error: UNAVAILABLE: ipv4:10.0.0.1:443"
+    service.script.append(Fail(grpc.StatusCode.UNAVAILABLE, words, store=True, ids=False))
+    stopping, nobody_there = threading.Event(), threading.Event()
+    finish = stand_in._TalkService._finish
+
+    def finish_late(talks: Any, call: Any, talk_id: str) -> Any:
+        (nobody_there if call.step else stopping).wait(10)
+        return finish(talks, call, talk_id)
+
+    def stop() -> None:
+        assert service._server
+        service._server.stop(20)
+        time.sleep(0.1)
+        stopping.set()
+        time.sleep(0.5)  # For the third recording to be refused a connection.
+        nobody_there.set()
+
+    monkeypatch.setattr(stand_in._TalkService, "_finish", finish_late)
+    with when(lambda: len(service.talks) == 2, stop):
+        outcome = upload(
+            *("--audio-path", folder, "--jobs", 2, SINGLE, "--retries", 0, "--format", "json")
+        )
+    codes = {}
+    for line in outcome.out.splitlines():
+        result = json.loads(line)
+        codes[result["request_id"]] = result["exit_code"]
+    assert len(codes) == 3
+    stored = [codes[str(call.metadata["x-client-request-id"])] for call in service.calls]
+    assert sorted(stored) == [OK, UNKNOWN]
 
 
 # --- Tries ---------------------------------------------------------------------------

@@ -42,6 +42,7 @@ JSON_KEYS = {
     "bytes",
     "seconds",
     "tries",
+    "description",
 }
 
 
@@ -108,12 +109,21 @@ def test_files_and_folders_are_taken_in_the_order_named_and_folders_by_name(
     assert len(service.talks) == 2 * len(expected)
 
 
-def test_an_empty_folder_is_no_error_and_nothing_to_talk_about(
+NOTHING = "0 uploaded, 0 already there, 0 failed, 0 unknown"
+
+
+def test_an_empty_folder_is_no_error_and_says_what_is_searched_for(
     upload: Run, service: StandIn, folder: Path
 ) -> None:
     (folder / "sub").mkdir()
     (folder / "sub" / "notes.txt").write_text("no recording")
-    assert upload("--audio-path", folder) == Outcome(os.EX_OK, "", "")
+    outcome = upload("--audio-path", folder)
+    assert (outcome.code, outcome.out) == (os.EX_OK, "")
+    assert outcome.err.splitlines() == [
+        "upload_grpc: nothing to upload: folders are searched for .wav, .mp3, .ogg, .opus",
+        f"upload_grpc: {NOTHING}",
+    ]
+    assert upload("--audio-path", folder, "--quiet") == Outcome(os.EX_OK, "", "")
     assert not service.calls
 
 
@@ -199,7 +209,7 @@ def test_one_file_named_several_times_is_one_dialog(
     assert "hard.wav: another name of a file that is already there" in outcome.err
 
 
-def test_young_files_are_left_out_in_silence(upload: Run, service: StandIn, folder: Path) -> None:
+def test_young_files_are_left_out_unnamed(upload: Run, service: StandIn, folder: Path) -> None:
     old, young = make_wavs(folder, "old.wav", "young.wav")
     an_hour_ago = time.time() - 3600
     os.utime(old, (an_hour_ago, an_hour_ago))
@@ -210,8 +220,11 @@ def test_young_files_are_left_out_in_silence(upload: Run, service: StandIn, fold
     assert list(dialog_ids(outcome.out)) == [str(old)]
     assert "young" not in outcome.err
 
-    assert upload("--min-age", 7200, "--audio-path", folder) == Outcome(os.EX_OK, "", "")
-    assert upload("--min-age", 600, "--audio-path", young) == Outcome(os.EX_OK, "", "")
+    for words in (
+        ("--min-age", 7200, "--audio-path", folder),
+        ("--min-age", 600, "--audio-path", young),
+    ):
+        assert upload("--quiet", *words) == Outcome(os.EX_OK, "", "")
     told = upload("--min-age", 600, "--verbose", "--audio-path", young)
     assert f"{young}: younger than 600 s, left out" in told.err
     assert len(service.talks) == 1

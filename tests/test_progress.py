@@ -180,7 +180,7 @@ def test_a_failed_try_gives_its_bytes_back(service: StandIn, tmp_path: Path) -> 
     assert max(after) <= 100
     lines = screen(received)
     assert re.search(r"0\.wav: no progress .*; next try in 1\.0 s$", lines[0])
-    assert len(lines) == 3
+    assert len(lines) == 4
 
 
 def test_quiet_is_without_a_bar(service: StandIn, tmp_path: Path) -> None:

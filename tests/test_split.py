@@ -283,18 +283,32 @@ def test_the_intervals_have_a_limit(
     assert timed.polls_s[-1] - timed.polls_s[0] < 15 * 0.03 + 0.5
 
 
+@pytest.mark.parametrize(
+    ("remembered", "code", "advice"),
+    [(False, 76, "look for it in the console"), (True, 75, "run again")],
+    ids=["without a ledger", "with a ledger"],
+)
 def test_an_operation_that_does_not_change_is_left_after_the_timeout(
-    split: Split, service: StandIn, call: Path
+    split: Split,
+    service: StandIn,
+    call: Path,
+    ledger: Path,
+    remembered: bool,
+    code: int,
+    advice: str,
 ) -> None:
+    # Without a ledger, who runs that again uploads it again.
+    words = ("--ledger", ledger) if remembered else ()
     service.badge_polls = 1_000
     started_s = time.monotonic()
-    outcome = split("--audio-path", call, "--wait", "--timeout", 0.5)
+    outcome = split("--audio-path", call, "--wait", "--timeout", 0.5, *words)
     badge_id, _, operation_id = only_badge(service)
     assert 0.2 < time.monotonic() - started_s < 2
-    assert (outcome.code, outcome.out) == (75, lines(badge_id))
-    assert outcome.err.count("\n") == 1
-    assert f"{call}: uploaded, but not yet split (operation {operation_id})" in outcome.err
-    assert "--wait with the same --ledger" in outcome.err
+    assert (outcome.code, outcome.out) == (code, lines(badge_id))
+    assert outcome.err == (
+        f"upload_grpc: {call}: uploaded, but not yet split: operation {operation_id} goes on; "
+        f"{advice}\n"
+    )
     assert methods(service).count("UploadBadge") == 1
 
 
@@ -318,7 +332,7 @@ def test_json_says_that_it_was_uploaded_and_not_yet_split(
     result = json.loads(outcome.out)
     badge_id, _, _ = only_badge(service)
     assert (result["outcome"], result["badge_id"]) == ("uploaded", badge_id)
-    assert (result["exit_code"], result["talk_ids"]) == (75, [])
+    assert (result["exit_code"], result["talk_ids"]) == (76, [])
     assert "not yet split" in result["error"]
 
 
