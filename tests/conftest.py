@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import wave
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +138,18 @@ def upload(service: StandIn, capfd: pytest.CaptureFixture[str]) -> Run:
 
 
 def start(
-    *words: object, env: Mapping[str, str] | None = None, **options: Any
+    *words: object,
+    env: Mapping[str, str] | None = None,
+    under: Sequence[str] = (),
+    **options: Any,
 ) -> subprocess.Popen[str]:
-    """Start the command itself; its environment is this process's and `env`."""
+    """Start the command itself; its environment is this process's and `env`.
+
+    under: a command that starts it, such as `prlimit`. What preexec_fn does instead may hang or
+    abort where a service runs in this process.
+    """
     process: subprocess.Popen[str] = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(str, words)],
+        [*under, sys.executable, str(SCRIPT), *map(str, words)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

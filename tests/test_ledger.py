@@ -14,6 +14,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,9 @@ LOST = Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True)
 BUSY = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many at a time")
 REJECTED = Fail(grpc.StatusCode.INVALID_ARGUMENT, "not this one")
 REFUSED = Fail(grpc.StatusCode.PERMISSION_DENIED, "not you")
+
+# More than grpc and the sockets hold between them, which is 22 MB on a busy machine.
+LONG_BYTES = 40_000_000
 
 
 @pytest.fixture
@@ -248,6 +252,17 @@ def test_two_names_for_one_content_share_its_failure(
     assert "b'" not in second
 
 
+def test_a_file_dated_later_than_sqlite_can_count_is_remembered_like_others(
+    remember: Run, service: StandIn, tmp_path: Path
+) -> None:
+    paths = [make_wav(tmp_path / f"{number}.wav", 3_000) for number in range(3)]
+    os.utime(paths[1], (10**10, 10**10))  # 2286; nanoseconds in 63 bits end in 2262.
+    first = remember("--quiet", "--audio-path", *paths)
+    assert (first.code, len(service.talks)) == (os.EX_OK, 3)
+    assert remember("--quiet", "--audio-path", *paths) == first
+    assert len(service.calls) == 3
+
+
 def test_connections_are_kept_apart(
     remember: Run, service: StandIn, recording: Path, ledger: Path
 ) -> None:
@@ -358,7 +373,7 @@ def test_finishing_is_written_before_the_half_close_can_arrive(
 def test_until_the_last_byte_it_is_only_sending(
     service: StandIn, tmp_path: Path, ledger: Path
 ) -> None:
-    wav = make_wav(tmp_path / "call.wav", 3_000_000)
+    wav = make_wav(tmp_path / "call.wav", LONG_BYTES)
     service.script.append(Freeze(after_bytes=1_000_000))
     with running(service, "--ledger", ledger, "--audio-path", wav):
         wait_for(lambda: service.calls and service.calls[0].bytes_received >= 1_000_000)
@@ -368,7 +383,7 @@ def test_until_the_last_byte_it_is_only_sending(
 def test_a_run_killed_while_sending_leaves_nothing_to_clean_up(
     remember: Run, service: StandIn, tmp_path: Path, ledger: Path
 ) -> None:
-    wav = make_wav(tmp_path / "call.wav", 3_000_000)
+    wav = make_wav(tmp_path / "call.wav", LONG_BYTES)
     service.script.append(Freeze(after_bytes=1_000_000))
     with running(service, "--ledger", ledger, "--audio-path", wav):
         wait_for(lambda: service.calls and service.calls[0].bytes_received >= 1_000_000)
@@ -412,17 +427,69 @@ def test_rows_that_a_dead_run_left_are_put_right_for_all_recordings(
     assert states(ledger) == ["uploaded", "unknown", "uploaded", "uploaded"]
 
 
+def test_a_recording_whose_row_was_deleted_is_not_uploaded(
+    remember: Run, service: StandIn, tmp_path: Path, ledger: Path
+) -> None:
+    wav = make_wav(tmp_path / "call.wav", LONG_BYTES)
+    service.script.append(Slow(80_000_000))
+    with running(service, "--ledger", ledger, "--audio-path", wav) as process:
+        wait_for(lambda: service.calls and service.calls[0].bytes_received)
+        change(ledger, "DELETE FROM recordings WHERE state = 'sending'")
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (os.EX_CONFIG, "")
+    assert f"{wav}: ledger {ledger}: row " in err and "has been deleted" in err
+    service.wait_until_idle()
+    assert not stored_talks(service.store)
+    assert remember("--audio-path", wav).code == os.EX_OK
+    assert len(service.talks) == 1
+
+
 # --- Others who use it at the same time ----------------------------------------------
 
 
-def test_a_second_run_leaves_at_once_and_the_first_goes_on(
-    upload: Run, service: StandIn, recording: Path, ledger: Path
+@pytest.mark.parametrize("bad_first", [True, False])
+def test_a_write_that_fails_confirms_none_of_those_it_shares_a_transaction_with(
+    recording: Path, ledger: Path, bad_first: bool
 ) -> None:
+    checked = upload_grpc.check_recording(str(recording), None)
+    errors: list[Exception] = []
+    with contextlib.closing(upload_grpc.Ledger(str(ledger), "connection-1")) as kept:
+        kept.claim(checked, "aa", False)
+
+        def write(act: Callable[..., object], *values: object) -> None:
+            try:
+                act(*values)
+            except Exception as error:  # noqa: BLE001
+                errors.append(error)
+
+        finishing = (kept.reach, "aa", "finishing", "request-1")
+        # More than SQLite's integers hold, which its module tells with an error of Python's.
+        bad = (kept._do, "UPDATE recordings SET size_bytes = ?", (2**63,))
+        threads: list[threading.Thread] = []
+        with kept._write_lock:
+            for arguments in (bad, finishing) if bad_first else (finishing, bad):
+                threads.append(threading.Thread(target=write, args=arguments))
+                threads[-1].start()
+                wait_for(lambda: len(kept._waiting) == len(threads))
+        for thread in threads:
+            thread.join()
+        assert [type(error) for error in errors] == [upload_grpc.LedgerError] * 2
+        assert states(ledger) == ["sending"]
+        kept.reach("aa", "finishing", "request-1")
+        assert states(ledger) == ["finishing"]
+
+
+@pytest.mark.parametrize("name", ["ledger.sqlite", "link.sqlite"])
+def test_a_second_run_leaves_at_once_and_the_first_goes_on(
+    upload: Run, service: StandIn, recording: Path, ledger: Path, name: str
+) -> None:
+    """By whatever name: two runs on one ledger would upload everything twice."""
+    ledger.with_name("link.sqlite").symlink_to(ledger)
     service.script.append(Delay(0.5))
     with running(service, "--ledger", ledger, "--audio-path", recording) as first:
         wait_for(lambda: service.talks)
         began = time.monotonic()
-        second = upload("--ledger", ledger, "--audio-path", recording)
+        second = upload("--ledger", ledger.parent / name, "--audio-path", recording)
         assert time.monotonic() - began < 0.4
         out, _ = first.communicate(timeout=10)
     assert second.code == os.EX_TEMPFAIL
@@ -430,7 +497,9 @@ def test_a_second_run_leaves_at_once_and_the_first_goes_on(
     assert "another run is using it" in second.err and str(ledger) in second.err
     assert (first.returncode, out) == (os.EX_OK, f"Dialog ID: {next(iter(service.talks))}\n")
     assert len(service.calls) == 1
-    assert upload("--ledger", ledger, "--audio-path", recording).code == os.EX_OK
+    again = upload("--ledger", ledger.parent / name, "--audio-path", recording)
+    assert (again.code, again.out) == (os.EX_OK, out)
+    assert len(service.calls) == 1
 
 
 def test_a_run_that_is_stuck_is_told_of_even_by_quiet_ones(
@@ -636,9 +705,9 @@ def without_rights() -> list[str]:
 # --- A full disk ---------------------------------------------------------------------
 
 
-def limit_files(size_bytes: int) -> Callable[[], None]:
-    """Let a process write no file beyond a size: to SQLite that is a disk that fails."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
+def limit_files(size_bytes: int) -> list[str]:
+    """Answer what lets a command write no file beyond a size: to SQLite a disk that fails."""
+    return ["prlimit", f"--fsize={size_bytes}:{size_bytes}"]
 
 
 @pytest.mark.parametrize("used_before", [False, True])
@@ -656,8 +725,7 @@ def test_a_disk_that_is_full_from_the_start(
         make_wav(recording, 600_000, seed=2)
     before = rows(ledger) if used_before else []
     words = arguments(service, "--ledger", ledger, "--audio-path", recording)
-    process = start(*words, preexec_fn=limit_files(size_bytes))
-    with process:
+    with start(*words, under=limit_files(size_bytes)) as process:
         out, err = process.communicate(timeout=20)
     assert process.returncode == os.EX_TEMPFAIL, err
     assert out == ""
