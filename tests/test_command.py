@@ -477,7 +477,8 @@ def test_a_bug_ends_with_70_and_its_traceback(
     assert (outcome.code, outcome.out) == (70, "")
     lines = outcome.err.splitlines()
     assert all(line.startswith("upload_grpc: ") for line in lines)
-    assert "Traceback" in lines[0]
+    assert lines[0].startswith(f"upload_grpc: {call}: the run ended while it was under way; ")
+    assert "Traceback" in lines[1]
     assert "ZeroDivisionError: as a bug would" in outcome.err
     assert "this is a bug" in lines[-1]
     assert service.talks == {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,13 +14,17 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
 from conftest import SCRIPT, Outcome, Run, arguments, make_wav, start
+from encoders import ogg_opus
 from stand_in import Delay, Fail, Freeze, StandIn, Step, stored_talks
 
 import upload_grpc
@@ -209,6 +215,25 @@ def test_one_file_named_several_times_is_one_dialog(
     assert "hard.wav: another name of a file that is already there" in outcome.err
 
 
+def test_a_folder_named_again_later_is_searched_too(
+    upload: Run, service: StandIn, folder: Path
+) -> None:
+    paths = make_wavs(folder, "1.wav", "2.wav", "3.wav")
+    words = ("--audio-path", paths[0], "--jobs", 1, "--audio-path", *paths[1:])
+    assert list(dialog_ids(upload(*words).out)) == list(map(str, paths))
+
+
+@pytest.mark.parametrize(("ahead_s", "sent"), [(365 * 86_400, 1), (10, 0)])
+def test_a_file_dated_ahead_of_the_clock_is_not_young_for_ever(
+    upload: Run, service: StandIn, folder: Path, ahead_s: float, sent: int
+) -> None:
+    """Dated by a wrong clock it is as old as any; a little ahead it may be new all the same."""
+    (path,) = make_wavs(folder, "1.wav")
+    os.utime(path, (time.time() + ahead_s,) * 2)
+    assert upload("--audio-path", folder, "--min-age", 60, "--quiet").code == os.EX_OK
+    assert len(service.talks) == sent
+
+
 def test_young_files_are_left_out_unnamed(upload: Run, service: StandIn, folder: Path) -> None:
     old, young = make_wavs(folder, "old.wav", "young.wav")
     an_hour_ago = time.time() - 3600
@@ -299,6 +324,48 @@ def test_bad_ones_never_stop_the_good_ones(upload: Run, service: StandIn, folder
     assert last_line(outcome.err) == "5 uploaded, 0 already there, 4 failed, 0 unknown"
 
 
+def test_a_disk_that_fails_under_a_header_stops_nothing_else(
+    upload: Run, service: StandIn, folder: Path
+) -> None:
+    (good,) = make_wavs(folder, "1.wav")
+    # A regular file that can be opened, and of which no byte can be read.
+    broken = "/sys/class/net/lo/speed"
+    outcome = upload("--audio-path", broken, good, "--quiet")
+    assert outcome.code == os.EX_NOINPUT
+    assert outcome.err.startswith(f"upload_grpc: {broken}: cannot be read: Invalid argument; ")
+    assert outcome.err.count("\n") == 1
+    assert list(dialog_ids(outcome.out)) == [str(good)]
+
+
+@pytest.mark.parametrize("words", [(), ("--ledger", "ledger"), ("--single-message",)])
+def test_a_file_lost_by_its_server_after_it_was_checked_stops_nothing_else(
+    upload: Run,
+    service: StandIn,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+) -> None:
+    """On a network disk a file may open, and only then prove stale."""
+    stale, good = make_wavs(folder, "1.wav", "2.wav")
+    looks = 0
+
+    def fstat(descriptor: int) -> os.stat_result:
+        nonlocal looks
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str(stale):
+            looks += 1
+            if looks > 1:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return os.fstat(descriptor)
+
+    monkeypatch.setattr(upload_grpc, "os", SimpleNamespace(**{**vars(os), "fstat": fstat}))
+    monkeypatch.chdir(folder)
+    outcome = upload("--audio-path", folder, "--quiet", "--jobs", 1, *words)
+    assert outcome.code == os.EX_TEMPFAIL
+    assert outcome.err.startswith(f"upload_grpc: {stale}: became unreadable (Stale file handle)")
+    assert outcome.err.count("\n") == 1
+    assert list(dialog_ids(outcome.out)) == [str(good)]
+
+
 def test_the_last_one_is_checked_before_the_first_one_is_sent(
     service: StandIn, folder: Path, tmp_path: Path
 ) -> None:
@@ -361,6 +428,75 @@ def test_two_good_recordings_before_the_key_expires_are_reported(
     )
 
 
+def test_when_the_run_is_stopped_no_single_message_is_left_without_its_answer(
+    upload: Run, service: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built before the refusal came, it would be cancelled unsent, and be looked for in vain."""
+    paths = make_wavs(folder, *(f"{number:02}.wav" for number in range(11)), size_bytes=300_000)
+    stopped = threading.Event()
+    build, stop = upload_grpc.single_message_request, upload_grpc.Uploader.stop
+
+    def build_late(connection_id: str, recording: Any, transfer: Any) -> Any:
+        if recording.path != str(paths[0]):
+            assert stopped.wait(10)
+        return build(connection_id, recording, transfer)
+
+    def stop_and_tell(*arguments: Any, **options: Any) -> None:
+        stop(*arguments, **options)
+        stopped.set()
+
+    monkeypatch.setattr(upload_grpc, "single_message_request", build_late)
+    monkeypatch.setattr(upload_grpc.Uploader, "stop", stop_and_tell)
+    service.script.append(REFUSED)
+    words = ("--single-message", "--jobs", 4, "--format", "json", "--quiet")
+    outcome = upload("--audio-path", folder, *words)
+    assert outcome.code == os.EX_NOPERM
+    results = [json.loads(line) for line in outcome.out.splitlines()]
+    counts = collections.Counter(result["outcome"] for result in results)
+    assert counts["unknown"] == 0
+    assert counts["uploaded"] == len(service.talks)
+    assert counts["not tried"] == len(paths) - 4
+    assert sum(counts.values()) == len(paths)
+
+
+@pytest.mark.parametrize("place", ["hash_audio", "check_answer"])
+def test_a_bug_with_one_recording_leaves_none_without_a_line(
+    upload: Run,
+    service: StandIn,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    """Whoever reads the IDs must not miss those of the others, nor take the one for not sent."""
+    paths = make_wavs(folder, *(f"{number}.wav" for number in range(9)), size_bytes=300_000)
+    struck, right = paths[1], getattr(upload_grpc, place)
+
+    def broken(*arguments: Any) -> object:
+        if str(struck) in (getattr(argument, "path", "") for argument in arguments):
+            wait_for(lambda: len(service.calls) >= 2)  # The others are under way.
+            raise ZeroDivisionError("as a bug would")
+        return right(*arguments)
+
+    monkeypatch.setattr(upload_grpc, place, broken)
+    service.script += [Delay(0.2)] * len(paths)
+    words = ("--jobs", 3, "--format", "json", "--ledger", tmp_path / "ledger")
+    outcome = upload("--audio-path", folder, *words)
+    service.wait_until_idle()
+    assert outcome.code == os.EX_SOFTWARE
+    assert "ZeroDivisionError: as a bug would" in outcome.err and "Traceback" in outcome.err
+    results = [json.loads(line) for line in outcome.out.splitlines()]
+    by_path = {result["path"]: result for result in results}
+    assert len(by_path) == len(results) == len(paths)
+    last, first = by_path.pop(str(paths[-1])), by_path.pop(str(struck))
+    assert (first["outcome"], first["exit_code"]) == ("unknown", os.EX_PROTOCOL)
+    assert (last["outcome"], last["exit_code"]) == ("not tried", os.EX_TEMPFAIL)
+    uploaded = {result["talk_id"] for result in by_path.values()} - {None}
+    own = hashlib.sha256(struck.read_bytes()).hexdigest()
+    others = {talk.talk_id for talk in service.talks.values() if talk.sha256 != own}
+    assert uploaded == others and len(others) >= 2
+
+
 # --- Several at a time ---------------------------------------------------------------
 
 
@@ -414,6 +550,24 @@ def test_quiet_leaves_the_failures(upload: Run, service: StandIn, folder: Path) 
     outcome = upload("--quiet", "--jobs", 1, "--audio-path", folder)
     (line,) = outcome.err.splitlines()
     assert line.startswith(f"upload_grpc: {folder / '2.wav'}: not this one (INVALID_ARGUMENT")
+
+
+def test_a_warning_names_each_recording_and_placeholders_are_told_of_once(
+    upload: Run, service: StandIn, folder: Path
+) -> None:
+    whole = ogg_opus()
+    for number in range(3):
+        (folder / f"{number}.opus").write_bytes(whole[: whole.rindex(b"OggS")])
+    make_wavs(folder, "3.wav")
+    outcome = upload("--audio-path", folder)
+    assert outcome.code == os.EX_OK
+    *cut, placeholders, _ = outcome.err.splitlines()
+    assert [line.partition(": its end is missing")[0] for line in cut] == [
+        f"upload_grpc: {folder / name}" for name in ("0.opus", "1.opus", "2.opus")
+    ]
+    assert placeholders.startswith(
+        f"upload_grpc: {folder / '0.opus'} and 3 more: no metadata given, placeholder fields "
+    )
 
 
 def test_json_is_one_object_a_recording_whatever_became_of_it(
