@@ -484,6 +484,9 @@ def test_a_bug_ends_with_70_and_its_traceback(
     assert service.talks == {}
 
 
+VM = ("--key-type", "vm")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -509,6 +512,11 @@ def test_a_bug_ends_with_70_and_its_traceback(
         (("--audio-path", "a.wav", "--connection-id", "1", "--ca-file", ""), "--ca-file"),
         (("--audio-path", "a.wav", "--connection-id", "1", "--meta-path", ""), "--meta-path"),
         (("--audio-path", "a.wav", "--connection-id", "1", "--retry-unknown"), "--ledger"),
+        (("--audio-path", "a.wav", "--connection-id", "1", *VM, "--key", "x"), "--key-type vm"),
+        (
+            ("--audio-path", "a.wav", "--connection-id", "1", *VM, "--key-file", "x"),
+            "--key-type vm",
+        ),
     ],
     ids=lambda words: ascii(" ".join(words[4:] or words)) if isinstance(words, tuple) else "",
 )
@@ -743,6 +751,20 @@ def test_a_broken_environment_is_no_endless_search(tree: Path, what: str) -> Non
         python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
         python.chmod(0o755)
     assert_mendable(run_in(tree, "--version", python=WITHOUT_PACKAGES), tree)
+
+
+@pytest.mark.parametrize("words", [(), ("--single-message",)], ids=["stream", "single"])
+def test_a_system_without_proc_will_do(
+    service: StandIn, call: Path, words: tuple[str, ...]
+) -> None:
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("only root (unshare -m) can take /proc away from one process")
+    without_proc = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
+    given = arguments(service, "--audio-path", call, *words)
+    with start(*given, under=without_proc) as process:
+        out, err = process.communicate(timeout=30)
+    [talk_id] = service.talks
+    assert (process.returncode, out, err) == (0, f"Dialog ID: {talk_id}\n", "")
 
 
 # --- Names ----------------------------------------------------------------------------

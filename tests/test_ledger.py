@@ -6,6 +6,7 @@ import calendar
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import re
 import resource
@@ -342,6 +343,42 @@ def test_an_unknown_one_can_be_marked_by_hand(
     outcome = remember("--audio-path", recording)
     assert (outcome.code, outcome.out) == (os.EX_OK, "Dialog ID: seen\n")
     assert len(service.calls) == 1
+
+
+def test_a_dry_run_says_what_the_ledger_knows(
+    remember: Run, service: StandIn, tmp_path: Path, ledger: Path
+) -> None:
+    done, lost, rejected, failed, new = (
+        make_wav(tmp_path / f"{name}.wav", 300_000)
+        for name in ("done", "lost", "rejected", "failed", "new")
+    )
+    service.script += [None, LOST, REJECTED, BUSY]
+    remember("--audio-path", done, lost, rejected, failed)
+    before = rows(ledger)
+    (talk_id,) = (row["talk_id"] for row in before if row["state"] == "uploaded")
+    other = shutil.copy(done, tmp_path / "other.wav")
+    words = ("--dry-run", "--format", "json", "--audio-path", other, lost, rejected, failed, new)
+    for retry, code, of_lost in (
+        ((), os.EX_PROTOCOL, ("unknown", os.EX_PROTOCOL)),
+        (("--retry-unknown",), os.EX_DATAERR, ("checked", 0)),
+    ):
+        outcome = remember(*words, *retry)
+        results = {}
+        for line in outcome.out.splitlines():
+            result = json.loads(line)
+            results[Path(result["path"]).stem] = (result["outcome"], result["exit_code"])
+            assert (result["talk_id"] == talk_id) == (result["outcome"] == "already")
+            assert bool(result["description"]) == (result["outcome"] == "checked")
+        assert outcome.code == code
+        assert results == {
+            "other": ("already", 0),
+            "lost": of_lost,
+            "rejected": ("rejected", os.EX_DATAERR),
+            "failed": ("checked", 0),
+            "new": ("checked", 0),
+        }
+    assert rows(ledger) == before
+    assert len(service.calls) == 4
 
 
 # --- The commit point ----------------------------------------------------------------

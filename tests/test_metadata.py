@@ -407,6 +407,20 @@ def test_a_date_without_an_offset_is_sent_with_a_warning(
     assert fields(service) == {key: date}
 
 
+@pytest.mark.parametrize("words", [(), ("--dry-run",)], ids=["", "dry run"])
+def test_a_date_for_all_is_warned_of_once_and_in_the_users_fields_too(
+    upload: Run, tmp_path: Path, metadata: Path, words: tuple[str, ...]
+) -> None:
+    user = {"id": "1", "role": "client", "fields": {"date_of_birth": "17.03.1980"}}
+    metadata.write_text(json.dumps({"date": "yesterday", "users": [user]}))
+    paths = [make_wav(tmp_path / f"{number}.wav", 1_000) for number in range(3)]
+    outcome = upload("--audio-path", *paths, "--meta-path", metadata, *words)
+    assert outcome.code == 0
+    for key, date in (("date", "yesterday"), ("date_of_birth", "17.03.1980")):
+        warning = f'upload_grpc: {metadata}: metadata key "{key}": "{date}" is no ISO 8601 date'
+        assert outcome.err.count(warning) == outcome.err.count(date) == 1
+
+
 def test_other_fields_may_hold_any_text(send: Send) -> None:
     outcome = send({"update": "17.03.2026", "candidate": "yesterday", "language": "ru-RU"})
     assert (outcome.code, outcome.err) == (0, "")

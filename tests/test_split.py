@@ -14,9 +14,12 @@ from typing import Any
 
 import grpc
 import pytest
+import stand_in
 from conftest import Outcome, Run, arguments, make_wav, start
 from encoders import mp3, ogg_opus, pcm, wav
 from stand_in import Call, Fail, Freeze, StandIn
+from yandex.cloud.operation import operation_pb2, operation_service_pb2_grpc
+from yandex.cloud.speechsense.v1 import talk_service_pb2
 
 import upload_grpc
 
@@ -205,6 +208,94 @@ def test_an_answer_that_was_lost_leaves_it_unknown(
     service.script.append(Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True))
     outcome = split("--audio-path", call)
     assert (outcome.code, outcome.out) == (76, "")
+    assert methods(service) == ["UploadBadge"]
+
+
+# --- Other answers to an upload -------------------------------------------------------------
+
+
+@pytest.fixture
+def answer_with(service: StandIn, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have something done to each operation before it is the answer to an upload."""
+
+    def use(change: Callable[[operation_pb2.Operation], object]) -> None:
+        make = stand_in._TalkService._make_badge
+
+        def make_other(*arguments: Any) -> tuple[str, operation_pb2.Operation]:
+            operation_id, operation = make(*arguments)
+            change(operation)
+            return operation_id, operation
+
+        monkeypatch.setattr(stand_in._TalkService, "_make_badge", make_other)
+
+    return use
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda operation: operation.ClearField("metadata"),
+        lambda operation: setattr(operation.metadata, "value", b"\xff\xff"),
+        lambda operation: setattr(operation.metadata, "type_url", "other"),
+    ],
+    ids=["none", "malformed", "of another type"],
+)
+@pytest.mark.parametrize("wait", [False, True])
+def test_an_operation_without_a_badge_is_told_by_its_own_id(
+    split: Split,
+    service: StandIn,
+    call: Path,
+    answer_with: Callable[..., None],
+    change: Callable[[operation_pb2.Operation], object],
+    wait: bool,
+) -> None:
+    answer_with(change)
+    outcome = split("--audio-path", call, *(["--wait"] if wait else []))
+    _, talk_ids, operation_id = only_badge(service)
+    dialogs = "".join(f"Dialog ID: {talk_id}\n" for talk_id in talk_ids if wait)
+    assert outcome == Outcome(0, f"Operation ID: {operation_id}\n{dialogs}", "")
+
+
+def test_an_operation_that_is_done_at_once_needs_no_wait(
+    split: Split, service: StandIn, call: Path, ledger: Path, answer_with: Callable[..., None]
+) -> None:
+    response = talk_service_pb2.UploadBadgeResponse(talk_ids=["talk-1", "talk-2"])
+
+    def finish(operation: operation_pb2.Operation) -> None:
+        operation.done = True
+        operation.response.Pack(response)
+
+    answer_with(finish)
+    words = ("--audio-path", call, "--ledger", ledger)
+    first = split(*words)
+    assert first == Outcome(0, lines(only_badge(service)[0], list(response.talk_ids)), "")
+    assert row(ledger)["talk_id"] == "talk-1 talk-2"
+    assert split(*words, "--wait") == first
+    assert methods(service) == ["UploadBadge"]
+
+
+@pytest.mark.parametrize("words", [(), ("--wait",)], ids=["", "wait"])
+def test_an_operation_that_failed_at_once_is_a_rejection(
+    split: Split,
+    service: StandIn,
+    call: Path,
+    ledger: Path,
+    answer_with: Callable[..., None],
+    words: tuple[str, ...],
+) -> None:
+    def finish(operation: operation_pb2.Operation) -> None:
+        operation.done = True
+        operation.error.message = "nobody speaks in it"
+
+    answer_with(finish)
+    service.badge_error = (grpc.StatusCode.INVALID_ARGUMENT, "nobody speaks in it")
+    outcome = split("--audio-path", call, "--ledger", ledger, *words)
+    assert outcome.code == 65
+    assert f"{call}: uploaded, but not split: nobody speaks in it" in outcome.err
+    assert (row(ledger)["state"], row(ledger)["talk_id"]) == ("rejected", None)
+    again = split("--audio-path", call, "--ledger", ledger, *words)
+    assert again.code == 65
+    assert "rejected before" in again.err and "nobody speaks in it" in again.err
     assert methods(service) == ["UploadBadge"]
 
 
@@ -437,6 +528,21 @@ def test_a_poll_that_is_refused_is_not_repeated(
     assert (outcome.code, outcome.out) == (exit_code, lines(badge_id))
     assert "not you" in outcome.err
     assert methods(service) == ["UploadBadge", "Get"]
+
+
+def test_a_service_without_operations_does_not_stop_the_run(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = "add_OperationServiceServicer_to_server"
+    monkeypatch.setattr(operation_service_pb2_grpc, without, lambda *_: None)
+    paths = [make_wav(tmp_path / f"{number}.wav") for number in range(3)]
+    with StandIn(tmp_path / "bare") as service:
+        words = ("--endpoint", service.endpoint, "--ca-file", service.ca_file, "--wait")
+        outcome = split("--audio-path", *paths, "--jobs", 1, *words)
+    assert outcome.code == 65
+    assert outcome.out.count("Badge ID") == len(service.badges) == 3
+    for path in paths:
+        assert f"upload_grpc: {path}: uploaded, but not yet split: " in outcome.err
 
 
 def test_an_operation_nobody_knows_any_more_does_not_stop_the_run(
