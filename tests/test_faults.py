@@ -667,8 +667,17 @@ def test_an_answer_without_a_dialog_id_is_no_success(
 TOO_LARGE = {"headers": 40_000, "trailers": 40_000, "message": 5_000_000}
 
 
-@pytest.mark.parametrize("way", [(), (SINGLE,)], ids=["stream", "single"])
-@pytest.mark.parametrize("what", TOO_LARGE)
+@pytest.mark.parametrize(
+    ("what", "way"),
+    [
+        ("headers", (SINGLE,)),  # A stream's come before its dialog, and may well prevent it.
+        ("trailers", ()),
+        ("trailers", (SINGLE,)),
+        ("message", ()),
+        ("message", (SINGLE,)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "".join(value) or "stream",
+)
 def test_an_answer_too_large_is_not_taken_for_a_refusal(
     upload: Run,
     service: StandIn,
@@ -830,6 +839,30 @@ def test_a_stored_message_is_not_sent_again_when_its_connection_is_gone(
     assert len(codes) == 3
     stored = [codes[str(call.metadata["x-client-request-id"])] for call in service.calls]
     assert sorted(stored) == [OK, UNKNOWN]
+
+
+@pytest.mark.parametrize("way", [(), (SINGLE,)], ids=["stream", "single"])
+def test_recordings_that_meet_no_service_for_a_while_are_only_late(
+    upload: Run, service: StandIn, tmp_path: Path, way: tuple[str, ...]
+) -> None:
+    """Those before them went over the same channel; of these nothing was sent."""
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    for number in range(12):
+        make_wav(folder / f"{number:02}.wav", 300_000)
+
+    def go_away() -> None:
+        service.stop(10)
+        time.sleep(0.2)
+        service.start()
+
+    words = ("--jobs", 1, "--retries", 50, "--quiet", *way)
+    with when(lambda: len(service.talks) >= 3, go_away):
+        outcome = upload("--audio-path", folder, *words)
+    # One call may have begun while nobody knew yet that the connection was gone.
+    assert len(service.talks) >= 11
+    assert outcome.code in (OK, UNKNOWN)
+    assert len(outcome.out.splitlines()) == len(service.talks)
 
 
 # --- Tries ---------------------------------------------------------------------------
