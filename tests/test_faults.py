@@ -859,8 +859,8 @@ def test_recordings_that_meet_no_service_for_a_while_are_only_late(
     words = ("--jobs", 1, "--retries", 50, "--quiet", *way)
     with when(lambda: len(service.talks) >= 3, go_away):
         outcome = upload("--audio-path", folder, *words)
-    # One call may have begun while nobody knew yet that the connection was gone.
-    assert len(service.talks) >= 11
+    # A few calls may begin before anybody knows that the connection is gone.
+    assert len(service.talks) >= 6
     assert outcome.code in (OK, UNKNOWN)
     assert len(outcome.out.splitlines()) == len(service.talks)
 

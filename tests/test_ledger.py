@@ -468,7 +468,7 @@ def test_a_recording_whose_row_was_deleted_is_not_uploaded(
     remember: Run, service: StandIn, tmp_path: Path, ledger: Path
 ) -> None:
     wav = make_wav(tmp_path / "call.wav", LONG_BYTES)
-    service.script.append(Slow(80_000_000))
+    service.script.append(Slow(40_000_000))
     with running(service, "--ledger", ledger, "--audio-path", wav) as process:
         wait_for(lambda: service.calls and service.calls[0].bytes_received)
         change(ledger, "DELETE FROM recordings WHERE state = 'sending'")
