@@ -57,7 +57,7 @@ import traceback
 import types
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO, TypeVar
+from typing import Any, BinaryIO, ClassVar, NamedTuple, NoReturn, TextIO, TypeVar
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 
@@ -140,6 +140,8 @@ ANSWER_GRACE_S = 0.5
 CANCEL_GRACE_S = 0.3
 # How long a refusal may take to end a call whose bytes nobody takes any more.
 REFUSAL_GRACE_S = 0.1
+# Calls may still be under way over some that have been replaced.
+WATCHED_CHANNELS = 8
 # A progress bar is worth showing where something takes longer than this.
 BAR_DELAY_S = 0.5
 BAR_INTERVAL_S = 0.1
@@ -1062,15 +1064,16 @@ class FileChanged(UploadError):
 
 def open_unchanged(path: str, state: FileState | None) -> io.FileIO:
     """Open a recording; raise FileChanged if it is not the one that was checked, or unreadable."""
-    try:
-        # Unbuffered, because closing a buffered file waits for a read that hangs.
-        audio = io.FileIO(path)
-        opened = FileState.of(os.fstat(audio.fileno()))
-    except OSError as error:
-        raise FileChanged(f"became unreadable ({error.strerror})") from error
-    if state and opened != state:
-        audio.close()
-        raise FileChanged("changed after it was checked")
+    with contextlib.ExitStack() as undo:
+        try:
+            # Unbuffered, because closing a buffered file waits for a read that hangs.
+            audio = undo.enter_context(io.FileIO(path))
+            opened = FileState.of(os.fstat(audio.fileno()))
+        except OSError as error:
+            raise FileChanged(f"became unreadable ({error.strerror})") from error
+        if state and opened != state:
+            raise FileChanged("changed after it was checked")
+        undo.pop_all()
     return audio
 
 
@@ -1626,29 +1629,45 @@ def find_rule(error: Any, status: str, details: str, transfer: Transfer) -> Rule
     )
 
 
-def watch(channel: grpc.Channel) -> Callable[[], bool]:
-    """Watch a channel from before its first call; answer how to ask whether it had a connection.
+class Connectivity:
+    """The states of a channel, from before its first call.
 
-    What the channel says at the moment is too little: a call may have gone over a connection that
-    has ended since.
+    What it is in when a call has failed says too little: the call may have gone over a connection
+    that has ended since.
     """
-    states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
-    channel.subscribe(states.put)
-    without = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.CONNECTING)
-    first: grpc.ChannelConnectivity | None = None
-    had = False
 
-    def had_connection() -> bool:
-        nonlocal first, had
-        with contextlib.suppress(queue.Empty):
-            if first is None:
-                first = states.get(timeout=1)
-                had = first is grpc.ChannelConnectivity.READY
-            while not had:  # Idle it is at first, and again after a connection.
-                had = states.get_nowait() not in without
-        return had or first is None
+    # A thread of grpc's watches the channel, and dies with a traceback if that is gone before the
+    # thread has seen that nobody listens any more; so channels are let go of late.
+    _kept: ClassVar[collections.deque[grpc.Channel]] = collections.deque(maxlen=16)
 
-    return had_connection
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._channel = channel
+        self._states: list[grpc.ChannelConnectivity] = []
+        self._known = threading.Event()
+        self._ended = False
+        channel.subscribe(self._note)
+
+    def _note(self, state: grpc.ChannelConnectivity) -> None:
+        self._states.append(state)
+        self._known.set()
+
+    def begin_call(self) -> Callable[[], bool]:
+        """Answer how to ask, when a call has ended, whether it may have had a connection."""
+        return functools.partial(self._connected_since, max(len(self._states) - 1, 0))
+
+    def _connected_since(self, mark: int) -> bool:
+        if self._ended or not self._known.wait(1):
+            return True
+        first, *later = self._states[mark:]
+        # A channel is idle at first, and later only after a connection.
+        without = {grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.CONNECTING}
+        return first is grpc.ChannelConnectivity.READY or not without.issuperset(later)
+
+    def end(self) -> None:
+        """Watch no longer; from now on any call may have had a connection."""
+        self._ended = True
+        self._channel.unsubscribe(self._note)
+        self._kept.append(self._channel)
 
 
 def call_error(
@@ -1753,7 +1772,7 @@ class Uploader:
         self._note = note
         self._detail = detail
         self._live: set[Transfer] = set()
-        self._watched: dict[grpc.Channel, Callable[[], bool]] = {}
+        self._watched: dict[grpc.Channel, Connectivity] = {}
         self._lock = threading.Lock()
 
     def upload(
@@ -1890,6 +1909,12 @@ class Uploader:
                 if not (wait_for_answers and finished):
                     transfer.call.cancel()
 
+    def close(self) -> None:
+        """Let go of the channels."""
+        with self._lock:
+            for connectivity in self._watched.values():
+                connectivity.end()
+
     def bytes_under_way(self) -> int:
         """Answer how many bytes the present tries have handed over."""
         with self._lock:
@@ -1910,8 +1935,9 @@ class Uploader:
         channel = channel or self._channel
         if not transfer.streamed:
             with self._lock:
-                transfer.had_connection = self._watched.get(channel) or watch(channel)
-                self._watched[channel] = transfer.had_connection
+                if channel not in self._watched:
+                    self._watched[channel] = Connectivity(channel)
+                transfer.had_connection = self._watched[channel].begin_call()
         self._detail(f"{transfer.path}: calling the service (request {transfer.request_id})")
         try:
             headers = (header, ("x-client-request-id", transfer.request_id))
@@ -1986,8 +2012,9 @@ class Uploader:
         """
         with self._lock:
             if self._channel is channel:
-                self._watched.pop(channel, None)
                 self._channel = self._open_channel()
+                if len(self._watched) > WATCHED_CHANNELS:
+                    self._watched.pop(next(iter(self._watched))).end()
 
 
 def check_answer(response: Any, transfer: Transfer, ids: CallIds) -> Answer:
@@ -3093,11 +3120,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
         note=console.note,
         detail=console.detail,
     )
-    if args.talk_id:
-        return update_talk(args, uploader, console)
-    ledger = Ledger(args.ledger, args.connection_id) if args.ledger else None
-    with contextlib.closing(ledger) if ledger else contextlib.nullcontext():
-        return run_all(args, options, uploader, ledger, console)
+    with contextlib.closing(uploader):
+        if args.talk_id:
+            return update_talk(args, uploader, console)
+        ledger = Ledger(args.ledger, args.connection_id) if args.ledger else None
+        with contextlib.closing(ledger) if ledger else contextlib.nullcontext():
+            return run_all(args, options, uploader, ledger, console)
 
 
 def run_all(

@@ -205,7 +205,7 @@ def watched_transfers() -> Iterator[dict[str, list[upload_grpc.Transfer]]]:
             super().__init__(path, *rest, **named)
             transfers[path].append(self)
 
-    upload_grpc.Transfer = Watched  # type: ignore[assignment, misc]
+    upload_grpc.Transfer = Watched  # type: ignore[misc]
     upload_grpc.BACKOFF_S = BACKOFF_S
     try:
         yield transfers
