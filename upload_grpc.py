@@ -3167,9 +3167,9 @@ def run_all(
     finally:
         console.end_progress()
         reported = {item.path for item in reports}
-        not_begun = {item.path for item in (*same, *(item for _, item in waiting))}
+        not_begun = {item.path for item in (*same, *(item for _, item in waiting))} - reported
         for _, item in to_send:
-            if item.path in not_begun - reported:
+            if item.path in not_begun:
                 error = UploadError(os.EX_TEMPFAIL, "not tried, the run ended before", AGAIN)
                 report(item.failed(error)._replace(outcome="not tried"))
             elif item.path not in reported:  # Who had it is stuck, or met a bug.
