@@ -881,7 +881,7 @@ def check_ogg_opus(file: BinaryIO, size_bytes: int) -> Audio:
         first = next((page.position for page in ogg_pages(head) if page.position > 0), 0)
         # A part of a longer stream may go on counting where the one before it ended.
         begin = first if first > OPUS_PAGE_LIMIT_SAMPLES else pre_skip
-        duration_s = (ends[-1] - begin) / OPUS_RATE_HZ
+        duration_s = max(0, ends[-1] - begin) / OPUS_RATE_HZ or None
     warning = "" if pages and pages[-1].flags & 4 else CUT_WARNING
     description = describe(OGG_OPUS, OPUS_RATE_HZ, channels, duration_s)
     return Audio(OGG_OPUS_AUDIO, description, channels, duration_s, warning)

@@ -521,6 +521,15 @@ def test_a_part_of_a_long_opus_recording_is_as_long_as_it_is(check: Check) -> No
     assert re.fullmatch(r"OggOpus, .*, 1[01]\.\d s", described(outcome))
 
 
+def test_opus_that_ends_before_it_begins_tells_no_length(check: Check) -> None:
+    audio = bytearray(ogg_opus(seconds=11.5))
+    first = [match.start() for match in re.finditer(b"OggS\0", audio)][2]  # After the headers.
+    struct.pack_into("<q", audio, first + 6, 2**50)
+    assert described(check("call.opus", bytes(audio), "--dry-run")) == (
+        "OggOpus, 48,000 Hz, 1 channel"
+    )
+
+
 def test_of_opus_streams_in_a_row_no_length_is_told(check: Check) -> None:
     audio = ogg_opus(seconds=2) + ogg_opus("--serial", 7)
     assert described(check("call.opus", audio, "--dry-run")) == "OggOpus, 48,000 Hz, 1 channel"
