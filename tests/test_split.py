@@ -545,6 +545,35 @@ def test_a_service_without_operations_does_not_stop_the_run(
         assert f"upload_grpc: {path}: uploaded, but not yet split: " in outcome.err
 
 
+def test_operations_may_be_at_an_endpoint_of_their_own(
+    split: Split,
+    service: StandIn,
+    call: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As those of the cloud's other services are; asked where the public endpoint has none."""
+    bare = StandIn(tmp_path / "bare")
+    with monkeypatch.context() as patch:
+        without = "add_OperationServiceServicer_to_server"
+        patch.setattr(operation_service_pb2_grpc, without, lambda *_: None)
+        bare.start()
+    bare.badges = service.badges
+    both = tmp_path / "both.pem"
+    both.write_bytes(bare.ca_file.read_bytes() + service.ca_file.read_bytes())
+    monkeypatch.setattr(upload_grpc, "ENDPOINT", bare.endpoint)
+    monkeypatch.setattr(upload_grpc, "OPERATIONS", service.endpoint)
+    try:
+        words = ("--audio-path", call, "--endpoint", bare.endpoint, "--ca-file", both, "--wait")
+        outcome = split(*words)
+    finally:
+        bare.stop()
+    badge_id, talk_ids, _ = only_badge(service)
+    assert outcome == Outcome(0, lines(badge_id, talk_ids), "")
+    assert methods(bare) == ["UploadBadge"]
+    assert set(methods(service)) == {"Get"}
+
+
 def test_an_operation_nobody_knows_any_more_does_not_stop_the_run(
     split: Split, service: StandIn, tmp_path: Path
 ) -> None:
