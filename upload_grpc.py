@@ -142,6 +142,7 @@ CANCEL_GRACE_S = 0.3
 REFUSAL_GRACE_S = 0.1
 # Calls may still be under way over some that have been replaced.
 WATCHED_CHANNELS = 8
+CONNECTIVITY_GRACE_S = 0.5
 # A progress bar is worth showing where something takes longer than this.
 BAR_DELAY_S = 0.5
 BAR_INTERVAL_S = 0.1
@@ -182,6 +183,8 @@ CA_FILE_LIMIT_BYTES = 16 * 1024 * 1024
 WAV_CHUNKS_LIMIT = 10_000
 # What SQLite's integers hold: the year 2262.
 MTIME_LIMIT_NS = 2**63 - 1
+# Files dated further ahead than clocks differ are not young, but wrongly dated.
+CLOCK_SKEW_S = 24 * 60 * 60
 # As much of a value as a line of ours shows.
 SHOWN_CHARACTERS = 200
 
@@ -529,7 +532,8 @@ def sox_line(path: str, before: str = "", after: str = "") -> str:
     """Give the command that makes of a WAV file one that the service takes."""
     target, copy = conversion(path)
     before += no_glob(path)
-    return f"sox {before}{quoted(path)} -e signed-integer -b 16{after} {quoted(target)}{copy}"
+    # -R: as often as it is made, it is the same recording for the ledger.
+    return f"sox -R {before}{quoted(path)} -e signed-integer -b 16{after} {quoted(target)}{copy}"
 
 
 def no_glob(path: str) -> str:
@@ -832,10 +836,9 @@ def check_mp3(file: BinaryIO, size_bytes: int) -> Audio:
     if match and match[1][0] & 3 == 3:
         frames, stream_bytes = struct.unpack(">II", match[2] + match[3])
         samples = frames * (1152 if frame.version == 3 else 576)
-        if stream_bytes > size_bytes:
-            warning = CUT_WARNING
-        else:
-            duration_s = samples / frame.sample_rate_hz or None
+        there = min(1, size_bytes / max(stream_bytes, 1))
+        duration_s = samples / frame.sample_rate_hz * there or None
+        warning = CUT_WARNING if there < 1 else ""
     description = describe(MP3, frame.sample_rate_hz, frame.channels, duration_s)
     return Audio(MP3_AUDIO, description, frame.channels, duration_s, warning)
 
@@ -1643,25 +1646,30 @@ class Connectivity:
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
         self._states: list[grpc.ChannelConnectivity] = []
-        self._known = threading.Event()
+        self._news = threading.Condition()
         self._ended = False
         channel.subscribe(self._note)
 
     def _note(self, state: grpc.ChannelConnectivity) -> None:
-        self._states.append(state)
-        self._known.set()
+        with self._news:
+            self._states.append(state)
+            self._news.notify_all()
 
     def begin_call(self) -> Callable[[], bool]:
         """Answer how to ask, when a call has ended, whether it may have had a connection."""
         return functools.partial(self._connected_since, max(len(self._states) - 1, 0))
 
     def _connected_since(self, mark: int) -> bool:
-        if self._ended or not self._known.wait(1):
+        failed = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        with self._news:
+            # States come late, from a thread of their own: only a failure that has come is proof.
+            self._news.wait_for(lambda: failed in self._states[mark + 1 :], CONNECTIVITY_GRACE_S)
+            began, later = self._states[mark : mark + 1], self._states[mark + 1 :]
+        if self._ended or failed not in (*began, *later):
             return True
-        first, *later = self._states[mark:]
         # A channel is idle at first, and later only after a connection.
-        without = {grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.CONNECTING}
-        return first is grpc.ChannelConnectivity.READY or not without.issuperset(later)
+        had = not {failed, grpc.ChannelConnectivity.CONNECTING}.issuperset(later)
+        return had or began == [grpc.ChannelConnectivity.READY]
 
     def end(self) -> None:
         """Watch no longer; from now on any call may have had a connection."""
@@ -1742,6 +1750,7 @@ class Answer(NamedTuple):
 class Uploader:
     """Sends recordings to one connection, from any number of threads over one channel.
 
+    begun: the recordings of which anything may have been sent.
     operations: opens a channel to where operations are, if the service itself has none.
     timeout_s: seconds without progress after which a try is given up.
     retries: further tries after one that made no dialog.
@@ -1761,12 +1770,14 @@ class Uploader:
         detail: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.stopping = threading.Event()
+        self.begun: set[str] = set()
         self._stop_cause = ""
         self._open_channel = open_channel
         self._channel = open_channel()
         self._connection_id = connection_id
         self._credential = credential
         self._operations = operations
+        self._operations_channel: grpc.Channel | None = None
         self._timeout_s = timeout_s
         self._retries = retries
         self._note = note
@@ -1784,6 +1795,7 @@ class Uploader:
         ID; what it raises ends the try before the state is reached.
         Raises UploadError, with the number of tries.
         """
+        self.begun.add(recording.path)
         streamed = not recording.options.single_message
         method = "UploadBadge" if recording.options.split else "UploadAsStream"
 
@@ -1830,12 +1842,11 @@ class Uploader:
 
         request = operation_service_pb2.GetOperationRequest(operation_id=operation_id)
         service = operation_service_pb2_grpc.OperationServiceStub
-        channel: grpc.Channel | None = None
-        elsewhere = self._operations
+        elsewhere = False
 
         def one_try(tries: int) -> tuple[Any, CallIds]:
             transfer = Transfer(name, streamed=False)
-            return self._call(transfer, "Get", lambda _: request, service, channel)
+            return self._call(transfer, "Get", lambda _: request, service, elsewhere)
 
         before, changed_s, pause_s = None, time.monotonic(), POLL_S
         try:
@@ -1845,10 +1856,10 @@ class Uploader:
                 except UploadError as error:
                     if error.status not in ("UNIMPLEMENTED", "NOT_FOUND"):
                         raise
-                    if elsewhere is None:
+                    if elsewhere or self._operations is None:
                         error.exit_code, error.advice = os.EX_DATAERR, LOOK_FOR_IT
                         raise
-                    channel, elsewhere = elsewhere(), None
+                    elsewhere = True
                     continue
                 if operation.done:
                     break
@@ -1926,15 +1937,19 @@ class Uploader:
         method: str,
         requests: Callable[[Transfer], Any],
         service: Callable[[grpc.Channel], Any] = talk_service_pb2_grpc.TalkServiceStub,
-        channel: grpc.Channel | None = None,
+        elsewhere: bool = False,
     ) -> tuple[Any, CallIds]:
         """Make one call; answer its response, or raise UploadError with what its end means."""
         if self.stopping.is_set():
             raise UploadError(os.EX_TEMPFAIL, self._stop_cause, AGAIN)
         header = self._credential.header()
-        channel = channel or self._channel
+        channel = self._channel
         if not transfer.streamed:
             with self._lock:
+                if elsewhere and self._operations:
+                    channel = self._operations_channel = (
+                        self._operations_channel or self._operations()
+                    )
                 if channel not in self._watched:
                     self._watched[channel] = Connectivity(channel)
                 transfer.had_connection = self._watched[channel].begin_call()
@@ -2013,8 +2028,10 @@ class Uploader:
         with self._lock:
             if self._channel is channel:
                 self._channel = self._open_channel()
-                if len(self._watched) > WATCHED_CHANNELS:
-                    self._watched.pop(next(iter(self._watched))).end()
+            elif self._operations_channel is channel:
+                self._operations_channel = None
+            while len(self._watched) > WATCHED_CHANNELS:
+                self._watched.pop(next(iter(self._watched))).end()
 
 
 def check_answer(response: Any, transfer: Transfer, ids: CallIds) -> Answer:
@@ -2031,7 +2048,7 @@ def check_answer(response: Any, transfer: Transfer, ids: CallIds) -> Answer:
         with contextlib.suppress(DecodeError):
             response.metadata.Unpack(badge)
         made = badge.badge_id or response.id
-        talk_ids = split_result(response, ids) if response.done else ()
+        talk_ids = split_result(response, ids) if response.WhichOneof("result") else ()
         answer = Answer(ids, talk_ids, badge.badge_id, response.id)
     if transfer.finished and made:
         return answer
@@ -2046,7 +2063,8 @@ def split_result(operation: Any, ids: CallIds) -> tuple[str, ...]:
     with contextlib.suppress(DecodeError):
         if operation.WhichOneof("result") == "response" and operation.response.Unpack(badge):
             return tuple(badge.talk_ids)
-    cause = f"uploaded, but not split: {operation.error.message or 'no reason given'}"
+    reason = operation.error.message or "no reason given"
+    cause = f"uploaded, but not split: {reason}, operation {operation.id}"
     raise UploadError(os.EX_DATAERR, cause, LOOK_FOR_IT, ids=ids)
 
 
@@ -2506,7 +2524,6 @@ def find_recordings(args: argparse.Namespace, console: "Console") -> Iterator[Re
     """
     # Without a ledger this alone keeps a file with two names from becoming two dialogs.
     seen: set[tuple[int, int]] = set()
-    now_s = time.time()
     closed: list[OSError] = []
     for path, named in walk(args.audio_path, suffixes(args), closed.append):
         try:
@@ -2516,7 +2533,7 @@ def find_recordings(args: argparse.Namespace, console: "Console") -> Iterator[Re
             continue
         if (status.st_dev, status.st_ino) in seen:
             console.detail(f"{path}: another name of a file that is already there, left out")
-        elif abs(now_s - status.st_mtime) < args.min_age:  # Dated ahead of us it may be old.
+        elif args.min_age and -CLOCK_SKEW_S < time.time() - status.st_mtime < args.min_age:
             console.detail(f"{path}: younger than {args.min_age:g} s, left out")
         else:
             seen.add((status.st_dev, status.st_ino))
@@ -2774,7 +2791,7 @@ def work_off(
 
 
 def upload_all(
-    waiting: collections.deque[tuple[Recording, Report]],
+    to_send: Sequence[tuple[Recording, Report]],
     upload: Upload,
     uploader: Uploader,
     jobs: int,
@@ -2782,13 +2799,13 @@ def upload_all(
 ) -> Iterator[Report]:
     """Upload recordings, so many at a time; yield a report as each of them ends.
 
-    Takes from `waiting` what it begins. Stops early where every other recording would meet the
+    Stops early where every other recording would meet the
     same error. Raises Interrupted after a signal, and what a bug raised, when what was under way
     has been reported.
     """
     events: Events = queue.SimpleQueue()
-    working = min(jobs, len(waiting))
-    alone = len(waiting) == 1
+    waiting = collections.deque(to_send)
+    working = min(jobs, len(to_send))
     ended_by: BaseException | None = None
     # After that: when to give up waiting for answers, then for calls to be cancelled.
     deadlines_s = [math.inf]
@@ -2812,7 +2829,7 @@ def upload_all(
                 working -= 1
             elif isinstance(event, Report):
                 if isinstance(ended_by, Interrupted) and event.error:  # Its line says what it was.
-                    ended_by.told = alone
+                    ended_by.told = len(to_send) == 1
                 yield event
             else:
                 uploader.stop(f"{event}", wait_for_answers=True)
@@ -3156,10 +3173,9 @@ def run_all(
     upload = functools.partial(
         upload_one, args=args, uploader=uploader, ledger=ledger, console=console
     )
-    waiting = collections.deque(to_send)
     same: list[Report] = []
     try:
-        for item in upload_all(waiting, upload, uploader, args.jobs, console):
+        for item in upload_all(to_send, upload, uploader, args.jobs, console):
             same.append(item) if item.same_as else report(item)
         sent = {item.path: item for item in reports}
         for item in same:
@@ -3167,13 +3183,14 @@ def run_all(
     finally:
         console.end_progress()
         reported = {item.path for item in reports}
-        not_begun = {item.path for item in (*same, *(item for _, item in waiting))} - reported
         for _, item in to_send:
-            if item.path in not_begun:
+            if item.path in reported:
+                continue
+            if item.path in uploader.begun:  # Who had it is stuck, or met a bug.
+                report(item.failed(UploadError(os.EX_PROTOCOL, LEFT_UNDER_WAY, LOOK_FIRST)))
+            else:
                 error = UploadError(os.EX_TEMPFAIL, "not tried, the run ended before", AGAIN)
                 report(item.failed(error)._replace(outcome="not tried"))
-            elif item.path not in reported:  # Who had it is stuck, or met a bug.
-                report(item.failed(UploadError(os.EX_PROTOCOL, LEFT_UNDER_WAY, LOOK_FIRST)))
         summarize(reports, console)
     return exit_code(reports, console)
 

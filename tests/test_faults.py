@@ -841,6 +841,24 @@ def test_a_stored_message_is_not_sent_again_when_its_connection_is_gone(
     assert sorted(stored) == [OK, UNKNOWN]
 
 
+def test_a_stored_message_is_not_sent_again_where_states_come_late(
+    upload: Run, service: StandIn, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread of grpc's tells them, and a busy machine may let it wait."""
+    words = "failed to connect to all addresses; last error: UNAVAILABLE: ipv4:10.0.0.1:443"
+    service.script.append(Fail(grpc.StatusCode.UNAVAILABLE, words, store=True, ids=False))
+    note = upload_grpc.Connectivity._note
+
+    def note_late(*arguments: Any) -> None:
+        time.sleep(0.2)
+        note(*arguments)
+
+    monkeypatch.setattr(upload_grpc.Connectivity, "_note", note_late)
+    outcome = upload("--audio-path", short, SINGLE)
+    assert_failed(outcome, UNKNOWN, short, words)
+    assert len(service.calls) == 1
+
+
 @pytest.mark.parametrize("way", [(), (SINGLE,)], ids=["stream", "single"])
 def test_recordings_that_meet_no_service_for_a_while_are_only_late(
     upload: Run, service: StandIn, tmp_path: Path, way: tuple[str, ...]

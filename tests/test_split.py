@@ -566,12 +566,19 @@ def test_operations_may_be_at_an_endpoint_of_their_own(
     try:
         words = ("--audio-path", call, "--endpoint", bare.endpoint, "--ca-file", both, "--wait")
         outcome = split(*words)
+        badge_id, talk_ids, _ = only_badge(service)
+        assert outcome == Outcome(0, lines(badge_id, talk_ids), "")
+        assert methods(bare) == ["UploadBadge"]
+        assert set(methods(service)) == {"Get"}
+
+        # Many share one connection.
+        others = [make_wav(tmp_path / f"{number}.wav") for number in range(5)]
+        service.calls.clear()
+        outcome = split("--audio-path", *others, *words[2:])
+        assert outcome.out.count("Dialog ID: ") == 10
+        assert len({call.peer for call in service.calls}) == 1
     finally:
         bare.stop()
-    badge_id, talk_ids, _ = only_badge(service)
-    assert outcome == Outcome(0, lines(badge_id, talk_ids), "")
-    assert methods(bare) == ["UploadBadge"]
-    assert set(methods(service)) == {"Get"}
 
 
 def test_an_operation_nobody_knows_any_more_does_not_stop_the_run(

@@ -402,7 +402,7 @@ def test_the_sox_line_loses_nothing_of_what_the_header_does_not_count(
     bits = 8 if code == A_LAW else 16
     audio = riff(fmt(code, bits=bits), chunk(b"data", SAMPLES, length))
     outcome = check(audio)
-    assert_refused(outcome, service, "if it has: sox --ignore-length")
+    assert_refused(outcome, service, "if it has: sox -R --ignore-length")
     made = follow_advice(outcome, tmp_path)
     assert made.stat().st_size == 44 + len(SAMPLES) * 16 // bits
     assert check(made, "--dry-run").code == 0
@@ -437,7 +437,7 @@ def test_a_header_without_the_length_is_explained_and_the_sox_line_mends_it(
     check: Check, service: StandIn, tmp_path: Path, audio: Callable[[], bytes]
 ) -> None:
     outcome = check(audio())
-    assert_refused(outcome, service, "header", "pipe", "sox --ignore-length")
+    assert_refused(outcome, service, "header", "pipe", "sox -R --ignore-length")
     made = follow_advice(outcome, tmp_path)
     assert made.read_bytes().endswith(SAMPLES)
     assert_taken(check(made), service, made.read_bytes())
@@ -473,7 +473,7 @@ def test_a_recording_shorter_than_its_header_says_is_truncated_or_still_open(
 ) -> None:
     outcome = check(audio)
     assert_refused(outcome, service, "truncated or still being recorded", announced, f" {there} ")
-    assert "when the recorder has closed it; if it has: sox --ignore-length" in outcome.err
+    assert "when the recorder has closed it; if it has: sox -R --ignore-length" in outcome.err
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 11, 12, 16, 19, 20, 30, 35, 36, 39, 40, 43])
