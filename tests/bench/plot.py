@@ -38,12 +38,14 @@ number.loglog(counts, without_s, "o-", color=BLUE, label="--jobs 4")
 number.loglog(counts, with_s, "s-", color=ORANGE, label="--jobs 4 --ledger")
 number.loglog(counts, again_s, "^-", color=GREEN, label="the same again: nothing to send")
 number.set(title="Recordings of 16 kB: time", xlabel="number of recordings", ylabel="seconds")
-number.legend(frameon=False)
+number.legend(frameon=False, loc="upper left", fontsize=7.5)
 
 for axes in (time, memory, number):
     axes.xaxis.set_major_formatter(FuncFormatter(plain))
-for axes, values in ((time, times_s), (number, again_s)):
-    axes.set_ylim(10 ** math.floor(math.log10(min(values))), None)
+for axes, values in ((time, times_s), (number, (*again_s, *with_s))):
+    axes.set_ylim(
+        10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values)))
+    )
     axes.yaxis.set_major_formatter(FuncFormatter(plain))
     axes.yaxis.set_minor_formatter(NullFormatter())
 figure.supxlabel(f"one process, loopback, TLS; {measured['machine']}", fontsize=7, color="#666666")
