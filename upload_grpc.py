@@ -1623,8 +1623,8 @@ def find_rule(error: Any, status: str, details: str, transfer: Transfer) -> Rule
     # A service may pass on such words of its own calls, after it has stored what we sent: they
     # say something of our connection only where nothing has gone or come over it.
     heard = error.initial_metadata() or error.trailing_metadata()
-    sent = transfer.handed_over_bytes if transfer.streamed else transfer.had_connection()
-    rules = RULES if heard or sent else NO_CONNECTION_RULES + RULES
+    sent = heard or (transfer.handed_over_bytes if transfer.streamed else transfer.had_connection())
+    rules = RULES if sent else NO_CONNECTION_RULES + RULES
     return next(
         rule
         for rule in rules
@@ -3074,17 +3074,9 @@ def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
     """Exit with 2 where options are missing or contradict each other."""
     args.connection_id = args.connection_id.strip()
     args.talk_id = args.talk_id and args.talk_id.strip()
-    for name in (
-        "audio_path",
-        "connection_id",
-        "meta_path",
-        "key_file",
-        "ca_file",
-        "ledger",
-        "talk_id",
-    ):
+    for name in ("connection_id", "meta_path", "key_file", "ca_file", "ledger", "talk_id"):
         # What a variable that is not set leaves of "$LEDGER" must not pass for no ledger.
-        if getattr(args, name) == "" or (name == "audio_path" and "" in args.audio_path):
+        if getattr(args, name) == "":
             parser.error(f"--{name.replace('_', '-')} is empty")
     pcm = args.audio_type == "pcm"
     about_audio = (
@@ -3093,6 +3085,7 @@ def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
     )
     wrong = {
         "--audio-path is missing": not args.audio_path and not args.talk_id,
+        "--audio-path is empty": "" in args.audio_path,
         "--talk-id goes with --meta-path, and with nothing about audio": args.talk_id
         and (any(about_audio) or not args.meta_path),
         "--talk-id goes without --ledger: to say it twice does no harm": args.talk_id
