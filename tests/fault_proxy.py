@@ -313,7 +313,12 @@ class _Side(asyncio.Protocol):
             # The kernel takes up to 32 MB ahead otherwise, and a line is no store.
             raw = transport.get_extra_info("socket")
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BUFFER_BYTES)
-        if self._holds:
+        # Not at once: until Python 3.11.2 at least, asyncio begins to read after this call, whether
+        # reading is paused or not, and what comes before there is another side would be lost.
+        self._loop.call_soon(self._begin)
+
+    def _begin(self) -> None:
+        if self._transport and self._holds:
             self._transport.pause_reading()
         if self is self._connection.client:
             self._connection.accepted()
