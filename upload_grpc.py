@@ -37,7 +37,6 @@ import functools
 import gc
 import importlib
 import io
-import itertools
 import json
 import logging
 import math
@@ -1029,10 +1028,10 @@ def placeholder_fields() -> dict[str, str]:
 
 def date_warnings(metadata: Metadata) -> Iterator[str]:
     """Name the dates that the service would read as something else than what was meant."""
-    participants = (user.fields for user in metadata.users or ())
-    for key, value in itertools.chain(
-        *(fields.items() for fields in (metadata.fields, *participants))
-    ):
+    pairs = [*metadata.fields.items()]
+    for user in metadata.users or ():
+        pairs += user.fields.items()
+    for key, value in pairs:
         if key.startswith("date") and not is_date_with_offset(value):
             yield (
                 f"metadata key {shown(key)}: {shown(value)} is no ISO 8601 date with an offset; "
@@ -2799,9 +2798,8 @@ def upload_all(
 ) -> Iterator[Report]:
     """Upload recordings, so many at a time; yield a report as each of them ends.
 
-    Stops early where every other recording would meet the
-    same error. Raises Interrupted after a signal, and what a bug raised, when what was under way
-    has been reported.
+    Stops early where every other recording would meet the same error. Raises Interrupted after a
+    signal, and what a bug raised, when what was under way has been reported.
     """
     events: Events = queue.SimpleQueue()
     waiting = collections.deque(to_send)
@@ -2811,9 +2809,9 @@ def upload_all(
     deadlines_s = [math.inf]
     # A signal is one more event: were it raised here, a report could be lost half-way.
     with signals_to(lambda number: events.put(Interrupted(number))):
+        arguments = (waiting, upload, uploader, events)
         for _ in range(working):
             # Daemons: one that reads from a dead disk must not keep the program from ending.
-            arguments = (waiting, upload, uploader, events)
             threading.Thread(target=work_off, args=arguments, daemon=True).start()
         while working and deadlines_s:
             console.show_progress(uploader.bytes_under_way)

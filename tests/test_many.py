@@ -663,14 +663,6 @@ def test_the_gravest_exit_code_wins(
 # --- Stopped, and nobody to read the results -----------------------------------------
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Have SIGINT not ignored, as it is for what a shell's script runs in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_no_dialog_without_a_line(

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -217,14 +217,6 @@ def test_without_tqdm_there_is_no_bar_and_no_error(service: StandIn, tmp_path: P
         "",
     ]
     assert not percentages(received)
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Have SIGINT not ignored, as it is for what a shell's script runs in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
