@@ -1099,6 +1099,7 @@ class Transfer:
     finished: the commit point. Until it is True the service cannot have the whole recording,
     because the half-close that ends a stream is sent only after the requests have ended.
     error: why the requests ended before that, if they did.
+    void: it failed, and made no dialog.
     had_connection: for what is not streamed, whether there was one to send it over.
     on_state: called with "finishing" and the request ID right before the commit point; if it
     raises, the point is not passed.
@@ -1120,6 +1121,7 @@ class Transfer:
         self.progress_s = time.monotonic()
         self.finished = False
         self.error: Exception | None = None
+        self.void = False
         self.call: Any = None
         self.had_connection: Callable[[], bool] = lambda: True
         self._on_state = on_state
@@ -1749,7 +1751,8 @@ class Answer(NamedTuple):
 class Uploader:
     """Sends recordings to one connection, from any number of threads over one channel.
 
-    begun: the recordings of which anything may have been sent.
+    begun: by path, the last try of each recording of which anything may have been sent, until that
+    has been reported.
     operations: opens a channel to where operations are, if the service itself has none.
     timeout_s: seconds without progress after which a try is given up.
     retries: further tries after one that made no dialog.
@@ -1769,7 +1772,7 @@ class Uploader:
         detail: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.stopping = threading.Event()
-        self.begun: set[str] = set()
+        self.begun: dict[str, Transfer] = {}
         self._stop_cause = ""
         self._open_channel = open_channel
         self._channel = open_channel()
@@ -1794,7 +1797,6 @@ class Uploader:
         ID; what it raises ends the try before the state is reached.
         Raises UploadError, with the number of tries.
         """
-        self.begun.add(recording.path)
         streamed = not recording.options.single_message
         method = "UploadBadge" if recording.options.split else "UploadAsStream"
 
@@ -1811,6 +1813,8 @@ class Uploader:
 
         def one_try(tries: int) -> Answer:
             transfer = Transfer(recording.path, recording.state, on_state, streamed=streamed)
+            with self._lock:
+                self.begun[recording.path] = transfer
             if on_state and tries > 1:  # Before the first, whoever calls us has noted it.
                 on_state("sending", transfer.request_id)
             response, ids = self._call(transfer, method if streamed else "Upload", requests)
@@ -1925,10 +1929,16 @@ class Uploader:
             for connectivity in self._watched.values():
                 connectivity.end()
 
-    def bytes_under_way(self) -> int:
-        """Answer how many bytes the present tries have handed over."""
+    def reported(self, path: str) -> None:
+        """Forget a recording of which has been said what became of it."""
         with self._lock:
-            return sum(transfer.handed_over_bytes for transfer in self._live)
+            self.begun.pop(path, None)
+
+    def bytes_under_way(self) -> int:
+        """Answer how many bytes the recordings begun have handed over, without failed tries."""
+        with self._lock:
+            tries = self.begun.values()
+            return sum(transfer.handed_over_bytes for transfer in tries if not transfer.void)
 
     def _call(
         self,
@@ -1981,6 +1991,7 @@ class Uploader:
             )
             failure.header = header
             if failure.retry:
+                transfer.void = True
                 self._reconnect(channel)
             raise failure from error
         finally:
@@ -2829,6 +2840,7 @@ def upload_all(
                 if isinstance(ended_by, Interrupted) and event.error:  # Its line says what it was.
                     ended_by.told = len(to_send) == 1
                 yield event
+                uploader.reported(event.path)
             else:
                 uploader.stop(f"{event}", wait_for_answers=True)
                 if ended_by is None:

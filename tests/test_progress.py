@@ -9,10 +9,12 @@ import pty
 import re
 import select
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -217,6 +219,32 @@ def test_without_tqdm_there_is_no_bar_and_no_error(service: StandIn, tmp_path: P
         "",
     ]
     assert not percentages(received)
+
+
+def test_a_bar_does_not_go_back_before_the_result_is_there(
+    service: StandIn, tmp_path: Path
+) -> None:
+    folder = make_calls(tmp_path / "calls", 2, 300_000)
+    file = tmp_path / "ledger"
+    service.script += [Delay(0.7), Delay(0.7)]
+
+    def hold_up() -> None:
+        """Keep the last result from being written down, and so from being shown, for a while."""
+        deadline_s = time.monotonic() + 20
+        while len(service.talks) < 2 and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            time.sleep(1.5)
+
+    holding = threading.Thread(target=hold_up)
+    holding.start()
+    code, received = on_terminal(words_for(service, folder, "--ledger", file))
+    holding.join()
+    assert code == os.EX_OK
+    seen = percentages(received)
+    assert seen == sorted(seen)
+    assert seen[-1] == 100
 
 
 @pytest.mark.usefixtures("interruptible")
