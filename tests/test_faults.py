@@ -709,12 +709,20 @@ def test_an_answer_too_large_is_not_taken_for_a_refusal(
     assert ledger_rows(ledger) == [("unknown", None)]
 
 
-class Resetting:
-    """The barest HTTP/2 service: takes each recording whole, and resets its stream then."""
+# Frames of HTTP/2 (RFC 9113, 6).
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+END_STREAM, END_HEADERS, ACK = 1, 4, 1
 
-    def __init__(self, certificate: trustme.LeafCert, code: int) -> None:
+
+class BarePeer:
+    """The barest HTTP/2 service: takes each recording whole, and ends its stream then.
+
+    frames: what it ends it with, each a kind, flags and content.
+    """
+
+    def __init__(self, certificate: trustme.LeafCert, *frames: tuple[int, int, bytes]) -> None:
         self.taken = 0
-        self._code = code
+        self._frames = frames
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.set_alpn_protocols(["h2"])
         certificate.configure_cert(self._context)
@@ -734,23 +742,25 @@ class Resetting:
             head = len(content).to_bytes(3, "big") + bytes([kind, flags])
             connection.sendall(head + stream.to_bytes(4, "big") + content)
 
-        data, headers, reset, settings, ping, window = 0, 1, 3, 4, 6, 8
         with connection.makefile("rb") as file:
             file.read(len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
-            send(settings, 0, 0)
+            send(SETTINGS, 0, 0)
             while len(head := file.read(9)) == 9:
                 content = file.read(int.from_bytes(head[:3], "big"))
                 kind, flags, stream = head[3], head[4], int.from_bytes(head[5:], "big")
-                if kind in (settings, ping) and not flags & 1:
-                    send(kind, 1, 0, content if kind == ping else b"")
-                elif kind == data and content:
+                if kind in (SETTINGS, PING) and not flags & ACK:
+                    send(kind, ACK, 0, content if kind == PING else b"")
+                elif kind == DATA and content:
                     for number in (0, stream):
-                        send(window, 0, number, len(content).to_bytes(4, "big"))
-                if kind in (data, headers) and flags & 1:
+                        send(WINDOW_UPDATE, 0, number, len(content).to_bytes(4, "big"))
+                if kind in (DATA, HEADERS) and flags & END_STREAM:
                     self.taken += 1
-                    send(reset, 0, stream, self._code.to_bytes(4, "big"))
+                    for kind, flags, content in self._frames:
+                        send(kind, flags, 0 if kind == GOAWAY else stream, content)
+                        if kind == GOAWAY:
+                            return
 
-    def __enter__(self) -> Resetting:
+    def __enter__(self) -> BarePeer:
         self._thread.start()
         return self
 
@@ -769,10 +779,58 @@ def test_a_stream_that_was_reset_is_not_taken_for_a_refusal(
     command: Run, service: StandIn, short: Path, code: int, status: str, way: tuple[str, ...]
 ) -> None:
     """The statuses are grpc's translation of HTTP/2 errors; no service has said them."""
-    with Resetting(service.ca.issue_cert("localhost"), code) as resetting:
-        outcome = command("--audio-path", short, "--endpoint", resetting.endpoint, *way)
+    frame = (RST_STREAM, 0, code.to_bytes(4, "big"))
+    with BarePeer(service.ca.issue_cert("localhost"), frame) as peer:
+        outcome = command("--audio-path", short, "--endpoint", peer.endpoint, *way)
     assert_unknown(outcome, short, f"({status}, ")
-    assert resetting.taken == 1
+    assert peer.taken == 1
+
+
+def header(name: str, value: str) -> bytes:
+    """Write a header as HPACK does without any compression (RFC 7541, 6.2.2)."""
+    texts = (text.encode() for text in (name, value))
+    return b"\0" + b"".join(bytes([len(text)]) + text for text in texts)
+
+
+def goaway(last_stream: int, code: int) -> tuple[int, int, bytes]:
+    return (GOAWAY, 0, last_stream.to_bytes(4, "big") + code.to_bytes(4, "big") + b"enough")
+
+
+GRPC_HEADERS = header(":status", "200") + header("content-type", "application/grpc")
+
+
+@pytest.mark.parametrize("way", [(), (SINGLE,)], ids=["stream", "single"])
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        # What grpc itself sends to who pings too often; its own status for that is another.
+        ([goaway(1, 11)], "GOAWAY"),
+        ([goaway(0, 11)], "GOAWAY"),
+        ([goaway(2**31 - 1, 0)], "GOAWAY"),
+        # Of a proxy, whose service has the recording perhaps.
+        ([(HEADERS, END_HEADERS | END_STREAM, header(":status", "429"))], "status: 429"),
+        ([(HEADERS, END_HEADERS | END_STREAM, header(":status", "503"))], "status: 503"),
+        ([(HEADERS, END_HEADERS, GRPC_HEADERS), (DATA, END_STREAM, b"")], "END_STREAM"),
+        (
+            [(HEADERS, END_HEADERS | END_STREAM, GRPC_HEADERS + header("grpc-status", "no"))],
+            "grpc-status",
+        ),
+    ],
+    ids=["goaway", "goaway 0", "goaway max", "429", "503", "no trailers", "no status"],
+)
+def test_a_connection_that_ends_is_not_taken_for_a_refusal(
+    command: Run,
+    service: StandIn,
+    short: Path,
+    frames: list[tuple[int, int, bytes]],
+    words: str,
+    way: tuple[str, ...],
+) -> None:
+    """Whatever grpc makes of an end that is no answer: the recording had arrived."""
+    with BarePeer(service.ca.issue_cert("localhost"), *frames) as peer:
+        outcome = command("--audio-path", short, "--endpoint", peer.endpoint, *way)
+    assert_unknown(outcome, short, words)
+    assert peer.taken == 1
 
 
 class WithoutMessage(grpc.GenericRpcHandler):
