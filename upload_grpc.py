@@ -139,9 +139,9 @@ ANSWER_GRACE_S = 0.5
 CANCEL_GRACE_S = 0.3
 # How long a refusal may take to end a call whose bytes nobody takes any more.
 REFUSAL_GRACE_S = 0.1
-# Calls may still be under way over some that have been replaced.
-WATCHED_CHANNELS = 8
 CONNECTIVITY_GRACE_S = 0.5
+# grpc's thread that watches a channel looks five times a second whether it still has to.
+WATCH_END_S = 1.0
 # A progress bar is worth showing where something takes longer than this.
 BAR_DELAY_S = 0.5
 BAR_INTERVAL_S = 0.1
@@ -1641,8 +1641,8 @@ class Connectivity:
     """
 
     # A thread of grpc's watches the channel, and dies with a traceback if that is gone before the
-    # thread has seen that nobody listens any more; so channels are let go of late.
-    _kept: ClassVar[collections.deque[grpc.Channel]] = collections.deque(maxlen=16)
+    # thread has seen that nobody listens any more; so channels are closed late.
+    _ending: ClassVar[collections.deque[tuple[float, grpc.Channel]]] = collections.deque()
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
@@ -1676,7 +1676,9 @@ class Connectivity:
         """Watch no longer; from now on any call may have had a connection."""
         self._ended = True
         self._channel.unsubscribe(self._note)
-        self._kept.append(self._channel)
+        self._ending.append((time.monotonic() + WATCH_END_S, self._channel))
+        while self._ending[0][0] < time.monotonic():
+            self._ending.popleft()[1].close()
 
 
 def call_error(
@@ -1785,6 +1787,7 @@ class Uploader:
         self._note = note
         self._detail = detail
         self._live: set[Transfer] = set()
+        self._calls: collections.Counter[grpc.Channel] = collections.Counter()
         self._watched: dict[grpc.Channel, Connectivity] = {}
         self._lock = threading.Lock()
 
@@ -1926,8 +1929,8 @@ class Uploader:
     def close(self) -> None:
         """Let go of the channels."""
         with self._lock:
-            for connectivity in self._watched.values():
-                connectivity.end()
+            while self._watched:
+                self._watched.popitem()[1].end()
 
     def reported(self, path: str) -> None:
         """Forget a recording of which has been said what became of it."""
@@ -1952,17 +1955,16 @@ class Uploader:
         if self.stopping.is_set():
             raise UploadError(os.EX_TEMPFAIL, self._stop_cause, AGAIN)
         header = self._credential.header()
-        channel = self._channel
-        if not transfer.streamed:
-            with self._lock:
-                if elsewhere and self._operations:
-                    channel = self._operations_channel = (
-                        self._operations_channel or self._operations()
-                    )
+        self._detail(f"{transfer.path}: calling the service (request {transfer.request_id})")
+        with self._lock:
+            channel = self._channel
+            if elsewhere and self._operations:
+                channel = self._operations_channel = self._operations_channel or self._operations()
+            if not transfer.streamed:
                 if channel not in self._watched:
                     self._watched[channel] = Connectivity(channel)
                 transfer.had_connection = self._watched[channel].begin_call()
-        self._detail(f"{transfer.path}: calling the service (request {transfer.request_id})")
+            self._calls[channel] += 1
         try:
             headers = (header, ("x-client-request-id", transfer.request_id))
             call = getattr(service(channel), method).future(requests(transfer), metadata=headers)
@@ -1996,8 +1998,7 @@ class Uploader:
             raise failure from error
         finally:
             transfer.abandon()
-            with self._lock:
-                self._live.discard(transfer)
+            self._let_go(channel, transfer)
 
     def _wait(self, call: Any, transfer: Transfer) -> Any:
         """Wait for the answer; cancel the call and raise GivenUp if nothing moves.
@@ -2040,8 +2041,22 @@ class Uploader:
                 self._channel = self._open_channel()
             elif self._operations_channel is channel:
                 self._operations_channel = None
-            while len(self._watched) > WATCHED_CHANNELS:
-                self._watched.pop(next(iter(self._watched))).end()
+
+    def _let_go(self, channel: grpc.Channel, transfer: Transfer) -> None:
+        """Forget a call that has ended, and close its channel if that was the last on an old one.
+
+        Were this left to the garbage collector, a bad day would keep hundreds of connections open.
+        """
+        with self._lock:
+            self._live.discard(transfer)
+            self._calls[channel] -= 1
+            if self._calls[channel] or channel in (self._channel, self._operations_channel):
+                return
+            del self._calls[channel]
+            if channel in self._watched:
+                self._watched.pop(channel).end()
+                return
+        channel.close()
 
 
 def check_answer(response: Any, transfer: Transfer, ids: CallIds) -> Answer:

@@ -965,6 +965,33 @@ def test_each_try_has_an_id_of_its_own_and_the_last_is_named(
     assert_failed(outcome, AGAIN, short, f"request {ids[-1]}")
 
 
+@pytest.mark.parametrize(
+    "way", [(), (SINGLE,), ("--split", "--wait")], ids=["stream", "single", "split"]
+)
+def test_tries_that_failed_keep_no_connection(
+    service: StandIn, tmp_path: Path, way: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    for number in range(100):
+        make_wav(folder / f"{number}.wav", 3_000)
+    service.script += [Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy"), None] * 100
+    service.badge_polls = 0
+    # Pauses of 0.1 s, and nobody who collects what hangs together in circles.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import gc, random\n\ngc.enable = int\nrandom.uniform = lambda low, high: 0.1\n"
+    )
+    words = ("--jobs", 4, "--retries", 100, "--quiet", "--audio-path", folder, *way)
+    open_files = []
+    with start(*arguments(service, *words), env={"PYTHONPATH": str(tmp_path)}) as process:
+        while process.poll() is None:
+            with contextlib.suppress(OSError):
+                open_files.append(len(os.listdir(f"/proc/{process.pid}/fd")))
+            time.sleep(0.01)
+    assert process.returncode == OK
+    assert max(open_files) < 80
+
+
 def test_quiet_silences_the_tries_but_not_the_failure(
     upload: Run, service: StandIn, short: Path
 ) -> None:
