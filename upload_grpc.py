@@ -56,7 +56,7 @@ import traceback
 import types
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, ClassVar, NamedTuple, NoReturn, TextIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO, TypeVar
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 
@@ -140,7 +140,8 @@ CANCEL_GRACE_S = 0.3
 # How long a refusal may take to end a call whose bytes nobody takes any more.
 REFUSAL_GRACE_S = 0.1
 CONNECTIVITY_GRACE_S = 0.5
-# grpc's thread that watches a channel looks five times a second whether it still has to.
+# grpc's thread that watches a channel looks five times a second whether it still has to, and dies
+# with a traceback if the channel is closed by then.
 WATCH_END_S = 1.0
 # A progress bar is worth showing where something takes longer than this.
 BAR_DELAY_S = 0.5
@@ -1640,10 +1641,6 @@ class Connectivity:
     that has ended since.
     """
 
-    # A thread of grpc's watches the channel, and dies with a traceback if that is gone before the
-    # thread has seen that nobody listens any more; so channels are closed late.
-    _ending: ClassVar[collections.deque[tuple[float, grpc.Channel]]] = collections.deque()
-
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
         self._states: list[grpc.ChannelConnectivity] = []
@@ -1676,9 +1673,17 @@ class Connectivity:
         """Watch no longer; from now on any call may have had a connection."""
         self._ended = True
         self._channel.unsubscribe(self._note)
-        self._ending.append((time.monotonic() + WATCH_END_S, self._channel))
-        while self._ending[0][0] < time.monotonic():
-            self._ending.popleft()[1].close()
+        close_channel(self._channel, WATCH_END_S)
+
+
+def close_channel(channel: grpc.Channel, delay_s: float = 0.0) -> None:
+    """Close a channel that no call uses any more, in a thread of its own.
+
+    After a connection froze grpc may wait for ever there, for a write that was under way.
+    """
+    closing = threading.Timer(delay_s, channel.close)
+    closing.daemon = True
+    closing.start()
 
 
 def call_error(
@@ -2055,8 +2060,8 @@ class Uploader:
             del self._calls[channel]
             if channel in self._watched:
                 self._watched.pop(channel).end()
-                return
-        channel.close()
+            else:
+                close_channel(channel)
 
 
 def check_answer(response: Any, transfer: Transfer, ids: CallIds) -> Answer:
