@@ -140,8 +140,8 @@ CANCEL_GRACE_S = 0.3
 # How long a refusal may take to end a call whose bytes nobody takes any more.
 REFUSAL_GRACE_S = 0.1
 CONNECTIVITY_GRACE_S = 0.5
-# grpc's thread that watches a channel looks five times a second whether it still has to, and dies
-# with a traceback if the channel is closed by then.
+# grpc's thread that watches a channel looks five times a second whether it still has to; it dies
+# with a traceback if the channel is closed before it has looked.
 WATCH_END_S = 1.0
 # A progress bar is worth showing where something takes longer than this.
 BAR_DELAY_S = 0.5
