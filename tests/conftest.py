@@ -170,11 +170,3 @@ def command(service: StandIn) -> Run:
         return Outcome(process.returncode, out, err)
 
     return run
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Have SIGINT not ignored, as it is for what a shell's script runs in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)

@@ -663,7 +663,6 @@ def test_the_gravest_exit_code_wins(
 # --- Stopped, and nobody to read the results -----------------------------------------
 
 
-@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_no_dialog_without_a_line(
     service: StandIn, folder: Path, number: signal.Signals

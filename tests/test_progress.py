@@ -19,7 +19,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 from conftest import SCRIPT, arguments, make_wav
 from stand_in import Delay, Freeze, StandIn
 
@@ -247,7 +246,6 @@ def test_a_bar_does_not_go_back_before_the_result_is_there(
     assert seen[-1] == 100
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_a_signal_takes_the_bar_away(service: StandIn, tmp_path: Path) -> None:
     folder = make_calls(tmp_path / "calls", 2, 300_000)
     service.script += [None, Freeze(after_bytes=0)]
