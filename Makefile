@@ -5,7 +5,9 @@ PYTHON ?= python3
 # A clone of yandex-cloud/cloudapi to make the stubs from, in place of protos/.
 CLOUDAPI ?=
 CLOUDAPI_URL ?= https://github.com/yandex-cloud/cloudapi
-PYTEST_ARGS ?=
+# As many tests at a time as there are cores, unless something else is named: tests that are
+# chosen by name, or looked at with --pdb, run in one process.
+PYTEST_ARGS ?= -n auto
 CHAOS_ARGS ?=
 FUZZ_ARGS ?=
 BENCH_ARGS ?=
@@ -51,7 +53,7 @@ test: $(TESTING) $(STUBS) ## Run the tests; PYTEST_ARGS="-k name" chooses.
 chaos: $(TESTING) $(STUBS) ## Cut connections and kill runs at random, and count the dialogs (3 minutes).
 	@$(VENV)/bin/python tests/chaos.py $(CHAOS_ARGS)
 
-fuzz: $(TESTING) $(STUBS) ## Feed 100,000 generated inputs to all that reads what others wrote (5 minutes).
+fuzz: $(TESTING) $(STUBS) ## Feed 100,000 generated inputs to all that reads what others wrote (3 minutes).
 	@$(VENV)/bin/python tests/fuzz.py $(FUZZ_ARGS)
 
 bench: $(TESTING) $(STUBS) ## Measure, against the barest client, curl and others.

@@ -462,8 +462,7 @@ def check_audio(file: BinaryIO, size_bytes: int, options: AudioOptions) -> Audio
     duration_s = audio.duration_s or 0
     if duration_s > DURATION_LIMIT_S and not options.split:
         found = f"{duration_s / 3600:.2f} hours long, the service takes 4"
-        copies = "; each part needs a copy of its .json" if find_sidecar(file.name) else ""
-        raise refused(found, f"cut it: {cut_line(file.name, kind, options)}{copies}")
+        raise refused(found, "cut it into parts of at most 4 hours")
     if options.single_message and size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
         limit = f"{SINGLE_MESSAGE_LIMIT_BYTES:,}"
         raise refused(f"{size_bytes:,} bytes: a single message must stay under {limit}", STREAM_IT)
@@ -492,8 +491,7 @@ def find_other_format(file: BinaryIO, head: bytes, audio_type: str) -> str:
         return MP3
     path = file.name
     for _, name in other_magics(head):
-        line = sox_line(path) if name.endswith(WAV) else ffmpeg_line(path)
-        raise refused(name, f"{NEEDED}: {line}")
+        raise refused(name, conversion(path, NEEDED))
     # Players find the frames behind whatever is in front of them; we do where MP3 is promised.
     if (audio_type == "mp3" or path.lower().endswith(".mp3")) and find_mp3_frame(file, True):
         return MP3
@@ -501,59 +499,26 @@ def find_other_format(file: BinaryIO, head: bytes, audio_type: str) -> str:
     raise refused("no audio format that is known here", f"{NEEDED}{raw}")
 
 
-def cut_line(path: str, kind: str, options: AudioOptions) -> str:
-    """Give the command that cuts a recording into parts that are short enough."""
-    if kind == WAV:
-        to = quoted(os.path.splitext(path)[0] + "-part.wav")
-        return (
-            f"sox {no_glob(path)}{quoted(path)} {to} trim 0 {DURATION_LIMIT_S} : newfile : restart"
-        )
-    # 10 s less than the limit, because parts of what is not PCM end with a packet, a little late.
-    parts = f"-f segment -segment_time {DURATION_LIMIT_S - 10} "
-    pattern = os.path.splitext(path)[0].replace("%", "%%") + "-part%d.wav"
-    raw = f"-f s16le -ar {options.sample_rate_hz} -ac {options.channels} " * (kind == PCM)
-    return f"ffmpeg {raw}-i {ffmpeg_name(path)} {parts}-c:a pcm_s16le {ffmpeg_name(pattern)}"
+def conversion(path: str, when: str, sample_rate_hz: int = SAMPLE_RATES_HZ[0]) -> str:
+    """Give the FFmpeg command that makes a WAV file which the service takes, and when to run it.
 
-
-def ffmpeg_name(path: str) -> str:
-    """Quote a path for a shell; with "file:", as FFmpeg takes what is before a colon otherwise."""
-    return shlex.quote(f"file:{path}")
-
-
-def ffmpeg_line(path: str, before: str = "", after: str = "") -> str:
-    """Give the command that converts what sox does not read."""
-    target, copy = conversion(path)
-    return (
-        f"ffmpeg {before}-i {ffmpeg_name(path)} {after}-c:a pcm_s16le {ffmpeg_name(target)}{copy}"
-    )
-
-
-def sox_line(path: str, before: str = "", after: str = "") -> str:
-    """Give the command that makes of a WAV file one that the service takes."""
-    target, copy = conversion(path)
-    before += no_glob(path)
-    # -R: as often as it is made, it is the same recording for the ledger.
-    return f"sox -R {before}{quoted(path)} -e signed-integer -b 16{after} {quoted(target)}{copy}"
-
-
-def no_glob(path: str) -> str:
-    """Keep sox from looking for other files, whose names match this one."""
-    return "--no-glob " if re.search(r"[][*?{}~]", path) else ""
-
-
-def conversion(path: str) -> tuple[str, str]:
-    """Name what a recording is to be converted into; give the command that copies its sidecar."""
-    target = os.path.splitext(path)[0] + "-16bit.wav"
-    if os.path.lexists(target):  # Perhaps of call.mp4, where this is call.wav.
-        target = f"{path}-16bit.wav"
+    If there is such a file already, the original beside it would be refused in every run.
+    """
+    stem = os.path.splitext(path)[0]
+    target = f"{stem}-16bit.wav"
+    if os.path.lexists(target):
+        return f"already converted: move {os.path.basename(path)} out of the folder"
+    rate_hz = min(max(sample_rate_hz, SAMPLE_RATES_HZ[0]), SAMPLE_RATES_HZ[-1])
+    resample = f"-ar {rate_hz} " if rate_hz != sample_rate_hz else ""
+    line = f"ffmpeg -i {quoted(path)} {resample}-c:a pcm_s16le {quoted(target)}"
     if sidecar := find_sidecar(path):
-        return target, f" && cp {quoted(sidecar)} {quoted(os.path.splitext(target)[0] + '.json')}"
-    return target, ""
+        line += f" && cp {quoted(sidecar)} {quoted(f'{stem}-16bit.json')}"
+    return f"{when}: {line}"
 
 
 def quoted(path: str) -> str:
-    """Quote a path for a shell, so that no program takes it for an option."""
-    return shlex.quote(f"./{path}" if path.startswith("-") else path)
+    """Quote a path for a shell, so that it is no option, and what is before a colon no protocol."""
+    return shlex.quote(os.path.join(".", path) if re.match("-|.*:", path) else path)
 
 
 def suffix_warning(path: str, audio: Audio) -> str:
@@ -615,8 +580,6 @@ WAVE_FORMAT_NAMES = {
     0x0031: "GSM 6.10",
     0x0055: "MP3 in a WAV file",
 }
-# What sox reads besides PCM.
-SOX_WAVE_FORMATS = (0x0002, 0x0003, 0x0006, 0x0007, 0x0011, 0x0031)
 
 
 class WavFormat(NamedTuple):
@@ -627,31 +590,12 @@ class WavFormat(NamedTuple):
     sample_rate_hz: int
     block_align_bytes: int
     sample_size_bits: int
-    valid_bits: int = 0
 
     @property
     def name(self) -> str:
         """What people call this encoding."""
         name = WAVE_FORMAT_NAMES.get(self.code, f"WAV format 0x{self.code:04x}")
         return f"{name} {self.sample_size_bits} bit" if self.sample_size_bits else name
-
-    def conversion(self, path: str, ignore_length: bool = False) -> str:
-        """Give the command that makes of such a file one that the service takes."""
-        rate_hz = min(max(self.sample_rate_hz, SAMPLE_RATES_HZ[0]), SAMPLE_RATES_HZ[-1])
-        resample = rate_hz != self.sample_rate_hz
-        readable = self.code in SOX_WAVE_FORMATS
-        if self.code == WAVE_FORMAT_PCM:  # sox makes nothing, and no error, of 12 or 20 bits.
-            bits = self.sample_size_bits
-            padded = (
-                self.valid_bits not in (0, bits)
-                or self.block_align_bytes * 8 != self.channels * bits
-            )
-            readable = bits in (8, 16, 24, 32) and not padded
-        if readable:
-            ignore = "--ignore-length " if ignore_length else ""
-            return sox_line(path, ignore, f" -r {rate_hz}" if resample else "")
-        ignore = "-ignore_length 1 " if ignore_length else ""
-        return ffmpeg_line(path, ignore, f"-ar {rate_hz} " if resample else "")
 
 
 def check_wav(file: BinaryIO, size_bytes: int) -> Audio:
@@ -665,7 +609,7 @@ def check_wav(file: BinaryIO, size_bytes: int) -> Audio:
     pcm = wav.code == WAVE_FORMAT_PCM and wav.sample_size_bits == SAMPLE_SIZE_BITS
     if not pcm or wav.sample_rate_hz not in SAMPLE_RATES_HZ:
         found = describe(wav.name, wav.sample_rate_hz, wav.channels, None)
-        raise refused(found, f"{NEEDED}: {wav.conversion(file.name)}")
+        raise refused(found, conversion(file.name, NEEDED, wav.sample_rate_hz))
     if wav.block_align_bytes != wav.channels * SAMPLE_SIZE_BITS // 8:
         block = f"{wav.channels} channels in blocks of {wav.block_align_bytes} bytes"
         raise refused(f"damaged WAV header: {block}", "record or export it again")
@@ -718,11 +662,10 @@ def chunk_follows(file: BinaryIO, position: int, size_bytes: int) -> bool:
 def read_wav_format(body: bytes) -> WavFormat:
     """Read a `fmt ` chunk; an extensible one counts as the format it extends."""
     code, channels, rate, align, bits = struct.unpack_from("<HHI4xHH", body.ljust(16, b"\0"))
-    valid_bits = bits
     if code == WAVE_FORMAT_EXTENSIBLE and len(body) == 40:
-        valid_bits, subformat, tail = struct.unpack_from("<H4xH14s", body, 18)
+        subformat, tail = struct.unpack_from("<H14s", body, 24)
         code = subformat if tail == SUBFORMAT_GUID_TAIL else code
-    return WavFormat(code, channels, rate, align, bits if len(body) >= 16 else 0, valid_bits)
+    return WavFormat(code, channels, rate, align, bits if len(body) >= 16 else 0)
 
 
 def read_struct(file: BinaryIO, layout: str, *default: Any) -> tuple[Any, ...]:
@@ -735,16 +678,16 @@ def incomplete_wav(
     path: str, wav: WavFormat, announced_bytes: int, present_bytes: int
 ) -> UploadError:
     """Tell a header that was never filled in from a recording that was cut short."""
-    # Writers that cannot seek back leave 0xFFFFFFFF or a little less (ffmpeg), 0 or about
-    # 0x80000000 (sox, arecord) there.
+    # Writers that cannot seek back leave 0xFFFFFFFF or a little less (FFmpeg), 0 or about
+    # 0x80000000 (SoX, arecord) there.
     if 0x7FFF0000 <= announced_bytes <= 0x80000000 or announced_bytes >> 16 == 0xFFFF:
         cause = ("its header was never given the length of the audio, as a pipe leaves it, "
                  "or a recorder that has not closed the file")  # fmt: skip
     else:
         cause = (f"truncated or still being recorded: the header announces {announced_bytes:,} "
                  f"bytes of audio, {present_bytes:,} are there")  # fmt: skip
-    mend = wav.conversion(path, ignore_length=True)
-    return refused(cause, f"upload it when the recorder has closed it; if it has: {mend}")
+    closed = "upload it when the recorder has closed it; if it has"
+    return refused(cause, conversion(path, closed, wav.sample_rate_hz))
 
 
 # MPEG audio, layer III (ISO 11172-3, 13818-3, and the unofficial MPEG-2.5), by version bits.

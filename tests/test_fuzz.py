@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
 import fuzz
 import pytest
-from fuzz import TARGETS, Target, Workplace
+from fuzz import SECRET, TARGETS, Target, Workplace
 
 import upload_grpc
 
-EXAMPLES = 60
-
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Workplace]:
-    with Workplace.open() as place:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    with fuzz.workplace(tmp_path_factory.mktemp("fuzz")) as place:
         yield place
 
 
@@ -29,102 +31,87 @@ def target(name: str) -> Target:
 
 @pytest.mark.parametrize("name", [target.name for target in TARGETS])
 def test_generated_input_meets_no_bug(place: Workplace, name: str) -> None:
-    count = fuzz.drive(place, target(name), EXAMPLES, seed=1)
-    assert count.failure == ""
-    assert count.passed == EXAMPLES
-    assert 0 < count.taken < EXAMPLES
+    examples = 150 if target(name).batch > 1 else 40
+    count = fuzz.drive(place, target(name), examples, seed=1)
+    assert (count.failure, count.passed) == ("", examples)
+    assert 0 < count.taken < examples
 
 
-ONLY = ("--audio-path", "call.wav", "--connection-id", "c", "--key", fuzz.SECRET)
+FOUND: dict[str, tuple[str, Any]] = {
+    "certificates of 64 GB": ("command lines", ([*fuzz.NEEDED, "--ca-file", "huge"], "utf-8")),
+    "no UTF-8": ("command lines", ([*fuzz.NEEDED, "--connection-id", "\udcff"], "utf-8")),
+    "more seconds than a float can be": (
+        "VM answers",
+        b'{"access_token": "t1.x", "expires_in": 1%s}' % (b"0" * 310),
+    ),
+    "brackets": ("VM answers", b"[" * 60_000),
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "example"),
-    [
-        ("command lines", ([ONLY, ("--ca-file", "huge")], "utf-8")),
-        ("command lines", ([ONLY, ("--connection-id", "\udcff")], "utf-8")),
-        ("VM answers", b'{"access_token": "t1.x", "expires_in": 1%s}' % (b"0" * 310)),
-        ("VM answers", b"[" * 60_000),
-    ],
-    ids=["certificates of 64 GB", "no UTF-8", "more seconds than a float can be", "brackets"],
-)
-def test_what_it_has_found_stays_mended(place: Workplace, name: str, example: Any) -> None:
-    with fuzz.bounded():
-        try:
-            assert target(name).check(place, example) is False
-        except upload_grpc.UploadError as error:
-            fuzz.check_refusal(error, target(name).exit_code)
+@pytest.mark.parametrize("name", FOUND)
+def test_what_it_has_found_stays_fixed(place: Workplace, name: str) -> None:
+    found_in, example = FOUND[name]
+    assert fuzz.attempt(place, target(found_in), [example]) == ("", 0)
 
 
-def raise_key_error(*arguments: Any) -> NoReturn:
+def breaking(bug: Callable[[], object]) -> Callable[[list[str]], int]:
+    """Make a main() that has a bug where a recording is FLAC."""
+
+    def main(words: list[str]) -> int:
+        names = [word for word in words if word.startswith("recording")]
+        for name in names:
+            print(f'{{"path": "{name}", "exit_code": 0}}')
+            with open(name, "rb") as file:
+                if file.read(4) == b"fLaC":
+                    bug()
+        return 0
+
+    return main
+
+
+def fail() -> None:
     raise KeyError("a bug")
 
 
-def sleep(*arguments: Any) -> None:
-    time.sleep(1)
+BUGS: dict[str, Callable[[], object]] = {
+    "KeyError: 'a bug' (test_fuzz.py:": fail,
+    "AssertionError: exit code 77": lambda: sys.exit(77),
+    "AssertionError: not a word": lambda: sys.exit(65),
+    "AssertionError: a traceback": lambda: print("upload_grpc: Traceback", file=sys.stderr),
+    "AssertionError: a line like 'E0000": lambda: print("E0000 grpc", file=sys.stderr),
+    "AssertionError: the key is shown": lambda: print(SECRET),
+    "AssertionError: not one answer": lambda: print('{"path": "x", "exit_code": 0}'),
+    "AssertionError: took ": lambda: bytes(bytearray(b"x") * 80_000_000),
+    "Hang: took more than 0.2 s": lambda: time.sleep(2),
+}
 
 
-def eat(*arguments: Any) -> NoReturn:
-    bytes(bytearray(b"x") * 80_000_000)
-    raise ValueError("eaten")
-
-
-def refuse_with_70(*arguments: Any) -> NoReturn:
-    raise upload_grpc.UploadError(70, "a bug")
-
-
-def show_the_key(*arguments: Any) -> NoReturn:
-    raise upload_grpc.UploadError(78, f"bad key {fuzz.SECRET}")
-
-
-@pytest.mark.parametrize(
-    ("name", "function", "bug", "found"),
-    [
-        ("recordings", "check_wav", raise_key_error, "KeyError: 'a bug' (test_fuzz.py:"),
-        ("recordings", "check_mp3", refuse_with_70, "AssertionError: exit code 70: a bug"),
-        ("recordings", "check_ogg_opus", sleep, "Hang: took more than "),
-        ("metadata", "parse_metadata", raise_key_error, "KeyError: 'a bug'"),
-        ("metadata", "parse_metadata", eat, "AssertionError: took "),
-        ("credentials", "read_key_file", show_the_key, "AssertionError: the key is shown"),
-        ("VM answers", "Credential", raise_key_error, "KeyError: 'a bug'"),
-        ("proxies and endpoints", "adopt_proxy_settings", refuse_with_70, "exit code 70"),
-        ("command lines", "read_root_certificates", raise_key_error, "exit code 70: upload_grpc: "),
-        ("command lines", "find_credential", show_the_key, "AssertionError: the key is shown"),
-    ],
-)
-def test_it_finds_a_bug(
-    place: Workplace,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    function: str,
-    bug: Callable[..., Any],
-    found: str,
+@pytest.mark.parametrize("found", BUGS)
+def test_it_finds_a_bug_and_names_the_input(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch, found: str
 ) -> None:
-    monkeypatch.setattr(upload_grpc, function, bug)
-    if bug is sleep:
-        monkeypatch.setattr(fuzz, "EXAMPLE_LIMIT_S", 0.4)
-    count = fuzz.drive(place, target(name), 500, seed=1)
-    assert found in count.failure
-    assert "\n    with (" in count.failure or "\n    with b" in count.failure
+    monkeypatch.setattr(upload_grpc, "main", breaking(BUGS[found]))
+    monkeypatch.setattr(fuzz, "RUN_LIMIT_S", 0.2 if found.startswith("Hang") else 5)
+    recordings = dataclasses.replace(target("recordings"), batch=50)
+    count = fuzz.drive(place, recordings, 200, seed=1)
+    assert count.failure.startswith(found)
+    assert re.search(r"\n    in example \d+: \('\.?\w*', b'fLaC", count.failure)
 
 
-def test_the_last_line_counts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_line_counts_and_only_the_files_of_a_failure_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert fuzz.main(["--examples", "60", "--seed", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "seed 5"
+    assert lines[0].startswith("seed 5, files in ")
     assert lines[-1] == "60 passed, 0 failed"
-    named = [line.partition(":")[0] for line in lines[1:-1]]
-    assert named == [target.name for target in TARGETS]
-    assert all(
-        re.search(r": [\d,]+ taken, [\d,]+ refused, in \d+ s$", line) for line in lines[1:-1]
-    )
+    assert [line.partition(":")[0] for line in lines[1:-1]] == [each.name for each in TARGETS]
+    assert [*tmp_path.iterdir()] == []
 
-
-def test_a_failure_is_its_exit_code(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(upload_grpc, "parse_metadata", raise_key_error)
-    assert fuzz.main(["--examples", "60", "--seed", "5"]) == 1
-    out = capsys.readouterr().out
-    assert re.search(r"^metadata: FAILED: KeyError: 'a bug'", out, re.MULTILINE)
-    assert re.search(r"^\d+ passed, 1 failed$", out, re.MULTILINE)
+    monkeypatch.setattr(upload_grpc, "main", lambda words: 70)
+    assert fuzz.main(["--examples", "60"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "recordings: FAILED: AssertionError: exit code 70: " in "\n".join(lines)
+    assert lines[-1] == f"0 passed, {len(TARGETS)} failed"
+    assert len([*tmp_path.iterdir()]) == 1
