@@ -3,7 +3,7 @@
     python tests/chaos.py [--short] [--seed N] [cuts] [kills] [pairs]
 
 cuts: connections are cut, frozen or robbed of their answers at random byte counts; what the
-program says of each recording is held against the store.
+program says of each recording is compared with the store.
 kills: runs over a growing folder, with a ledger, are killed (SIGKILL) at random moments; after
 one undisturbed run every recording must be in the store once, or be named as unknown.
 pairs: two runs are started together on one ledger; one goes on, the other ends at once.
@@ -29,10 +29,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -40,9 +40,9 @@ import upload_grpc  # Before anything imports grpc.
 
 # isort: split
 
-from conftest import FOREIGN_VARIABLES, arguments, make_wav, start
+from conftest import FOREIGN_VARIABLES, SCRIPT, arguments, make_wav, start
 from fault_proxy import Fault, FaultProxy
-from stand_in import Call, Delay, Slow, StandIn, Step, stored_talks
+from stand_in import Delay, Slow, StandIn, Step, stored_talks
 
 SEED = 20260731
 OK, AGAIN, UNKNOWN = 0, 75, 76
@@ -78,13 +78,17 @@ class Results:
         self.passed = 0
         self.failed = 0
 
-    def require(self, what: str, found: int, wanted: int = 0, detail: object = "") -> None:
-        """Print a number, and whether it is the wanted one."""
-        good = found == wanted
+    def note(self, what: str, found: object) -> None:
+        """Print a number that may be any."""
+        print(f"  {what + ' ':.<58} {found}", flush=True)
+
+    def require(self, what: str, found: int | Sequence[object], wanted: int = 0) -> None:
+        """Print a number, or how many there are, and whether it is the wanted one."""
+        count, examples = (found, "") if isinstance(found, int) else (len(found), found[:9])
+        good = count == wanted
         self.passed += good
         self.failed += not good
-        wrong = "" if good else f"   FAILED, wanted {wanted}: {detail}"
-        print(f"  {what + ' ':.<58} {found}{wrong}", flush=True)
+        self.note(what, count if good else f"{count}   FAILED, wanted {wanted}: {examples}")
 
 
 def print_table(title: str, columns: Sequence[str], counts: Mapping[tuple[str, str], int]) -> None:
@@ -94,33 +98,23 @@ def print_table(title: str, columns: Sequence[str], counts: Mapping[tuple[str, s
         for row in dict.fromkeys(row for row, _ in counts)
     }
     lines["sum"] = [sum(column) for column in zip(*lines.values(), strict=True)]
-    names = [*columns, "sum"]
     width = max(map(len, (title, *lines)))
-
-    def print_line(first: str, cells: Sequence[object]) -> None:
-        shown = (f"{cell:>{max(len(name), 5)}}" for name, cell in zip(names, cells, strict=True))
-        print(f"  {first:{width}} {' '.join(shown)}")
-
-    print()
-    print_line(title, names)
+    print(f"\n  {title:{width}}", *(f"{name:>5}" for name in (*columns, "sum")))
     for row, cells in lines.items():
-        print_line(row, [*cells, sum(cells)])
+        shown = (f"{cell:>{max(len(name), 5)}}" for name, cell in zip(columns, cells, strict=True))
+        print(f"  {row:{width}}", *shown, f"{sum(cells):5}")
     print(flush=True)
 
 
-def heading(text: str) -> None:
-    print(f"\n== {text}", flush=True)
-
-
-def talks_by_sha256(store: Path) -> dict[str, list[dict[str, Any]]]:
-    talks = collections.defaultdict(list)
+def talks_by_sha256(store: Path) -> collections.defaultdict[str, list[dict[str, Any]]]:
+    talks: collections.defaultdict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for talk in stored_talks(store):
         talks[talk["sha256"]].append(talk)
     return talks
 
 
 def run_to_end(words: Sequence[str]) -> tuple[int, str, str]:
-    """Run the program as a process; answer exit code, stdout and stderr."""
+    """Run the program as a process; return exit code, stdout and stderr."""
     with start(*words) as process:
         try:
             out, err = process.communicate(timeout=120)
@@ -147,8 +141,9 @@ PHASES = (
     "all there, the answer under way",
     "single message: before it was there",
     "single message: after it was there",
-    "never struck",
+    "no try broke",
 )
+CONNECTING, SENDING, LAST_BYTES, ANSWER, MESSAGE_NOT_THERE, MESSAGE_THERE, UNBROKEN = PHASES
 OUTCOMES = ("uploaded", "uploaded again", "undelivered", "unknown, made", "unknown, not", "other")
 
 
@@ -194,25 +189,6 @@ def random_fault(noise: random.Random, size_bytes: int) -> Fault:
     )
 
 
-@contextlib.contextmanager
-def watched_transfers() -> Iterator[dict[str, list[upload_grpc.Transfer]]]:
-    """Keep each try's Transfer, by path: it knows whether the commit point was passed."""
-    transfers: dict[str, list[upload_grpc.Transfer]] = collections.defaultdict(list)
-    original, pause_s = upload_grpc.Transfer, upload_grpc.BACKOFF_S
-
-    class Watched(original):  # type: ignore[valid-type, misc]
-        def __init__(self, path: str, *rest: Any, **named: Any) -> None:
-            super().__init__(path, *rest, **named)
-            transfers[path].append(self)
-
-    upload_grpc.Transfer = Watched  # type: ignore[misc]
-    upload_grpc.BACKOFF_S = BACKOFF_S
-    try:
-        yield transfers
-    finally:
-        upload_grpc.Transfer, upload_grpc.BACKOFF_S = original, pause_s  # type: ignore[misc]
-
-
 class Cuts:
     """One service behind one proxy, and runs of the program in this process."""
 
@@ -221,55 +197,55 @@ class Cuts:
         self.service = service
         self.sent: list[Sent] = []
         self.slowest_s = 0.0
+        self.struck = 0  # connections, at most one a recording
         self.bugs = 0
         self._folder = folder
-        self._transfers: dict[str, list[upload_grpc.Transfer]] = {}
 
     def run(self, wanted: int, limit_s: float) -> None:
         """Break the connections of so many recordings."""
         deadline_s = time.monotonic() + limit_s
-        with watched_transfers() as self._transfers, FaultProxy(self.service.port) as proxy:
+        with FaultProxy(self.service.port) as proxy:
             while len(self.sent) < wanted and time.monotonic() < deadline_s:
                 self._one_run(proxy)
 
     def _one_run(self, proxy: FaultProxy) -> None:
-        """Upload one recording, or three over one connection, and see what is said of them."""
+        """Upload one recording, or three at a time, and see what is said of them."""
         noise, count = self.noise, self.noise.choice((1, 1, 1, 3))
-        batch = [self._record() for _ in range(count)]
-        words = noise.choice(((), (), (), (), ("--single-message",)))
-        size_bytes = sum(sent.size_bytes for sent in batch)
-        faults = [random_fault(noise, size_bytes) for _ in range(noise.choice((1, 1, 2, 3)))]
+        batch = [self._record(len(self.sent) + number) for number in range(count)]
+        single = noise.random() < 0.2
+        faults = max(count, noise.choice((1, 1, 2, 3)))
+        proxy.plan = [random_fault(noise, noise.choice(batch).size_bytes) for _ in range(faults)]
+        del proxy.connections[:]
         # Sizes that gRPC hands to the kernel in one go are all sent before they are cut; a
         # service that takes its time lets the cut come first.
-        steps: list[Step] = [noise.choice((None, None, Slow(40e6), Delay(0.02))) for _ in batch]
-        del proxy.connections[:]
-        proxy.plan = faults
-        self.service.calls.clear()
+        steps = [noise.choice((None, None, Slow(40e6), Delay(0.02))) for _ in batch]
         self.service.script[:] = steps
+        self.service.calls.clear()
         started_s = time.monotonic()
-        results = self._upload([sent.path for sent in batch], proxy, *words)
+        results = self._upload([sent.path for sent in batch], proxy, single)
         self.slowest_s = max(self.slowest_s, time.monotonic() - started_s)
-        struck = bool(proxy.connections and proxy.connections[0].struck)
+        self.struck += min(count, sum(bool(each.struck) for each in proxy.connections))
         proxy.cut_all()
         self.service.wait_until_idle()
         for sent in batch:
             sent.result = results.get(str(sent.path), {})
-            sent.phase = self._phase(sent, struck)
             sent.path.unlink()
-        self._transfers.clear()
+        last_ids = [sent.result.get("request_id") for sent in batch]
+        for sent in batch:
+            sent.phase = self._phase(sent, last_ids, single)
         self.sent += batch
 
-    def _record(self) -> Sent:
-        number = len(list(self._folder.glob("*.wav"))) + len(self.sent)
+    def _record(self, number: int) -> Sent:
         size_bytes = round(300_000 * 40 ** self.noise.random())  # 300 KB to 12 MB
         path = make_wav(self._folder / f"{number}.wav", size_bytes, seed=self.noise.getrandbits(64))
         return Sent(path, sha256(path), path.stat().st_size)
 
-    def _upload(self, paths: Sequence[Path], proxy: FaultProxy, *words: object) -> dict[str, Any]:
-        """Run the program; answer its JSON lines by path."""
+    def _upload(self, paths: Sequence[Path], proxy: FaultProxy, single: bool) -> dict[str, Any]:
+        """Run the program; return its JSON lines by path."""
         given = arguments(
             self.service, "--audio-path", *paths, "--endpoint", proxy.endpoint, "--format", "json",
-            "--timeout", TIMEOUT_S, "--retries", RETRIES, "--quiet", *words,
+            "--timeout", TIMEOUT_S, "--retries", RETRIES, "--quiet",
+            *["--single-message"] * single,
         )  # fmt: skip
         out = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
@@ -279,20 +255,27 @@ class Cuts:
         self.bugs += code == os.EX_SOFTWARE
         return {result["path"]: result for result in map(json.loads, out.getvalue().splitlines())}
 
-    def _phase(self, sent: Sent, struck: bool) -> str:
-        """Tell how far the first try had come when its connection broke."""
-        tries = [each for each in self._transfers[str(sent.path)] if each.call is not None]
-        first = tries[0] if tries else None
-        calls = {call.metadata.get("x-client-request-id"): call for call in self.service.calls}
-        call: Call | None = calls.get(first.request_id) if first else None
-        there = call is not None and call.bytes_received == sent.size_bytes
-        if not struck:
-            return "never struck"
-        if first and not first.streamed:
-            return f"single message: {'after' if there else 'before'} it was there"
-        if first and first.finished:
-            return PHASES[3] if there else PHASES[2]
-        return "sending the recording" if call else "connecting"
+    def _phase(self, sent: Sent, last_ids: Sequence[str | None], single: bool) -> str:
+        """Tell how far the last try that broke had come, as the service saw it.
+
+        The program names the last try, which broke unless it uploaded the recording. Of those
+        before, the one that came furthest counts: among three recordings that may be another's.
+        """
+        if sent.code == OK and sent.result["tries"] == 1:
+            return UNBROKEN
+        calls = {str(call.metadata["x-client-request-id"]): call for call in self.service.calls}
+        if sent.code == OK:
+            broken = [call for request_id, call in calls.items() if request_id not in last_ids]
+        else:
+            last_id = str(sent.result.get("request_id"))
+            broken = [call for request_id, call in calls.items() if request_id == last_id]
+        if single:
+            return MESSAGE_THERE if broken else MESSAGE_NOT_THERE
+        if any(call.half_closed for call in broken):
+            return ANSWER
+        if sent.code == UNKNOWN:
+            return LAST_BYTES
+        return SENDING if broken else CONNECTING
 
 
 def outcome_of(sent: Sent, made: bool) -> str:
@@ -304,8 +287,10 @@ def outcome_of(sent: Sent, made: bool) -> str:
 
 
 def cut_campaign(results: Results, folder: Path, noise: random.Random, size: Size) -> None:
-    heading(f"cuts: {size.cuts} recordings of 300 KB to 12 MB, each over a connection that breaks")
-    started_s = time.monotonic()
+    print(
+        f"\n== cuts: {size.cuts} recordings of 300 KB to 12 MB, each over a connection that breaks"
+    )
+    upload_grpc.BACKOFF_S = BACKOFF_S
     with StandIn(folder / "store", discard=True) as service:
         campaign = Cuts(folder, noise, service)
         campaign.run(size.cuts, size.limit_s)
@@ -314,36 +299,34 @@ def cut_campaign(results: Results, folder: Path, noise: random.Random, size: Siz
         (sent.phase, outcome_of(sent, bool(talks.get(sent.sha256)))) for sent in campaign.sent
     )
     ordered = {key: counts[key] for phase in PHASES for key in counts if key[0] == phase}
-    print_table("the first try broke", OUTCOMES, ordered)
-    lost = [
-        sent.result
-        for sent in campaign.sent
-        if sent.code == OK
-        and (sent.result["talk_id"], sent.size_bytes)
-        not in [(talk["talk_id"], talk["size"]) for talk in talks.get(sent.sha256, ())]
-    ]
-    doubled = [sent.result for sent in campaign.sent if len(talks.get(sent.sha256, ())) > 1]
-    denied = [
-        sent.result
-        for sent in campaign.sent
-        if sent.code not in (OK, UNKNOWN) and sent.sha256 in talks
-    ]
-    other = [sent.result for sent in campaign.sent if sent.code not in (OK, AGAIN, UNKNOWN)]
-    foreign = set(talks) - {sent.sha256 for sent in campaign.sent}
-    struck = sum(sent.phase != "never struck" for sent in campaign.sent)
+    print_table("the last broken try was", OUTCOMES, ordered)
+    lost, doubled, denied, other = [], [], [], []
+    for sent in campaign.sent:
+        made = talks.pop(sent.sha256, [])
+        if sent.code == OK and (sent.result["talk_id"], sent.size_bytes) not in (
+            (talk["talk_id"], talk["size"]) for talk in made
+        ):
+            lost.append(sent.result)
+        if len(made) > 1:
+            doubled.append(sent.result)
+        if made and sent.code not in (OK, UNKNOWN):
+            denied.append(sent.result)
+        if sent.code not in (OK, AGAIN, UNKNOWN):
+            other.append(sent.result)
     results.require("recordings sent", min(len(campaign.sent), size.cuts), size.cuts)
-    print(f"  {'of them on a connection that was struck ':.<58} {struck}")
-    results.require("less than half of them struck", int(struck < len(campaign.sent) / 2))
+    results.note("connections struck, at most one a recording", campaign.struck)
+    few = int(campaign.struck < len(campaign.sent) / 2)
+    results.require("struck less than half", few)
     results.require("runs that a bug ended", campaign.bugs)
-    results.require("lost: called uploaded, not whole in the store", len(lost), 0, lost[:3])
-    results.require("doubled: twice in the store", len(doubled), 0, doubled[:3])
-    results.require("made, but called undelivered", len(denied), 0, denied[:3])
-    results.require("truncated or foreign talks in the store", len(foreign))
-    results.require("ended in another way than 0, 75 and 76", len(other), 0, other[:3])
+    results.require("lost: called uploaded, not whole in the store", lost)
+    results.require("doubled: twice in the store", doubled)
+    results.require("made, but called undelivered", denied)
+    results.require("truncated or foreign talks in the store", list(talks))
+    results.require("ended in another way than 0, 75 and 76", other)
     # Each try may be silent for TIMEOUT_S, then comes the next.
     bound_s = (RETRIES + 1) * TIMEOUT_S + 3
-    results.require(f"runs longer than {bound_s:.1f} s", int(campaign.slowest_s > bound_s))
-    print(f"  {time.monotonic() - started_s:.0f} s, the slowest run {campaign.slowest_s:.1f} s")
+    results.note("seconds of the slowest run", f"{campaign.slowest_s:.1f}")
+    results.require(f"longer than {bound_s:.1f}", int(campaign.slowest_s > bound_s))
 
 
 # --- Kills ---------------------------------------------------------------------------
@@ -423,7 +406,7 @@ class Kills:
         with (
             open(self._printed, "wb") as printed,
             subprocess.Popen(
-                [sys.executable, upload_grpc.__file__, *self.words()],
+                [sys.executable, str(SCRIPT), *self.words()],
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=subprocess.DEVNULL,
@@ -443,7 +426,7 @@ class Kills:
         )
 
     def undisturbed(self) -> tuple[int, dict[str, dict[str, Any]], str]:
-        """Run once to the end; answer exit code, results by path, and stderr."""
+        """Run once to the end; return exit code, results by path, and stderr."""
         self._service.script.clear()
         self._service.wait_until_idle()
         code, out, err = run_to_end(self.words())
@@ -456,9 +439,17 @@ class Kills:
             return {row[0]: (row[1], row[2]) for row in ledger.execute(query)}
 
 
+class End(NamedTuple):
+    """What has become of one recording: in the ledger, and in the store."""
+
+    path: Path
+    state: str
+    talk_id: str | None
+    made: list[str]
+
+
 def kill_campaign(results: Results, folder: Path, noise: random.Random, size: Size) -> None:
-    heading(f"kills: {size.kills} runs killed over a folder of at least {size.recordings}")
-    started_s = time.monotonic()
+    print(f"\n== kills: {size.kills} runs killed over a folder of at least {size.recordings}")
     with StandIn(folder / "store", discard=True) as service:
         campaign = Kills(folder, noise, service)
         campaign.record(size.recordings)
@@ -467,52 +458,37 @@ def kill_campaign(results: Results, folder: Path, noise: random.Random, size: Si
         code_after, said_after, _ = campaign.undisturbed()
     talks = talks_by_sha256(folder / "store")
     rows = campaign.rows()
-    none = ("no row", None)
-    counts = collections.Counter(
-        (rows.get(digest, none)[0], str(min(len(talks.get(digest, ())), 2)))
-        for digest in campaign.recordings
-    )
-    print_table("in the ledger; in the store:", ("0", "1", "2"), counts)
-
-    def having(wrong: Callable[[str, list[str]], bool]) -> list[str]:
-        """The recordings of which something is wrong: (ledger's state, dialog IDs) -> bool."""
-        return [
-            path.name
-            for digest, path in campaign.recordings.items()
-            if wrong(rows.get(digest, none)[0], [talk["talk_id"] for talk in talks.get(digest, ())])
-        ]
-
-    missing = having(lambda state, ids: not ids and state != "unknown")
-    doubled = having(lambda state, ids: len(ids) > 1)
-    pending = having(lambda state, ids: state not in ("uploaded", "unknown"))
-    wrong_ids = [
-        digest
-        for digest, (state, talk_id) in rows.items()
-        if state == "uploaded" and [talk["talk_id"] for talk in talks.get(digest, ())] != [talk_id]
-    ]
-    unnamed = [
-        path.name
+    ends = [
+        End(path, *rows.get(digest, ("no row", None)), [talk["talk_id"] for talk in talks[digest]])
         for digest, path in campaign.recordings.items()
-        if rows.get(digest, none)[0] == "unknown"
-        and (said.get(str(path), {}).get("outcome") != "unknown" or f"{path}: " not in err)
     ]
-    ids = {talk["talk_id"] for several in talks.values() for talk in several}
-    unknown = sum(state == "unknown" for state, _ in rows.values())
+    counts = collections.Counter((end.state, str(min(len(end.made), 2))) for end in ends)
+    print_table("in the ledger; in the store:", ("0", "1", "2"), counts)
+    missing = [end for end in ends if not end.made and end.state != "unknown"]
+    doubled = [end for end in ends if len(end.made) > 1]
+    pending = [end for end in ends if end.state not in ("uploaded", "unknown")]
+    wrong = [end for end in ends if end.state == "uploaded" and end.made != [end.talk_id]]
+    unknown = [end for end in ends if end.state == "unknown"]
+    unnamed = [
+        end
+        for end in unknown
+        if said.get(str(end.path), {}).get("outcome") != "unknown" or str(end.path) not in err
+    ]
+    untrue = campaign.claimed - {talk_id for end in ends for talk_id in end.made}
+    again = [path for path, result in said_after.items() if result["outcome"] == "uploaded"]
     wanted_code = UNKNOWN if unknown else OK
-    print(f"  {'recordings ':.<58} {len(campaign.recordings)}")
-    print(f"  {'runs that ended before they were killed ':.<58} {campaign.runs - campaign.kills}")
+    results.note("recordings", len(ends))
+    results.note("runs that ended before they were killed", campaign.runs - campaign.kills)
     results.require("killed runs", campaign.kills, size.kills)
-    results.require("missing: not in the store, nor called unknown", len(missing), 0, missing[:9])
-    results.require("doubled: twice in the store", len(doubled), 0, doubled[:9])
-    results.require("uploaded, but not exactly that dialog in the store", len(wrong_ids))
-    results.require("dialog IDs printed, but not in the store", len(campaign.claimed - ids))
-    results.require("neither uploaded nor unknown in the end", len(pending), 0, pending[:9])
-    results.require("unknown, but not named by the last run", len(unnamed), 0, unnamed[:9])
+    results.require("missing: not in the store, nor called unknown", missing)
+    results.require("doubled: twice in the store", doubled)
+    results.require("uploaded, but not exactly that dialog in the store", wrong)
+    results.require("dialog IDs printed, but not in the store", list(untrue))
+    results.require("neither uploaded nor unknown in the end", pending)
+    results.require("unknown, but not named by the last run", unnamed)
     results.require("exit code of the undisturbed run", code, wanted_code)
     results.require("exit code of one more", code_after, wanted_code)
-    again = [path for path, each in said_after.items() if each["outcome"] == "uploaded"]
-    results.require("sent by that one", len(again), 0, again[:9])
-    print(f"  {time.monotonic() - started_s:.0f} s")
+    results.require("sent by that one", again)
 
 
 # --- Pairs ---------------------------------------------------------------------------
@@ -522,37 +498,31 @@ ANSWER_S = 0.4
 
 
 def pair_campaign(results: Results, folder: Path, noise: random.Random, size: Size) -> None:
-    heading(f"pairs: {size.pairs} times two runs started together on one ledger")
-    started_s = time.monotonic()
-    deadline_s = started_s + size.limit_s
-    calls = folder / "calls"
+    print(f"\n== pairs: {size.pairs} times two runs started together on one ledger")
+    calls, ledger = folder / "calls", folder / "ledger.sqlite"
     calls.mkdir()
     endings: collections.Counter[tuple[str, str]] = collections.Counter()
     unexplained = 0
     with StandIn(folder / "store", discard=True) as service:
         for number in range(size.pairs):
-            if time.monotonic() > deadline_s:
-                break
             for name in ("a", "b"):
                 make_wav(calls / f"{number:02}{name}.wav", 30_000, seed=noise.getrandbits(64))
             service.script[:] = [Delay(ANSWER_S)] * 4
-            words = arguments(service, "--audio-path", calls, "--ledger", folder / "ledger.sqlite")
+            words = arguments(service, "--audio-path", calls, "--ledger", ledger)
             (code, said), (other_code, _) = run_pair(words)
             endings["pairs", f"{code}, then {other_code}"] += 1
-            unexplained += "another run is using it" not in said
+            unexplained += str(ledger) not in said
     talks = talks_by_sha256(folder / "store")
-    recordings = list(calls.glob("*.wav"))
     print_table("exit codes", sorted({codes for _, codes in endings}), endings)
     gave_way = endings["pairs", "75, then 0"]
     results.require("one ended with 75 at once, the other went on", gave_way, size.pairs)
     results.require("of them without saying why", unexplained)
-    results.require("recordings in the store", len(talks), len(recordings))
+    results.require("recordings in the store", len(talks), len(list(calls.glob("*.wav"))))
     results.require("doubled", sum(len(several) > 1 for several in talks.values()))
-    print(f"  {time.monotonic() - started_s:.0f} s")
 
 
 def run_pair(words: Sequence[str]) -> list[tuple[int, str]]:
-    """Start two runs; answer exit code and stderr of each, the first to end first."""
+    """Start two runs; return exit code and stderr of each, the first to end first."""
     processes = [start(*words), start(*words)]
     try:
         while all(process.poll() is None for process in processes):
@@ -591,7 +561,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             here = Path(folder, name)
             here.mkdir()
             noise = random.Random(f"{args.seed} {name}")
+            started_s = time.monotonic()
             CAMPAIGNS[name](results, here, noise, SHORT if args.short else FULL)
+            print(f"  {time.monotonic() - started_s:.0f} s")
     print(f"\n{results.passed} passed, {results.failed} failed (seed {args.seed})")
     return 1 if results.failed else 0
 

@@ -32,6 +32,7 @@ FIN_LINGER_S = 5.0
 STOP_TIMEOUT_S = 10.0
 
 Result = TypeVar("Result")
+Proxy = TypeVar("Proxy", bound="_LoopThread")
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,7 @@ class Fault:
     rst: bool = True
     freeze_to_server: int | None = None
     freeze_to_client: int | None = None
-    freeze_after_s: float | None = None
     swallow_after: int | None = None  # bytes to the server
-    swallow_after_s: float | None = None
     delay_s: float = 0
     bytes_per_s: float | None = None
     silent: bool = False  # accept, then neither read nor connect to the service
@@ -67,11 +66,7 @@ class _LoopThread:
     def __init__(self) -> None:
         self.port = 0
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def _call(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run on the loop's thread, and wait for the result."""
@@ -83,12 +78,13 @@ class _LoopThread:
     async def _close(self) -> None:
         raise NotImplementedError
 
-    def start(self) -> None:
+    def __enter__(self: Proxy) -> Proxy:
         self._thread.start()
         self._server = self._call(self._listen())
         self.port = int(self._server.sockets[0].getsockname()[1])
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._call(self._shut_down())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STOP_TIMEOUT_S)
@@ -137,31 +133,6 @@ class FaultProxy(_LoopThread):
 
         self._call(cut())
 
-    def freeze_all(self) -> None:
-        """Freeze every live connection now."""
-
-        async def freeze() -> None:
-            for connection in self.connections:
-                connection.freeze()
-
-        self._call(freeze())
-
-    def swallow_all(self) -> None:
-        """Drop what the service says on every live connection from now on."""
-
-        async def swallow() -> None:
-            for connection in self.connections:
-                connection.swallow()
-
-        self._call(swallow())
-
-    def __enter__(self) -> FaultProxy:
-        self.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop()
-
     async def _listen(self) -> asyncio.Server:
         return await self._loop.create_server(self._accept, HOST, 0)
 
@@ -201,17 +172,11 @@ class Connection:
         return self.client.open or self.server.open
 
     def accepted(self) -> None:
-        fault = self.fault
-        if fault.silent:
+        if self.fault.silent:
             self.freeze()
             return
-        for seconds, strike in (
-            (fault.cut_after_s, self.cut),
-            (fault.freeze_after_s, self.freeze),
-            (fault.swallow_after_s, self.swallow),
-        ):
-            if seconds is not None:
-                self._timers.append(self._loop.call_later(seconds, strike))
+        if self.fault.cut_after_s is not None:
+            self._timers.append(self._loop.call_later(self.fault.cut_after_s, self.cut))
         self.client.pause()
         self._dialling = self._loop.create_task(self._dial())
 
@@ -242,15 +207,11 @@ class Connection:
         # Counted first: the other side may see a cut before this thread goes on.
         if source is self.client:
             self.to_server = done
-            if fault.swallow_after is not None and done >= fault.swallow_after:
-                self.swallow()
+            if not self.struck and fault.swallow_after is not None and done >= fault.swallow_after:
+                self.struck = "swallowing"
         else:
             self.to_client = done
         source.other.write(data, strike)
-
-    def swallow(self) -> None:
-        if not self.struck:
-            self.struck = "swallowing"
 
     def freeze(self) -> None:
         if self.struck != "cut" and self.open:
@@ -450,13 +411,6 @@ class HttpProxy(_LoopThread):
     @property
     def url(self) -> str:
         return f"http://{HOST}:{self.port}"
-
-    def __enter__(self) -> HttpProxy:
-        self.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop()
 
     async def _listen(self) -> asyncio.Server:
         return await asyncio.start_server(self._serve, HOST, 0)

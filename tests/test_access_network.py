@@ -1,0 +1,255 @@
+"""What keeps the program from the service: a wrong setting (78), or something to try again (75)."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import trustme
+from conftest import KEY, Outcome, Run, start
+from fault_proxy import HttpProxy
+from stand_in import StandIn
+
+import upload_grpc
+
+CONFIG, TEMPORARY = 78, 75
+ROOTS = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
+# A name that no resolver asks the network for (RFC 7686): it is unknown everywhere.
+UNKNOWN_HOST = "no-such-host.onion"
+
+Send = Callable[..., Outcome]
+
+
+@pytest.fixture
+def send(upload: Run, call: Path, monkeypatch: pytest.MonkeyPatch) -> Send:
+    """Upload a recording, trying once, with these words and these environment variables."""
+    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.02, raising=False)
+
+    def run(*words: object, retries: int = 0, **environment: str) -> Outcome:
+        for name in ("https_proxy", "no_proxy"):  # The program may have set them before.
+            os.environ.pop(name, None)
+        os.environ.update(environment)
+        return upload("--audio-path", call, "--retries", retries, "--quiet", *words)
+
+    return run
+
+
+def assert_uploaded(outcome: Outcome, service: StandIn) -> None:
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out == f"Dialog ID: {list(service.talks)[-1]}\n"
+
+
+def assert_failed(outcome: Outcome, code: int, *facts: str) -> None:
+    """One line on stderr says what is wrong, with all facts."""
+    assert (outcome.code, outcome.out) == (code, "")
+    assert len(outcome.err.splitlines()) == 1
+    for fact in facts:
+        assert fact in outcome.err
+
+
+# --- Whose certificates are trusted --------------------------------------------------
+
+
+def test_a_ca_file_without_certificates_is_refused(
+    send: Send, service: StandIn, tmp_path: Path
+) -> None:
+    good = service.ca_file.read_bytes()
+    for content in (b"", trustme.CA().private_key_pem.bytes(), good[: len(good) // 2]):
+        (tmp_path / "bad.pem").write_bytes(content)
+        assert_failed(send("--ca-file", tmp_path / "bad.pem"), CONFIG, "--ca-file", "bad.pem")
+    for path in (tmp_path / "missing.pem", tmp_path):
+        assert_failed(send("--ca-file", path), CONFIG, "--ca-file", str(path))
+    assert service.calls == []
+
+
+def test_a_ca_file_may_hold_comments_and_several_certificates(
+    send: Send, service: StandIn, tmp_path: Path
+) -> None:
+    path = tmp_path / "bundle.pem"
+    other = trustme.CA().cert_pem.bytes()
+    path.write_bytes("# Főtanúsítvány\n".encode() + other + service.ca_file.read_bytes())
+    assert_uploaded(send("--ca-file", path), service)
+
+
+def run_without_ca_file(service: StandIn, call: Path, **environment: str) -> Outcome:
+    """Run the command in a process of its own: gRPC reads the variable once."""
+    words = ("--audio-path", call, "--connection-id", "1", "--retries", 0, "--key", KEY)
+    with start(*words, "--endpoint", service.endpoint, env=environment) as process:
+        out, err = process.communicate(timeout=30)
+    return Outcome(process.returncode, out, err)
+
+
+def test_the_roots_variable_counts_where_there_is_no_ca_file(service: StandIn, call: Path) -> None:
+    """Of a file that is missing gRPC says nothing, and takes its own roots."""
+    outcome = run_without_ca_file(service, call, **{ROOTS: "missing.pem"})
+    assert_failed(outcome, CONFIG, ROOTS, "missing.pem")
+    assert_failed(run_without_ca_file(service, call), CONFIG, "certificate", "--ca-file")
+    assert service.calls == []
+    outcome = run_without_ca_file(service, call, **{ROOTS: str(service.ca_file)})
+    assert_uploaded(outcome, service)
+
+
+# --- What may answer at an endpoint --------------------------------------------------
+
+
+@contextlib.contextmanager
+def listener(
+    certificate: trustme.LeafCert | None = None,
+    protocols: Sequence[str] = ("h2",),
+    answer: bytes = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
+) -> Iterator[str]:
+    """Listen on loopback, with TLS if there is a certificate, and answer the same to anything."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if certificate:
+        certificate.configure_cert(context)
+        context.set_alpn_protocols(list(protocols))
+
+    def serve() -> None:
+        while True:
+            try:
+                plain, _ = listening.accept()
+            except OSError:  # Shut down.
+                return
+            plain.settimeout(5)
+            with plain, contextlib.suppress(OSError):
+                secure = context.wrap_socket(plain, server_side=True) if certificate else plain
+                with secure as connection:
+                    connection.recv(1000)
+                    connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"localhost:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_certificates_that_are_not_trusted(send: Send, service: StandIn, tmp_path: Path) -> None:
+    yesterday = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
+    for certificate in (
+        service.ca.issue_cert("other.example"),
+        service.ca.issue_cert("localhost", not_after=yesterday),
+        trustme.CA().issue_cert("localhost"),
+    ):
+        with listener(certificate) as endpoint:
+            outcome = send("--endpoint", endpoint, retries=2)
+        assert_failed(outcome, CONFIG, "UNAVAILABLE", "certificate", "--endpoint", "--ca-file")
+
+
+def test_what_is_no_grpc_service_with_tls(send: Send, service: StandIn) -> None:
+    certificate = service.ca.issue_cert("localhost")
+    for listening in (
+        listener(certificate, ("http/1.1",)),
+        listener(),
+        listener(answer=b"SSH-2.0-OpenSSH_9.2\r\n"),
+    ):
+        with listening as endpoint:
+            assert_failed(send("--endpoint", endpoint), CONFIG, "UNAVAILABLE", "--endpoint")
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def test_what_may_be_better_later(send: Send) -> None:
+    for way in ((), ("--single-message",)):
+        outcome = send("--endpoint", f"localhost:{closed_port()}", *way, retries=2)
+        assert_failed(outcome, TEMPORARY, "UNAVAILABLE", "refused")
+    with listener(answer=b"") as endpoint:  # Closes each connection at once.
+        assert_failed(send("--endpoint", endpoint), TEMPORARY, "UNAVAILABLE")
+
+
+# --- The endpoint itself -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("resolver", "host"), [("ares", UNKNOWN_HOST), ("ares", "no..such.host"), ("native", "a..b")]
+)
+def test_an_unknown_host(command: Run, call: Path, resolver: str, host: str) -> None:
+    words = ("--audio-path", call, "--endpoint", f"{host}:443")
+    outcome = command(*words, env={"GRPC_DNS_RESOLVER": resolver})
+    assert_failed(outcome, CONFIG, host, "--endpoint")
+
+
+def test_an_endpoint_that_is_none_is_refused(send: Send) -> None:
+    for endpoint in (
+        *("", " ", ":443", "localhost:", "localhost:0", "localhost:65536", "localhost:https"),
+        *("https://localhost", "dns:///localhost:443", "unix:/tmp/socket", "localhost:443/"),
+        *("local host:443", "localhost:443\n", "::1", "[::1", "[localhost]:443", "хост:443"),
+    ):
+        assert_failed(send("--endpoint", endpoint), CONFIG, "endpoint", "HOST:PORT")
+
+
+def test_the_port_is_443_by_default_and_the_host_may_be_an_address(
+    send: Send, service: StandIn
+) -> None:
+    with HttpProxy(upstream_port=service.port) as proxy:
+        assert_uploaded(send("--endpoint", "localhost", https_proxy=proxy.url), service)
+        assert proxy.targets == ["localhost:443"]
+    assert_uploaded(send("--endpoint", f"127.0.0.1:{service.port}"), service)
+
+
+# --- Proxies -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["https_proxy", "HTTPS_PROXY"])
+def test_an_upload_goes_through_the_proxy(send: Send, service: StandIn, name: str) -> None:
+    with HttpProxy() as proxy:
+        host = proxy.url.removeprefix("http://")
+        for url in (f"http://{host}", f"{host}/", f"http://user:word@{host}", f"user:word@{host}"):
+            assert_uploaded(send(**{name: url}), service)
+        assert_uploaded(send(NO_PROXY="example.com,.internal", **{name: host}), service)
+        assert proxy.targets == [service.endpoint] * 5
+
+
+def test_an_upload_goes_past_the_proxy(send: Send, service: StandIn) -> None:
+    with HttpProxy("502") as proxy:
+        for value in ("*", "localhost", "example.com, localhost"):
+            assert_uploaded(send(HTTPS_PROXY=proxy.url, NO_PROXY=value), service)
+        # The name in small letters counts, as for curl; http_proxy is for other URLs.
+        assert_uploaded(send(https_proxy="", HTTPS_PROXY=proxy.url, NO_PROXY=""), service)
+        del os.environ["HTTPS_PROXY"]
+        assert_uploaded(send(HTTP_PROXY=proxy.url, ALL_PROXY=proxy.url), service)
+        assert proxy.targets == []
+
+
+def test_a_proxy_that_grpc_cannot_use_is_refused(send: Send, service: StandIn) -> None:
+    """By itself gRPC would go past it, and say nothing."""
+    for url in (
+        *("https://proxy.example:3128", "socks5://proxy.example:1080", "http://", "http://:3128"),
+        *("http://proxy.example:port", "http://proxy.example:99999", "http://[::1"),
+    ):
+        assert_failed(send(HTTPS_PROXY=url), CONFIG, "proxy", "http://HOST:PORT")
+    assert service.calls == []
+
+
+@pytest.mark.parametrize("way", [(), ("--single-message",)], ids=["stream", "single"])
+def test_a_proxy_that_refuses(send: Send, service: StandIn, way: tuple[str, ...]) -> None:
+    with HttpProxy("407") as proxy:
+        url = proxy.url.replace("http://", "http://user:pass-word@")
+        outcome = send(*way, https_proxy=url, retries=2)
+        assert len(proxy.targets) == 1
+    assert_failed(outcome, CONFIG, "407", "https_proxy")
+    assert "pass-word" not in outcome.err
+    with HttpProxy("502") as proxy:
+        assert_failed(send(*way, https_proxy=proxy.url, retries=2), TEMPORARY, "502")
+        assert len(proxy.targets) == 3
+    assert service.calls == []
+
+
+def test_a_proxy_that_is_not_there(send: Send, service: StandIn) -> None:
+    with HttpProxy("silent") as proxy:
+        outcome = send("--timeout", 0.4, https_proxy=proxy.url)
+        assert_failed(outcome, TEMPORARY, "0.4 s")
+    assert_failed(send(https_proxy=f"http://127.0.0.1:{closed_port()}"), TEMPORARY, "refused")
+    assert_failed(send(https_proxy=f"http://{UNKNOWN_HOST}:3128"), CONFIG, UNKNOWN_HOST)
+    assert service.calls == []

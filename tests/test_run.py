@@ -1,0 +1,404 @@
+"""Many recordings in one command: which are taken, in what order, and what is said of each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+import trustme
+from conftest import SCRIPT, Outcome, Run, arguments, make_wav, start
+from stand_in import Delay, Fail, Freeze, StandIn, Step, stored_talks
+
+import upload_grpc
+
+LOST = Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True)
+BUSY = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many at a time")
+REJECTED = Fail(grpc.StatusCode.INVALID_ARGUMENT, "not this one")
+REFUSED = Fail(grpc.StatusCode.PERMISSION_DENIED, "not you")
+NO_CONNECTION = Fail(grpc.StatusCode.NOT_FOUND, "no such connection")
+
+JSON_KEYS = {
+    *("schema_version", "path", "outcome", "talk_id", "talk_ids", "badge_id", "error"),
+    *("exit_code", "request_id", "bytes", "seconds", "tries", "description"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "calls"
+    path.mkdir()
+    return path
+
+
+def make_wavs(folder: Path, *names: str, size_bytes: int = 2_000) -> list[Path]:
+    """Write a recording of each name, with its metadata and the folders it needs."""
+    paths = [folder / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_wav(path, size_bytes).with_suffix(".json").write_text("{}")
+    return paths
+
+
+def dialog_ids(out: str) -> dict[str, str]:
+    """Read `<path>: Dialog ID: <talk_id>` lines, and nothing else."""
+    lines = out.splitlines()
+    ids = dict(line.split(": Dialog ID: ") for line in lines)
+    assert len(ids) == len(lines)
+    return ids
+
+
+def summary(err: str) -> dict[str, int]:
+    """Read the counts at the end of a run; those of 0 are left out."""
+    [line] = re.findall(r"\d+ uploaded.*", err)
+    found = re.findall(r"(\d+) ([a-z ]+)", line)
+    return {words: int(count) for count, words in found if count != "0"}
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.005)
+
+
+# --- Which recordings ----------------------------------------------------------------
+
+
+def test_the_order_is_that_of_the_names(upload: Run, service: StandIn, folder: Path) -> None:
+    single, *found = make_wavs(
+        folder,
+        *("../single.wav", "a.wav", "z.wav", "b/1.wav", "b/2.wav", "b/a/3.wav"),
+        "b/c/deep/9.WAV",
+    )
+    (folder / "b" / "notes.txt").write_text("no recording")
+    outcome = upload("--jobs", 1, "--audio-path", single, folder, "--audio-path", single)
+    assert outcome.code == os.EX_OK
+    assert list(dialog_ids(outcome.out)) == [str(single), *map(str, found)]
+    assert len(service.talks) == len(found) + 1
+
+
+def test_an_empty_folder_is_no_error(upload: Run, service: StandIn, folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "notes.txt").write_text("no recording")
+    outcome = upload("--audio-path", folder)
+    assert (outcome.code, outcome.out) == (os.EX_OK, "")
+    assert ".wav" in outcome.err and ".opus" in outcome.err
+    assert upload("--audio-path", folder, "--quiet") == Outcome(os.EX_OK, "", "")
+    assert service.calls == []
+
+
+def test_links_are_followed_but_not_round_in_circles(upload: Run, folder: Path) -> None:
+    make_wavs(folder, "1.wav", "sub/2.wav", "../elsewhere/3.wav")
+    for link, target in (
+        *(("sub/up", ".."), ("sub/here", "."), ("top", folder), ("round", "round")),
+        *(("other", "../elsewhere"), ("other too", "../elsewhere")),
+    ):
+        (folder / link).symlink_to(target)
+    outcome = upload("--audio-path", folder)
+    assert outcome.code == os.EX_OK
+    assert sorted(dialog_ids(outcome.out)) == [
+        str(folder / name) for name in ("1.wav", "other/3.wav", "sub/2.wav")
+    ]
+
+
+def test_one_file_named_several_times_is_one_dialog(
+    upload: Run, service: StandIn, folder: Path
+) -> None:
+    [wav] = make_wavs(folder, "1.wav")
+    (folder / "hard.wav").hardlink_to(wav)
+    (folder / "soft.wav").symlink_to(wav)
+    roundabout = f"{folder}/../{folder.name}/1.wav"
+    outcome = upload("--verbose", "--audio-path", wav, wav, folder, roundabout, folder)
+    assert outcome.code == os.EX_OK
+    assert list(dialog_ids(outcome.out)) == [str(wav)]
+    assert len(service.talks) == 1
+    assert "hard.wav" in outcome.err
+
+
+def test_what_cannot_be_read_is_reported_and_the_others_go(
+    upload: Run, service: StandIn, folder: Path
+) -> None:
+    good = make_wavs(folder, *(f"good{number}.wav" for number in range(4)))
+    (folder / "gone.wav").symlink_to("nowhere.wav")
+    (folder / "round.wav").symlink_to("round.wav")
+    os.mkfifo(folder / "fifo.wav")  # Nobody ever writes to it.
+    # Deeper than a path may be long: such a folder cannot be listed, not even by root.
+    deep = os.open(folder, os.O_RDONLY)
+    for _ in range(17):
+        os.mkdir("d" * 255, dir_fd=deep)
+        above, deep = deep, os.open("d" * 255, os.O_RDONLY, dir_fd=deep)
+        os.close(above)
+    os.close(deep)
+    # A regular file that can be opened, and of which no byte can be read.
+    broken = "/sys/class/net/lo/speed"
+    outcome = upload("--audio-path", broken, folder, folder / "missing.wav")
+    assert outcome.code == os.EX_NOINPUT
+    bad = ("gone.wav", "round.wav", "fifo.wav", "missing.wav", "d" * 255, broken)
+    *lines, _ = outcome.err.splitlines()
+    for name in bad:
+        assert sum(name in line for line in lines) == 1
+    assert sorted(dialog_ids(outcome.out)) == list(map(str, good))
+    assert summary(outcome.err) == {"uploaded": len(good), "failed": len(bad)}
+
+
+def test_young_files_are_left_out(upload: Run, service: StandIn, folder: Path) -> None:
+    """One dated far ahead by a wrong clock is as old as any; a little ahead it may be new."""
+    now_s = time.time()
+    paths = make_wavs(folder, "ahead.wav", "new.wav", "old.wav", "year_ahead.wav")
+    for path, age_s in zip(paths, (-10, 30, 3600, -365 * 86_400), strict=True):
+        os.utime(path, (now_s - age_s,) * 2)
+    paths[1].write_bytes(b"RIFF, and the recorder is not done yet")
+    outcome = upload("--min-age", 600, "--quiet", "--audio-path", folder)
+    assert (outcome.code, outcome.err) == (os.EX_OK, "")
+    assert sorted(dialog_ids(outcome.out)) == [str(paths[2]), str(paths[3])]
+    words = ("--min-age", 600, "--audio-path", paths[1])
+    assert upload(*words, "--quiet") == Outcome(os.EX_OK, "", "")
+    assert "new.wav" in upload(*words, "--verbose").err
+
+
+NAMES = [
+    *(b"not utf-8 \xff\xfe.wav", "Звонок №1.wav".encode(), b"two  spaces .wav", b"--key=x.wav"),
+    *(b"'$(id)' `id` \\.wav", b"x" * 251 + b".wav", b".hidden.wav"),
+    *(b"new\nline.wav", b"\x1b[31mred\r.wav"),
+]
+# Bytes are shown as they are, control characters are not.
+SHOWN = {NAMES[-2]: b"new\\x0aline.wav", NAMES[-1]: b"\\x1b[31mred\\x0d.wav"}
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["found", "named"])
+def test_any_name_will_do(service: StandIn, folder: Path, named: bool) -> None:
+    for number, name in enumerate(NAMES):
+        make_wav(folder / "new.wav", 2_000, seed=number).rename(folder / os.fsdecode(name))
+    words = [sys.executable, str(SCRIPT), *arguments(service, "--ledger", folder / "ledger")]
+    paths = [b"./" + name for name in NAMES] if named else [b"."]
+    command: list[str | bytes] = [*words, "--audio-path", *paths]
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=30, check=False)
+    assert done.returncode == os.EX_OK, done.stderr
+    ids = {talk["sha256"]: talk["talk_id"].encode() for talk in stored_talks(service.store)}
+    expected = set()
+    for name in NAMES:
+        digest = hashlib.sha256((folder / os.fsdecode(name)).read_bytes()).hexdigest()
+        expected.add(b"./" + SHOWN.get(name, name) + b": Dialog ID: " + ids.pop(digest))
+    assert ids == {}
+    assert set(done.stdout.splitlines()) == expected
+
+
+# --- What stops the run, and what does not -------------------------------------------
+
+
+def test_bad_ones_never_stop_the_good_ones(upload: Run, service: StandIn, folder: Path) -> None:
+    good = make_wavs(folder, *(f"good{number}.wav" for number in range(5)))
+    (folder / "a bad.wav").write_text("no recording")
+    (folder / "good5.wav").write_bytes(good[0].read_bytes()[:1_000])
+    make_wav(folder / "good6.wav").with_suffix(".json").write_text("{")
+    outcome = upload("--audio-path", folder, folder / "missing.wav")
+    assert outcome.code == os.EX_DATAERR
+    assert sorted(dialog_ids(outcome.out)) == list(map(str, good))
+    assert len(service.talks) == len(good)
+    for name in ("a bad.wav", "good5.wav", "good6.wav", "missing.wav"):
+        assert f"{folder / name}: " in outcome.err
+    assert summary(outcome.err) == {"uploaded": 5, "failed": 4}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "status"),
+    [
+        (("--key", "wrong-key"), os.EX_NOPERM, "UNAUTHENTICATED"),
+        (("--connection-id", "wrong"), os.EX_CONFIG, "NOT_FOUND"),
+        (("--ca-file", "other.pem"), os.EX_CONFIG, "UNAVAILABLE"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_what_every_recording_would_meet_stops_the_run(
+    upload: Run, service: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, str], code: int, status: str,
+) -> None:  # fmt: skip
+    make_wavs(folder, *(f"{number:02}.wav" for number in range(20)), size_bytes=300_000)
+    monkeypatch.chdir(folder)
+    trustme.CA().cert_pem.write_to_path("other.pem")
+    service.connections = ["connection-1"]
+    outcome = upload("--jobs", 2, "--audio-path", folder, *words)
+    assert (outcome.code, outcome.out) == (code, "")
+    assert 1 <= outcome.err.count(status) <= 4
+    assert len(service.calls) <= 4
+    counts = summary(outcome.err)
+    assert counts["not tried"] >= 16
+    assert sum(counts.values()) == 20
+
+
+def test_good_recordings_before_the_key_is_refused_are_reported(
+    upload: Run, service: StandIn, folder: Path
+) -> None:
+    make_wavs(folder, *(f"{number}.wav" for number in range(6)))
+    service.script += [None, None, REFUSED]
+    outcome = upload("--jobs", 1, "--audio-path", folder)
+    assert outcome.code == os.EX_NOPERM
+    assert list(dialog_ids(outcome.out).values()) == list(service.talks)
+    assert summary(outcome.err) == {"uploaded": 2, "failed": 1, "not tried": 3}
+
+
+def test_jobs_go_side_by_side(service: StandIn, folder: Path) -> None:
+    make_wavs(folder, *(f"{number}.wav" for number in range(7)))
+    service.script += [Delay(0.3)] * 3
+    peaks = set()
+    with start(*arguments(service, "--jobs", 3, "--audio-path", folder)) as process:
+        while process.poll() is None:
+            peaks.add(sum(not call.outcome for call in service.calls))
+            time.sleep(0.002)
+        assert len(dialog_ids(process.communicate()[0])) == len(service.talks) == 7
+    assert (process.returncode, max(peaks)) == (os.EX_OK, 3)
+
+
+# --- What is said --------------------------------------------------------------------
+
+
+def test_results_appear_as_they_come(service: StandIn, folder: Path) -> None:
+    make_wavs(folder, "1.wav", "2.wav", "3.wav")
+    service.script += [None, None, Freeze()]
+    with start(*arguments(service, "--jobs", 1, "--audio-path", folder)) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(2)]
+        process.kill()
+    assert list(dialog_ids("".join(lines)).values()) == list(service.talks)[:2]
+
+
+def test_the_last_line_counts_and_quiet_leaves_the_failures(
+    upload: Run, service: StandIn, folder: Path, tmp_path: Path
+) -> None:
+    words = ("--jobs", 1, "--retries", 0, "--audio-path", folder, "--ledger", tmp_path / "ledger")
+    make_wavs(folder, "1.wav")
+    assert upload(*words, "--quiet").err == ""
+    make_wavs(folder, *(f"{number}.wav" for number in range(2, 7)))
+    service.script += [None, LOST, BUSY, REJECTED]
+    outcome = upload(*words)
+    assert outcome.code == os.EX_PROTOCOL
+    assert summary(outcome.err) == {"uploaded": 2, "already there": 1, "failed": 2, "unknown": 1}
+    assert len(dialog_ids(outcome.out)) == 2
+    quiet = upload(*words, "--quiet").err.splitlines()
+    assert [line for line in quiet if "/3.wav: " in line or "/5.wav: " in line] == quiet
+    assert len(quiet) == 2
+
+
+def test_json_is_one_object_a_recording_whatever_became_of_it(
+    upload: Run, service: StandIn, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.01, raising=False)
+    words = ("--format", "json", "--jobs", 1, "--ledger", tmp_path / "ledger", "--retries", 1)
+    make_wavs(folder, "1.wav")
+    upload(*words, "--audio-path", folder)
+    make_wavs(folder, "2.wav", "3.wav", "4.wav", "5.wav", size_bytes=300_000)
+    (folder / "6.wav").write_text("no recording")
+    service.script += [BUSY, None, LOST, BUSY, BUSY, REJECTED]
+    outcome = upload(*words, "--audio-path", folder, folder / "7.wav")
+    assert outcome.code == os.EX_PROTOCOL
+    lines = [json.loads(line) for line in outcome.out.splitlines()]
+    results = {Path(result["path"]).name: result for result in lines}
+    assert len(results) == len(lines)
+    assert {
+        name: (result["outcome"], result["exit_code"], result["tries"])
+        for name, result in results.items()
+    } == {
+        "1.wav": ("already", 0, 0),
+        "2.wav": ("uploaded", 0, 2),
+        "3.wav": ("unknown", os.EX_PROTOCOL, 1),
+        "4.wav": ("failed", os.EX_TEMPFAIL, 2),
+        "5.wav": ("rejected", os.EX_DATAERR, 1),
+        "6.wav": ("rejected", os.EX_DATAERR, 0),
+        "7.wav": ("failed", os.EX_NOINPUT, 0),
+    }
+    request_ids = {call.metadata["x-client-request-id"] for call in service.calls}
+    for name, result in results.items():
+        assert set(result) == JSON_KEYS
+        assert result["schema_version"] == 1
+        assert bool(result["error"]) == (result["exit_code"] != 0), name
+        assert (result["talk_id"] in service.talks) == (result["exit_code"] == 0), name
+        if name in ("2.wav", "3.wav", "4.wav", "5.wav"):
+            assert result["request_id"] in request_ids
+            assert result["bytes"] == (folder / name).stat().st_size
+            assert result["seconds"] > 0
+    assert "not this one" in results["5.wav"]["error"]
+    assert results["7.wav"]["bytes"] is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "code"),
+    [
+        ([BUSY, None, None], os.EX_TEMPFAIL),
+        (["missing", BUSY], os.EX_NOINPUT),
+        (["missing", BUSY, REJECTED], os.EX_DATAERR),
+        (["missing", "bad"], os.EX_DATAERR),
+        (["bad", LOST, BUSY], os.EX_PROTOCOL),
+        ([LOST, "missing", NO_CONNECTION], os.EX_CONFIG),
+        ([LOST, "bad", REFUSED], os.EX_NOPERM),
+    ],
+)
+def test_the_gravest_exit_code_wins(
+    upload: Run, service: StandIn, folder: Path, steps: list[Step | str], code: int
+) -> None:
+    paths = []
+    for number, step in enumerate(steps):
+        paths.append(folder / f"{number}.wav")
+        if step == "bad":
+            paths[-1].write_text("no recording")
+        elif not isinstance(step, str):
+            make_wav(paths[-1], 300_000)
+            service.script.append(step)
+    assert upload("--jobs", 1, "--retries", 0, "--audio-path", *paths).code == code
+    assert service.script == []
+
+
+# --- Stopped, and nobody to read the results -----------------------------------------
+
+
+def test_a_signal_leaves_no_dialog_without_a_line(service: StandIn, folder: Path) -> None:
+    make_wavs(folder, *(f"{number}.wav" for number in range(9)))
+    # Three are stored at once, one answer is on its way, and one never comes.
+    service.script += [None, None, None, Delay(0.3), Freeze(store=True)]
+    with start(*arguments(service, "--jobs", 2, "--audio-path", folder)) as process:
+        wait_for(lambda: len(service.talks) == 5)
+        process.send_signal(signal.SIGTERM)
+        wait_for(lambda: sum(call.outcome.startswith("OK") for call in service.calls) == 4)
+        time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)  # Ends the waiting for the one that never comes.
+        out, err = process.communicate(timeout=3)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM" in err and "Traceback" not in err
+    ids = dialog_ids(out)
+    made = {talk.talk_id: talk.sha256 for talk in service.talks.values()}
+    [unnamed] = set(made) - set(ids.values())
+    [doubtful] = [line for line in err.splitlines() if "--retry-unknown" in line]
+    [path] = [path for path in folder.glob("*.wav") if f"{path}: " in doubtful]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == made[unnamed]
+    assert summary(err) == {"uploaded": 4, "unknown": 1, "not tried": 4}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['"$@" >/dev/full', '"$@" | true; exit ${PIPESTATUS[0]}', 'exec "$@" >&-'],
+    ids=["full", "closed pipe", "closed"],
+)
+def test_dialog_ids_that_cannot_be_printed_are_on_stderr(
+    service: StandIn, folder: Path, line: str
+) -> None:
+    make_wavs(folder, *(f"{number:02}.wav" for number in range(30)))
+    service.script += [Delay(0.2)]  # Time for `true` to end.
+    words = arguments(service, "--jobs", "1", "--audio-path", folder)
+    done = subprocess.run(
+        ["bash", "-c", line, "bash", sys.executable, str(SCRIPT), *words],
+        stderr=subprocess.PIPE, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == os.EX_IOERR
+    assert "stdout" in done.stderr and "Traceback" not in done.stderr
+    for talk in stored_talks(service.store):
+        assert f"Dialog ID: {talk['talk_id']}" in done.stderr
+    assert len(service.talks) < 30, "it goes on sending though nobody hears of it"
