@@ -32,8 +32,8 @@ FOREIGN_VARIABLES = (
     "IAM_TOKEN",
     "YC_METADATA_ADDR",
     "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
-    *("grpc_proxy", "http_proxy", "https_proxy", "no_proxy"),
-    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
+    *("grpc_proxy", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
 )
 
 
@@ -67,6 +67,17 @@ def make_wav(
     return path
 
 
+def sparse_wav(path: Path, size_bytes: int) -> Path:
+    """Write a recording of silence, of a size that takes no room on the disk."""
+    make_wav(path, 4)
+    head = bytearray(path.read_bytes()[:44])
+    head[4:8] = (size_bytes - 8).to_bytes(4, "little")
+    head[40:44] = (size_bytes - 44).to_bytes(4, "little")
+    path.write_bytes(head)
+    os.truncate(path, size_bytes)
+    return path
+
+
 @pytest.fixture(autouse=True)
 def _own_environment() -> Iterator[None]:
     """Take the machine's settings away, and undo whatever the program sets."""
@@ -97,12 +108,12 @@ def call(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recording(tmp_path: Path) -> Path:
-    """Make a recording larger than what gRPC could repeat from a buffer of its own."""
+    """Make a recording larger than what gRPC could send again from a buffer of its own."""
     return make_wav(tmp_path / "call.wav", 600_000)
 
 
 def arguments(service: StandIn, *words: object) -> list[str]:
-    """Complete a command line with where the service is and what lets one in."""
+    """Complete a command line with the service's address and an accepted key."""
     given = [os.fspath(word) if isinstance(word, Path) else str(word) for word in words]
     defaults = {
         "--endpoint": service.endpoint,
@@ -123,7 +134,7 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture
 def upload(service: StandIn, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Call main() with some words and the service's; answer code, stdout and stderr."""
+    """Call main() with some words and the service's; return code, stdout and stderr."""
 
     def run(*words: object) -> Outcome:
         capfd.readouterr()

@@ -1,5 +1,6 @@
-"""A small TalkService on this machine: checks what the documented service checks, stores what
-it is sent, and can be scripted to fail.
+"""A small TalkService on this machine.
+
+It checks what the documented service checks, stores what it is sent, and can be scripted to fail.
 
 By hand:
 
@@ -32,24 +33,28 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn, TypeVar, cast
 
 import grpc
 import trustme
 from google.protobuf import json_format
+from grpc import ServicerContext
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "generated"))
 
-from yandex.cloud.operation import (
-    operation_pb2,
-    operation_service_pb2,
-    operation_service_pb2_grpc,
-)
-from yandex.cloud.speechsense.v1 import (
-    audio_pb2,
-    talk_service_pb2,
-    talk_service_pb2_grpc,
+from yandex.cloud.operation import operation_service_pb2_grpc
+from yandex.cloud.operation.operation_pb2 import Operation
+from yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
+from yandex.cloud.speechsense.v1 import talk_service_pb2_grpc
+from yandex.cloud.speechsense.v1.audio_pb2 import AudioMetadata, ContainerAudio, RawAudio
+from yandex.cloud.speechsense.v1.talk_service_pb2 import (
+    StreamTalkRequest,
+    TalkMetadata,
+    UploadBadgeMetadata,
+    UploadBadgeResponse,
+    UploadTalkRequest,
+    UploadTalkResponse,
+    UserRole,
 )
 
 # What the service documents.
@@ -63,6 +68,9 @@ RECEIVE_LIMIT_BYTES = SINGLE_MESSAGE_LIMIT_BYTES + 32 * 1024 * 1024
 MESSAGES_KEPT = 64
 # Enough of a recording to know its container, and the channels of a plain WAV.
 HEAD_BYTES = 24
+# Longer than any test waits.
+FREEZE_S = 60
+WORKERS = 16
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 Response = TypeVar("Response")
@@ -93,7 +101,6 @@ class Freeze:
 
     after_bytes: int | None = None
     store: bool = False
-    seconds: float = 60
 
 
 @dataclass(frozen=True)
@@ -152,10 +159,10 @@ class Talk:
     connection_id: str
     fields: dict[str, str]
     users: list[dict[str, Any]]
-    audio_format: audio_pb2.AudioMetadata
+    audio_format: AudioMetadata
     size: int
-    sha256: str  # empty with sink
-    audio: Path | None  # None with discard or sink
+    sha256: str
+    audio: Path | None  # None with discard
     method: str
     badge_id: str = ""
 
@@ -164,8 +171,8 @@ class Talk:
 class Badge:
     """A recording that is being split, and the operation that tells when it is done."""
 
-    operation: operation_pb2.Operation
-    response: talk_service_pb2.UploadBadgeResponse
+    operation: Operation
+    response: UploadBadgeResponse
     polls_left: int
 
 
@@ -183,19 +190,17 @@ class _Refused(Exception):
         self.code, self.details, self.trailing = code, details, trailing
 
 
-class _AnsweredEarly(Exception):
-    pass
+class _AnsweredEarly(Exception): ...
 
 
-class _Cancelled(Exception):
-    pass
+class _Cancelled(Exception): ...
 
 
 def _refuse(details: str) -> NoReturn:
     raise _Refused(grpc.StatusCode.INVALID_ARGUMENT, details)
 
 
-def _kind(request: talk_service_pb2.StreamTalkRequest) -> str:
+def _kind(request: StreamTalkRequest) -> str:
     """`metadata`, `format` or `chunk`, the documented order; `nothing` for an empty message."""
     if request.WhichOneof("Event") == "metadata":
         return "metadata"
@@ -213,67 +218,50 @@ def _check_fields(fields: dict[str, str], allowed: Collection[str] | None) -> No
             _refuse(f"metadata value of {key!r} is {length_bytes} bytes; at most {limit}")
 
 
-def _check_format(audio_format: audio_pb2.AudioMetadata, method: str) -> None:
+def _check_format(audio_format: AudioMetadata, method: str) -> None:
     kind = audio_format.WhichOneof("AudioFormat")
     if kind is None:
         _refuse("audio_metadata has no audio format")
     container = audio_format.container_audio.container_audio_type
     if kind == "raw_audio":
         raw = audio_format.raw_audio
-        if raw.audio_encoding != audio_pb2.RawAudio.AUDIO_ENCODING_LINEAR16_PCM:
+        if raw.audio_encoding != RawAudio.AUDIO_ENCODING_LINEAR16_PCM:
             _refuse("raw_audio: audio_encoding must be AUDIO_ENCODING_LINEAR16_PCM")
         if raw.sample_rate_hertz not in SAMPLE_RATES_HZ:
             _refuse(f"raw_audio: sample_rate_hertz is {raw.sample_rate_hertz}; 8000 to 48000")
         if raw.audio_channel_count < 1:
             _refuse("raw_audio: audio_channel_count must be positive")
-    elif container == audio_pb2.ContainerAudio.CONTAINER_AUDIO_TYPE_UNSPECIFIED:
+    elif container == ContainerAudio.CONTAINER_AUDIO_TYPE_UNSPECIFIED:
         _refuse("container_audio: container_audio_type is unspecified")
     if method == "UploadBadge" and container not in (
-        audio_pb2.ContainerAudio.CONTAINER_AUDIO_TYPE_WAV,
-        audio_pb2.ContainerAudio.CONTAINER_AUDIO_TYPE_MP3,
+        ContainerAudio.CONTAINER_AUDIO_TYPE_WAV,
+        ContainerAudio.CONTAINER_AUDIO_TYPE_MP3,
     ):
         _refuse("only WAV and MP3 recordings can be split")
-
-
-def _check_head(audio_format: audio_pb2.AudioMetadata, head: bytes, method: str) -> None:
-    """Compare the first bytes of a recording with the format that was announced."""
-    container = audio_format.container_audio.container_audio_type
-    if container == audio_pb2.ContainerAudio.CONTAINER_AUDIO_TYPE_WAV:
-        if head[:4] not in (b"RIFF", b"RF64") or head[8:12] != b"WAVE":
-            _refuse("audio announced as WAV is not RIFF/WAVE")
-        channels = int.from_bytes(head[22:24], "little") if head[12:16] == b"fmt " else 1
-        if method == "UploadBadge" and channels != 1:
-            _refuse(f"only single-channel recordings can be split; this one has {channels}")
-    ogg = audio_pb2.ContainerAudio.CONTAINER_AUDIO_TYPE_OGG_OPUS
-    if container == ogg and head[:4] != b"OggS":
-        _refuse("audio announced as OggOpus is not Ogg")
 
 
 # --- A recording and a call in progress ----------------------------------------------
 
 
 class _Recording:
-    """The audio of one call on its way to the disk; removed again unless kept."""
+    """What one call brings: metadata, format and audio, which is removed again unless kept."""
 
-    def __init__(self, path: Path | None, *, hashed: bool) -> None:
-        self._path = path
-        self._file = open(path, "xb") if path else None
-        self._sha256 = hashlib.sha256() if hashed else None
+    def __init__(self, path: Path | None) -> None:
+        self.metadata = TalkMetadata()
+        self.audio_format = AudioMetadata()
+        self.sha256 = hashlib.sha256()
         self.head = b""
         self.size = 0
+        self._path = path
+        self._file = open(path, "xb") if path else None
 
     def write(self, data: bytes) -> None:
         if len(self.head) < HEAD_BYTES:
             self.head += data[: HEAD_BYTES - len(self.head)]
         self.size += len(data)
-        if self._sha256:
-            self._sha256.update(data)
+        self.sha256.update(data)
         if self._file:
             self._file.write(data)
-
-    @property
-    def sha256(self) -> str:
-        return self._sha256.hexdigest() if self._sha256 else ""
 
     def keep(self, path: Path) -> Path | None:
         if not self._file or not self._path:
@@ -291,10 +279,27 @@ class _Recording:
             self._path.unlink(missing_ok=True)
 
 
+def _check_audio(recording: _Recording, method: str) -> None:
+    """Check a complete recording: its format, and that its first bytes look like it."""
+    _check_format(recording.audio_format, method)
+    if not recording.size:
+        _refuse("no audio")
+    head = recording.head
+    container = recording.audio_format.container_audio.container_audio_type
+    if container == ContainerAudio.CONTAINER_AUDIO_TYPE_WAV:
+        if head[:4] not in (b"RIFF", b"RF64") or head[8:12] != b"WAVE":
+            _refuse("audio announced as WAV is not RIFF/WAVE")
+        channels = int.from_bytes(head[22:24], "little") if head[12:16] == b"fmt " else 1
+        if method == "UploadBadge" and channels != 1:
+            _refuse(f"only single-channel recordings can be split; this one has {channels}")
+    if container == ContainerAudio.CONTAINER_AUDIO_TYPE_OGG_OPUS and head[:4] != b"OggS":
+        _refuse("audio announced as OggOpus is not Ogg")
+
+
 class _LiveCall:
     """One call being served: its record, its scripted step, and whether it has ended."""
 
-    def __init__(self, method: str, context: grpc.ServicerContext, step: Step) -> None:
+    def __init__(self, method: str, context: ServicerContext, step: Step) -> None:
         self.context = context
         self.step = step
         self.record = Call(
@@ -333,8 +338,8 @@ class _LiveCall:
         match self.step:
             case Fail(code, details, trailing=trailing):
                 raise _Refused(code, details, trailing)
-            case Freeze(seconds=seconds):
-                self.pause(seconds)
+            case Freeze():
+                self.pause(FREEZE_S)
                 raise _Refused(grpc.StatusCode.UNAVAILABLE, "frozen long enough")
 
     @property
@@ -381,8 +386,8 @@ class StandIn:
 
     `keys` and `tokens` are the API keys and IAM tokens let in, `connections` the known
     connection IDs, `fields` the metadata keys configured for them; None lets any non-empty one
-    pass. The CA is kept in `certs` (by default `certs` in the store), and used again if it is
-    there already. `discard` stores no audio; `sink` does not hash it either.
+    pass. The certificate is for `names`; its CA is kept in `certs` (by default `certs` in the
+    store), and used again if it is there already. `discard` stores no audio.
     """
 
     def __init__(
@@ -391,20 +396,17 @@ class StandIn:
         *,
         port: int = 0,
         keys: Collection[str] | None = ("demo-key",),
-        tokens: Collection[str] | None = ("t1.demo-token",),
-        connections: Collection[str] | None = None,
-        fields: Collection[str] | None = None,
-        workers: int = 16,
+        names: Sequence[str] = ("localhost", "127.0.0.1"),
         options: Sequence[tuple[str, Any]] = (),
-        ca: trustme.CA | None = None,
         certs: Path | None = None,
         discard: bool = False,
-        sink: bool = False,
     ) -> None:
         self.store = store
         self.port = port
-        self.keys, self.tokens = keys, tokens
-        self.connections, self.fields = connections, fields
+        self.keys = keys
+        self.tokens: Collection[str] | None = ("t1.demo-token",)
+        self.connections: Collection[str] | None = None
+        self.fields: Collection[str] | None = None
         self.calls: list[Call] = []
         self.talks: dict[str, Talk] = {}
         self.badges: dict[str, Badge] = {}  # by operation ID
@@ -414,12 +416,12 @@ class StandIn:
         self.badge_talks = 2
         self.badge_polls = 2
         self.badge_error: tuple[grpc.StatusCode, str] | None = None
-        self._discard, self._sink = discard, sink
-        self._workers, self._options = workers, tuple(options)
+        self._discard = discard
+        self._options = tuple(options)
         self._server: grpc.Server | None = None
         self._executor: ThreadPoolExecutor | None = None
         store.mkdir(parents=True, exist_ok=True)
-        self._make_certificates(certs or store / "certs", ca)
+        self._make_certificates(certs or store / "certs", names)
 
     @property
     def endpoint(self) -> str:
@@ -427,23 +429,24 @@ class StandIn:
 
     # Starting and stopping
 
-    def _make_certificates(self, certs: Path, ca: trustme.CA | None) -> None:
+    def _make_certificates(self, certs: Path, names: Sequence[str]) -> None:
         certs.mkdir(parents=True, exist_ok=True)
         self.ca_file = certs / "ca.pem"
         ca_key_file = certs / "ca-key.pem"
-        if ca is None and ca_key_file.exists():
-            ca = trustme.CA.from_pem(self.ca_file.read_bytes(), ca_key_file.read_bytes())
-        self.ca = ca or trustme.CA()
-        self.ca.cert_pem.write_to_path(str(self.ca_file))
-        self.ca.private_key_pem.write_to_path(str(ca_key_file))
-        certificate = self.ca.issue_cert("localhost", "127.0.0.1")
+        if ca_key_file.exists():
+            self.ca = trustme.CA.from_pem(self.ca_file.read_bytes(), ca_key_file.read_bytes())
+        else:
+            self.ca = trustme.CA()
+            self.ca.cert_pem.write_to_path(str(self.ca_file))
+            self.ca.private_key_pem.write_to_path(str(ca_key_file))
+        certificate = self.ca.issue_cert(*names)
         chain = b"".join(pem.bytes() for pem in certificate.cert_chain_pems)
         self._credentials = grpc.ssl_server_credentials(
             [(certificate.private_key_pem.bytes(), chain)]
         )
 
     def start(self) -> None:
-        self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="stand-in")
+        self._executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="stand-in")
         options = {
             "grpc.max_receive_message_length": RECEIVE_LIMIT_BYTES,
             # Two servers on one port would share its connections.
@@ -476,12 +479,7 @@ class StandIn:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.stop()
 
     def wait_until_idle(self, timeout_s: float = 10) -> None:
@@ -497,7 +495,7 @@ class StandIn:
     def answer(
         self,
         method: str,
-        context: grpc.ServicerContext,
+        context: ServicerContext,
         work: Callable[[_LiveCall], tuple[str, Response]],
     ) -> Response:
         """Serve one call; `work` returns the ID for the record and the response."""
@@ -534,7 +532,7 @@ class StandIn:
             details = what.get(scheme, "authorization is missing or of an unknown scheme")
             raise _Refused(grpc.StatusCode.UNAUTHENTICATED, details)
 
-    def check_metadata(self, metadata: talk_service_pb2.TalkMetadata) -> None:
+    def check_metadata(self, metadata: TalkMetadata) -> None:
         connection_id = metadata.connection_id
         if not connection_id:
             _refuse("connection_id is empty")
@@ -547,25 +545,12 @@ class StandIn:
     # The store
 
     def recording(self) -> _Recording:
-        keep = not (self._discard or self._sink)
-        path = self.store / f".{uuid.uuid4().hex}.part" if keep else None
-        return _Recording(path, hashed=not self._sink)
+        return _Recording(None if self._discard else self.store / f".{uuid.uuid4().hex}.part")
 
     def save(self, talk: Talk) -> None:
-        entry = {
-            "talk_id": talk.talk_id,
-            "connection_id": talk.connection_id,
-            "fields": talk.fields,
-            "users": talk.users,
-            "format": json_format.MessageToDict(
-                talk.audio_format, preserving_proto_field_name=True
-            ),
-            "size": talk.size,
-            "sha256": talk.sha256,
-            "audio": talk.audio.name if talk.audio else None,
-            "method": talk.method,
-            "badge_id": talk.badge_id,
-        }
+        form = json_format.MessageToDict(talk.audio_format, preserving_proto_field_name=True)
+        audio = talk.audio.name if talk.audio else None
+        entry = {**vars(talk), "audio_format": form, "audio": audio}
         part = self.store / f".{uuid.uuid4().hex}.part"
         part.write_text(json.dumps(entry, ensure_ascii=False, indent=1) + "\n", "utf-8")
         part.rename(self.store / f"{talk.talk_id}.json")
@@ -576,15 +561,28 @@ def _new_id() -> str:
     return uuid.uuid4().hex[:20]
 
 
-def _users(metadata: talk_service_pb2.TalkMetadata) -> list[dict[str, Any]]:
+def _users(metadata: TalkMetadata) -> list[dict[str, Any]]:
     return [
-        {
-            "id": user.id,
-            "role": talk_service_pb2.UserRole.Name(user.role),
-            "fields": dict(user.fields),
-        }
+        {"id": user.id, "role": UserRole.Name(user.role), "fields": dict(user.fields)}
         for user in metadata.users
     ]
+
+
+def _talk(
+    call: _LiveCall, recording: _Recording, talk_id: str, audio: Path | None, badge_id: str = ""
+) -> Talk:
+    return Talk(
+        talk_id,
+        recording.metadata.connection_id,
+        dict(recording.metadata.fields),
+        _users(recording.metadata),
+        recording.audio_format,
+        recording.size,
+        recording.sha256.hexdigest(),
+        audio,
+        call.record.method,
+        badge_id,
+    )
 
 
 class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
@@ -593,10 +591,8 @@ class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
     def __init__(self, service: StandIn) -> None:
         self._service = service
 
-    def Upload(
-        self, request: talk_service_pb2.UploadTalkRequest, context: grpc.ServicerContext
-    ) -> talk_service_pb2.UploadTalkResponse:
-        def work(call: _LiveCall) -> tuple[str, talk_service_pb2.UploadTalkResponse]:
+    def Upload(self, request: UploadTalkRequest, context: ServicerContext) -> UploadTalkResponse:
+        def work(call: _LiveCall) -> tuple[str, UploadTalkResponse]:
             if request.talk_id:
                 call.received("talk_id")
             if request.HasField("metadata"):
@@ -612,147 +608,94 @@ class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
             with self._service.recording() as recording:
                 if call.record.bytes_received >= SINGLE_MESSAGE_LIMIT_BYTES:
                     _refuse("audio of a single message must be under 128 MB; use a stream")
+                recording.metadata = request.metadata
+                recording.audio_format = request.audio.audio_metadata
                 recording.write(request.audio.audio_data.data)
-                return self._make_talk(
-                    call, recording, request.metadata, request.audio.audio_metadata
-                )
+                return self._make_talk(call, recording)
 
         return self._service.answer("Upload", context, work)
 
     def UploadAsStream(
-        self,
-        requests: Iterator[talk_service_pb2.StreamTalkRequest],
-        context: grpc.ServicerContext,
-    ) -> talk_service_pb2.UploadTalkResponse:
-        def work(call: _LiveCall) -> tuple[str, talk_service_pb2.UploadTalkResponse]:
+        self, requests: Iterator[StreamTalkRequest], context: ServicerContext
+    ) -> UploadTalkResponse:
+        def work(call: _LiveCall) -> tuple[str, UploadTalkResponse]:
             with self._service.recording() as recording:
                 try:
-                    metadata, audio_format = self._read(call, requests, recording)
+                    self._read(call, requests, recording)
                 except _AnsweredEarly:
                     talk_id = _new_id()
-                    return talk_id, talk_service_pb2.UploadTalkResponse(talk_id=talk_id)
-                return self._make_talk(call, recording, metadata, audio_format)
+                    return talk_id, UploadTalkResponse(talk_id=talk_id)
+                return self._make_talk(call, recording)
 
         return self._service.answer("UploadAsStream", context, work)
 
     def UploadBadge(
-        self,
-        requests: Iterator[talk_service_pb2.StreamTalkRequest],
-        context: grpc.ServicerContext,
-    ) -> operation_pb2.Operation:
-        def work(call: _LiveCall) -> tuple[str, operation_pb2.Operation]:
+        self, requests: Iterator[StreamTalkRequest], context: ServicerContext
+    ) -> Operation:
+        def work(call: _LiveCall) -> tuple[str, Operation]:
             with self._service.recording() as recording:
-                metadata, audio_format = self._read(call, requests, recording)
-                return self._make_badge(call, recording, metadata, audio_format)
+                self._read(call, requests, recording)
+                return self._make_badge(call, recording)
 
         return self._service.answer("UploadBadge", context, work)
 
     def _read(
-        self,
-        call: _LiveCall,
-        requests: Iterator[talk_service_pb2.StreamTalkRequest],
-        recording: _Recording,
-    ) -> tuple[talk_service_pb2.TalkMetadata, audio_pb2.AudioMetadata]:
+        self, call: _LiveCall, requests: Iterator[StreamTalkRequest], recording: _Recording
+    ) -> None:
         """Read a stream to its half-close, in the documented order."""
-        metadata: talk_service_pb2.TalkMetadata | None = None
-        audio_format: audio_pb2.AudioMetadata | None = None
+        expected = "metadata"
         for request in requests:
             kind = _kind(request)
             size = len(request.audio.chunk.data)
             call.received(f"chunk:{size}" if kind == "chunk" else kind, size)
-            expected = (
-                "metadata" if metadata is None else "format" if audio_format is None else "chunk"
-            )
             if kind != expected:
                 _refuse(f"stream order: expected {expected}, got {kind}")
             if kind == "metadata":
-                metadata = request.metadata
-                self._service.check_metadata(metadata)
+                recording.metadata = request.metadata
+                self._service.check_metadata(recording.metadata)
+                expected = "format"
             elif kind == "format":
-                audio_format = request.audio.audio_metadata
-                _check_format(audio_format, call.record.method)
+                recording.audio_format = request.audio.audio_metadata
+                _check_format(recording.audio_format, call.record.method)
+                expected = "chunk"
             else:
                 recording.write(request.audio.chunk.data)
         call.confirm_half_close()
-        if metadata is None or audio_format is None:
+        if expected != "chunk":
             _refuse("stream order: ended before the audio format")
-        return metadata, audio_format
 
-    def _make_talk(
-        self,
-        call: _LiveCall,
-        recording: _Recording,
-        metadata: talk_service_pb2.TalkMetadata,
-        audio_format: audio_pb2.AudioMetadata,
-    ) -> tuple[str, talk_service_pb2.UploadTalkResponse]:
+    def _make_talk(self, call: _LiveCall, recording: _Recording) -> tuple[str, UploadTalkResponse]:
         """Turn a complete recording into a talk, as far as the script lets it."""
-        self._check_audio(call, recording, audio_format)
+        _check_audio(recording, call.record.method)
         talk_id = _new_id()
         if call.makes_talk:
             audio = recording.keep(self._service.store / f"{talk_id}.audio")
-            self._service.save(self._talk(call, recording, metadata, audio_format, talk_id, audio))
+            self._service.save(_talk(call, recording, talk_id, audio))
         return self._finish(call, talk_id)
 
-    def _make_badge(
-        self,
-        call: _LiveCall,
-        recording: _Recording,
-        metadata: talk_service_pb2.TalkMetadata,
-        audio_format: audio_pb2.AudioMetadata,
-    ) -> tuple[str, operation_pb2.Operation]:
+    def _make_badge(self, call: _LiveCall, recording: _Recording) -> tuple[str, Operation]:
         """Turn a complete recording into several talks that an operation will name."""
-        self._check_audio(call, recording, audio_format)
+        _check_audio(recording, call.record.method)
         badge_id, operation_id = _new_id(), _new_id()
         talk_ids = [_new_id() for _ in range(self._service.badge_talks)]
-        operation = operation_pb2.Operation(id=operation_id, description="Upload badge")
+        operation = Operation(id=operation_id, description="Upload badge")
         operation.created_at.GetCurrentTime()
         operation.modified_at.GetCurrentTime()
-        operation.metadata.Pack(talk_service_pb2.UploadBadgeMetadata(badge_id=badge_id))
+        operation.metadata.Pack(UploadBadgeMetadata(badge_id=badge_id))
         if call.makes_talk:
             audio = recording.keep(self._service.store / f"{badge_id}.audio")
-            for talk_id in talk_ids if self._service.badge_error is None else ():
-                talk = self._talk(call, recording, metadata, audio_format, talk_id, audio)
-                talk.badge_id = badge_id
-                self._service.save(talk)
-            response = talk_service_pb2.UploadBadgeResponse(badge_id=badge_id, talk_ids=talk_ids)
-            self._service.badges[operation_id] = Badge(
-                operation, response, self._service.badge_polls
-            )
+            if self._service.badge_error is None:
+                for talk_id in talk_ids:
+                    self._service.save(_talk(call, recording, talk_id, audio, badge_id))
+            response = UploadBadgeResponse(badge_id=badge_id, talk_ids=talk_ids)
+            polls = self._service.badge_polls
+            self._service.badges[operation_id] = Badge(operation, response, polls)
         self._finish(call, badge_id)
         return operation_id, operation
 
-    def _check_audio(
-        self, call: _LiveCall, recording: _Recording, audio_format: audio_pb2.AudioMetadata
-    ) -> None:
-        _check_format(audio_format, call.record.method)
-        if not recording.size:
-            _refuse("no audio")
-        _check_head(audio_format, recording.head, call.record.method)
-
-    def _talk(
-        self,
-        call: _LiveCall,
-        recording: _Recording,
-        metadata: talk_service_pb2.TalkMetadata,
-        audio_format: audio_pb2.AudioMetadata,
-        talk_id: str,
-        audio: Path | None,
-    ) -> Talk:
-        return Talk(
-            talk_id,
-            metadata.connection_id,
-            dict(metadata.fields),
-            _users(metadata),
-            audio_format,
-            recording.size,
-            recording.sha256,
-            audio,
-            call.record.method,
-        )
-
     def _update(
-        self, call: _LiveCall, request: talk_service_pb2.UploadTalkRequest
-    ) -> tuple[str, talk_service_pb2.UploadTalkResponse]:
+        self, call: _LiveCall, request: UploadTalkRequest
+    ) -> tuple[str, UploadTalkResponse]:
         """Replace the fields and users of a talk that exists."""
         if request.HasField("audio"):
             _refuse("talk_id: the audio of a talk cannot be replaced")
@@ -765,25 +708,21 @@ class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
             self._service.save(talk)
         return self._finish(call, talk.talk_id)
 
-    def _finish(
-        self, call: _LiveCall, talk_id: str
-    ) -> tuple[str, talk_service_pb2.UploadTalkResponse]:
+    def _finish(self, call: _LiveCall, talk_id: str) -> tuple[str, UploadTalkResponse]:
         call.fail()
         if isinstance(call.step, Delay):
             call.pause(call.step.seconds)
         if isinstance(call.step, EmptyAnswer):
             talk_id = ""
-        return talk_id, talk_service_pb2.UploadTalkResponse(talk_id=talk_id)
+        return talk_id, UploadTalkResponse(talk_id=talk_id)
 
 
 class _OperationService(operation_service_pb2_grpc.OperationServiceServicer):
     def __init__(self, service: StandIn) -> None:
         self._service = service
 
-    def Get(
-        self, request: operation_service_pb2.GetOperationRequest, context: grpc.ServicerContext
-    ) -> operation_pb2.Operation:
-        def work(call: _LiveCall) -> tuple[str, operation_pb2.Operation]:
+    def Get(self, request: GetOperationRequest, context: ServicerContext) -> Operation:
+        def work(call: _LiveCall) -> tuple[str, Operation]:
             call.received("operation_id")
             badge = self._service.badges.get(request.operation_id)
             if badge is None:
@@ -805,9 +744,8 @@ class _OperationService(operation_service_pb2_grpc.OperationServiceServicer):
         if self._service.badge_error is None:
             badge.operation.response.Pack(badge.response)
         else:
-            code, message = self._service.badge_error
+            code, badge.operation.error.message = self._service.badge_error
             badge.operation.error.code = code.value[0]
-            badge.operation.error.message = message
 
 
 # --- By hand -------------------------------------------------------------------------
@@ -827,10 +765,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A small TalkService on this machine.")
     parser.add_argument("--store", type=Path, required=True, metavar="DIR", help="for the talks")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one (default)")
-    parser.add_argument("--certs", type=Path, metavar="DIR", help="for the CA (STORE/certs)")
     parser.add_argument("--key", action="append", help="accepted API key (demo-key)")
-    parser.add_argument("--token", action="append", help="accepted IAM token (t1.demo-token)")
-    parser.add_argument("--connections", metavar="ID,...", help="known connections (any)")
     parser.add_argument(
         "--fail",
         type=_steps,
@@ -839,24 +774,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="CODE[@BYTES][*N]",
         help="fail the first calls, after so many bytes of audio, so many times",
     )
-    parser.add_argument("--discard", action="store_true", help="store no audio")
-    parser.add_argument("--sink", action="store_true", help="store no audio, nor hash it")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
-    connections = arguments.connections
-    service = StandIn(
-        arguments.store,
-        port=arguments.port,
-        keys=arguments.key or ("demo-key",),
-        tokens=arguments.token or ("t1.demo-token",),
-        connections=connections.split(",") if connections else None,
-        certs=arguments.certs,
-        discard=arguments.discard,
-        sink=arguments.sink,
-    )
+    keys = arguments.key or ("demo-key",)
+    service = StandIn(arguments.store, port=arguments.port, keys=keys)
     service.script += [step for steps in arguments.fail for step in steps]
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

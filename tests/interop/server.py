@@ -4,10 +4,11 @@
 
 Run by the Python of an environment that holds the yandexcloud SDK. FOLDER holds
 server.pem (certificate chain and key in one). Prints the port; ends when stdin does, so
-that it never outlives who started it. Upload number N is left in FOLDER as N.audio, the
-bytes that came, and N.json, everything else.
+that it never outlives the process that started it. What came in upload number N is left in
+FOLDER as N.json.
 """
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -31,29 +32,26 @@ class TalkService(talk_service_pb2_grpc.TalkServiceServicer):
         self, request: talk_service_pb2.UploadTalkRequest, context: grpc.ServicerContext
     ) -> talk_service_pb2.UploadTalkResponse:
         """Keep a single message."""
-        return self.keep(
-            "Upload",
-            context,
-            order=[field.name for field, _ in request.ListFields()],
-            talk=request.metadata,
-            audio=request.audio.audio_metadata,
-            data=request.audio.audio_data.data,
-        )
+        order = [field.name for field, _ in request.ListFields()]
+        audio = request.audio
+        data = audio.audio_data.data
+        return self.keep("Upload", context, order, request.metadata, audio.audio_metadata, data)
 
     def UploadAsStream(
         self,
         request_iterator: Iterator[talk_service_pb2.StreamTalkRequest],
         context: grpc.ServicerContext,
     ) -> talk_service_pb2.UploadTalkResponse:
-        """Keep a stream, and which messages it was made of."""
-        order = []
+        """Keep a stream, and which messages it was made of, chunks in a row as one."""
+        order: list[str] = []
         talk = talk_service_pb2.TalkMetadata()
         audio = audio_pb2.AudioMetadata()
         data = bytearray()
         for request in request_iterator:
             event = request.WhichOneof("Event")
             kind = request.audio.WhichOneof("AudioEvent") if event == "audio" else event
-            order.append(str(kind))
+            if order[-1:] != [kind]:
+                order.append(str(kind))
             if kind == "metadata":
                 talk = request.metadata
             elif kind == "audio_metadata":
@@ -78,9 +76,9 @@ class TalkService(talk_service_pb2_grpc.TalkServiceServicer):
             "order": order,
             "talk": MessageToDict(talk, preserving_proto_field_name=True),
             "audio": MessageToDict(audio, preserving_proto_field_name=True),
-            "headers": dict(context.invocation_metadata()),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "authorization": dict(context.invocation_metadata()).get("authorization"),
         }
-        (self.folder / f"{self.uploads}.audio").write_bytes(data)
         (self.folder / f"{self.uploads}.json").write_text(json.dumps(received), encoding="utf-8")
         return talk_service_pb2.UploadTalkResponse(talk_id=f"talk-{self.uploads}")
 
