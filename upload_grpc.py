@@ -2,46 +2,46 @@
 """Upload call recordings with their metadata to Yandex SpeechSense and print the dialog IDs.
 
 from a shell:
+  export API_KEY=...
   python3 upload_grpc.py --audio-path call.wav --meta-path metadata_example.json \\
-      --connection-id ID --key ${API_KEY}
-from cron:
+      --connection-id ID
+from cron (one line):
   */5 * * * *  /opt/upload_grpc/upload_grpc.py --quiet --audio-path /var/calls --min-age 60
       --meta-path /etc/speechsense.json --connection-id ID --key-file /etc/speechsense.key
-      --ledger /var/lib/calls.sqlite >>/var/log/calls.log   (all in one line)
+      --ledger /var/lib/speechsense/ledger.sqlite >>/var/lib/speechsense/uploaded.log
 
 exit codes:
   0   everything is uploaded            2    bad command line
-  65  a recording or its metadata is refused: mend it
+  65  a recording or its metadata was refused: fix the file
   66  a file is missing or unreadable   70   a bug: report it
   74  stdout cannot be written          75   not delivered: run again
-  76  sent, but not confirmed: look for it before it is sent again
-  77  the credential is refused         78   a wrong setting
-  130 and 143: stopped by SIGINT or SIGTERM
+  76  sent, but the answer was lost: look for the dialog before sending again
+  77  the credential was refused        78   a wrong setting
+  129, 130, 143: stopped by SIGHUP, SIGINT, SIGTERM
 
 Results go to stdout, everything else to stderr. README.md says more.
 """
 
-# The file is read in the order a recording takes: it is checked without touching the network,
-# made into requests, sent, and remembered; `run` and `main`, at the end, are the table of contents.
-# In a hurry, read how a run goes (run_all, upload_one), when a recording counts as sent
-# (upload_audio_requests_iterator, Transfer.finish), what is sent again (RULES, call_error,
-# Uploader._retrying) and what is not (Ledger.claim). The audio formats can be taken on trust.
+# The file is read in the order a recording takes: found, checked without touching the network,
+# sent over one call, remembered in the ledger, reported. `Run` has the loop over all recordings.
+# A reviewer who looks for the place where a call could be lost or sent twice reads
+# Transfer.finish, RULES with call_error, Uploader._retrying and Ledger.
+
+from __future__ import annotations
 
 import argparse
 import collections
 import contextlib
 import datetime
-import enum
-import fcntl
 import functools
 import gc
 import importlib
 import io
+import itertools
 import json
 import logging
 import math
 import os
-import queue
 import re
 import shlex
 import signal
@@ -49,7 +49,6 @@ import socket
 import stat
 import struct
 import sys
-import termios
 import threading
 import time
 import traceback
@@ -57,6 +56,13 @@ import types
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO, TypeVar
+
+try:
+    import fcntl
+    import termios
+except ImportError:
+    print("upload_grpc: this system has no fcntl; use Linux, macOS or WSL", file=sys.stderr)
+    sys.exit(78)
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 
@@ -92,39 +98,38 @@ if __name__ == "__main__":
     for unused in ("asyncio", "grpc.aio", "inspect", "google.protobuf.internal.python_message"):
         import_later(unused)
 
+# Why grpc or the stubs could not be loaded; said after --help and --version have been answered.
+import_error: Exception | None = None
 try:
     import grpc
     from google.protobuf.message import DecodeError
     from yandex.cloud.speechsense.v1 import audio_pb2, talk_service_pb2, talk_service_pb2_grpc
-except Exception as error:  # Missing packages, missing stubs, or stubs of another protobuf.
+except Exception as failure:  # Missing packages, missing stubs, or stubs of another protobuf.
     if __name__ != "__main__":
         raise
     if "UPLOAD_GRPC_VENV" not in os.environ:  # Once: the environment may lack the packages, too.
-        # `python3 upload_grpc.py` after `make setup`: the packages are in .venv, so start again
-        # with its Python.
+        # `python3 upload_grpc.py` after `make`: the packages are in .venv, so start again with
+        # its Python.
         os.environ["UPLOAD_GRPC_VENV"] = python = os.path.join(HERE, ".venv/bin/python")
         with contextlib.suppress(OSError):
             os.execv(python, [python, __file__, *sys.argv[1:]])
-    print(
-        f"upload_grpc: cannot load grpc and the stubs in {HERE}/generated: "
-        f"{' '.join(str(error).split())}; run: make -C {shlex.quote(HERE)} setup generate",
-        file=sys.stderr,
-    )
-    sys.exit(os.EX_CONFIG)
+    import_error = failure
 
 gc.freeze()
 gc.enable()
 
 # grpc logs a traceback where reading the file fails; the cause is in a line of our own.
 logging.getLogger("grpc._channel").setLevel(logging.CRITICAL)
+# WARNING and above are shown with --quiet, too; DEBUG only with --verbose.
+log = logging.getLogger("upload_grpc")
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 
 T = TypeVar("T")
 
 ENDPOINT = "api.speechsense.yandexcloud.net:443"
-# Where the official SDK asks for the operations of every service.
-OPERATIONS = "operation.api.cloud.yandex.net:443"
+# Where the official SDK looks up the operations of every service.
+OPERATIONS_ENDPOINT = "operation.api.cloud.yandex.net:443"
 
 # Measured with the barest client, whole processes, 100 MB over TLS on loopback, and with a round
 # trip of 50 ms: 16 KiB 1.31 s and 1.52 s, 64 KiB 0.49 and 0.77, 256 KiB 0.37 and 0.72, 512 KiB 0.34
@@ -133,41 +138,40 @@ OPERATIONS = "operation.api.cloud.yandex.net:443"
 CHUNK_SIZE_BYTES = 256 * 1024
 
 JOBS = 4
-HASH_CHUNK_SIZE_BYTES = 1024 * 1024
-# After a signal: how long an answer that is due may still come, then how long cancelling may take.
-ANSWER_GRACE_S = 0.5
-CANCEL_GRACE_S = 0.3
-# How long a refusal may take to end a call whose bytes nobody takes any more.
-REFUSAL_GRACE_S = 0.1
-CONNECTIVITY_GRACE_S = 0.5
-# grpc's thread that watches a channel looks five times a second whether it still has to; it dies
-# with a traceback if the channel is closed before it has looked.
-WATCH_END_S = 1.0
-# A progress bar is worth showing where something takes longer than this.
-BAR_DELAY_S = 0.5
-BAR_INTERVAL_S = 0.1
-
-# A try that is given up after its last byte has left makes work for a person, so rather late.
-TIMEOUT_S = 120.0
-# How often to ask whether a recording has been split: ever less often.
-POLL_S = 1.0
-POLL_LIMIT_S = 30.0
-# An upload that moves has at least this much acknowledged between two looks (a quarter of
-# --timeout); an idle connection, with the pings of the service's front end, has less.
-MOVING_BYTES = 1024
 RETRIES = 5
+# A try that is given up after its last byte was sent makes work for a person, so rather late.
+TIMEOUT_S = 120.0
 BACKOFF_S = 0.5
 BACKOFF_LIMIT_S = 30.0
-# A service that asks for more is left to the next run.
-ASKED_DELAY_LIMIT_S = 300.0
+# Waiting and silence that one recording's tries may add up to. Moving bytes do not count.
+TRIES_LIMIT_S = 120.0
+
+# An outage: so many recordings in a row that failed for reasons of the service or the network
+# end the run; fewer where the run began in doubt, so that cron's runs cost little each.
+FAILURES_LIMIT = 5
+FAILURES_LIMIT_IN_DOUBT = 2
+# How long a recording that is sent in doubt waits, before its half-close, for a refusal.
+REFUSAL_WAIT_S = 1.0
+# After a signal: how long an answer that is due may still come, and cancelled calls may take.
+ANSWER_GRACE_S = 10.0
+CANCEL_GRACE_S = 1.0
+# How often the main thread, and a worker that may not begin, look again.
+LOOK_S = 0.05
+
+# A progress bar is worth showing where something takes longer than this.
+BAR_DELAY_S = 0.5
+
+# How often to ask whether a recording has been split, and for how long: splitting hours of audio
+# takes a while, and the service names no limit.
+POLL_S = 1.0
+POLL_LIMIT_S = 30.0
+WAIT_LIMIT_S = 2 * 60 * 60.0
 
 VM_METADATA_ADDRESS = "169.254.169.254"
 VM_TOKEN_PATH = "/computeMetadata/v1/instance/service-accounts/default/token"
 VM_METADATA_TIMEOUT_S = 3.0
-# The part of its lifetime (up to 12 hours) after which a token is renewed: the documentation asks
-# for at least hourly renewal.
-VM_TOKEN_RENEWED_AT = 0.1
-VM_TOKEN_RETRIED_AFTER_S = 60.0
+# The documentation asks for a new token at least once an hour; it lives up to 12 hours.
+VM_TOKEN_AGE_LIMIT_S = 60 * 60.0
 
 # Limits of the service: SpeechSense documentation, "Supported audio formats" and "Quotas".
 SINGLE_MESSAGE_LIMIT_BYTES = 128 * 1024 * 1024
@@ -177,9 +181,7 @@ SAMPLE_SIZE_BITS = 16
 METADATA_VALUE_LIMIT_BYTES = 1024
 
 # Limits of our own, so that a wrong file named by mistake is not read to its end.
-METADATA_FILE_LIMIT_BYTES = 1024 * 1024
-KEY_FILE_LIMIT_BYTES = 64 * 1024
-CA_FILE_LIMIT_BYTES = 16 * 1024 * 1024
+SMALL_FILE_LIMIT_BYTES = 1024 * 1024
 WAV_CHUNKS_LIMIT = 10_000
 # What SQLite's integers hold: the year 2262.
 MTIME_LIMIT_NS = 2**63 - 1
@@ -198,13 +200,18 @@ PLACEHOLDER_FIELDS = {
     "date_to": "2023-09-13T17:31:00.000Z",
     "direction_outgoing": "true",
 }
-PLACEHOLDER_WARNING = (
-    "no metadata given, placeholder fields are sent (operator_name Operator and so on): "
-    "use --meta-path, or a .json file beside the recording"
-)
 
 
-# --- What can go wrong ---------------------------------------------------------------------
+# --- 2. Errors, and the record of a recording ------------------------------------------------
+
+AGAIN = "run again"
+CHECK_PATH = "check the path and its permissions"
+LOOK_FOR_IT = "look for it in the console"
+LOOK_FIRST = f"{LOOK_FOR_IT}; if it is not there, send it again (with --ledger: --retry-unknown)"
+STREAM_IT = "leave out --single-message to send it as a stream"
+STOPPED = "the run was stopped"
+# The exit code of a run in which recordings ended differently: the first of these (os.EX_*).
+GRAVEST_FIRST = (77, 78, 74, 76, 65, 66, 75)
 
 
 class UploadError(Exception):
@@ -212,65 +219,50 @@ class UploadError(Exception):
 
     exit_code: what it means for a script, one of os.EX_*.
     cause, advice: what happened and what to do next, each part of one line.
-    status: the gRPC status, if there was a call; ids: that call's.
-    retry: whether the same recording may be sent again at once; not_before_s: seconds to wait
-    before that, where the service asked for it.
+    details: gRPC's status and text, if there was a call; ids: what the service's support asks for.
     """
 
+    # Set by call_error. Whether the same recording may be sent again at once, after how long at
+    # least, and whether the others had better wait, too; how long nothing had moved; whether it
+    # was the service or the network, and says nothing about this recording.
+    retry = holds_run = outage = False
+    asked_delay_s = idle_s = 0.0
+
     def __init__(
-        self,
-        exit_code: int,
-        cause: str,
-        advice: str = "",
-        *,
-        status: str = "",
-        ids: "CallIds | None" = None,
-        retry: bool = False,
-        not_before_s: float = 0.0,
+        self, exit_code: int, cause: str, advice: str = "", details: str = "", ids: str = ""
     ) -> None:
         super().__init__(cause)
         self.exit_code = exit_code
         self.cause = cause
         self.advice = advice
-        self.status = status
+        self.details = details
         self.ids = ids
-        self.retry = retry
-        self.not_before_s = not_before_s
-        self.tries = 0
-        # The authorization that was refused, where one was; never shown.
-        self.header: tuple[str, str] | None = None
-        # Every other recording of the run would meet the same.
-        self.stops_run = exit_code in (os.EX_NOPERM, os.EX_CONFIG)
+
+    @property
+    def stops_run(self) -> bool:
+        """Whether every other recording of the run would meet the same error."""
+        return self.exit_code in (os.EX_NOPERM, os.EX_CONFIG)
+
+    @property
+    def reason(self) -> str:
+        """Cause and details, without the IDs of one call."""
+        return f"{self.cause} ({self.details})" if self.details else self.cause
 
     def __str__(self) -> str:
-        facts = ", ".join(str(fact) for fact in (self.status, self.ids) if fact)
-        text = f"{self.cause} ({facts})" if facts else self.cause
-        return f"{text}; {self.advice}" if self.advice else text
+        text = f"{self.cause}; {self.advice}" if self.advice else self.cause
+        facts = ", ".join(filter(None, (self.details, self.ids)))
+        return f"{text} ({facts})" if facts else text
 
 
-class CallIds(NamedTuple):
-    """What the service's support asks for to find one call."""
-
-    request_id: str
-    server_ids: str = ""
-
-    def __str__(self) -> str:
-        return f"request {self.request_id}{self.server_ids}"
+def refused(cause: str, advice: str) -> UploadError:
+    """Say that the service would not take a file."""
+    return UploadError(os.EX_DATAERR, cause, advice)
 
 
-# What the exit code is where recordings ended differently.
-GRAVEST_FIRST = (
-    os.EX_NOPERM,
-    os.EX_CONFIG,
-    os.EX_IOERR,
-    os.EX_PROTOCOL,
-    os.EX_DATAERR,
-    os.EX_NOINPUT,
-    os.EX_TEMPFAIL,
-)
-
-
-# --- Checking a recording: no network from here to "Building requests" ---------------------
+def unreadable(error: Exception) -> UploadError:
+    """Say that a file cannot be read."""
+    cause = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    return UploadError(os.EX_NOINPUT, cause, CHECK_PATH)
 
 
 class FileState(NamedTuple):
@@ -282,67 +274,140 @@ class FileState(NamedTuple):
     inode: int
 
     @classmethod
-    def of(cls, status: os.stat_result) -> "FileState":
-        """Take the state from what os.stat or os.fstat answered."""
+    def of(cls, status: os.stat_result) -> FileState:
+        """Take the state from what os.stat or os.fstat returned."""
         mtime_ns = max(-MTIME_LIMIT_NS, min(status.st_mtime_ns, MTIME_LIMIT_NS))
         return cls(status.st_size, mtime_ns, status.st_dev, status.st_ino)
 
 
-class User(NamedTuple):
-    """A participant of the call, as the API's UserMetadata."""
+class Recording:
+    """One recording, from its file's name to its result; each step adds what it finds out.
 
-    id: str
-    role: int
-    fields: dict[str, str]
-
-
-class Metadata(NamedTuple):
-    """What is sent beside the audio."""
-
-    fields: dict[str, str]
-    users: tuple[User, ...] | None = None
-
-
-class Audio(NamedTuple):
-    """What a file's header says: how to announce it, and how to show it to people.
-
-    duration_s is None where the header does not tell.
+    named: named on the command line, not found in a folder.
+    transfer: the latest try at sending it.
+    outcome: empty until it is known; README has the values, for --format json.
+    duplicate_of: the path of another recording of this run with the same audio, which is sent.
     """
 
-    announced: audio_pb2.AudioMetadata
-    description: str
-    channels: int
-    duration_s: float | None
-    warning: str = ""
+    state: FileState | None = None
+    audio: audio_pb2.AudioMetadata
+    description = ""
+    metadata: talk_service_pb2.TalkMetadata
+    has_placeholders = False
+    sha256 = metadata_sha256 = ""
+    started_s = seconds = 0.0
+    tries = 0
+    transfer: Transfer | None = None
+    request_id = server_ids = ""
+    outcome = ""
+    error: UploadError | None = None
+    talk_ids: tuple[str, ...] = ()
+    badge_id = operation_id = ""
+    duplicate_of = ""
+    settled = reported = False
+
+    def __init__(self, path: str, named: bool = True) -> None:
+        self.path = path
+        self.named = named
+
+    @property
+    def size_bytes(self) -> int | None:
+        """The file's size, None if it could not be looked at."""
+        return self.state.size_bytes if self.state else None
+
+    def fail(self, error: UploadError) -> None:
+        """Note what went wrong."""
+        outcomes = {os.EX_DATAERR: "rejected", os.EX_PROTOCOL: "unknown"}
+        self.outcome = outcomes.get(error.exit_code, "failed")
+        self.error = error
+
+    def lines(self) -> list[str]:
+        """Return what stdout shows of it."""
+        badge = [f"Badge ID: {self.badge_id}"] if self.badge_id else []
+        if self.operation_id and not self.badge_id:
+            badge = [f"Operation ID: {self.operation_id}"]
+        return badge + [f"Dialog ID: {talk_id}" for talk_id in self.talk_ids]
+
+    def as_json(self) -> str:
+        """Return one line of JSON; README explains the keys."""
+        values = {
+            "schema_version": 1,
+            "path": self.path,
+            "outcome": self.outcome,
+            "talk_id": self.talk_ids[0] if self.talk_ids and not self.badge_id else None,
+            "badge_id": self.badge_id or None,
+            "operation_id": self.operation_id or None,
+            "talk_ids": self.talk_ids,
+            "error": masked(str(self.error)) if self.error else None,
+            "exit_code": self.error.exit_code if self.error else os.EX_OK,
+            "request_id": self.request_id or None,
+            "bytes": self.size_bytes,
+            "seconds": round(self.seconds, 3),
+            "tries": self.tries,
+            "settled": self.settled,
+            "description": self.description if self.outcome == "checked" else None,
+        }
+        return json.dumps(values)
 
 
-class AudioOptions(NamedTuple):
-    """What the command line says of all recordings; the sample format is for raw PCM."""
-
-    audio_type: str = "auto"
-    sample_rate_hz: int = 0
-    channels: int = 0
-    split: bool = False
-    single_message: bool = False
+# --- 3. Finding files -------------------------------------------------------------------------
 
 
-NO_OPTIONS = AudioOptions()
+def find_paths(args: argparse.Namespace) -> Iterator[tuple[str, bool, OSError | None]]:
+    """Yield each path named that is no folder, and the audio files of each that is.
+
+    Folders are searched with their subfolders and through links, each once, in a stable order.
+    The second value says whether the path was named, the third why a folder cannot be read.
+    """
+    visited: set[tuple[int, int]] = set()
+    unread: list[OSError] = []
+    for path in args.audio_path:
+        if not os.path.isdir(path):
+            yield path, True, None
+            continue
+        for folder, subfolders, files in os.walk(path, followlinks=True, onerror=unread.append):
+            try:
+                status = os.stat(folder)
+            except OSError as error:
+                unread.append(error)
+                continue
+            if (status.st_dev, status.st_ino) in visited:  # By a link, or named twice.
+                subfolders.clear()
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            subfolders.sort()
+            for name in sorted(files):
+                if name.lower().endswith(audio_suffixes(args)):
+                    yield os.path.join(folder, name), False, None
+    for folder_error in unread:
+        yield folder_error.filename, False, folder_error
 
 
-class Recording(NamedTuple):
-    """A recording that passed every check, what is sent with it, and how."""
+def audio_suffixes(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return what folders are searched for."""
+    return PCM_SUFFIXES if args.audio_type == "pcm" else tuple(AUDIO_SUFFIXES)
 
-    path: str
-    state: FileState
-    audio: Audio
-    metadata: Metadata
-    options: AudioOptions
-    warnings: list[str]
+
+def find_sidecar(path: str) -> str | None:
+    """Return the name of the JSON file beside a recording, if there is one."""
+    stem = os.path.splitext(path)[0]
+    return next(filter(os.path.lexists, (f"{stem}.json", f"{stem}.JSON")), None)
+
+
+def open_regular_file(path: str) -> BinaryIO:
+    """Open a file for reading; raise UploadError (EX_NOINPUT) for anything that is not a file."""
+    try:
+        # A FIFO would wait for a writer for ever, were it opened before it is looked at.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UploadError(os.EX_NOINPUT, "not a regular file", CHECK_PATH)
+        return open(path, "rb")
+    except (OSError, ValueError) as error:
+        raise unreadable(error) from error
 
 
 def check_recording(
-    path: str, common: Metadata | None, options: AudioOptions = NO_OPTIONS
-) -> Recording:
+    recording: Recording, args: argparse.Namespace, common: talk_service_pb2.TalkMetadata | None
+) -> None:
     """Check a file's header and collect its metadata.
 
     common: the metadata of --meta-path; the recording's own sidecar wins over it.
@@ -350,157 +415,129 @@ def check_recording(
     service would not take.
     """
     try:
-        with open_regular_file(path, "name a recording") as file:
-            state = FileState.of(os.fstat(file.fileno()))
-            audio = check_audio(file, state.size_bytes, options)
+        with open_regular_file(recording.path) as file:
+            recording.state = FileState.of(os.fstat(file.fileno()))
+            check_audio(recording, file, args)
     except OSError as error:
         raise unreadable(error) from error
-    warnings = [warning for warning in (suffix_warning(path, audio), audio.warning) if warning]
-    sidecar = find_sidecar(path)
-    own = read_metadata(sidecar, sidecar=True) if sidecar else None
-    if own is None and common is None:
-        metadata = Metadata(placeholder_fields())
-        warnings.append(PLACEHOLDER_WARNING)
-    else:
-        metadata = merge(common, own)
-        warnings.extend(date_warnings(own) if own else ())
-    return Recording(path, state, audio, metadata, options, warnings)
+    collect_metadata(recording, args, common)
 
 
-def find_sidecar(path: str) -> str | None:
-    """Answer the name of the JSON file beside a recording, if there is one."""
-    names = (os.path.splitext(path)[0] + suffix for suffix in (".json", ".JSON"))
-    return next(filter(os.path.lexists, names), None)
-
-
-def merge(common: Metadata | None, own: Metadata | None) -> Metadata:
-    """Let a recording's own metadata win, field by field, over that of all.
-
-    Without its own it gets the very same object as the others: there may be thousands.
-    """
-    if common is None or own is None:
-        return common or own or Metadata({})
-    return Metadata(
-        {**common.fields, **own.fields}, common.users if own.users is None else own.users
-    )
-
-
-def open_regular_file(path: str, advice: str) -> BinaryIO:
-    """Open a file for reading; raise UploadError (EX_NOINPUT) for anything that is not a file."""
-    try:
-        # A FIFO would wait for a writer for ever, were it opened before it is looked at.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UploadError(os.EX_NOINPUT, "not a regular file", advice)
-        return open(path, "rb")
-    except (OSError, ValueError) as error:
-        raise unreadable(error) from error
-
-
-def unreadable(error: Exception) -> UploadError:
-    """Say that a file named on the command line cannot be read."""
-    cause = f"cannot be read: {getattr(error, 'strerror', None) or error}"
-    return UploadError(os.EX_NOINPUT, cause, "check the path and its permissions")
-
-
-def refused(cause: str, advice: str) -> UploadError:
-    """Say that the service would not take a file."""
-    return UploadError(os.EX_DATAERR, cause, advice)
-
-
-# --- Audio formats -------------------------------------------------------------------------
+# --- 4. Audio headers -----------------------------------------------------------------------
 
 WAV, MP3, OGG_OPUS, PCM = "WAV", "MP3", "OggOpus", "raw PCM"
 AUDIO_TYPES = {"wav": WAV, "mp3": MP3, "ogg-opus": OGG_OPUS, "pcm": PCM}
 AUDIO_SUFFIXES = {".wav": WAV, ".mp3": MP3, ".ogg": OGG_OPUS, ".opus": OGG_OPUS}
 PCM_SUFFIXES = (".pcm", ".raw")
-
-# What files begin with: offset, bytes, name.
+CONTAINER_TYPES = {
+    WAV: "CONTAINER_AUDIO_TYPE_WAV",
+    MP3: "CONTAINER_AUDIO_TYPE_MP3",
+    OGG_OPUS: "CONTAINER_AUDIO_TYPE_OGG_OPUS",
+}
+# What files begin with that the service does not take: offset, bytes, name.
 OTHER_MAGICS = (
     (0, b"RIFX", "big-endian WAV"),
+    (0, b"riff", "Wave64"),
     (0, b"fLaC", "FLAC"),
     (0, b"FORM", "AIFF"),
+    (0, b"caff", "Core Audio"),
     (0, b".snd", "Sun audio"),
+    (0, b"#!AMR", "AMR"),
     (28, b"\x01vorbis", "Ogg Vorbis"),
     (28, b"\x7fFLAC", "FLAC in Ogg"),
     (28, b"Speex", "Speex in Ogg"),
     (4, b"ftyp", "M4A or another MP4"),
-    (0, b"#!AMR", "AMR"),
     (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMA"),
     (0, b"\x1a\x45\xdf\xa3", "WebM or Matroska"),
-    (0, b"caff", "Core Audio"),
-    (0, b"riff", "Wave64"),
     *((0, bytes([0xFF, second]), "AAC") for second in (0xF0, 0xF1, 0xF8, 0xF9)),
     *((0, bytes([0xFF, second]), "MPEG audio, layer II") for second in (0xF4, 0xF5, 0xFC, 0xFD)),
 )
 HEAD_BYTES = 64
-CUT_WARNING = "its end is missing: is it cut off, or still being recorded?"
 NEEDED = "WAV with 16 bit LPCM of 8,000 to 48,000 Hz, MP3 or OggOpus is needed"
+EXPORT_AGAIN = "record or export it again"
 
 
-def check_audio(file: BinaryIO, size_bytes: int, options: AudioOptions) -> Audio:
+def check_audio(recording: Recording, file: BinaryIO, args: argparse.Namespace) -> None:
     """Tell a recording's format from its content and check it, from its headers alone.
 
     Raises UploadError (EX_DATAERR) with what was found, what is needed and how to convert it.
     """
+    size_bytes = os.fstat(file.fileno()).st_size
     if not size_bytes:
-        raise refused("an empty file", "record it again")
-    head = file.read(HEAD_BYTES)
-    kind = known_magic(head)
-    if kind is None and options.audio_type == "pcm":
-        # Samples may begin with anything, but hardly with four bytes or more of a magic.
-        kind = next((name for magic, name in other_magics(head) if len(magic) >= 4), PCM)
-    if kind is None:
-        kind = find_other_format(file, head, options.audio_type)
-    if kind != AUDIO_TYPES.get(options.audio_type, kind):
-        raise refused(f"this is {kind}", f"leave out --audio-type {options.audio_type}")
-    check = {WAV: check_wav, MP3: check_mp3, OGG_OPUS: check_ogg_opus}.get(kind)
-    audio = check(file, size_bytes) if check else check_pcm(size_bytes, options)
-    if options.split and (kind not in (WAV, MP3) or audio.channels != 1):
-        found = f"{audio.description}: only WAV and MP3 of one channel can be split"
-        raise refused(found, "leave out --split")
+        raise refused("the file is empty", "remove it or restore it from the recorder")
+    kind = find_format(file, args.audio_type)
+    if kind != AUDIO_TYPES.get(args.audio_type, kind):
+        raise refused(f"this is {kind}", f"leave out --audio-type {args.audio_type}")
+    if kind == WAV:
+        found = check_wav(file, size_bytes)
+    elif kind == MP3:
+        found = check_mp3(file)
+    elif kind == OGG_OPUS:
+        found = check_ogg_opus(file)
+    else:
+        found = check_pcm(size_bytes, args)
+    recording.description = found.description
+    recording.audio = audio_format(kind, args)
+    suffix = os.path.splitext(recording.path)[1].lower()
+    if AUDIO_SUFFIXES.get(suffix, kind) != kind != PCM:
+        name = f"the name says {suffix}, the content is {kind}"
+        log.info(f"{recording.path}: {name}; uploading it as {kind}")
+    if args.split and (kind not in (WAV, MP3) or found.channels != 1):
+        cause = f"{found.description}: only WAV and MP3 of one channel can be split"
+        raise refused(cause, "leave out --split")
     # How long a recording may be that the service splits, it does not say.
-    duration_s = audio.duration_s or 0
-    if duration_s > DURATION_LIMIT_S and not options.split:
-        found = f"{duration_s / 3600:.2f} hours long, the service takes 4"
-        raise refused(found, "cut it into parts of at most 4 hours")
-    if options.single_message and size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
+    if found.duration_s > DURATION_LIMIT_S and not args.split:
+        cause = f"{found.duration_s / 3600:.2f} hours long, the service takes 4"
+        raise refused(cause, "cut it into parts of at most 4 hours")
+    if args.single_message and size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
         limit = f"{SINGLE_MESSAGE_LIMIT_BYTES:,}"
         raise refused(f"{size_bytes:,} bytes: a single message must stay under {limit}", STREAM_IT)
-    return audio
 
 
-def known_magic(head: bytes) -> str | None:
-    """Tell a format by bytes that hardly begin anything else, least of all raw samples."""
+def audio_format(kind: str, args: argparse.Namespace) -> audio_pb2.AudioMetadata:
+    """Build the message that announces a format."""
+    if kind != PCM:
+        container = audio_pb2.ContainerAudio(container_audio_type=CONTAINER_TYPES[kind])
+        return audio_pb2.AudioMetadata(container_audio=container)
+    raw = audio_pb2.RawAudio(
+        audio_encoding=audio_pb2.RawAudio.AUDIO_ENCODING_LINEAR16_PCM,
+        sample_rate_hertz=args.sample_rate,
+        audio_channel_count=args.channels,
+    )
+    return audio_pb2.AudioMetadata(raw_audio=raw)
+
+
+def find_format(file: BinaryIO, audio_type: str) -> str:
+    """Tell a format by what the file begins with.
+
+    Raises UploadError (EX_DATAERR) for one that the service does not take, with the command that
+    converts it.
+    """
+    path = file.name
+    head = file.read(HEAD_BYTES)
     if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return WAV
     if head.startswith(b"OggS") and head[28:].startswith(b"OpusHead"):
         return OGG_OPUS
-    return MP3 if head.startswith(b"ID3") else None
-
-
-def other_magics(head: bytes) -> Iterator[tuple[bytes, str]]:
-    """Yield the formats that a file may be in and the service does not take: magic, name."""
-    for offset, magic, name in OTHER_MAGICS:
-        if head[offset:].startswith(magic):
-            yield magic, name
-
-
-def find_other_format(file: BinaryIO, head: bytes, audio_type: str) -> str:
-    """Tell MP3 by its frames; raise UploadError for a format that the service does not take."""
-    if find_mp3_frame(file):
+    if head.startswith(b"ID3"):
         return MP3
-    path = file.name
-    for _, name in other_magics(head):
-        raise refused(name, conversion(path, NEEDED))
-    # Players find the frames behind whatever is in front of them; we do where MP3 is promised.
-    if (audio_type == "mp3" or path.lower().endswith(".mp3")) and find_mp3_frame(file, True):
+    others = [each for each in OTHER_MAGICS if head[each[0] :].startswith(each[1])]
+    if audio_type == "pcm":
+        # Samples may begin with anything, but hardly with four bytes or more of a magic.
+        return next((name for _, magic, name in others if len(magic) >= 4), PCM)
+    if find_mp3_frame(file, 0):
+        return MP3
+    if others:
+        raise refused(others[0][2], conversion(path, NEEDED))
+    # Players find the frames behind whatever is in front of them; so do we where MP3 is promised.
+    if (audio_type == "mp3" or path.lower().endswith(".mp3")) and find_mp3_frame(file):
         return MP3
     raw = "; for raw PCM: --audio-type pcm" if path.lower().endswith(PCM_SUFFIXES) else ""
-    raise refused("no audio format that is known here", f"{NEEDED}{raw}")
+    raise refused("unknown audio format", f"{NEEDED}{raw}")
 
 
 def conversion(path: str, when: str, sample_rate_hz: int = SAMPLE_RATES_HZ[0]) -> str:
-    """Give the FFmpeg command that makes a WAV file which the service takes, and when to run it.
+    """Return the FFmpeg command that makes a WAV file which the service takes, and when to run it.
 
     If there is such a file already, the original beside it would be refused in every run.
     """
@@ -521,48 +558,30 @@ def quoted(path: str) -> str:
     return shlex.quote(os.path.join(".", path) if re.match("-|.*:", path) else path)
 
 
-def suffix_warning(path: str, audio: Audio) -> str:
-    """Name a suffix that says something else than the content; "" if it does not."""
-    suffix = os.path.splitext(path)[1].lower()
-    kind = AUDIO_SUFFIXES.get(suffix, "")
-    if audio.description.startswith((kind, PCM)):
-        return ""
-    return f"named {suffix}, but uploaded as what it is: {audio.description}"
+class AudioHeader(NamedTuple):
+    """What a header says of the audio; duration_s is 0 where only the service can tell."""
+
+    kind: str
+    sample_rate_hz: int
+    channels: int
+    duration_s: float = 0.0
+
+    @property
+    def description(self) -> str:
+        """What people are shown of it."""
+        plural = "s" * (self.channels != 1)
+        text = f"{self.kind}, {self.sample_rate_hz:,} Hz, {self.channels} channel{plural}"
+        return f"{text}, {self.duration_s:,.1f} s" if self.duration_s else text
 
 
-def container(kind: audio_pb2.ContainerAudio.ContainerAudioType) -> audio_pb2.AudioMetadata:
-    """Announce audio in a container."""
-    return audio_pb2.AudioMetadata(
-        container_audio=audio_pb2.ContainerAudio(container_audio_type=kind)
-    )
-
-
-WAV_AUDIO = container(audio_pb2.ContainerAudio.CONTAINER_AUDIO_TYPE_WAV)
-MP3_AUDIO = container(audio_pb2.ContainerAudio.CONTAINER_AUDIO_TYPE_MP3)
-OGG_OPUS_AUDIO = container(audio_pb2.ContainerAudio.CONTAINER_AUDIO_TYPE_OGG_OPUS)
-
-
-def describe(kind: str, rate_hz: int, channels: int, duration_s: float | None) -> str:
-    """Show what was found."""
-    text = f"{kind}, {rate_hz:,} Hz, {channels} channel{'s' * (channels != 1)}"
-    return text if duration_s is None else f"{text}, {duration_s:,.1f} s"
-
-
-def check_pcm(size_bytes: int, options: AudioOptions) -> Audio:
+def check_pcm(size_bytes: int, args: argparse.Namespace) -> AudioHeader:
     """Check raw samples, of which only the length can be checked."""
-    rate_hz, channels = options.sample_rate_hz, options.channels
-    frame_bytes = channels * SAMPLE_SIZE_BITS // 8
+    frame_bytes = args.channels * SAMPLE_SIZE_BITS // 8
     if size_bytes % frame_bytes:
-        raise refused(f"{size_bytes:,} bytes are no whole number of frames of {frame_bytes} bytes",
-                      "check --channels, and that it is 16 bit PCM")  # fmt: skip
-    raw = audio_pb2.RawAudio(
-        audio_encoding=audio_pb2.RawAudio.AUDIO_ENCODING_LINEAR16_PCM,
-        sample_rate_hertz=rate_hz,
-        audio_channel_count=channels,
-    )
-    duration_s = size_bytes / frame_bytes / rate_hz
-    description = describe(PCM, rate_hz, channels, duration_s)
-    return Audio(audio_pb2.AudioMetadata(raw_audio=raw), description, channels, duration_s)
+        cause = f"{size_bytes:,} bytes are no whole number of frames of {frame_bytes} bytes"
+        raise refused(cause, "check --channels, and that it is 16 bit PCM")
+    duration_s = size_bytes / frame_bytes / args.sample_rate
+    return AudioHeader(PCM, args.sample_rate, args.channels, duration_s)
 
 
 WAVE_FORMAT_PCM = 0x0001
@@ -582,112 +601,62 @@ WAVE_FORMAT_NAMES = {
 }
 
 
-class WavFormat(NamedTuple):
-    """The fields of a WAV file's `fmt ` chunk that decide whether the service takes it."""
-
-    code: int
-    channels: int
-    sample_rate_hz: int
-    block_align_bytes: int
-    sample_size_bits: int
-
-    @property
-    def name(self) -> str:
-        """What people call this encoding."""
-        name = WAVE_FORMAT_NAMES.get(self.code, f"WAV format 0x{self.code:04x}")
-        return f"{name} {self.sample_size_bits} bit" if self.sample_size_bits else name
-
-
-def check_wav(file: BinaryIO, size_bytes: int) -> Audio:
-    """Check a WAV file."""
-    wav, data_start, data_bytes = read_wav_chunks(file, size_bytes)
-    if not wav.channels or not wav.sample_rate_hz or not wav.block_align_bytes:
-        raise refused("damaged WAV header: no channels, sample rate or block size",
-                      "record or export it again")  # fmt: skip
+def check_wav(file: BinaryIO, size_bytes: int) -> AudioHeader:
+    """Check a WAV file's format and length."""
+    chunk, data_start, data_bytes = read_wav_chunks(file, size_bytes)
+    code, channels, rate_hz, bits = struct.unpack_from("<HHI6xH", chunk.ljust(16, b"\0"))
+    if code == WAVE_FORMAT_EXTENSIBLE and len(chunk) == 40:
+        extended_code, tail = struct.unpack_from("<H14s", chunk, 24)
+        code = extended_code if tail == SUBFORMAT_GUID_TAIL else code
+    name = WAVE_FORMAT_NAMES.get(code, f"WAV format 0x{code:04x}")
+    found = AudioHeader(f"{name} {bits} bit" if bits else name, rate_hz, channels)
+    if not channels or not rate_hz:
+        raise refused("damaged WAV header: no channels or no sample rate", EXPORT_AGAIN)
+    # Writers that cannot seek back leave 0, 0xFFFFFFFF or something like 0x80000000 there.
     if data_bytes > size_bytes - data_start:
-        raise incomplete_wav(file.name, wav, data_bytes, size_bytes - data_start)
-    pcm = wav.code == WAVE_FORMAT_PCM and wav.sample_size_bits == SAMPLE_SIZE_BITS
-    if not pcm or wav.sample_rate_hz not in SAMPLE_RATES_HZ:
-        found = describe(wav.name, wav.sample_rate_hz, wav.channels, None)
-        raise refused(found, conversion(file.name, NEEDED, wav.sample_rate_hz))
-    if wav.block_align_bytes != wav.channels * SAMPLE_SIZE_BITS // 8:
-        block = f"{wav.channels} channels in blocks of {wav.block_align_bytes} bytes"
-        raise refused(f"damaged WAV header: {block}", "record or export it again")
-    if data_bytes < wav.block_align_bytes:
-        raise refused("no audio in it, not one sample", "record it again")
-    duration_s = data_bytes // wav.block_align_bytes / wav.sample_rate_hz
-    description = describe(f"{WAV}, {wav.name}", wav.sample_rate_hz, wav.channels, duration_s)
-    warning = ""
-    if not chunk_follows(file, data_start + data_bytes + data_bytes % 2, size_bytes):
-        warning = "there is more in the file than its header says: is it still being recorded?"
-    return Audio(WAV_AUDIO, description, wav.channels, duration_s, warning)
+        cause = (
+            f"truncated or still being recorded: the header announces {data_bytes:,} bytes of "
+            f"audio, {size_bytes - data_start:,} are there"
+        )
+        closed = "upload it when the recorder has closed it; if it has"
+        raise refused(cause, conversion(file.name, closed, rate_hz))
+    if (code, bits) != (WAVE_FORMAT_PCM, SAMPLE_SIZE_BITS) or rate_hz not in SAMPLE_RATES_HZ:
+        raise refused(found.description, conversion(file.name, NEEDED, rate_hz))
+    frame_bytes = channels * SAMPLE_SIZE_BITS // 8
+    if data_bytes < frame_bytes:
+        raise refused("no audio in it, not one sample", EXPORT_AGAIN)
+    duration_s = data_bytes / frame_bytes / rate_hz
+    return found._replace(kind=f"{WAV}, {found.kind}", duration_s=duration_s)
 
 
-def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[WavFormat, int, int]:
+def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[bytes, int, int]:
     """Walk the chunks of a RIFF or RF64 file: format, where the samples begin, bytes of them."""
-    wav: WavFormat | None = None
+    wav_format = b""
     data: tuple[int, int] | None = None
     long_data_bytes = 0
     position = 12
     for _ in range(WAV_CHUNKS_LIMIT):
         file.seek(position)
-        name, length = read_struct(file, "<4sI", b"", 0)
+        name, length = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
         body = position + 8
         if name == b"fmt ":
-            wav = read_wav_format(file.read(min(length, 40)))
+            wav_format = file.read(min(length, 40))
         elif name == b"ds64":
-            _, long_data_bytes = read_struct(file, "<QQ", 0, 0)
+            _, long_data_bytes = struct.unpack("<QQ", file.read(16).ljust(16, b"\0"))
         elif name == b"data":
             if length == UNSET_LENGTH and long_data_bytes:
                 length = long_data_bytes
-            unset = length == 0 and not chunk_follows(file, body, size_bytes)
-            data = (body, UNSET_LENGTH if unset else length)
+            # No samples, and yet something that is not a chunk: a length that was never set.
+            rest = file.read(4)
+            data = (body, UNSET_LENGTH if length == 0 and not rest.isascii() else length)
         position = body + length + length % 2
-        if (wav and data) or position >= size_bytes:
+        if (wav_format and data) or position >= size_bytes:
             break
-    if wav is None or data is None:
-        missing = "format" if wav is None else "data"
-        raise refused(f"damaged or truncated WAV file: no {missing} chunk",
-                      "upload it when the recorder has closed it, or export it again")  # fmt: skip
-    return wav, *data
-
-
-def chunk_follows(file: BinaryIO, position: int, size_bytes: int) -> bool:
-    """Whether a file goes on with a whole chunk, or ends here or nearly so."""
-    file.seek(position)
-    name, length = read_struct(file, "<4sI", b"LIST", 0)
-    return bool(re.fullmatch(b"[ -~]{4}", name)) and file.tell() + length <= size_bytes
-
-
-def read_wav_format(body: bytes) -> WavFormat:
-    """Read a `fmt ` chunk; an extensible one counts as the format it extends."""
-    code, channels, rate, align, bits = struct.unpack_from("<HHI4xHH", body.ljust(16, b"\0"))
-    if code == WAVE_FORMAT_EXTENSIBLE and len(body) == 40:
-        subformat, tail = struct.unpack_from("<H14s", body, 24)
-        code = subformat if tail == SUBFORMAT_GUID_TAIL else code
-    return WavFormat(code, channels, rate, align, bits if len(body) >= 16 else 0)
-
-
-def read_struct(file: BinaryIO, layout: str, *default: Any) -> tuple[Any, ...]:
-    """Unpack the next bytes of a file, or answer the default where it ends before."""
-    data = file.read(struct.calcsize(layout))
-    return struct.unpack(layout, data) if len(data) == struct.calcsize(layout) else default
-
-
-def incomplete_wav(
-    path: str, wav: WavFormat, announced_bytes: int, present_bytes: int
-) -> UploadError:
-    """Tell a header that was never filled in from a recording that was cut short."""
-    # Writers that cannot seek back leave 0xFFFFFFFF or a little less (FFmpeg), 0 or about
-    # 0x80000000 (SoX, arecord) there.
-    if 0x7FFF0000 <= announced_bytes <= 0x80000000 or announced_bytes >> 16 == 0xFFFF:
-        cause = ("its header was never given the length of the audio, as a pipe leaves it, "
-                 "or a recorder that has not closed the file")  # fmt: skip
-    else:
-        cause = (f"truncated or still being recorded: the header announces {announced_bytes:,} "
-                 f"bytes of audio, {present_bytes:,} are there")  # fmt: skip
-    closed = "upload it when the recorder has closed it; if it has"
-    return refused(cause, conversion(path, closed, wav.sample_rate_hz))
+    if not wav_format or not data:
+        missing = "data" if wav_format else "format"
+        cause = f"damaged or truncated WAV file: no {missing} chunk"
+        raise refused(cause, f"upload it when the recorder has closed it, or {EXPORT_AGAIN}")
+    return wav_format, *data
 
 
 # MPEG audio, layer III (ISO 11172-3, 13818-3, and the unofficial MPEG-2.5), by version bits.
@@ -702,171 +671,127 @@ MP3_BITRATES_KBPS = {
 }
 # Encoders leave some padding between tag and audio; further in there is none to be found.
 MP3_SEARCH_BYTES = 64 * 1024
-ID3_TAGS_LIMIT = 16
 
 
-class Mp3Frame(NamedTuple):
-    """The header of a frame of MPEG audio, layer III, and the bytes that follow it."""
-
-    version: int
-    sample_rate_hz: int
-    channels: int
-    length_bytes: int
-    body: bytes
-
-    @classmethod
-    def parse(cls, data: bytes, start: int) -> "Mp3Frame | None":
-        """Read a frame that starts somewhere in some bytes; None if there is none."""
-        head = data[start : start + 4]
-        if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
-            return None
-        version, bitrate, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
-        if version == 1 or bitrate in (0, 15) or rate == 3:
-            return None
-        rate_hz = MP3_SAMPLE_RATES_HZ[version][rate]
-        bits_per_s = MP3_BITRATES_KBPS[3 if version == 3 else 2][bitrate] * 1000
-        length_bytes = (144 if version == 3 else 72) * bits_per_s // rate_hz + (head[2] >> 1 & 1)
-        channels = 1 if head[3] >> 6 == 3 else 2
-        return cls(version, rate_hz, channels, length_bytes, data[start + 4 : start + length_bytes])
-
-    def goes_on(self, data: bytes, start: int) -> bool:
-        """Whether two frames of the same kind follow, or the end: not by chance, like one alone."""
-        position, frame = start, self
-        for _ in range(2):
-            position += frame.length_bytes
-            if position >= len(data):
-                return position == len(data)
-            following = Mp3Frame.parse(data, position)
-            if following is None or following[:2] != self[:2]:
-                return False
-            frame = following
-        return True
+def parse_mp3_frame(data: bytes, start: int) -> tuple[AudioHeader, int] | None:
+    """Read the header of a frame: what it says, and where the next frame begins."""
+    head = data[start : start + 4]
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
+        return None
+    version, bitrate, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
+    if version == 1 or bitrate in (0, 15) or rate == 3:
+        return None
+    rate_hz = MP3_SAMPLE_RATES_HZ[version][rate]
+    bits_per_s = MP3_BITRATES_KBPS[3 if version == 3 else 2][bitrate] * 1000
+    length_bytes = (144 if version == 3 else 72) * bits_per_s // rate_hz + (head[2] >> 1 & 1)
+    channels = 1 if head[3] >> 6 == 3 else 2
+    return AudioHeader(MP3, rate_hz, channels), start + length_bytes
 
 
-def find_mp3_frame(file: BinaryIO, anywhere: bool = False) -> Mp3Frame | None:
-    """Find the first frame of an MP3 file: at its beginning, or after its ID3v2 tags.
+def find_mp3_frame(file: BinaryIO, within_bytes: int = MP3_SEARCH_BYTES) -> AudioHeader | None:
+    """Find the first frame of an MP3 file, behind its ID3v2 tag if it has one.
 
-    anywhere: or in the first 64 KiB.
+    One alone may be chance: two more of the same kind must follow, or the end.
     """
-    position = file.seek(0)
-    for _ in range(ID3_TAGS_LIMIT):
-        tag = file.read(10)
-        if len(tag) < 10 or not tag.startswith(b"ID3"):
-            break
-        anywhere = True
+    file.seek(0)
+    tag = file.read(10)
+    position = 0
+    if tag.startswith(b"ID3") and len(tag) == 10:
         size = functools.reduce(lambda size, byte: size << 7 | byte & 0x7F, tag[6:], 0)
-        position = file.seek(position + 10 + size + (10 if tag[5] & 0x10 else 0))
+        position = 10 + size + (10 if tag[5] & 0x10 else 0)
     file.seek(position)
     data = file.read(MP3_SEARCH_BYTES)
-    for match in re.finditer(b"\xff[\xe0-\xff]", data):
-        if match.start() and not anywhere:
-            return None
-        frame = Mp3Frame.parse(data, match.start())
-        if frame and frame.goes_on(data, match.start()):
-            return frame
+    for match in re.finditer(b"\xff[\xe0-\xff]", data[: within_bytes + 2]):
+        found = frame = parse_mp3_frame(data, match.start())
+        for _ in range(2):
+            if frame and frame[1] != len(data):
+                frame = parse_mp3_frame(data, frame[1])
+        if found and frame and frame[0] == found[0]:
+            return found[0]
     return None
 
 
-def check_mp3(file: BinaryIO, size_bytes: int) -> Audio:
-    """Read an MP3 file's first frame; the service sets no limits of quality."""
-    frame = find_mp3_frame(file, anywhere=True)
-    if frame is None:
-        raise refused("an ID3 tag, and no audio format behind it that is known here", NEEDED)
-    duration_s = None
-    warning = ""
-    # Most encoders count frames and bytes in the first frame, which holds no audio then.
-    match = re.search(rb"(?:Xing|Info)\0\0\0(.)(.{4})(.{4})", frame.body, re.DOTALL)
-    if match and match[1][0] & 3 == 3:
-        frames, stream_bytes = struct.unpack(">II", match[2] + match[3])
-        samples = frames * (1152 if frame.version == 3 else 576)
-        there = min(1, size_bytes / max(stream_bytes, 1))
-        duration_s = samples / frame.sample_rate_hz * there or None
-        warning = CUT_WARNING if there < 1 else ""
-    description = describe(MP3, frame.sample_rate_hz, frame.channels, duration_s)
-    return Audio(MP3_AUDIO, description, frame.channels, duration_s, warning)
+def check_mp3(file: BinaryIO) -> AudioHeader:
+    """Check an MP3 file's first frame; the service sets no limits of quality."""
+    found = find_mp3_frame(file)
+    if found is None:
+        raise refused("ID3 tag without MP3 audio after it", NEEDED)
+    return found
 
 
-OPUS_RATE_HZ = 48_000
-OGG_PAGE_LIMIT_BYTES = 65_307
-# At most 255 packets of 120 ms.
-OPUS_PAGE_LIMIT_SAMPLES = 255 * 120 * OPUS_RATE_HZ // 1000
-
-
-class OggPage(NamedTuple):
-    """The header of an Ogg page; position: samples that have ended, -1 if no packet ends on it."""
-
-    flags: int
-    position: int
-    serial: int
-
-
-def ogg_pages(data: bytes) -> Iterator[OggPage]:
-    """Find the whole pages in some bytes."""
-    for match in re.finditer(b"OggS\0", data):
-        start = match.start()
-        if start + 27 <= len(data):
-            lengths = data[start + 27 : start + 27 + data[start + 26]]
-            if start + 27 + data[start + 26] + sum(lengths) <= len(data):
-                yield OggPage(*struct.unpack_from("<BqI", data, start + 5))
-
-
-def check_ogg_opus(file: BinaryIO, size_bytes: int) -> Audio:
-    """Read an OggOpus file's first and last pages (RFC 7845); no limits of quality here either."""
-    file.seek(0)
-    head = file.read(2 * OGG_PAGE_LIMIT_BYTES)
-    serial, channels, pre_skip = struct.unpack_from("<14xI19xBH", head.ljust(HEAD_BYTES, b"\0"))
+def check_ogg_opus(file: BinaryIO) -> AudioHeader:
+    """Check an OggOpus file's header (RFC 7845); no limits of quality here either."""
+    file.seek(37)
+    channels = int.from_bytes(file.read(1), "big")
     if not channels:
-        raise refused("damaged OggOpus header: no channels", "record or export it again")
-    file.seek(max(0, size_bytes - 2 * OGG_PAGE_LIMIT_BYTES))
-    pages = list(ogg_pages(file.read(2 * OGG_PAGE_LIMIT_BYTES)))
-    ends = [page.position for page in pages if page.position >= 0]
-    duration_s = None
-    if ends and pages[-1].serial == serial:  # Of several streams in a row, the length is not told.
-        if ends[-1] <= pre_skip:
-            raise refused("no audio in it, only Ogg headers", "record it again")
-        first = next((page.position for page in ogg_pages(head) if page.position > 0), 0)
-        # A part of a longer stream may go on counting where the one before it ended.
-        begin = first if first > OPUS_PAGE_LIMIT_SAMPLES else pre_skip
-        duration_s = max(0, ends[-1] - begin) / OPUS_RATE_HZ or None
-    warning = "" if pages and pages[-1].flags & 4 else CUT_WARNING
-    description = describe(OGG_OPUS, OPUS_RATE_HZ, channels, duration_s)
-    return Audio(OGG_OPUS_AUDIO, description, channels, duration_s, warning)
+        raise refused("damaged OggOpus header: no channels", EXPORT_AGAIN)
+    return AudioHeader(OGG_OPUS, 48_000, channels)
 
 
-# --- Metadata ------------------------------------------------------------------------------
-
-# A JSON object as its pairs, so that repeated keys are not lost. An array stays a list.
-JsonObject = tuple[tuple[str, Any], ...]
+# --- 5. Metadata ----------------------------------------------------------------------------
 
 
-def read_metadata(path: str, sidecar: bool = False) -> Metadata:
-    """Read metadata from a JSON object of strings, numbers and booleans, and perhaps `users`.
+def collect_metadata(
+    recording: Recording, args: argparse.Namespace, common: talk_service_pb2.TalkMetadata | None
+) -> None:
+    """Give a recording its metadata: its sidecar's over that of --meta-path, or placeholders.
+
+    Raises UploadError as read_metadata does, and EX_DATAERR for a recording that has the key
+    under which its SHA-256 is to be sent.
+    """
+    recording.metadata = metadata = talk_service_pb2.TalkMetadata()
+    if common is not None:
+        metadata.CopyFrom(common)
+    sidecar = find_sidecar(recording.path)
+    if sidecar:
+        own = read_metadata(sidecar)
+        metadata.fields.update(own.fields)
+        if own.users:
+            del metadata.users[:]
+            metadata.users.extend(own.users)
+    recording.has_placeholders = sidecar is None and common is None
+    if recording.has_placeholders:
+        metadata.fields.update(PLACEHOLDER_FIELDS)
+        now = datetime.datetime.now(datetime.timezone.utc)
+        metadata.fields["date"] = now.isoformat(timespec="milliseconds")
+    if args.settle_key and args.settle_key in metadata.fields:
+        cause = f"its metadata has the key {shown(args.settle_key)}, which --settle-key fills"
+        raise refused(cause, "remove the key from the metadata, or name another --settle-key")
+
+
+def read_metadata(path: str, may_be_pipe: bool = False) -> talk_service_pb2.TalkMetadata:
+    """Read a JSON object of metadata fields, and perhaps `users`.
 
     Raises UploadError: EX_NOINPUT for a file that cannot be read, EX_DATAERR naming file, key
     and reason for what the service would not take.
     """
     try:
-        # --meta-path may be a pipe, <(...); a sidecar that is one would block the run for ever.
-        with open_regular_file(path, "name a JSON file") if sidecar else open(path, "rb") as file:
-            content = file.read(METADATA_FILE_LIMIT_BYTES + 1)
-        if len(content) > METADATA_FILE_LIMIT_BYTES:
-            raise ValueError(f"larger than {METADATA_FILE_LIMIT_BYTES:,} bytes")
-        return parse_metadata(content)
+        # --meta-path may be <(...); a sidecar that is a pipe would block the run for ever.
+        opened = open(path, "rb") if may_be_pipe else open_regular_file(path)
+        with opened as file:
+            content = file.read(SMALL_FILE_LIMIT_BYTES + 1)
+        if len(content) > SMALL_FILE_LIMIT_BYTES:
+            raise ValueError(f"larger than {SMALL_FILE_LIMIT_BYTES:,} bytes")
+        metadata = parse_metadata(content)
     except UploadError as error:
         failure = error
     except OSError as error:
         failure = unreadable(error)
     except ValueError as error:
-        failure = refused(str(error), "mend it")
+        failure = refused(str(error), "fix the file")
+    else:
+        warn_of_dates(path, metadata)
+        return metadata
     failure.cause = f"metadata file {path}: {failure.cause}"
     raise failure
 
 
-def parse_metadata(content: bytes) -> Metadata:
+def parse_metadata(content: bytes) -> talk_service_pb2.TalkMetadata:
     """Read metadata from JSON; raise ValueError with the reason, in words, if that fails."""
     try:
         top = json.loads(
             content.decode("utf-8-sig"),
+            # An object becomes its pairs, so that no repeated key is lost; an array stays a list.
             object_pairs_hook=tuple,
             # Numbers are sent as they are written: 1.50 stays 1.50. Only NaN and Infinity, which
             # Python's json reads although JSON has none, become floats.
@@ -882,27 +807,27 @@ def parse_metadata(content: bytes) -> Metadata:
         raise ValueError("nested too deeply") from None
     if not isinstance(top, tuple):
         raise ValueError('not a JSON object, {"key": "value", ...}')
-    given = dict(top).get("users")
-    if isinstance(given, tuple):
-        raise ValueError('key "users" must be a list, [{"id": ..., "role": ...}]')
-    if not isinstance(given, list):  # None there, or a field of that name.
-        return Metadata(parse_fields(top))
-    pairs = tuple(pair for pair in top if pair[0] != "users")
-    if len(pairs) != len(top) - 1:
-        raise ValueError('key "users" is there twice')
-    users = tuple(parse_user(number, user) for number, user in enumerate(given, 1))
-    return Metadata(parse_fields(pairs), users)
+    metadata = talk_service_pb2.TalkMetadata()
+    fields = []
+    for key, value in top:
+        if key == "users" and isinstance(value, list):
+            for user in value:
+                add_user(user, metadata)
+        else:
+            fields.append((key, value))
+    metadata.fields.update(parse_fields(fields))
+    return metadata
 
 
-def parse_fields(pairs: JsonObject) -> dict[str, str]:
+def parse_fields(pairs: Sequence[tuple[str, Any]]) -> dict[str, str]:
     """Make the fields of a JSON object; raise ValueError naming the key and the reason."""
     fields: dict[str, str] = {}
     for key, value in pairs:
         try:
             if key in fields:
-                raise ValueError("it is there twice")
+                raise ValueError("the key appears twice")
             if not key:
-                raise ValueError("it is empty")
+                raise ValueError("the key is empty")
             check_text(key)
             fields[key] = metadata_value(value)
         except ValueError as error:
@@ -910,39 +835,35 @@ def parse_fields(pairs: JsonObject) -> dict[str, str]:
     return fields
 
 
-def parse_user(number: int, value: object) -> User:
-    """Make a participant of the call; raise ValueError naming which, and the reason."""
+def add_user(value: object, metadata: talk_service_pb2.TalkMetadata) -> None:
+    """Add a participant of the call; raise ValueError naming which, and the reason."""
     try:
-        if not isinstance(value, tuple):
-            raise ValueError('not an object, {"id": ..., "role": ..., "fields": {...}}')
-        given = dict(value)
-        if len(given) != len(value) or not {"id", "role"} <= set(given) <= {"id", "role", "fields"}:
-            raise ValueError("must have id and role, may have fields, and nothing else")
-        role = given["role"] if isinstance(given["role"], str) else ""
-        name = role if role.startswith("USER_ROLE_") else f"USER_ROLE_{role.upper()}"
+        given = dict(value) if isinstance(value, tuple) else {}
+        if not {"id", "role"} <= set(given) <= {"id", "role", "fields"}:
+            raise ValueError("must be an object with id, role and perhaps fields")
+        name = f"USER_ROLE_{str(given['role']).upper().removeprefix('USER_ROLE_')}"
         if name not in set(talk_service_pb2.UserRole.keys()) or name == "USER_ROLE_UNSPECIFIED":
-            named = f"role {shown(role)}" if isinstance(given["role"], str) else "role"
-            raise ValueError(f"{named} is not operator, client or bot")
+            raise ValueError(f"role {shown(given['role'])} is not operator, client or bot")
         fields = given.get("fields", ())
         if not isinstance(fields, tuple):
             raise ValueError("fields must be an object")
-        user_id = parse_fields((("id", given["id"]),))["id"]
-        return User(user_id, talk_service_pb2.UserRole.Value(name), parse_fields(fields))
+        user_id = parse_fields([("id", given["id"])])["id"]
+        metadata.users.add(id=user_id, role=name, fields=parse_fields(fields))
     except ValueError as error:
-        raise ValueError(f"user {number}: {error}") from None
+        raise ValueError(f"user {len(metadata.users) + 1}: {error}") from None
 
 
 def metadata_value(value: object) -> str:
-    """Give a value as the service takes it; raise ValueError with the reason if it cannot be."""
+    """Return a value as the service takes it; raise ValueError with the reason if it cannot be."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None:
-        raise ValueError("null; give a value, or leave the key out")
+        raise ValueError("null is not allowed; give a value, or leave the key out")
     if isinstance(value, float):
         raise ValueError("NaN and Infinity are not JSON")
     if not isinstance(value, str):
-        kind = "a nested object" if isinstance(value, tuple) else "a list"
-        raise ValueError(f"{kind}; the service takes one string a key")
+        kind = "nested objects" if isinstance(value, tuple) else "lists"
+        raise ValueError(f"{kind} are not allowed; use a string, number or boolean")
     check_text(value)
     return value
 
@@ -952,7 +873,7 @@ def check_text(text: str) -> None:
     try:
         length_bytes = len(text.encode())
     except UnicodeEncodeError:
-        raise ValueError("half a surrogate pair is no character") from None
+        raise ValueError("half a surrogate pair is not a character") from None
     if length_bytes > METADATA_VALUE_LIMIT_BYTES:
         limit = f"{METADATA_VALUE_LIMIT_BYTES:,}"
         raise ValueError(f"{length_bytes:,} bytes long, the service takes {limit}")
@@ -964,367 +885,65 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
-def placeholder_fields() -> dict[str, str]:
-    """Answer the guide's placeholder fields, dated now, in UTC and with the offset."""
-    now = datetime.datetime.now(datetime.timezone.utc)
-    return {**PLACEHOLDER_FIELDS, "date": now.isoformat(timespec="milliseconds")}
-
-
-def date_warnings(metadata: Metadata) -> Iterator[str]:
-    """Name the dates that the service would read as something else than what was meant."""
-    pairs = [*metadata.fields.items()]
-    for user in metadata.users or ():
-        pairs += user.fields.items()
-    for key, value in pairs:
-        if key.startswith("date") and not is_date_with_offset(value):
-            yield (
-                f"metadata key {shown(key)}: {shown(value)} is no ISO 8601 date with an offset; "
-                "write 2026-01-31T09:30:00+03:00 or 2026-01-31T06:30:00Z"
-            )
-
-
-def is_date_with_offset(value: str) -> bool:
-    """Tell whether a text is an ISO 8601 date and time with Z or an offset."""
-    match = re.fullmatch(
-        r"(\d{4}-\d\d-\d\dT\d\d:\d\d)(:\d\d)?([.,]\d+)?(Z|[+-]([01]\d|2[0-3])(:?[0-5]\d)?)",
-        value,
-        re.ASCII,
-    )
-    try:
-        return bool(match and datetime.datetime.fromisoformat(match[1] + (match[2] or "")))
-    except ValueError:
-        return False
-
-
-# --- Building requests ---------------------------------------------------------------------
-
-
-class FileChanged(UploadError):
-    """The file is no longer the one that was checked: nothing of it may become a dialog."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            os.EX_TEMPFAIL, f"{what}, nothing was uploaded", "run again when it is complete"
-        )
-
-
-def open_unchanged(path: str, state: FileState | None) -> io.FileIO:
-    """Open a recording; raise FileChanged if it is not the one that was checked, or unreadable."""
-    with contextlib.ExitStack() as undo:
-        try:
-            # Unbuffered, because closing a buffered file waits for a read that hangs.
-            audio = undo.enter_context(io.FileIO(path))
-            opened = FileState.of(os.fstat(audio.fileno()))
-        except OSError as error:
-            raise FileChanged(f"became unreadable ({error.strerror})") from error
-        if state and opened != state:
-            raise FileChanged("changed after it was checked")
-        undo.pop_all()
-    return audio
-
-
-def read_chunks(audio: io.FileIO, size_bytes: int) -> Iterator[bytes]:
-    """Yield what is left of a file; raise FileChanged if it cannot be read any more."""
-    try:
-        while data := audio.read(size_bytes):
-            yield data
-    except OSError as error:
-        raise FileChanged(f"became unreadable ({error.strerror})") from error
-
-
-class GivenUp(Exception):
-    """A call has ended, or we have cancelled it: str() says why; see call_error."""
-
-
-class Transfer:
-    """One try at sending one file, as the thread that reads it and the one that waits see it.
-
-    handed_over_bytes: audio that grpc has taken.
-    finished: the commit point. Until it is True the service cannot have the whole recording,
-    because the half-close that ends a stream is sent only after the requests have ended.
-    error: why the requests ended before that, if they did.
-    void: it failed, and made no dialog.
-    had_connection: for what is not streamed, whether there was one to send it over.
-    on_state: called with "finishing" and the request ID right before the commit point; if it
-    raises, the point is not passed.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        state: FileState | None = None,
-        on_state: Callable[[str, str], None] | None = None,
-        *,
-        streamed: bool = True,
-    ) -> None:
-        self.path = path
-        self.state = state
-        self.request_id = str(uuid.uuid4())
-        self.streamed = streamed
-        self.handed_over_bytes = 0
-        self.progress_s = time.monotonic()
-        self.finished = False
-        self.error: Exception | None = None
-        self.void = False
-        self.call: Any = None
-        self.had_connection: Callable[[], bool] = lambda: True
-        self._on_state = on_state
-        self._passed_before_bytes = 0
-        self._abandoned = False
-        self._commit_lock = threading.Lock()
-        self._audio: io.FileIO | None = None
-
-    def open(self) -> io.FileIO:
-        """Open the file; raise FileChanged if it is not the one that was checked."""
-        self._audio = open_unchanged(self.path, self.state)
-        with self._commit_lock:
-            if self._abandoned:  # The call failed before grpc came to read.
-                self._audio.close()
-                raise GivenUp("the call has ended")
-        self.state = self.state or FileState.of(os.fstat(self._audio.fileno()))
-        self._passed_before_bytes = sum(connection_bytes())
-        return self._audio
-
-    def chunk_taken(self, size_bytes: int) -> None:
-        """Note that grpc has taken a chunk."""
-        self.handed_over_bytes += size_bytes
-        self.progress_s = time.monotonic()
-
-    def finish(self) -> None:
-        """Pass the commit point, having made sure that every byte of an unchanged file went.
-
-        Raises FileChanged otherwise: a stream that ended here would be a truncated dialog, and a
-        successful one.
-        """
-        assert self._audio is not None and self.state is not None
-        if self.handed_over_bytes != self.state.size_bytes:
-            raise FileChanged("grew or shrank while it was being uploaded")
-        try:
-            if FileState.of(os.fstat(self._audio.fileno())) != self.state:
-                raise FileChanged("changed while it was being uploaded")
-            if FileState.of(os.stat(self.path)) != self.state:
-                raise FileChanged("was replaced while it was being uploaded")
-        except OSError as error:
-            raise FileChanged(
-                f"went away while it was being uploaded ({error.strerror})"
-            ) from error
-        self._wait_until_passed_on()
-        with self._commit_lock:
-            if self._abandoned or (self.call and self.call.done()):
-                raise GivenUp("the call has ended")
-            # On disk first: dying here leaves "unknown" for what was not sent, the other way round
-            # would leave "sending", and a second dialog, for what was.
-            if self._on_state:
-                self._on_state("finishing", self.request_id)
-            self.progress_s = time.monotonic()
-            self.finished = True
-
-    def _wait_until_passed_on(self) -> None:
-        """Give a refusal that is coming in the time to end the call before the commit point.
-
-        When the service refuses a call, grpc takes what is left of a recording at once and throws
-        it away; that was no upload, and must not look like one whose answer is missing. As a
-        rule the kernel has all bytes already, and there is nothing to wait for.
-        """
-        until_s = time.monotonic() + REFUSAL_GRACE_S
-        while self.streamed and time.monotonic() < until_s and not (self.call and self.call.done()):
-            passed_bytes = sum(connection_bytes())
-            if (
-                not passed_bytes
-                or passed_bytes - self._passed_before_bytes >= self.handed_over_bytes
-            ):
-                break
-            time.sleep(0.001)
-
-    def fail(self, error: Exception) -> None:
-        """Keep why the requests ended: grpc only says "Exception iterating requests!"."""
-        with self._commit_lock:
-            if not self._abandoned:
-                self.error = error
-
-    def abandon(self) -> bool:
-        """Make sure that the commit point is not passed from now on, and close the file.
-
-        Answers whether it was passed: from here on `finished` and `error` stay what they are.
-        """
-        with self._commit_lock:
-            self._abandoned = True
-            # grpc lets go of an aborted stream's requests only when it likes.
-            if self._audio is not None:
-                self._audio.close()
-            return self.finished
-
-
-def connection_bytes() -> tuple[int, int]:
-    """Answer how many bytes this process's TCP peers have acknowledged, and how many are held.
-
-    grpc lets go of a chunk once the kernel has it, and the kernel may hold several MB for a slow
-    line: only these counts tell a line that is slow from one that is dead. (0, 0) where the
-    system does not tell (Linux does since 4.1: struct tcp_info, tcpi_bytes_acked).
-    """
-    acknowledged_bytes = held_bytes = 0
-    names: list[str] = []
-    with contextlib.suppress(OSError):
-        names = os.listdir("/proc/self/fd") if sys.platform == "linux" else []
-    for name in names:
-        with contextlib.suppress(OSError, struct.error):
-            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                continue
-            connection = socket.socket(fileno=int(name))
-            try:
-                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-                acknowledged_bytes += struct.unpack_from("=Q", info, 120)[0]
-                held = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
-                held_bytes += struct.unpack("=i", held)[0]
-            finally:
-                connection.detach()  # It is grpc's, and stays open.
-    return acknowledged_bytes, held_bytes
-
-
-def upload_audio_requests_iterator(
-    connection_id: int | str,
-    metadata: Mapping[str, str] | Metadata,
-    audio_path: str,
-    audio_metadata: audio_pb2.AudioMetadata = WAV_AUDIO,
-    transfer: Transfer | None = None,
-) -> Iterator[talk_service_pb2.StreamTalkRequest]:
-    """Yield the requests of one stream: the metadata, the audio format, the audio in chunks.
-
-    Raises FileChanged, and never just ends, if the file is not the same from end to end:
-    an exception makes grpc cancel the call, an end makes it a dialog.
-    """
-    transfer = transfer or Transfer(audio_path)
-    try:
-        audio = transfer.open()
-        yield talk_service_pb2.StreamTalkRequest(metadata=talk_metadata(connection_id, metadata))
-        yield talk_service_pb2.StreamTalkRequest(
-            audio=audio_pb2.AudioStreamingRequest(audio_metadata=audio_metadata)
-        )
-        for data in read_chunks(audio, CHUNK_SIZE_BYTES):
-            yield talk_service_pb2.StreamTalkRequest(
-                audio=audio_pb2.AudioStreamingRequest(chunk=audio_pb2.AudioChunk(data=data))
-            )
-            transfer.chunk_taken(len(data))
-        transfer.finish()
-    except GivenUp:
-        raise
-    except Exception as error:
-        transfer.fail(error)
-        raise
-    finally:
-        transfer.abandon()
-
-
-def single_message_request(
-    connection_id: str, recording: Recording, transfer: Transfer
-) -> talk_service_pb2.UploadTalkRequest:
-    """Build the one request of a unary upload, with the whole file in memory.
-
-    Passes the commit point: once the call has begun, nobody can tell how far it came.
-    """
-    data = b"".join(read_chunks(transfer.open(), SINGLE_MESSAGE_LIMIT_BYTES))
-    transfer.chunk_taken(len(data))
-    transfer.finish()
-    return talk_service_pb2.UploadTalkRequest(
-        metadata=talk_metadata(connection_id, recording.metadata),
-        audio=audio_pb2.AudioRequest(
-            audio_metadata=recording.audio.announced, audio_data=audio_pb2.AudioChunk(data=data)
-        ),
-    )
-
-
-def talk_metadata(
-    connection_id: int | str, metadata: Mapping[str, str] | Metadata
-) -> talk_service_pb2.TalkMetadata:
-    """Build the message that says whose dialog this is."""
-    if not isinstance(metadata, Metadata):
-        metadata = Metadata(dict(metadata))
-    users = [
-        talk_service_pb2.UserMetadata(id=user.id, role=user.role, fields=user.fields)  # type: ignore[arg-type]
-        for user in metadata.users or ()
-    ]
-    return talk_service_pb2.TalkMetadata(
-        connection_id=str(connection_id), fields=metadata.fields, users=users
-    )
-
-
-# --- Credential and channel ----------------------------------------------------------------
-
-
-class Credential:
-    """Where the API key or IAM token comes from, and the header made of it.
-
-    Never shown: whatever has been a header once is masked in every line printed.
-    """
-
-    def __init__(
-        self,
-        source: str,
-        read: Callable[[], str],
-        key_type: str = "auto",
-        forget: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.source = source
-        self.forget = forget
-        self.key_type = key_type
-        self.secrets: set[str] = set()
-        self._read = read
-
-    def header(self) -> tuple[str, str]:
-        """Answer the authorization header, from a credential read anew.
-
-        Raises UploadError (EX_CONFIG) for one that is empty or cannot be a header's value.
-        """
-        key = self._read().strip().lstrip("\ufeff").strip()
-        if not key:
-            raise UploadError(os.EX_CONFIG, f"{self.source} is empty", NO_CREDENTIAL_ADVICE)
-        if not re.fullmatch(r"[\x21-\x7e]+", key):
-            # Said by us because grpc's "Invalid metadata" would not say which.
-            raise UploadError(
-                os.EX_CONFIG,
-                f"the credential in {self.source} has a space, a line break or another character "
-                "that no key has",
-                "copy the key again, it is one line of letters, digits, - and _",
-            )
-        self.secrets.add(key)
-        is_token = key.startswith("t1.") if self.key_type == "auto" else self.key_type != "api-key"
-        return ("authorization", f"{'Bearer' if is_token else 'Api-Key'} {key}")
-
-    def mask(self, text: str) -> str:
-        """Take the secrets out of a text."""
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
-        return text
-
-
-NO_CREDENTIAL_ADVICE = (
-    "give one: --key-file FILE, or export API_KEY or IAM_TOKEN, or --key KEY (seen by every user "
-    "of this machine)"
+ISO_DATE = re.compile(
+    r"(\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?)([.,]\d+)?(Z|[+-]([01]\d|2[0-3])(:?[0-5]\d)?)", re.ASCII
 )
 
 
-def find_credential(key: str | None, key_file: str | None, key_type: str) -> Credential:
-    """Take the credential from --key, --key-file, API_KEY or IAM_TOKEN, the first there is.
+def warn_of_dates(path: str, metadata: talk_service_pb2.TalkMetadata) -> None:
+    """Name the dates that the service would read as something else than what was meant."""
+    pairs = [*metadata.fields.items()]
+    for user in metadata.users:
+        pairs += user.fields.items()
+    for key, value in pairs:
+        if not key.startswith("date"):
+            continue
+        match = ISO_DATE.fullmatch(value)
+        with contextlib.suppress(ValueError):  # The 30th of February.
+            if match and datetime.datetime.fromisoformat(match[1]).year:
+                continue
+        log.warning(
+            f"{path}: metadata key {shown(key)}: {shown(value)} is not an ISO 8601 date with an "
+            "offset; write 2026-01-31T09:30:00+03:00 or 2026-01-31T06:30:00Z"
+        )
 
-    With the type vm it comes from the machine's metadata service instead. Raises UploadError
-    (EX_CONFIG) if there is none, or a file that cannot be read.
+
+# --- 6. Access: credential, certificates, proxy, channel -------------------------------------
+
+NO_CREDENTIAL_ADVICE = (
+    "use --key-file FILE, or export API_KEY or IAM_TOKEN (--key KEY is seen by every user of "
+    "this machine)"
+)
+
+# Whatever has been in an authorization header; nothing of it is ever printed or stored.
+SECRETS: list[str] = []
+
+
+def masked(text: str) -> str:
+    """Take the secrets out of a text."""
+    for secret in SECRETS:
+        text = text.replace(secret, "***")
+    return text
+
+
+def find_credential(args: argparse.Namespace) -> tuple[str, str, Callable[[], str]]:
+    """Return where the credential comes from, its type, and what reads it anew for each call.
+
+    It is --key, --key-file, API_KEY or IAM_TOKEN, the first there is. Raises UploadError
+    (EX_CONFIG) if there is none.
     """
-    if key_type == "vm":
-        token = VmToken()
-        return Credential("the VM's metadata service", token.read, key_type, token.forget)
-    if key is not None:
-        return Credential("--key", lambda: key, key_type)
-    if key_file is not None:
-        read: Callable[[], str] = functools.partial(read_key_file, key_file)
-        if not os.path.isfile(key_file):
-            # A file may be written anew during a run; a pipe has its bytes only once.
-            read = functools.cache(read)
-        return Credential(f"--key-file {key_file}", read, key_type)
-    for variable in ("API_KEY", "IAM_TOKEN"):
+    if args.key_type == "vm":
+        return "the VM's metadata service", "vm", VmToken().read
+    if args.key is not None:
+        return "--key", args.key_type, lambda: str(args.key)
+    if args.key_file is not None:
+        read: Callable[[], str] = functools.partial(read_key_file, args.key_file)
+        # A file may be written anew during a run; a pipe has its bytes only once.
+        read = read if os.path.isfile(args.key_file) else functools.cache(read)
+        return f"--key-file {args.key_file}", args.key_type, read
+    for variable, key_type in (("API_KEY", args.key_type), ("IAM_TOKEN", "iam-token")):
         if value := os.environ.get(variable, "").strip():
-            if key_type == "auto" and variable == "IAM_TOKEN":
-                key_type = "iam-token"
-            return Credential(variable, lambda: value, key_type)
+            return variable, key_type, lambda: value
     raise UploadError(os.EX_CONFIG, "no API key and no IAM token", NO_CREDENTIAL_ADVICE)
 
 
@@ -1332,15 +951,11 @@ def read_key_file(path: str) -> str:
     """Read a credential from a file; raise UploadError (EX_CONFIG) if that fails."""
     try:
         with open(path, "rb") as file:
-            return file.read(KEY_FILE_LIMIT_BYTES).decode("utf-8-sig")
+            return file.read(SMALL_FILE_LIMIT_BYTES).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         cause = f"--key-file {path} cannot be read: {reason}"
-        raise UploadError(os.EX_CONFIG, cause, "check the path") from error
-
-
-# What reading an answer of another form may raise.
-BAD_JSON = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
+        raise UploadError(os.EX_CONFIG, cause, CHECK_PATH) from error
 
 
 class VmToken:
@@ -1351,82 +966,41 @@ class VmToken:
 
     def __init__(self) -> None:
         self._token = ""
-        self._expires_s = self._renew_s = 0.0
+        self._renew_s = 0.0
         self._lock = threading.Lock()
 
     def read(self) -> str:
-        """Answer a token that is good for a while, asking for a new one where the last is not.
-
-        Raises UploadError (EX_CONFIG) where there is none to be had.
-        """
+        """Return a token that is at most an hour old; raise UploadError if there is none."""
         with self._lock:
             if time.monotonic() >= self._renew_s:
-                try:
-                    self._fetch()
-                except UploadError:
-                    if time.monotonic() >= self._expires_s:
-                        raise
-                    self._renew_s = time.monotonic() + VM_TOKEN_RETRIED_AFTER_S
+                self._token = fetch_vm_token()
+                self._renew_s = time.monotonic() + VM_TOKEN_AGE_LIMIT_S
             return self._token
 
-    def forget(self) -> None:
-        """Ask for a new token next time: the service does not take this one."""
-        self._renew_s = 0.0
 
-    def _fetch(self) -> None:
-        import http.client
+def fetch_vm_token() -> str:
+    """Ask the VM's metadata service for a token; raise UploadError (EX_CONFIG) if that fails."""
+    import http.client
 
-        address = os.environ.get("YC_METADATA_ADDR") or VM_METADATA_ADDRESS
-        connection: Any = None
-        try:
-            # The service is the machine's own: a proxy could only give away the token.
-            connection = http.client.HTTPConnection(address, timeout=VM_METADATA_TIMEOUT_S)
+    address = os.environ.get("YC_METADATA_ADDR") or VM_METADATA_ADDRESS
+    try:
+        # The service is the machine's own: a proxy could only give away the token.
+        connection = http.client.HTTPConnection(address, timeout=VM_METADATA_TIMEOUT_S)
+        with contextlib.closing(connection):
             connection.request("GET", VM_TOKEN_PATH, headers={"Metadata-Flavor": "Google"})
-            with connection.getresponse() as response:
-                if response.status != 200:
-                    raise ValueError(f"{response.status} {response.reason}")
-                answer = json.loads(response.read(KEY_FILE_LIMIT_BYTES))
-            token, lifetime_s = answer["access_token"], float(answer["expires_in"])
-            if not isinstance(token, str) or not token:
-                raise ValueError("no access_token in its answer")
-        except (OSError, http.client.HTTPException, *BAD_JSON) as error:
-            reason = getattr(error, "strerror", None) or str(error) or repr(error)
-            raise UploadError(
-                os.EX_CONFIG,
-                f"no token from the VM's metadata service at {address}: {reason}",
-                "--key-type vm works on a cloud VM that has a service account",
-            ) from error
-        finally:
-            if connection:
-                connection.close()
-        now_s = time.monotonic()
-        self._token, self._expires_s = token, now_s + lifetime_s
-        self._renew_s = now_s + lifetime_s * VM_TOKEN_RENEWED_AT
-
-
-def open_channel(endpoint: str, root_certificates: bytes | None) -> grpc.Channel:
-    """Make a TLS channel; nothing is sent before the first call.
-
-    Raises UploadError (EX_CONFIG) for an endpoint or proxy that cannot work.
-    """
-    match = re.fullmatch(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?", endpoint)
-    if not match or not 0 < int(match[2] or 443) < 65_536:
-        raise UploadError(
-            os.EX_CONFIG, f"bad endpoint {endpoint!r}", f"write HOST:PORT, such as {ENDPOINT}"
-        )
-    proxy_allowed = adopt_proxy_settings()
-    return grpc.secure_channel(
-        f"{match[1]}:{match[2] or 443}",
-        grpc.ssl_channel_credentials(root_certificates=root_certificates),
-        options=(
-            ("grpc.primary_user_agent", f"upload_grpc/{__version__}"),
-            # grpc's own retries would send a recording a second time behind our back.
-            ("grpc.enable_retries", 0),
-            # Channels of one process share connections otherwise, and a new one helps nothing.
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.enable_http_proxy", int(proxy_allowed)),
-        ),
-    )
+            response = connection.getresponse()
+            answer = response.read(SMALL_FILE_LIMIT_BYTES)
+        if response.status != 200:
+            raise ValueError(f"{response.status} {response.reason}")
+        token = json.loads(answer)["access_token"]
+        if not isinstance(token, str) or not token:
+            raise ValueError("no access_token in its answer")
+        return token
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or repr(error)
+        cause = f"no token from the VM's metadata service at {address}: {reason}"
+        advice = "--key-type vm works on a cloud VM that has a service account"
+        raise UploadError(os.EX_CONFIG, cause, advice) from error
 
 
 def read_root_certificates(ca_file: str | None) -> bytes | None:
@@ -1441,7 +1015,7 @@ def read_root_certificates(ca_file: str | None) -> bytes | None:
         return None
     try:
         with open(path, "rb") as file:
-            pem = file.read(CA_FILE_LIMIT_BYTES)
+            pem = file.read(16 * SMALL_FILE_LIMIT_BYTES)
         if not re.search(rb"-----BEGIN CERTIFICATE-----[\w+/=\s]+-----END CERTIFICATE-----", pem):
             raise ValueError("no PEM certificate in it")
     except (OSError, ValueError) as error:
@@ -1451,7 +1025,7 @@ def read_root_certificates(ca_file: str | None) -> bytes | None:
 
 
 def adopt_proxy_settings() -> bool:
-    """Make grpc see the proxy settings that curl and pip see; answer whether to use a proxy.
+    """Make grpc see the proxy settings that curl and pip see; return whether to use a proxy.
 
     grpc reads only lower-case names, and goes to the service directly, without a word, where it
     cannot use the proxy's URL. Raises UploadError (EX_CONFIG) for such a URL.
@@ -1477,99 +1051,410 @@ def adopt_proxy_settings() -> bool:
     if not usable:
         # The URL is not shown: it may hold a password.
         cause = f"gRPC cannot use the proxy in {name}"
-        raise UploadError(os.EX_CONFIG, cause, "write http://HOST:PORT, https:// will not do")
+        raise UploadError(os.EX_CONFIG, cause, "write http://HOST:PORT; https:// does not work")
     return True
 
 
-# --- What a failed call means: the retry policy --------------------------------------------
+class Access:
+    """What every connection of the run needs: endpoint, certificates, credential, time limit.
+
+    Raises UploadError (EX_CONFIG) for settings that cannot work.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        match = re.fullmatch(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?", args.endpoint)
+        if not match or not 0 < int(match[2] or 443) < 65_536:
+            cause = f"bad endpoint {args.endpoint!r}"
+            raise UploadError(os.EX_CONFIG, cause, f"write HOST:PORT, such as {ENDPOINT}")
+        self.endpoint = f"{match[1]}:{match[2] or 443}"
+        self._source, self._key_type, self._read_key = find_credential(args)
+        self.header()
+        self._roots = read_root_certificates(args.ca_file)
+        self._use_proxy = adopt_proxy_settings()
+        self._numbers = itertools.count(round(args.timeout * 1000))
+
+    def header(self) -> tuple[str, str]:
+        """Return the authorization header, from a credential read anew.
+
+        Raises UploadError (EX_CONFIG) for one that is empty or cannot be a header's value.
+        """
+        key = self._read_key().strip().lstrip("\ufeff").strip()
+        if not key:
+            raise UploadError(os.EX_CONFIG, f"{self._source} is empty", NO_CREDENTIAL_ADVICE)
+        if not re.fullmatch(r"[\x21-\x7e]+", key):
+            # Said by us because grpc's "Invalid metadata" would not say which.
+            cause = f"the credential in {self._source} has a space, a line break or another "
+            advice = "copy the key again; it is one line of letters, digits, - and _"
+            raise UploadError(os.EX_CONFIG, f"{cause}character that no key has", advice)
+        if key not in SECRETS:
+            SECRETS.append(key)
+        is_token = (
+            key.startswith("t1.") if self._key_type == "auto" else self._key_type != "api-key"
+        )
+        return "authorization", f"{'Bearer' if is_token else 'Api-Key'} {key}"
+
+    def open_channel(self, endpoint: str) -> tuple[grpc.Channel, int]:
+        """Make a TLS channel; nothing is sent before the first call.
+
+        The second value is its TCP_USER_TIMEOUT in milliseconds: after so long without an
+        acknowledgement the kernel ends the connection. Each channel has another one, by a
+        millisecond, which tells its socket from the others; see unacknowledged_bytes.
+        """
+        user_timeout_ms = next(self._numbers)
+        options = (
+            ("grpc.primary_user_agent", f"upload_grpc/{__version__}"),
+            # grpc's own retries would send a recording a second time behind our back.
+            ("grpc.enable_retries", 0),
+            # Channels of one process share connections otherwise, and a new one helps nothing.
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_http_proxy", int(self._use_proxy)),
+            # TCP_USER_TIMEOUT comes only with keepalive (gRFC A18), whose pings a server may
+            # take for abuse: so the first ping is due in 24 days.
+            ("grpc.keepalive_time_ms", 2**31 - 2),
+            ("grpc.keepalive_timeout_ms", user_timeout_ms),
+        )
+        credentials = grpc.ssl_channel_credentials(root_certificates=self._roots)
+        return grpc.secure_channel(endpoint, credentials, options), user_timeout_ms
 
 
-class Verdict(enum.Enum):
-    """What a failed call says about the recording it carried."""
+def unacknowledged_bytes(user_timeout_ms: int) -> int:
+    """Return how many bytes of one connection the kernel still holds for its peer.
 
-    REFUSED = "no dialog was made, and another try would end the same way"
-    POSTPONED = "no dialog was made, and another try may do better"
-    LOST = "nobody said: no dialog before the commit point, perhaps one after it"
+    grpc lets go of a chunk once the kernel has it, and the kernel may hold several MB for a slow
+    line: only this tells a line that is slow from a service that is silent. 0 where the system
+    does not say (Linux does: TIOCOUTQ, tcp(7)).
+    """
+    held_bytes = 0
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = os.listdir("/proc/self/fd") if sys.platform == "linux" else []
+    for name in names:
+        with contextlib.suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
+            connection = socket.socket(fileno=int(name))
+            try:
+                option = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+                if option == user_timeout_ms:
+                    held = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
+                    held_bytes += struct.unpack("=i", held)[0]
+            finally:
+                connection.detach()  # It is grpc's, and stays open.
+    return held_bytes
+
+
+# --- 7. One call: the requests, and the commit point ----------------------------------------
+
+
+class FileChanged(UploadError):
+    """The file is no longer the one that was checked: nothing of it may become a dialog."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            os.EX_TEMPFAIL, f"{what}, so nothing was uploaded", "run again when it is complete"
+        )
+
+
+def open_unchanged(path: str, state: FileState | None) -> io.FileIO:
+    """Open a recording; raise FileChanged if it is not the one that was checked, or unreadable."""
+    try:
+        # Unbuffered, because closing a buffered file waits for a read that hangs.
+        audio = io.FileIO(path)
+    except OSError as error:
+        raise FileChanged(f"became unreadable ({error.strerror})") from error
+    if state and FileState.of(os.fstat(audio.fileno())) != state:
+        audio.close()
+        raise FileChanged("changed after it was checked")
+    return audio
+
+
+def read_chunks(audio: io.FileIO, size_bytes: int) -> Iterator[bytes]:
+    """Yield what is left of a file; raise FileChanged if it cannot be read any more."""
+    try:
+        while data := audio.read(size_bytes):
+            yield data
+    except OSError as error:
+        raise FileChanged(f"became unreadable ({error.strerror})") from error
+
+
+class GivenUp(Exception):
+    """A call has ended, or we have cancelled it: str() says why; see call_error."""
+
+
+class Transfer:
+    """One call, as the thread that reads the file and the one that waits for the answer see it.
+
+    handed_over_bytes: audio that grpc has taken.
+    finished: the commit point. Until it is True the service cannot have the whole recording,
+    because the half-close that ends a stream is sent only after the requests have ended.
+    error: why the requests ended before that, if they did.
+    on_finishing: called with the request ID right before the commit point; if it raises, the
+    point is not passed.
+    refusal_wait_s: how long to wait, before the commit point, for a refusal on its way.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        state: FileState | None = None,
+        on_finishing: Callable[[str], None] | None = None,
+        refusal_wait_s: float = 0.0,
+    ) -> None:
+        self.path = path
+        self.state = state
+        self.request_id = str(uuid.uuid4())
+        self.handed_over_bytes = 0
+        self.progress_s = time.monotonic()
+        self.finished = False
+        self.error: Exception | None = None
+        self.call: Any = None
+        self._on_finishing = on_finishing
+        self._refusal_wait_s = refusal_wait_s
+        self._ended = False
+        self._lock = threading.Lock()
+        self._audio: io.FileIO | None = None
+
+    def open(self) -> io.FileIO:
+        """Open the file; raise FileChanged if it is not the one that was checked."""
+        self._audio = open_unchanged(self.path, self.state)
+        with self._lock:
+            if self._ended:  # The call failed before grpc came to read.
+                self._audio.close()
+                raise GivenUp("the call has ended")
+        self.state = self.state or FileState.of(os.fstat(self._audio.fileno()))
+        return self._audio
+
+    def chunk_taken(self, size_bytes: int) -> None:
+        """Note that grpc has taken a chunk."""
+        self.handed_over_bytes += size_bytes
+        self.progress_s = time.monotonic()
+
+    def finish(self) -> None:
+        """Pass the commit point, having made sure that every byte of an unchanged file went.
+
+        Raises FileChanged otherwise: a stream that ended here would be a truncated dialog, and a
+        successful one.
+        """
+        assert self._audio is not None and self.state is not None
+        if self.handed_over_bytes != self.state.size_bytes:
+            raise FileChanged("grew or shrank while it was being uploaded")
+        try:
+            if FileState.of(os.fstat(self._audio.fileno())) != self.state:
+                raise FileChanged("changed while it was being uploaded")
+            if FileState.of(os.stat(self.path)) != self.state:
+                raise FileChanged("was replaced while it was being uploaded")
+        except OSError as error:
+            cause = f"was removed while it was being uploaded ({error.strerror})"
+            raise FileChanged(cause) from error
+        # A service that refuses everybody does so just after the last byte of a short recording.
+        until_s = time.monotonic() + self._refusal_wait_s
+        while time.monotonic() < until_s and not self._call_ended():
+            time.sleep(0.005)
+        if self._call_ended():
+            raise GivenUp("the call has ended")
+        # On disk first: dying here leaves "unknown" for what was not sent, the other way round
+        # would leave "sending", and a second dialog, for what was.
+        if self._on_finishing:
+            self._on_finishing(self.request_id)
+        with self._lock:
+            # The call may have been cancelled while the disk took its time.
+            if self._call_ended():
+                raise GivenUp("the call has ended")
+            self.progress_s = time.monotonic()
+            self.finished = True
+
+    def _call_ended(self) -> bool:
+        return self._ended or bool(self.call and self.call.done())
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes handed over, unless the call has failed before its commit point."""
+        return self.handed_over_bytes if self.finished or not self._ended else 0
+
+    def fail(self, error: Exception) -> None:
+        """Keep why the requests ended: grpc only says "Exception iterating requests!"."""
+        with self._lock:
+            if not self._ended:
+                self.error = error
+
+    def end(self) -> bool:
+        """Make sure that the commit point is not passed from now on, and close the file.
+
+        Returns whether it was passed: from here on `finished` and `error` stay what they are.
+        """
+        with self._lock:
+            self._ended = True
+            # grpc lets go of an aborted stream's requests only when it likes.
+            if self._audio is not None:
+                self._audio.close()
+            return self.finished
+
+    def cancel(self, unless_finished: bool = False) -> None:
+        """Cancel the call; unless_finished: not where only its answer is missing."""
+        if not (self.end() and unless_finished) and self.call:
+            self.call.cancel()
+
+
+def upload_audio_requests_iterator(
+    connection_id: int | str,
+    metadata: Mapping[str, str] | talk_service_pb2.TalkMetadata,
+    audio_path: str,
+    audio_metadata: audio_pb2.AudioMetadata | None = None,
+    transfer: Transfer | None = None,
+) -> Iterator[talk_service_pb2.StreamTalkRequest]:
+    """Yield the requests of one stream: the metadata, the audio format, the audio in chunks.
+
+    audio_metadata: WAV if it is not given.
+    Raises FileChanged, and never just ends, if the file is not the same from end to end:
+    an exception makes grpc cancel the call, an end makes it a dialog.
+    """
+    transfer = transfer or Transfer(audio_path)
+    if audio_metadata is None:
+        audio_metadata = audio_format(WAV, argparse.Namespace())
+    try:
+        audio = transfer.open()
+        yield talk_service_pb2.StreamTalkRequest(metadata=talk_metadata(connection_id, metadata))
+        yield talk_service_pb2.StreamTalkRequest(
+            audio=audio_pb2.AudioStreamingRequest(audio_metadata=audio_metadata)
+        )
+        for data in read_chunks(audio, CHUNK_SIZE_BYTES):
+            yield talk_service_pb2.StreamTalkRequest(
+                audio=audio_pb2.AudioStreamingRequest(chunk=audio_pb2.AudioChunk(data=data))
+            )
+            transfer.chunk_taken(len(data))
+        transfer.finish()
+    except GivenUp:
+        raise
+    except Exception as error:
+        transfer.fail(error)
+        raise
+    finally:
+        transfer.end()
+
+
+def single_message_request(
+    connection_id: str, recording: Recording, transfer: Transfer
+) -> talk_service_pb2.UploadTalkRequest:
+    """Build the one request of a unary upload, with the whole file in memory.
+
+    Passes the commit point: once the call has begun, nobody can tell how far it came.
+    """
+    data = b"".join(read_chunks(transfer.open(), SINGLE_MESSAGE_LIMIT_BYTES))
+    transfer.chunk_taken(len(data))
+    transfer.finish()
+    return talk_service_pb2.UploadTalkRequest(
+        metadata=talk_metadata(connection_id, recording.metadata),
+        audio=audio_pb2.AudioRequest(
+            audio_metadata=recording.audio, audio_data=audio_pb2.AudioChunk(data=data)
+        ),
+    )
+
+
+def talk_metadata(
+    connection_id: int | str, metadata: Mapping[str, str] | talk_service_pb2.TalkMetadata
+) -> talk_service_pb2.TalkMetadata:
+    """Build the message that says whose dialog this is."""
+    message = talk_service_pb2.TalkMetadata(connection_id=str(connection_id))
+    if isinstance(metadata, talk_service_pb2.TalkMetadata):
+        message.fields.update(metadata.fields)
+        message.users.extend(metadata.users)
+    else:
+        message.fields.update(metadata)
+    return message
+
+
+# --- 8. What the end of a call means ---------------------------------------------------------
 
 
 class Rule(NamedTuple):
-    """What a gRPC status means where the beginning of its details matches a pattern."""
+    """What a gRPC status means where the beginning of its details matches a pattern.
+
+    verdict: REFUSED, no dialog was made and another try would end the same way; LATER, no dialog
+    was made and another try may do better; LOST, outcome unknown: before the commit point no
+    dialog exists, after it one may.
+    """
 
     status: str
     details: str
-    verdict: Verdict
+    verdict: str
     exit_code: int
+    cause: str
     advice: str
 
 
-REFUSED, POSTPONED, LOST = Verdict
-AGAIN = "run again"
-MEND = "mend the recording or its metadata"
-CHECK_KEY = "check the key, and that its service account may upload (speech-sense.data.editor)"
-CHECK_CERTIFICATE = "its certificate is not trusted: check --endpoint, --ca-file and the clock"
-CHECK_ENDPOINT = "no gRPC service with TLS answers there: check --endpoint and https_proxy"
-CHECK_METHOD = "what answers there does not take recordings this way: check --endpoint"
-CHECK_HOST = "no such host: check --endpoint and https_proxy"
-CHECK_PROXY = "the proxy refuses: check https_proxy (http://USER:PASSWORD@HOST:PORT) and no_proxy"
-LOOK_FOR_IT = "look for it in the console"
-LEFT_UNDER_WAY = "the run ended while it was under way; the dialog may exist or not"
-LOOK_FIRST = f"{LOOK_FOR_IT}; if it is not there, send it again (with --ledger: --retry-unknown)"
-STREAM_IT = "leave out --single-message to send it as a stream"
+REFUSED, LATER, LOST = "refused", "later", "lost"
+HAS_ROLE = "the service account needs the role speech-sense.data.editor in the space"
+CHECK_KEY = f"check the key or token; {HAS_ROLE}, and its API key the scope yc.speech-sense.use"
+CHECK_TLS = "check --endpoint, --ca-file and the clock"
+CHECK_HOST = "check --endpoint and https_proxy"
+CHECK_PROXY = "check https_proxy (http://USER:PASSWORD@HOST:PORT) and no_proxy"
+FIX_IT = "fix the recording or its metadata"
+UNTRUSTED = (REFUSED, os.EX_CONFIG, "the server's certificate is not trusted", CHECK_TLS)
+NO_GRPC = (REFUSED, os.EX_CONFIG, "no gRPC service with TLS at this endpoint", CHECK_HOST)
+NO_HOST = (REFUSED, os.EX_CONFIG, "there is no such host", CHECK_HOST)
+NO_PROXY = (REFUSED, os.EX_CONFIG, "the proxy refused the connection", CHECK_PROXY)
+NO_CONNECTION = (LATER, os.EX_TEMPFAIL, "no connection to the service", AGAIN)
+BAD_KEY = (REFUSED, os.EX_NOPERM, "the service refused the credential", CHECK_KEY)
+UNKNOWN_ID = (REFUSED, os.EX_CONFIG, "not known to the service", "check --connection-id, --talk-id")
+NO_METHOD = (REFUSED, os.EX_CONFIG, "this server has no such method", "check --endpoint")
+BAD_FILE = (REFUSED, os.EX_DATAERR, "the service refused the recording", FIX_IT)
+EXISTS = (REFUSED, os.EX_DATAERR, "the service has this dialog already", LOOK_FOR_IT)
+TOO_LARGE = (REFUSED, os.EX_DATAERR, "the message is too large for the service", STREAM_IT)
+NO_QUOTA = (LATER, os.EX_TEMPFAIL, "the quota is used up", "run again later")
+FAILED = (LOST, os.EX_TEMPFAIL, "the upload failed before it was complete", AGAIN)
 
-# The retry policy. The first line that fits counts. These are for a call that never got a
+# The retry policy: the first line that fits counts. These are for a call that never got a
 # connection, so that nothing was sent; the words are grpc's own, and tests hold each of them
 # against the grpc that is installed.
-NO_CONNECTION = "failed to connect to all addresses|errors resolving|DNS resolution failed"
+NO_CONNECTION_WORDS = "failed to connect to all addresses|errors resolving|DNS resolution failed"
 NO_CONNECTION_RULES = (
-    Rule("UNAVAILABLE", ".*CERTIFICATE_VERIFY_FAILED", REFUSED, os.EX_CONFIG, CHECK_CERTIFICATE),
-    Rule("UNAVAILABLE", ".*Hostname Verification", REFUSED, os.EX_CONFIG, CHECK_CERTIFICATE),
-    Rule("UNAVAILABLE", ".*in peer certificate", REFUSED, os.EX_CONFIG, CHECK_CERTIFICATE),
-    Rule("UNAVAILABLE", ".*security handshaker", REFUSED, os.EX_CONFIG, CHECK_CERTIFICATE),
-    Rule("UNAVAILABLE", "empty address list", REFUSED, os.EX_CONFIG, CHECK_CERTIFICATE),
-    Rule("UNAVAILABLE", ".*WRONG_VERSION_NUMBER", REFUSED, os.EX_CONFIG, CHECK_ENDPOINT),
-    Rule("UNAVAILABLE", ".*missing selected ALPN", REFUSED, os.EX_CONFIG, CHECK_ENDPOINT),
-    Rule("UNAVAILABLE", ".*Domain name not found", REFUSED, os.EX_CONFIG, CHECK_HOST),
-    Rule("UNAVAILABLE", ".*Misformatted domain name", REFUSED, os.EX_CONFIG, CHECK_HOST),
-    Rule("UNAVAILABLE", ".*Name or service not known", REFUSED, os.EX_CONFIG, CHECK_HOST),
-    Rule("UNAVAILABLE", ".*proxy returned response code 4", REFUSED, os.EX_CONFIG, CHECK_PROXY),
-    Rule("UNAVAILABLE", NO_CONNECTION, POSTPONED, os.EX_TEMPFAIL, AGAIN),
-    Rule("INTERNAL", "Invalid metadata", REFUSED, os.EX_CONFIG, CHECK_KEY),
+    Rule("UNAVAILABLE", ".*CERTIFICATE_VERIFY_FAILED", *UNTRUSTED),
+    Rule("UNAVAILABLE", ".*Hostname Verification", *UNTRUSTED),
+    Rule("UNAVAILABLE", ".*in peer certificate", *UNTRUSTED),
+    Rule("UNAVAILABLE", ".*security handshaker", *UNTRUSTED),
+    Rule("UNAVAILABLE", "empty address list", *UNTRUSTED),
+    Rule("UNAVAILABLE", ".*WRONG_VERSION_NUMBER", *NO_GRPC),
+    Rule("UNAVAILABLE", ".*missing selected ALPN", *NO_GRPC),
+    Rule("UNAVAILABLE", ".*Domain name not found", *NO_HOST),
+    Rule("UNAVAILABLE", ".*Misformatted domain name", *NO_HOST),
+    Rule("UNAVAILABLE", ".*Name or service not known", *NO_HOST),
+    Rule("UNAVAILABLE", ".*proxy returned response code 4", *NO_PROXY),
+    Rule("UNAVAILABLE", NO_CONNECTION_WORDS, *NO_CONNECTION),
 )
 # These are for all others, one line at least for each of gRPC's statuses.
 RULES = (
-    Rule("UNAUTHENTICATED", "", REFUSED, os.EX_NOPERM, CHECK_KEY),
-    Rule("PERMISSION_DENIED", "", REFUSED, os.EX_NOPERM, CHECK_KEY),
-    Rule("NOT_FOUND", "", REFUSED, os.EX_CONFIG, "check --connection-id, or --talk-id"),
-    Rule("UNIMPLEMENTED", "", REFUSED, os.EX_CONFIG, CHECK_METHOD),
-    Rule("INVALID_ARGUMENT", "", REFUSED, os.EX_DATAERR, MEND),
-    Rule("FAILED_PRECONDITION", "", REFUSED, os.EX_DATAERR, MEND),
-    Rule("OUT_OF_RANGE", "", REFUSED, os.EX_DATAERR, MEND),
-    Rule("ALREADY_EXISTS", "", REFUSED, os.EX_DATAERR, LOOK_FOR_IT),
-    Rule("RESOURCE_EXHAUSTED", ".*larger than max", REFUSED, os.EX_DATAERR, STREAM_IT),
-    Rule("RESOURCE_EXHAUSTED", "", POSTPONED, os.EX_TEMPFAIL, "run again later"),
-    Rule("UNAVAILABLE", "", LOST, os.EX_TEMPFAIL, AGAIN),
-    Rule("ABORTED", "", LOST, os.EX_TEMPFAIL, AGAIN),
-    Rule("CANCELLED", "", LOST, os.EX_TEMPFAIL, AGAIN),
-    Rule("DEADLINE_EXCEEDED", "", LOST, os.EX_TEMPFAIL, AGAIN),
-    Rule("INTERNAL", "", LOST, os.EX_TEMPFAIL, AGAIN),
-    Rule("DATA_LOSS", "", LOST, os.EX_TEMPFAIL, AGAIN),
-    Rule("UNKNOWN", "", LOST, os.EX_TEMPFAIL, AGAIN),
+    Rule("UNAUTHENTICATED", "", *BAD_KEY),
+    Rule("PERMISSION_DENIED", "", *BAD_KEY),
+    Rule("NOT_FOUND", "", *UNKNOWN_ID),
+    Rule("UNIMPLEMENTED", "", *NO_METHOD),
+    Rule("INVALID_ARGUMENT", "", *BAD_FILE),
+    Rule("FAILED_PRECONDITION", "", *BAD_FILE),
+    Rule("OUT_OF_RANGE", "", *BAD_FILE),
+    Rule("ALREADY_EXISTS", "", *EXISTS),
+    Rule("RESOURCE_EXHAUSTED", ".*larger than max", *TOO_LARGE),
+    Rule("RESOURCE_EXHAUSTED", "", *NO_QUOTA),
+    Rule("UNAVAILABLE", "", *FAILED),
+    Rule("ABORTED", "", *FAILED),
+    Rule("CANCELLED", "", *FAILED),
+    Rule("DEADLINE_EXCEEDED", "", *FAILED),
+    Rule("INTERNAL", "", *FAILED),
+    Rule("DATA_LOSS", "", *FAILED),
+    Rule("UNKNOWN", "", *FAILED),
 )
 # And this is for a call that we gave up ourselves, or whose answer grpc could not take: it turns
 # a broken stream, or an answer too large, into any status (grpc/doc/PROTOCOL-HTTP2.md, "Errors").
-LOST_RULE = Rule("", "", LOST, os.EX_TEMPFAIL, AGAIN)
+LOST_RULE = Rule("", "", *FAILED)
 LOST_ANSWER = "Stream removed|CLIENT:|.*RST_STREAM|.*metadata size exceeds"
 
 
-def find_rule(error: Any, status: str, details: str, transfer: Transfer) -> Rule:
+def find_rule(call: Any, status: str, details: str, transfer: Transfer) -> Rule:
     """Find what the failure of a call means."""
     if transfer.finished and re.match(LOST_ANSWER, details):
         return LOST_RULE
     # A service may pass on such words of its own calls, after it has stored what we sent: they
     # say something of our connection only where nothing has gone or come over it.
-    heard = error.initial_metadata() or error.trailing_metadata()
-    sent = heard or (transfer.handed_over_bytes if transfer.streamed else transfer.had_connection())
-    rules = RULES if sent else NO_CONNECTION_RULES + RULES
+    used = transfer.handed_over_bytes or call.initial_metadata() or call.trailing_metadata()
+    rules = RULES if used else NO_CONNECTION_RULES + RULES
     return next(
         rule
         for rule in rules
@@ -1577,89 +1462,40 @@ def find_rule(error: Any, status: str, details: str, transfer: Transfer) -> Rule
     )
 
 
-class Connectivity:
-    """The states of a channel, from before its first call.
-
-    What it is in when a call has failed says too little: the call may have gone over a connection
-    that has ended since.
-    """
-
-    def __init__(self, channel: grpc.Channel) -> None:
-        self._channel = channel
-        self._states: list[grpc.ChannelConnectivity] = []
-        self._news = threading.Condition()
-        self._ended = False
-        channel.subscribe(self._note)
-
-    def _note(self, state: grpc.ChannelConnectivity) -> None:
-        with self._news:
-            self._states.append(state)
-            self._news.notify_all()
-
-    def begin_call(self) -> Callable[[], bool]:
-        """Answer how to ask, when a call has ended, whether it may have had a connection."""
-        return functools.partial(self._connected_since, max(len(self._states) - 1, 0))
-
-    def _connected_since(self, mark: int) -> bool:
-        failed = grpc.ChannelConnectivity.TRANSIENT_FAILURE
-        with self._news:
-            # States come late, from a thread of their own: only a failure that has come is proof.
-            self._news.wait_for(lambda: failed in self._states[mark + 1 :], CONNECTIVITY_GRACE_S)
-            began, later = self._states[mark : mark + 1], self._states[mark + 1 :]
-        if self._ended or failed not in (*began, *later):
-            return True
-        # A channel is idle at first, and later only after a connection.
-        had = not {failed, grpc.ChannelConnectivity.CONNECTING}.issuperset(later)
-        return had or began == [grpc.ChannelConnectivity.READY]
-
-    def end(self) -> None:
-        """Watch no longer; from now on any call may have had a connection."""
-        self._ended = True
-        self._channel.unsubscribe(self._note)
-        close_channel(self._channel, WATCH_END_S)
-
-
-def close_channel(channel: grpc.Channel, delay_s: float = 0.0) -> None:
-    """Close a channel that no call uses any more, in a thread of its own.
-
-    After a connection froze grpc may wait for ever there, for a write that was under way.
-    """
-    closing = threading.Timer(delay_s, channel.close)
-    closing.daemon = True
-    closing.start()
-
-
-def call_error(
-    error: Exception, transfer: Transfer, ids: CallIds, mask: Callable[[str], str]
-) -> UploadError:
+def call_error(error: Exception, transfer: Transfer) -> UploadError:
     """Say what a call that brought no answer means for the recording it was to upload.
 
     error: grpc.RpcError, or GivenUp with the reason why we cancelled the call.
     """
+    ids = f"request {transfer.request_id}{server_ids(transfer.call)}"
     if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
         status = error.code().name
-        cause = mask(" ".join((error.details() or "no details").split()))
-        rule, delay_s = find_rule(error, status, cause, transfer), asked_delay_s(error)
+        text = masked(" ".join((error.details() or "no details").split()))
+        details = f"{status}: {text}"
+        rule = find_rule(error, status, text, transfer)
+        delay_s = asked_delay_s(error)
     else:
-        status, cause, rule, delay_s = "", str(error), LOST_RULE, 0.0
+        details, rule, delay_s = str(error), LOST_RULE, 0.0
     # Past the commit point only the service's own refusal is proof that no dialog was made; all
     # else may be an answer that got lost, and must not be sent again without being asked.
-    if rule.verdict is LOST and transfer.finished:
-        cause = f"sent, but not confirmed: {cause}; the dialog may exist or not"
-        return UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST, status=status, ids=ids)
-    return UploadError(
-        rule.exit_code,
-        cause,
-        rule.advice,
-        status=status,
-        ids=ids,
-        retry=rule.verdict is not REFUSED,
-        not_before_s=delay_s,
-    )
+    if rule.verdict == LOST and transfer.finished:
+        cause = (
+            "the connection broke, or the service failed, after the whole recording was sent; "
+            "the dialog may or may not exist"
+        )
+        failure = UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST, details, ids)
+        failure.outage = True
+        return failure
+    failure = UploadError(rule.exit_code, rule.cause, rule.advice, details, ids)
+    failure.retry = failure.outage = rule.verdict != REFUSED
+    failure.holds_run = rule.verdict == LATER
+    failure.asked_delay_s = delay_s
+    failure.idle_s = time.monotonic() - transfer.progress_s
+    return failure
 
 
 def asked_delay_s(call: Any) -> float:
-    """Answer how long the service asked to wait (google.rpc.RetryInfo), 0 if it did not."""
+    """Return how long the service asked to wait (google.rpc.RetryInfo), 0 if it did not."""
     packed = dict(call.trailing_metadata() or ()).get("grpc-status-details-bin")
     if packed is None:
         return 0.0
@@ -1675,391 +1511,302 @@ def asked_delay_s(call: Any) -> float:
     return 0.0
 
 
-def call_ids(request_id: str, call: Any) -> CallIds:
-    """Collect the IDs of a call that has ended."""
+def server_ids(call: Any) -> str:
+    """Return the IDs that the service gave to a call that has ended, if it got that far."""
+    if call is None:
+        return ""
     pairs = (*(call.initial_metadata() or ()), *(call.trailing_metadata() or ()))
     names = ("x-request-id", "x-server-trace-id")
-    return CallIds(request_id, "".join(f", {key} {id!s}" for key, id in pairs if key in names))
+    return "".join(f", {key} {value!s}" for key, value in pairs if key in names)
 
 
-# --- Talking to the service ----------------------------------------------------------------
-
-
-class Answer(NamedTuple):
-    """What the service answered to an upload: a dialog, or a badge that becomes several.
-
-    The fields are those of a Report.
-    """
-
-    ids: CallIds
-    talk_ids: tuple[str, ...] = ()
-    badge_id: str = ""
-    operation_id: str = ""
-    tries: int = 1
-
-
-class Uploader:
-    """Sends recordings to one connection, from any number of threads over one channel.
-
-    begun: by path, the last try of each recording of which anything may have been sent, until that
-    has been reported.
-    operations: opens a channel to where operations are, if the service itself has none.
-    timeout_s: seconds without progress after which a try is given up.
-    retries: further tries after one that made no dialog.
-    note, detail: called with a line about each failed try, and about each try.
-    """
-
-    def __init__(
-        self,
-        open_channel: Callable[[], grpc.Channel],
-        connection_id: str,
-        credential: Credential,
-        *,
-        operations: Callable[[], grpc.Channel] | None = None,
-        timeout_s: float = TIMEOUT_S,
-        retries: int = RETRIES,
-        note: Callable[[str], None] = lambda text: None,
-        detail: Callable[[str], None] = lambda text: None,
-    ) -> None:
-        self.stopping = threading.Event()
-        self.begun: dict[str, Transfer] = {}
-        self._stop_cause = ""
-        self._open_channel = open_channel
-        self._channel = open_channel()
-        self._connection_id = connection_id
-        self._credential = credential
-        self._operations = operations
-        self._operations_channel: grpc.Channel | None = None
-        self._timeout_s = timeout_s
-        self._retries = retries
-        self._note = note
-        self._detail = detail
-        self._live: set[Transfer] = set()
-        self._calls: collections.Counter[grpc.Channel] = collections.Counter()
-        self._watched: dict[grpc.Channel, Connectivity] = {}
-        self._lock = threading.Lock()
-
-    def upload(
-        self, recording: Recording, on_state: Callable[[str, str], None] | None = None
-    ) -> Answer:
-        """Send a recording, again where that cannot make a second dialog.
-
-        on_state: called with the state ("sending", "finishing") that a try reaches and its request
-        ID; what it raises ends the try before the state is reached.
-        Raises UploadError, with the number of tries.
-        """
-        streamed = not recording.options.single_message
-        method = "UploadBadge" if recording.options.split else "UploadAsStream"
-
-        def requests(transfer: Transfer) -> Any:
-            if not streamed:
-                return single_message_request(self._connection_id, recording, transfer)
-            return upload_audio_requests_iterator(
-                self._connection_id,
-                recording.metadata,
-                recording.path,
-                recording.audio.announced,
-                transfer,
-            )
-
-        def one_try(tries: int) -> Answer:
-            transfer = Transfer(recording.path, recording.state, on_state, streamed=streamed)
-            with self._lock:
-                self.begun[recording.path] = transfer
-            if on_state and tries > 1:  # Before the first, whoever calls us has noted it.
-                on_state("sending", transfer.request_id)
-            response, ids = self._call(transfer, method if streamed else "Upload", requests)
-            return check_answer(response, transfer, ids)._replace(tries=tries)
-
-        return self._retrying(recording.path, one_try)
-
-    def update(self, talk_id: str, metadata: Metadata) -> Answer:
-        """Give a dialog that exists other metadata; raise UploadError if that fails."""
-        request = talk_service_pb2.UploadTalkRequest(
-            talk_id=talk_id, metadata=talk_metadata(self._connection_id, metadata)
-        )
-
-        def one_try(tries: int) -> Answer:
-            # Its commit point is never passed: to say the same twice makes no second dialog.
-            transfer = Transfer(talk_id, streamed=False)
-            _, ids = self._call(transfer, "Upload", lambda _: request)
-            return Answer(ids, (talk_id,), tries=tries)
-
-        return self._retrying(talk_id, one_try)
-
-    def follow(self, name: str, operation_id: str) -> tuple[str, ...]:
-        """Wait until a recording has been split; answer the IDs of its dialogs.
-
-        Gives up, with UploadError, when the operation has not changed for timeout_s.
-        """
-        from yandex.cloud.operation import operation_service_pb2, operation_service_pb2_grpc
-
-        request = operation_service_pb2.GetOperationRequest(operation_id=operation_id)
-        service = operation_service_pb2_grpc.OperationServiceStub
-        elsewhere = False
-
-        def one_try(tries: int) -> tuple[Any, CallIds]:
-            transfer = Transfer(name, streamed=False)
-            return self._call(transfer, "Get", lambda _: request, service, elsewhere)
-
-        before, changed_s, pause_s = None, time.monotonic(), POLL_S
-        try:
-            while True:
-                try:
-                    operation, ids = self._retrying(name, one_try)
-                except UploadError as error:
-                    if error.status not in ("UNIMPLEMENTED", "NOT_FOUND"):
-                        raise
-                    if elsewhere or self._operations is None:
-                        error.exit_code, error.advice = os.EX_DATAERR, LOOK_FOR_IT
-                        raise
-                    elsewhere = True
-                    continue
-                if operation.done:
-                    break
-                if operation != before:
-                    before, changed_s = operation, time.monotonic()
-                if time.monotonic() + pause_s - changed_s > self._timeout_s:
-                    raise UploadError(os.EX_TEMPFAIL, f"operation {operation_id} goes on", AGAIN)
-                if self.stopping.wait(pause_s):
-                    raise UploadError(os.EX_TEMPFAIL, self._stop_cause, AGAIN)
-                pause_s = min(pause_s * 1.5, POLL_LIMIT_S)
-        except UploadError as error:
-            error.cause = f"uploaded, but not yet split: {error.cause}"
-            error.stops_run = error.exit_code == os.EX_NOPERM
-            raise
-        return split_result(operation, ids)
-
-    def _retrying(self, name: str, one_try: Callable[[int], T]) -> T:
-        """Do something until it succeeds, or fails for good; its errors tell which.
-
-        The only place that sends anything a second time, and never without `retry`: call_error
-        sets that only where no dialog can have been made.
-        """
-        tries, header = 0, None
-        while True:
-            tries += 1
-            try:
-                return one_try(tries)
-            except UploadError as error:
-                error.tries = tries
-                # Full jitter: clients that failed together do not come back together.
-                import random
-
-                delay_s = random.uniform(0, min(BACKOFF_LIMIT_S, BACKOFF_S * 2.0**tries))
-                delay_s = max(delay_s, error.not_before_s)
-                again = error.retry and tries <= self._retries and delay_s <= ASKED_DELAY_LIMIT_S
-                if error.status == "UNAUTHENTICATED" and header is None:
-                    # The token may have been renewed since it was read; if so, once more.
-                    self._credential.forget()
-                    header, delay_s = self._credential.header(), 0.0
-                    again = header != error.header
-                if not again or self.stopping.is_set():
-                    raise
-                status = f" ({error.status})" if error.status else ""
-                self._note(f"{name}: {error.cause}{status}; next try in {delay_s:.1f} s")
-                if self.stopping.wait(delay_s):
-                    raise
-
-    def stop(self, cause: str, wait_for_answers: bool) -> None:
-        """Cancel what is under way, and begin nothing more.
-
-        wait_for_answers: leave alone what has passed its commit point, to hear how it ended.
-        """
-        self._stop_cause = cause
-        self.stopping.set()
-        with self._lock:
-            for transfer in self._live:
-                finished = transfer.abandon()
-                if not (wait_for_answers and finished):
-                    transfer.call.cancel()
-
-    def close(self) -> None:
-        """Let go of the channels."""
-        with self._lock:
-            while self._watched:
-                self._watched.popitem()[1].end()
-
-    def reported(self, path: str) -> None:
-        """Forget a recording of which has been said what became of it."""
-        with self._lock:
-            self.begun.pop(path, None)
-
-    def bytes_under_way(self) -> int:
-        """Answer how many bytes the recordings begun have handed over, without failed tries."""
-        with self._lock:
-            tries = self.begun.values()
-            return sum(transfer.handed_over_bytes for transfer in tries if not transfer.void)
-
-    def _call(
-        self,
-        transfer: Transfer,
-        method: str,
-        requests: Callable[[Transfer], Any],
-        service: Callable[[grpc.Channel], Any] = talk_service_pb2_grpc.TalkServiceStub,
-        elsewhere: bool = False,
-    ) -> tuple[Any, CallIds]:
-        """Make one call; answer its response, or raise UploadError with what its end means."""
-        if self.stopping.is_set():
-            raise UploadError(os.EX_TEMPFAIL, self._stop_cause, AGAIN)
-        header = self._credential.header()
-        self._detail(f"{transfer.path}: calling the service (request {transfer.request_id})")
-        with self._lock:
-            channel = self._channel
-            if elsewhere and self._operations:
-                channel = self._operations_channel = self._operations_channel or self._operations()
-            if not transfer.streamed:
-                if channel not in self._watched:
-                    self._watched[channel] = Connectivity(channel)
-                transfer.had_connection = self._watched[channel].begin_call()
-            self._calls[channel] += 1
-        try:
-            headers = (header, ("x-client-request-id", transfer.request_id))
-            call = getattr(service(channel), method).future(requests(transfer), metadata=headers)
-            with self._lock:
-                transfer.call = call
-                self._live.add(transfer)
-            # stop() may have looked before this call was among _live.
-            if self.stopping.is_set() and not transfer.finished:
-                call.cancel()
-            response = self._wait(call, transfer)
-            return response, call_ids(transfer.request_id, call)
-        except (grpc.RpcError, grpc.FutureCancelledError, GivenUp) as error:
-            # First of all: from here on the reading thread cannot pass the commit point any more,
-            # so `finished`, by which call_error tells unsent from unknown, is final.
-            transfer.abandon()
-            if transfer.error is not None:
-                raise transfer.error from None
-            # What had passed the commit point was not cancelled by stop(): if it failed by itself
-            # meanwhile, its own status says more than that we are stopping.
-            stopped = isinstance(error, grpc.FutureCancelledError) or not transfer.finished
-            failure = call_error(
-                GivenUp(self._stop_cause) if self.stopping.is_set() and stopped else error,
-                transfer,
-                call_ids(transfer.request_id, call),
-                self._credential.mask,
-            )
-            failure.header = header
-            if failure.retry:
-                transfer.void = True
-                self._reconnect(channel)
-            raise failure from error
-        finally:
-            transfer.abandon()
-            self._let_go(channel, transfer)
-
-    def _wait(self, call: Any, transfer: Transfer) -> Any:
-        """Wait for the answer; cancel the call and raise GivenUp if nothing moves.
-
-        gRPC's deadline is for a whole call, and would cut a slow but steady upload; its keepalive
-        would be taken for abuse by a server that frowns on pings.
-        """
-        # Two signs of progress: grpc takes a chunk (chunk_taken notes it), or the peer acknowledges
-        # bytes that were taken before and waited in the kernel, up to mark_bytes.
-        taken_bytes = acknowledged_bytes = mark_bytes = -1
-        while True:
-            left_s = transfer.progress_s + self._timeout_s - time.monotonic()
-            if left_s <= 0 and call.cancel():
-                raise GivenUp(f"no progress for {self._timeout_s:g} s")
-            look_s = time.monotonic() + min(max(left_s, 0), self._timeout_s / 4)
-            with contextlib.suppress(grpc.FutureTimeoutError):
-                return call.result(timeout=max(look_s - time.monotonic(), 0))
-            overslept_s = time.monotonic() - look_s
-            if overslept_s > self._timeout_s / 4:  # The machine stood still: that is no silence.
-                transfer.progress_s += overslept_s
-            before_bytes = acknowledged_bytes
-            acknowledged_bytes, held_bytes = connection_bytes()
-            if taken_bytes != transfer.handed_over_bytes:
-                # Where the peers have acknowledged all that grpc has taken up to now; what they
-                # acknowledge beyond is other recordings', and no progress of this one.
-                taken_bytes = transfer.handed_over_bytes
-                mark_bytes = acknowledged_bytes + held_bytes + CHUNK_SIZE_BYTES
-                mark_bytes += 0 if transfer.streamed else taken_bytes
-            elif before_bytes + MOVING_BYTES <= acknowledged_bytes and before_bytes < mark_bytes:
-                transfer.progress_s = time.monotonic()
-
-    def _reconnect(self, channel: grpc.Channel) -> None:
-        """Give the next try a connection of its own, unless somebody else already did.
-
-        The old one may be a route that swallows everything, or wait out a pause of its own
-        before it connects again. Uploads still under way on it go on.
-        """
-        with self._lock:
-            if self._channel is channel:
-                self._channel = self._open_channel()
-            elif self._operations_channel is channel:
-                self._operations_channel = None
-
-    def _let_go(self, channel: grpc.Channel, transfer: Transfer) -> None:
-        """Forget a call that has ended, and close its channel if that was the last on an old one.
-
-        Were this left to the garbage collector, a bad day would keep hundreds of connections open.
-        """
-        with self._lock:
-            self._live.discard(transfer)
-            self._calls[channel] -= 1
-            if self._calls[channel] or channel in (self._channel, self._operations_channel):
-                return
-            del self._calls[channel]
-            if channel in self._watched:
-                self._watched.pop(channel).end()
-            else:
-                close_channel(channel)
-
-
-def check_answer(response: Any, transfer: Transfer, ids: CallIds) -> Answer:
+def take_answer(recording: Recording, response: Any, transfer: Transfer) -> None:
     """Take an answer as success only if it names a dialog that can have all of the file.
 
     response: UploadTalkResponse, or the Operation of a recording to be split.
+    Raises UploadError (EX_PROTOCOL) otherwise.
     """
-    made, answer = "", Answer(ids)
+    recording.server_ids = server_ids(transfer.call)
+    made = ""
     if isinstance(response, talk_service_pb2.UploadTalkResponse):
         made = response.talk_id
-        answer = Answer(ids, (made,))
     elif response is not None:  # OK without any message is no answer.
         badge = talk_service_pb2.UploadBadgeMetadata()
         with contextlib.suppress(DecodeError):
             response.metadata.Unpack(badge)
         made = badge.badge_id or response.id
-        talk_ids = split_result(response, ids) if response.WhichOneof("result") else ()
-        answer = Answer(ids, talk_ids, badge.badge_id, response.id)
-    if transfer.finished and made:
-        return answer
-    early = f"before it had the whole file (ID: {made})" if made else "without an ID"
-    cause = f"the service answered {early}; the dialog may be incomplete"
-    raise UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST, status="OK", ids=ids)
+    if not (transfer.finished and made):
+        early = f"before it had the whole file (ID: {made})" if made else "without an ID"
+        cause = f"the service answered {early}; the dialog may be missing or incomplete"
+        ids = f"request {transfer.request_id}{recording.server_ids}"
+        failure = UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST, "OK", ids)
+        failure.outage = True
+        raise failure
+    recording.outcome = "uploaded"
+    if isinstance(response, talk_service_pb2.UploadTalkResponse):
+        recording.talk_ids = (made,)
+    else:
+        recording.badge_id, recording.operation_id = badge.badge_id, response.id
 
 
-def split_result(operation: Any, ids: CallIds) -> tuple[str, ...]:
-    """Answer the dialogs that a recording was split into; raise UploadError if it failed."""
+def split_result(operation: Any) -> tuple[str, ...]:
+    """Return the dialogs that a recording was split into.
+
+    Raises UploadError (EX_DATAERR) if the operation failed, or has no dialog.
+    """
     badge = talk_service_pb2.UploadBadgeResponse()
     with contextlib.suppress(DecodeError):
-        if operation.WhichOneof("result") == "response" and operation.response.Unpack(badge):
-            return tuple(badge.talk_ids)
-    reason = operation.error.message or "no reason given"
-    cause = f"uploaded, but not split: {reason}, operation {operation.id}"
-    raise UploadError(os.EX_DATAERR, cause, LOOK_FOR_IT, ids=ids)
+        if operation.WhichOneof("result") == "response":
+            operation.response.Unpack(badge)
+    if not badge.talk_ids:
+        reason = masked(operation.error.message) or "its result has no dialog"
+        raise refused(f"uploaded, but not split: {reason}, operation {operation.id}", LOOK_FOR_IT)
+    return tuple(badge.talk_ids)
 
 
-def upload_talk(
-    connection_id: int | str, metadata: Mapping[str, str], api_key: str, audio_path: str
-) -> str:
-    """Upload one recording, as the guide's function of this name does; answer its dialog ID.
+# --- 9. The uploader --------------------------------------------------------------------------
 
-    api_key: an API key or an IAM token. Raises UploadError.
+
+class Uploader:
+    """One worker's way to the service: a channel of its own, renewed after a call that failed.
+
+    stopping: set when nothing more is to be begun; hold: called with the seconds that no worker
+    should begin another recording; refusal_wait_s: see Transfer.
     """
-    recording = check_recording(audio_path, Metadata(dict(metadata)))
-    credential = Credential("api_key", lambda: api_key)
-    roots = read_root_certificates(None)
-    uploader = Uploader(lambda: open_channel(ENDPOINT, roots), str(connection_id), credential)
-    return uploader.upload(recording).talk_ids[0]
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        access: Access,
+        stopping: threading.Event | None = None,
+        hold: Callable[[float], None] = lambda delay_s: None,
+    ) -> None:
+        self.stopping = stopping or threading.Event()
+        self.refusal_wait_s = 0.0
+        self._args = args
+        self._access = access
+        self._hold = hold
+        self._endpoint = access.endpoint
+        self._channel: grpc.Channel | None = None
+        self._user_timeout_ms = 0
+
+    def upload(
+        self,
+        recording: Recording,
+        on_sending: Callable[[str], None] = lambda request_id: None,
+        on_finishing: Callable[[str], None] = lambda request_id: None,
+    ) -> None:
+        """Send a recording, again where that cannot make a second dialog.
+
+        on_sending, on_finishing: called with the request ID when a try begins, and right before
+        its commit point; what they raise ends the try.
+        Raises UploadError.
+        """
+        args = self._args
+
+        def one_try() -> None:
+            transfer = Transfer(recording.path, recording.state, on_finishing, self.refusal_wait_s)
+            recording.request_id = transfer.request_id
+            recording.tries += 1
+            if args.single_message:
+                self._connect(recording.path)
+            on_sending(transfer.request_id)
+            recording.transfer = transfer
+            if args.single_message:
+                response = self._call(
+                    transfer,
+                    "Upload",
+                    lambda: single_message_request(args.connection_id, recording, transfer),
+                )
+            else:
+                response = self._call(
+                    transfer,
+                    "UploadBadge" if args.split else "UploadAsStream",
+                    lambda: upload_audio_requests_iterator(
+                        args.connection_id,
+                        recording.metadata,
+                        recording.path,
+                        recording.audio,
+                        transfer,
+                    ),
+                )
+            take_answer(recording, response, transfer)
+
+        self._retrying(recording.path, one_try)
+
+    def update(self, recording: Recording) -> None:
+        """Give a dialog, named in place of a path, other metadata; raise UploadError."""
+        metadata = talk_metadata(self._args.connection_id, recording.metadata)
+        request = talk_service_pb2.UploadTalkRequest(talk_id=recording.path, metadata=metadata)
+
+        def one_try() -> None:
+            # Its commit point is never passed: to say the same twice makes no second dialog.
+            transfer = Transfer(recording.path)
+            recording.request_id = transfer.request_id
+            recording.tries += 1
+            self._call(transfer, "Upload", lambda: request)
+            recording.server_ids = server_ids(transfer.call)
+
+        self._retrying(recording.path, one_try)
+
+    def ask(self, name: str, method: str, request: Any) -> Any:
+        """Make one call that changes nothing; return its answer, or raise UploadError."""
+        return self._call(Transfer(name), method, lambda: request)
+
+    def follow(self, recording: Recording) -> None:
+        """Wait until a recording has been split, and note its dialogs.
+
+        Gives up, with UploadError (EX_TEMPFAIL), after WAIT_LIMIT_S.
+        """
+        from yandex.cloud.operation import operation_service_pb2
+
+        name, operation_id = recording.path, recording.operation_id
+        request = operation_service_pb2.GetOperationRequest(operation_id=operation_id)
+        until_s, pause_s = time.monotonic() + WAIT_LIMIT_S, POLL_S
+        try:
+            while True:
+                try:
+                    operation = self._retrying(
+                        name, lambda: self.ask(name, "GetOperation", request)
+                    )
+                except UploadError as error:
+                    if not error.details.startswith(("UNIMPLEMENTED", "NOT_FOUND")):
+                        raise
+                    if self._endpoint != ENDPOINT:
+                        raise refused(error.reason, LOOK_FOR_IT) from error
+                    # All services may have their operations in one place.
+                    self.close()
+                    self._endpoint = OPERATIONS_ENDPOINT
+                    continue
+                if operation.done:
+                    recording.talk_ids = split_result(operation)
+                    return
+                if time.monotonic() + pause_s > until_s:
+                    hours = f"{WAIT_LIMIT_S / 3600:g}"
+                    cause = f"operation {operation_id} is still going after {hours} hours"
+                    raise UploadError(os.EX_TEMPFAIL, cause, AGAIN)
+                if self.stopping.wait(pause_s):
+                    raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
+                pause_s = min(pause_s * 1.5, POLL_LIMIT_S)
+        except UploadError as error:
+            if not error.cause.startswith("uploaded"):
+                error.cause = f"uploaded, but not yet split: {error.cause}"
+            raise
+        finally:
+            if self._endpoint != self._access.endpoint:
+                self.close()
+                self._endpoint = self._access.endpoint
+
+    def close(self) -> None:
+        """Let go of the channel."""
+        if self._channel:
+            # In a thread of its own: where a connection froze, grpc may wait for ever, for a
+            # write that was under way. Left to the garbage collector, a bad day would keep
+            # hundreds of connections open.
+            threading.Thread(target=self._channel.close, daemon=True).start()
+            self._channel = None
+
+    def _retrying(self, name: str, one_try: Callable[[], T]) -> T:
+        """Do something until it succeeds, or fails for good.
+
+        The only place that sends anything a second time, and never without `retry`: call_error
+        sets that only where no dialog can have been made.
+        """
+        tries, idle_s = 0, 0.0
+        while True:
+            tries += 1
+            try:
+                return one_try()
+            except UploadError as error:
+                # Full jitter: clients that failed together do not come back together.
+                import random
+
+                delay_s = random.uniform(0, min(BACKOFF_LIMIT_S, BACKOFF_S * 2.0**tries))
+                delay_s = max(delay_s, error.asked_delay_s)
+                idle_s += error.idle_s + delay_s
+                again = error.retry and tries <= self._args.retries and idle_s <= TRIES_LIMIT_S
+                if not again or self.stopping.is_set():
+                    raise
+                if error.holds_run:
+                    self._hold(delay_s)
+                log.info(f"{name}: {error.reason}; next try in {delay_s:.1f} s")
+                if self.stopping.wait(delay_s):
+                    raise
+
+    def _connect(self, name: str) -> None:
+        """Make sure that there is a connection, before a single message is sent over it.
+
+        Of a message nobody can tell how far it came: without this, one that never left would be
+        unknown. Any answer to a health check (grpc.health.v1), UNIMPLEMENTED too, is a connection.
+        """
+        try:
+            self.ask(name, "Check", b"")
+        except UploadError as error:
+            if error.retry or error.details.startswith("UNAVAILABLE"):
+                raise
+
+    def _call(self, transfer: Transfer, method: str, requests: Callable[[], Any]) -> Any:
+        """Make one call; return its response, or raise UploadError with what its end means."""
+        if self.stopping.is_set():
+            raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
+        headers = (self._access.header(), ("x-client-request-id", transfer.request_id))
+        log.debug(f"{transfer.path}: calling {method} (request {transfer.request_id})")
+        try:
+            transfer.call = self._method(method).future(requests(), metadata=headers)
+            # A signal may have come before there was a call to cancel.
+            if self.stopping.is_set() and not transfer.finished:
+                transfer.call.cancel()
+            return self._wait(transfer)
+        except (grpc.RpcError, grpc.FutureCancelledError, GivenUp) as error:
+            # First of all: from here on the reading thread cannot pass the commit point any more,
+            # so `finished`, by which call_error tells unsent from unknown, is final.
+            transfer.end()
+            if transfer.error is not None:
+                raise transfer.error from None
+            cancelled = isinstance(error, grpc.FutureCancelledError)
+            failure = call_error(GivenUp(STOPPED) if cancelled else error, transfer)
+            if failure.outage:
+                self.close()
+            raise failure from error
+        finally:
+            transfer.end()
+
+    def _method(self, name: str) -> Any:
+        """Return what calls a method, over the channel there is or a new one."""
+        if self._channel is None:
+            self._channel, self._user_timeout_ms = self._access.open_channel(self._endpoint)
+        if name == "Check":
+            return self._channel.unary_unary("/grpc.health.v1.Health/Check")
+        if name == "GetOperation":
+            from yandex.cloud.operation import operation_service_pb2_grpc
+
+            return operation_service_pb2_grpc.OperationServiceStub(self._channel).Get
+        return getattr(talk_service_pb2_grpc.TalkServiceStub(self._channel), name)
+
+    def _wait(self, transfer: Transfer) -> Any:
+        """Wait for the answer; cancel the call and raise GivenUp if nothing moves.
+
+        gRPC's deadline is for a whole call, and would cut a slow but steady upload; its keepalive
+        would be taken for abuse by a server that does not want pings. Progress is that grpc takes
+        a chunk. While the kernel still holds bytes for the peer, TCP_USER_TIMEOUT watches.
+        """
+        timeout_s = self._args.timeout
+        while True:
+            left_s = transfer.progress_s + timeout_s - time.monotonic()
+            if left_s <= 0 and transfer.call.cancel():
+                raise GivenUp(f"no progress for {timeout_s:g} s")
+            try:
+                return transfer.call.result(timeout=min(max(left_s, 0), timeout_s / 4))
+            except grpc.FutureTimeoutError:
+                if unacknowledged_bytes(self._user_timeout_ms):
+                    transfer.progress_s = time.monotonic()
 
 
-# --- The ledger ----------------------------------------------------------------------------
+# --- 10. The ledger --------------------------------------------------------------------------
 
 LEDGER_APPLICATION_ID = 0x53534C47
-LEDGER_VERSION = 1
-LEDGER_SCHEMA = """
+LEDGER_VERSION = 2
+LEDGER_TABLE = """
 CREATE TABLE recordings (
     connection_id   TEXT    NOT NULL,
     sha256          TEXT    NOT NULL,
@@ -2077,72 +1824,79 @@ CREATE TABLE recordings (
     error           TEXT,
     updated_at      TEXT    NOT NULL,
     PRIMARY KEY (connection_id, sha256)
-) WITHOUT ROWID;
-CREATE INDEX recordings_by_path ON recordings (connection_id, path);
-CREATE INDEX recordings_under_way ON recordings (state) WHERE state IN ('sending', 'finishing');
+) WITHOUT ROWID
 """
-PATHS_A_QUERY = 500
-LEDGER_HELD_LIMIT_S = 6 * 60 * 60
+LEDGER_PATH_INDEX = "CREATE INDEX recordings_by_path ON recordings (connection_id, path)"
+LEDGER_FROM_VERSION_1 = (
+    "DROP INDEX recordings_under_way",
+    # Its digests of metadata were made in another way, and compare with none of today's.
+    "UPDATE recordings SET metadata_sha256 = ''",
+)
+LEDGER_SINCE_VERSION_2 = (
+    # The metadata key under which the service has the SHA-256, and whether it was to split.
+    "ALTER TABLE recordings ADD COLUMN settle_key TEXT",
+    "ALTER TABLE recordings ADD COLUMN split INTEGER NOT NULL DEFAULT 0",
+    "CREATE INDEX recordings_by_time ON recordings (updated_at)",
+    "CREATE INDEX recordings_not_uploaded ON recordings (state) WHERE state <> 'uploaded'",
+)
 
 
 class LedgerError(UploadError):
     """The ledger cannot be used, and nothing is sent without it."""
 
     def __init__(self, path: str, cause: str) -> None:
-        exit_code, advice = os.EX_CONFIG, "name another file, or put it right"
-        # A full or busy disk may be mended by time; a file of another kind will stay what it is.
-        if re.search("full|locked|I/O|space|quota|too large|another run", cause):
-            exit_code, advice = os.EX_TEMPFAIL, "run again when that has passed"
-        elif re.search("malformed|not a database", cause):
-            advice = "put a copy in its place: with a new ledger everything is sent again"
+        exit_code, advice = os.EX_CONFIG, "check --ledger"
+        # A full or busy disk may get better with time; a file of another kind will not.
+        if re.search("full|locked|I/O|space|quota|too large", cause):
+            exit_code, advice = os.EX_TEMPFAIL, "run again when that is over"
+        elif re.search("malformed|not a database|not a ledger", cause):
+            advice += ", or restore it from a backup (a new ledger sends everything again)"
         super().__init__(exit_code, f"ledger {path}: {cause}", advice)
-        self.stops_run = True
+
+    @property
+    def stops_run(self) -> bool:
+        """Whatever it is, the next recording would meet it, too."""
+        return True
 
 
 class LedgerInUse(LedgerError):
-    """Another run goes on: nothing has failed, and cron need not mail it every few minutes.
+    """Another run goes on: nothing has failed, and cron need not mail it every few minutes."""
 
-    Unless it has gone on for so long that it must be stuck, and nothing is uploaded any more.
-    """
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "another run is using it")
+        self.exit_code, self.advice = os.EX_TEMPFAIL, "wait for it to end, then run again"
 
 
 class Row(NamedTuple):
     """What the ledger knows of a recording."""
 
-    state: str
+    sha256: str
     path: str
+    state: str
     mtime_ns: int
     metadata_sha256: str
-    talk_id: str | None = None
-    badge_id: str | None = None
-    operation_id: str | None = None
-    error: str | None = None
-    # Whether claim() has taken it for sending nevertheless.
-    claimed: bool = False
+    talk_id: str | None
+    badge_id: str | None
+    operation_id: str | None
+    error: str | None
+    updated_at: str
+    settle_key: str | None
+    split: int
 
-    def settled(self, recording: Recording, retry_unknown: bool) -> bool:
-        """Whether the recording is not to be sent: nothing has changed for one once rejected."""
-        if self.state == "rejected":
-            now = (recording.state.mtime_ns, hash_metadata(recording))
-            return now == (self.mtime_ns, self.metadata_sha256)
-        return self.state == "uploaded" or (self.state == "unknown" and not retry_unknown)
-
-    @property
-    def to_follow(self) -> bool:
-        """Whether this recording is being split, into dialogs not yet known."""
-        return bool(self.operation_id and not self.talk_id)
-
-    @property
-    def results(self) -> dict[str, Any]:
-        """The IDs, as a report has them."""
-        return {
-            "talk_ids": tuple((self.talk_id or "").split()),
-            "badge_id": self.badge_id or "",
-            "operation_id": self.operation_id or "",
-        }
-
-
-ROW_COLUMNS = "state, path, mtime_ns, metadata_sha256, talk_id, badge_id, operation_id, error"
+    def add_to(self, recording: Recording) -> None:
+        """Give a recording what is known of it."""
+        recording.talk_ids = tuple((self.talk_id or "").split())
+        recording.badge_id = self.badge_id or ""
+        recording.operation_id = self.operation_id or ""
+        if self.state == "uploaded":
+            recording.outcome = "already"
+        elif self.state == "unknown":
+            cause = f"not sent; an earlier run may have uploaded it: {self.error}"
+            recording.fail(UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST))
+        elif self.state == "rejected":
+            cause = f"not sent; it was rejected before: {self.error}"
+            advice = "it is sent again once the file or its metadata changes"
+            recording.fail(refused(cause, advice))
 
 
 class Ledger:
@@ -2151,126 +1905,167 @@ class Ledger:
     A recording is its content: connection and SHA-256. Rows go sending -> finishing -> uploaded;
     a finishing row is on disk before the half-close can leave, so a run that dies leaves either
     no dialog (a sending row, or none) or a row that says there may be one.
-    Every method raises LedgerError.
+    Every method raises LedgerError. A dry run has a copy in memory, and takes no lock.
     """
 
-    def __init__(self, path: str, connection_id: str) -> None:
+    def __init__(self, path: str, connection_id: str, dry_run: bool) -> None:
         import sqlite3
 
         self._sqlite_error = sqlite3.Error
         # One file, one lock, by whatever name.
-        self._path = path = os.path.realpath(path)
+        self.path = path = os.path.realpath(path)
         self._connection_id = connection_id
-        self._claimed: dict[str, str] = {}
-        self._waiting: list[_Write] = []
-        self._waiting_lock = threading.Lock()
-        self._write_lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._identity: tuple[int, int] | None = None
         with contextlib.ExitStack() as undo:
             try:
-                self._lock_file = self._lock()
-                undo.callback(os.close, self._lock_file)
-                self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+                if os.path.exists(path) and not os.path.isfile(path):
+                    raise LedgerError(path, "not a regular file")
+                if not dry_run:
+                    undo.callback(os.close, self._lock_file())
+                    self._identity = self._present_identity()
+                self._db = sqlite3.connect(
+                    ":memory:" if dry_run else path, isolation_level=None, check_same_thread=False
+                )
                 undo.callback(self._db.close)
+                if dry_run and os.path.exists(path):
+                    with contextlib.closing(open_read_only(path)) as source:
+                        source.backup(self._db)
                 self._prepare()
             except OSError as error:
                 raise LedgerError(path, error.strerror or str(error)) from error
             except sqlite3.Error as error:
                 raise LedgerError(path, str(error)) from error
-            undo.pop_all()
+            self._undo = undo.pop_all()
 
-    def _lock(self) -> int:
+    def _lock_file(self) -> int:
         """Keep other runs out until this process ends, however it ends."""
         # A file of its own: SQLite's locks on the ledger itself are lost when any descriptor of
         # the ledger is closed (sqlite.org/howtocorrupt.html, 2.2).
-        lock_file = os.open(f"{self._path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock_file = os.open(f"{self.path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.utime(lock_file)
         except BlockingIOError:
-            since_s = os.fstat(lock_file).st_mtime
             os.close(lock_file)
-            stuck = time.time() - since_s > LEDGER_HELD_LIMIT_S
-            cause = f"another run is using it, since {utc(since_s)}"
-            raise (LedgerError if stuck else LedgerInUse)(self._path, cause) from None
+            raise LedgerInUse(self.path) from None
         # SQLite gives its other files the permissions that this one has.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         return lock_file
 
     def _prepare(self) -> None:
-        """Make the table in an empty file, or make sure that it is ours, and tidy up."""
+        """Make the table in a new file, or make sure that it is ours and up to date; tidy up."""
         (application_id,) = self._db.execute("PRAGMA application_id").fetchone()
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables and application_id != LEDGER_APPLICATION_ID:
-            raise LedgerError(self._path, "a database of another program")
+            raise LedgerError(self.path, "not a ledger, but a database of another program")
         if version > LEDGER_VERSION:
-            raise LedgerError(self._path, "written by a newer upload_grpc")
-        if self._db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
-            raise LedgerError(self._path, "database disk image is malformed")
+            raise LedgerError(self.path, "written by a newer upload_grpc")
+        steps: tuple[str, ...] = ()
+        if not tables:
+            steps = (LEDGER_TABLE, LEDGER_PATH_INDEX, *LEDGER_SINCE_VERSION_2)
+        elif version == 1:
+            steps = (*LEDGER_FROM_VERSION_1, *LEDGER_SINCE_VERSION_2)
         # Write-ahead log: people can read while we write, and a commit is one write, one sync.
         self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("BEGIN IMMEDIATE")
-        if not tables:
-            for statement in LEDGER_SCHEMA.split(";"):
-                self._db.execute(statement)
-            self._db.execute(f"PRAGMA application_id = {LEDGER_APPLICATION_ID}")
+        for step in steps:
+            self._db.execute(step)
+        self._db.execute(f"PRAGMA application_id = {LEDGER_APPLICATION_ID}")
         # Written even where it changes nothing: a disk that is full says so before we send.
         self._db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
         for state, after in (("sending", "failed"), ("finishing", "unknown")):
             self._db.execute(
                 f"UPDATE recordings SET state = '{after}', error = 'the run was killed' "
-                f"WHERE state = '{state}'"
+                # The second condition lets SQLite use the index that leaves out what is uploaded.
+                f"WHERE state = '{state}' AND state <> 'uploaded'"
             )
         self._db.execute("COMMIT")
 
     def close(self) -> None:
-        """Close the file; the lock goes with the process."""
-        with self._write_lock:
-            with contextlib.suppress(self._sqlite_error):  # All that matters is written.
-                self._db.close()
-            os.close(self._lock_file)
+        """Close the file, and make sure that it is still there; the lock ends with the process."""
+        with self._lock, contextlib.suppress(self._sqlite_error):  # All that matters is written.
+            self._undo.close()
+        self._check_identity()
 
-    def uploaded(self, paths: Sequence[str]) -> dict[tuple[str, int | None, int], Row]:
-        """Look up files: (path, size in bytes, mtime in ns) -> row, of those uploaded."""
-        found: dict[tuple[str, int | None, int], Row] = {}
-        keys = {ledger_key(path): path for path in paths}
-        names = list(keys)
-        for start in range(0, len(names), PATHS_A_QUERY):
-            some = names[start : start + PATHS_A_QUERY]
-            rows = self._do(
-                # Unless told, SQLite reads through all rows of the connection for so many paths.
-                f"SELECT size_bytes, {ROW_COLUMNS} FROM recordings INDEXED BY recordings_by_path "
-                f"WHERE connection_id = ? AND path IN ({', '.join('?' * len(some))}) "
-                "AND state = 'uploaded'",
-                (self._connection_id, *some),
-            ).rows
-            for size_bytes, *columns in rows:
-                row = Row(*columns)
-                found[keys[row.path], size_bytes, row.mtime_ns] = row
-        return found
+    def _present_identity(self) -> tuple[int, int] | None:
+        """Return what the path leads to: device and inode."""
+        with contextlib.suppress(OSError):
+            status = os.stat(self.path)
+            return status.st_dev, status.st_ino
+        return None
 
-    def claim(self, recording: Recording, sha256: str, retry_unknown: bool) -> Row | None:
-        """Take a recording for sending, and answer what was known of it.
+    def _check_identity(self) -> None:
+        """Raise LedgerError, once, if the path leads to another file by now, or to none."""
+        if self._identity and self._identity != self._present_identity():
+            self._identity = None
+            raise LedgerError(self.path, "it was moved or removed during the run")
 
-        A row that is not `claimed` says why it is not to be sent: it was uploaded, rejected, is
-        unknown, or this run is sending the same content under another name.
+    def find_uploaded(self, recording: Recording) -> Row | None:
+        """Look up a recording that was uploaded by its path, size and time: without a hash."""
+        assert recording.state is not None
+        where = "path = ? AND size_bytes = ? AND mtime_ns = ? AND state = 'uploaded'"
+        return self._row(where, ledger_key(recording.path), *recording.state[:2])
+
+    def find_audio(self, sha256: str) -> Row | None:
+        """Look up a recording by its content."""
+        return self._row("sha256 = ?", sha256)
+
+    def has_failed(self, path: str) -> bool:
+        """Whether a recording of this path was not delivered."""
+        return bool(self._rows("path = ? AND state = 'failed'", ledger_key(path)))
+
+    def unknown_with_key(self, settle_key: str) -> list[Row]:
+        """Return the unknown recordings that were sent with their SHA-256 under this key."""
+        # The second condition is for the index, as in _prepare.
+        where = "state = 'unknown' AND state <> 'uploaded' AND settle_key = ? ORDER BY updated_at"
+        return self._rows(where, settle_key)
+
+    def latest_with_key(self, settle_key: str) -> Row | None:
+        """Return the latest recording uploaded with this key, if there is one."""
+        where = "state = 'uploaded' AND settle_key = ? ORDER BY updated_at DESC LIMIT 1"
+        return self._row(where, settle_key)
+
+    def begins_in_doubt(self) -> bool:
+        """Whether the latest recording was not delivered, or is unknown."""
+        rows = self._do("SELECT state FROM recordings ORDER BY updated_at DESC LIMIT 1")
+        return bool(rows) and rows[0][0] in ("failed", "unknown")
+
+    def _rows(self, where: str, *values: object) -> list[Row]:
+        """Return the rows of this connection that fit a condition."""
+        rows = self._do(
+            f"SELECT {', '.join(Row._fields)} FROM recordings WHERE connection_id = ? AND {where}",
+            (self._connection_id, *values),
+        )
+        return [Row(*row)._replace(path=os.fsdecode(row[1])) for row in rows]
+
+    def _row(self, where: str, *values: object) -> Row | None:
+        return next(iter(self._rows(where, *values)), None)
+
+    def claim(self, recording: Recording, may_resend: Callable[[Row], bool]) -> Row | None:
+        """Take a recording for sending; or return the row that says why it is not to be sent.
+
+        It was uploaded, rejected, is unknown, or this run is sending the same content under
+        another name ("sending" or "finishing").
+        may_resend: asked about an unknown row.
         """
-        key = ledger_key(recording.path)
-        size_bytes, mtime_ns = recording.state.size_bytes, recording.state.mtime_ns
-        metadata_sha256 = hash_metadata(recording)
-        # Atomic, and runs exclude each other: of two threads with the same content one goes on.
-        taken_as = self._claimed.setdefault(sha256, recording.path)
-        if taken_as != recording.path:
-            return Row("sending", taken_as, 0, "")
-        row = self.row(sha256)
-        if row and row.settled(recording, retry_unknown):
-            if row.state == "uploaded" and (
-                row.path == os.fsdecode(key) or not os.path.exists(row.path)
-            ):
+        assert recording.state is not None
+        key, (size_bytes, mtime_ns) = ledger_key(recording.path), recording.state[:2]
+        row = self.find_audio(recording.sha256)
+        if row and row.state == "uploaded":
+            if row.path == absolute_path(recording.path) or not os.path.exists(row.path):
                 # So that its present name spares the next run the hash.
-                self._set(sha256, "uploaded", {"path": key, "mtime_ns": mtime_ns})
+                self._set(recording.sha256, path=key, mtime_ns=mtime_ns)
             return row
+        if row and row.state in ("sending", "finishing"):
+            return row
+        now = (mtime_ns, recording.metadata_sha256)
+        if row and row.state == "rejected" and now == (row.mtime_ns, row.metadata_sha256):
+            return row
+        if row and row.state == "unknown":
+            if not may_resend(row):
+                return row
+            log.info(f"{recording.path}: sent again; this may create a duplicate")
         # Need not be on disk yet: whether a crash keeps this row or loses it, nothing was sent,
         # and the next run sends the recording.
         self._do(
@@ -2279,110 +2074,87 @@ class Ledger:
             "ON CONFLICT DO UPDATE SET path = excluded.path, mtime_ns = excluded.mtime_ns, "
             "metadata_sha256 = excluded.metadata_sha256, state = 'sending', error = NULL, "
             "request_id = NULL, updated_at = excluded.updated_at",
-            (self._connection_id, sha256, key, size_bytes, mtime_ns, metadata_sha256, utc()),
+            (self._connection_id, recording.sha256, key, size_bytes, *now, utc()),
         )
-        return row and row._replace(claimed=True)
+        return None
 
-    def reach(self, sha256: str, state: str, request_id: str) -> None:
-        """Note the state of a try; `finishing`: put on disk that there may be a dialog now."""
-        self._set(sha256, state, {"request_id": request_id}, durable=state == "finishing")
+    def sending(self, sha256: str, request_id: str) -> None:
+        """Note that a try begins."""
+        self._set(sha256, state="sending", request_id=request_id)
 
-    def settle(self, sha256: str, report: "Report") -> None:
+    def finishing(self, sha256: str, settle_key: str | None, split: bool, request_id: str) -> None:
+        """Put on disk that there may be a dialog from now on."""
+        self._do(
+            "UPDATE recordings SET state = 'finishing', settle_key = ?, split = ?, updated_at = ? "
+            # Of a try that has been given up meanwhile this must not be said any more.
+            "WHERE connection_id = ? AND sha256 = ? AND state = 'sending' AND request_id = ?",
+            (settle_key, split, utc(), self._connection_id, sha256, request_id),
+            synced=True,
+        )
+
+    def end(self, recording: Recording) -> None:
         """Note how sending a recording ended."""
-        # Not durable: if the power fails now, the row still says finishing, and a run that finds
+        # Not synced: if the power fails now, the row still says finishing, and a run that finds
         # that names the recording as unknown. The next sync, or close(), brings it to disk.
-        columns: dict[str, object] = {
-            "talk_id": " ".join(report.talk_ids) or None,
-            "badge_id": report.badge_id or None,
-            "operation_id": report.operation_id or None,
-            "error": report.error.cause if report.error else None,
-            "attempts": report.tries,
-        }
-        if report.ids:
-            columns["request_id"] = report.ids.request_id
-        self._set(sha256, report.outcome, columns)
-
-    def row(self, sha256: str) -> Row | None:
-        """Look a recording up by its content."""
-        found = self._do(
-            f"SELECT {ROW_COLUMNS} FROM recordings WHERE connection_id = ? AND sha256 = ?",
-            (self._connection_id, sha256),
-        ).rows
-        return Row(*found[0])._replace(path=os.fsdecode(found[0][1])) if found else None
-
-    def _set(
-        self, sha256: str, state: str, columns: Mapping[str, object], durable: bool = False
-    ) -> None:
-        """Change a row; attempts are added to those it has."""
-        names = "".join(
-            f", {name} = {'attempts +' if name == 'attempts' else ''} ?" for name in columns
+        self._set(
+            recording.sha256,
+            state=recording.outcome,
+            updated_at=utc(),
+            talk_id=" ".join(recording.talk_ids) or None,
+            badge_id=recording.badge_id or None,
+            operation_id=recording.operation_id or None,
+            error=recording.error.reason if recording.error else None,
+            attempts=recording.tries,
         )
-        changed = self._do(
-            f"UPDATE recordings SET state = ?, updated_at = ?{names} "
-            "WHERE connection_id = ? AND sha256 = ?",
-            (state, utc(), *columns.values(), self._connection_id, sha256),
-            durable,
-        ).changed_rows
-        if not changed:
-            raise LedgerError(self._path, f"row {sha256} has been deleted")
 
-    def _do(self, sql: str, values: tuple[object, ...], durable: bool = False) -> "_Write":
-        """Execute a statement in a transaction shared by all threads that wait for one.
+    def note_dialogs(self, recording: Recording) -> None:
+        """Note the dialogs of a recording that had been sent before: found, or split."""
+        talk_id = " ".join(recording.talk_ids) or None
+        error = recording.error.reason if recording.error else None
+        self._set(recording.sha256, state=recording.outcome, talk_id=talk_id, error=error)
 
-        While one thread waits for the disk the others queue up here, and the next to come takes
-        all their statements into its own commit. Nobody is let go before the commit that holds
-        its statement, so sharing one weakens nothing.
+    def _set(self, sha256: str, **columns: object) -> None:
+        """Change a row; attempts are added to those it has."""
+        values = ", ".join(
+            f"{name} = {'attempts + ' if name == 'attempts' else ''}?" for name in columns
+        )
+        self._do(
+            f"UPDATE recordings SET {values} WHERE connection_id = ? AND sha256 = ?",
+            (*columns.values(), self._connection_id, sha256),
+        )
+
+    def _do(self, sql: str, values: tuple[object, ...] = (), synced: bool = False) -> list[Any]:
+        """Execute a statement, and return its rows; synced: it is on disk after that.
+
+        Raises LedgerError, also where an UPDATE finds no row: somebody has deleted it.
         """
-        write = _Write(sql, values, durable)
-        with self._waiting_lock:
-            self._waiting.append(write)
-        with self._write_lock:
-            if not write.done:
-                with self._waiting_lock:
-                    batch, self._waiting = self._waiting, []
-                self._commit(batch)
-        if write.error:
-            raise LedgerError(self._path, write.error)
-        return write
-
-    def _commit(self, batch: "list[_Write]") -> None:
-        """Execute statements in one transaction, on disk if one of them has to be."""
-        error_text = ""
-        durable = any(write.durable for write in batch)
-        try:
-            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            self._db.execute("BEGIN IMMEDIATE")
-            for write in batch:
-                cursor = self._db.execute(write.sql, write.values)
-                write.rows, write.changed_rows = cursor.fetchall(), cursor.rowcount
-            self._db.execute("COMMIT")
-        except Exception as error:  # noqa: BLE001 - of one thread's values, say: none is committed.
-            error_text = str(error) or repr(error)
-            # SQLite may have rolled back by itself, and a full disk may keep us from doing it.
-            with contextlib.suppress(self._sqlite_error):
-                self._db.execute("ROLLBACK")
-        for write in batch:
-            write.error = error_text
-            write.done = True
+        with self._lock:
+            try:
+                self._db.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+                cursor = self._db.execute(sql, values)
+                rows = cursor.fetchall()
+            except (self._sqlite_error, ValueError) as error:  # ValueError: closed, or not text.
+                raise LedgerError(self.path, str(error)) from error
+            if synced:
+                self._check_identity()
+        if sql.startswith("UPDATE") and not cursor.rowcount:
+            raise LedgerError(self.path, "a row was deleted or changed during the run")
+        return rows
 
 
-class _Write:
-    """One thread's statement in a shared transaction."""
+def open_read_only(path: str) -> Any:
+    """Open a ledger so that SQLite neither makes nor changes a file."""
+    import sqlite3
+    from urllib.parse import quote
 
-    def __init__(self, sql: str, values: tuple[object, ...], durable: bool) -> None:
-        self.sql = sql
-        self.values = values
-        self.durable = durable
-        self.done = False
-        self.rows: list[Any] = []
-        self.changed_rows = 0
-        self.error = ""
+    # Without a log nobody writes, and SQLite need not make the files by which it would find out.
+    immutable = "" if os.path.exists(f"{path}-wal") else "&immutable=1"
+    return sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro{immutable}", uri=True)
 
 
 def ledger_key(path: str) -> Any:
-    """Answer a path as it stands in the ledger: absolute, as bytes where it is not UTF-8."""
-    folder, name = os.path.split(path)
-    path = os.path.join(absolute(folder), name)
+    """Return a path as it stands in the ledger: absolute, as bytes where it is not UTF-8."""
+    path = absolute_path(path)
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -2390,335 +2162,714 @@ def ledger_key(path: str) -> Any:
     return path
 
 
-# Of thousands of files most share their folder with others.
-absolute = functools.lru_cache(maxsize=1024)(os.path.abspath)
+def absolute_path(path: str) -> str:
+    """Return an absolute path, as os.path.abspath does, and faster for a folder's many files."""
+    folder, name = os.path.split(path)
+    return os.path.join(absolute_folder(folder), name)
+
+
+absolute_folder = functools.lru_cache(maxsize=1024)(os.path.abspath)
 
 
 def hash_audio(recording: Recording, stopping: threading.Event) -> str:
-    """Answer the SHA-256 of a recording, in hexadecimal; raise FileChanged if it cannot be read."""
+    """Return the SHA-256 of a recording, in hexadecimal; raise FileChanged if it cannot be read."""
     import hashlib
 
     digest = hashlib.sha256()
     with open_unchanged(recording.path, recording.state) as audio:
-        for data in read_chunks(audio, HASH_CHUNK_SIZE_BYTES):
+        for data in read_chunks(audio, SMALL_FILE_LIMIT_BYTES):
             if stopping.is_set():
-                raise UploadError(os.EX_TEMPFAIL, "the run ended before it was sent", AGAIN)
+                raise UploadError(os.EX_TEMPFAIL, "the run was stopped", AGAIN)
             digest.update(data)
     return digest.hexdigest()
 
 
-def hash_metadata(recording: Recording) -> str:
-    """Answer a digest of what is sent beside the audio, and of how it is sent, in hexadecimal.
-
-    Placeholder fields count without their date, which is another each time.
-    """
+def hash_sent(recording: Recording, args: argparse.Namespace) -> str:
+    """Return a digest, in hexadecimal, of what is sent beside the audio, and of how it is sent."""
     import hashlib
 
-    metadata = recording.metadata
-    if PLACEHOLDER_WARNING in recording.warnings:
-        metadata = Metadata(PLACEHOLDER_FIELDS)
-    sent = json.dumps((metadata, recording.options), sort_keys=True)
-    return hashlib.sha256(sent.encode()).hexdigest()
+    sent = talk_service_pb2.TalkMetadata()
+    sent.CopyFrom(recording.metadata)
+    if recording.has_placeholders:  # Their date is another each time.
+        del sent.fields["date"]
+    digest = hashlib.sha256(sent.SerializeToString(deterministic=True))
+    digest.update(recording.audio.SerializeToString(deterministic=True))
+    digest.update(bytes([args.split, args.single_message]))
+    return digest.hexdigest()
 
 
-def utc(seconds: float | None = None) -> str:
-    """Answer a time, or the present one, as ISO 8601 in UTC, to the second."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+def seconds_of(time_text: str) -> float:
+    """Return a time of the ledger in seconds since 1970."""
+    return datetime.datetime.fromisoformat(f"{time_text[:19]}+00:00").timestamp()
 
 
-# --- One run over all recordings -----------------------------------------------------------
+def utc() -> str:
+    """Return the present time as ISO 8601 in UTC, to the millisecond."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-class Report(NamedTuple):
-    """What became of one recording."""
+# --- 11. Settling what is unknown -------------------------------------------------------------
 
-    path: str
-    outcome: str = "failed"
-    size_bytes: int | None = None
-    mtime_ns: int = 0
-    seconds: float = 0.0
-    tries: int = 0
-    talk_ids: tuple[str, ...] = ()
-    badge_id: str = ""
-    operation_id: str = ""
-    ids: CallIds | None = None
-    error: UploadError | None = None
-    description: str = ""
-    # Another recording of this run with the same audio, which was the one to be sent.
-    same_as: str = ""
-    # Named on the command line, not found in a folder.
-    named: bool = True
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code this recording asks for."""
-        return self.error.exit_code if self.error else os.EX_OK
-
-    @property
-    def lines(self) -> list[str]:
-        """What stdout says of it."""
-        badge = [f"Badge ID: {self.badge_id}"] if self.badge_id else []
-        if self.operation_id and not self.badge_id:
-            badge = [f"Operation ID: {self.operation_id}"]
-        return badge + [f"Dialog ID: {talk_id}" for talk_id in self.talk_ids]
-
-    def failed(self, error: UploadError) -> "Report":
-        """Answer this report with what went wrong."""
-        outcome = {os.EX_DATAERR: "rejected", os.EX_PROTOCOL: "unknown"}.get(error.exit_code)
-        return self._replace(
-            error=error, outcome=outcome or "failed", tries=error.tries, ids=error.ids
-        )
-
-    def as_json(self, mask: Callable[[str], str]) -> str:
-        """Answer one line of JSON; README explains the keys."""
-        return json.dumps(
-            {
-                "schema_version": 1,
-                "path": self.path,
-                "outcome": self.outcome,
-                "talk_id": self.talk_ids[0] if self.talk_ids and not self.badge_id else None,
-                "badge_id": self.badge_id or None,
-                "talk_ids": self.talk_ids,
-                "error": mask(str(self.error)) if self.error else None,
-                "exit_code": self.exit_code,
-                "request_id": self.ids.request_id if self.ids else None,
-                "bytes": self.size_bytes,
-                "seconds": round(self.seconds, 3),
-                "tries": self.tries,
-                "description": self.description or None,
-            }
-        )
+# Values a search, and calls a run: the service's quota for looking up is 20/s, 200/min and
+# 2,000/h a project, console views included.
+SETTLE_BATCH = 20
+SETTLE_CALLS_LIMIT = 30
+SETTLE_PAUSE_S = 1.0
+SETTLE_PAGE_SIZE = 1000
+GET_LIMIT_TALKS = 100
 
 
-def find_recordings(args: argparse.Namespace, console: "Console") -> Iterator[Report]:
-    """Yield the files named and those in the folders named, each file once, in a stable order.
+class Settling:
+    """Asks the service about recordings whose answer was lost, by the SHA-256 in their metadata.
 
-    What cannot be read has an error. Files younger than --min-age are left out.
+    settled: what was found, by SHA-256. not_found: in what words it was not. missing: what is not
+    there, although something uploaded later is: it may be sent again.
     """
-    # Without a ledger this alone keeps a file with two names from becoming two dialogs.
-    seen: set[tuple[int, int]] = set()
-    closed: list[OSError] = []
-    for path, named in walk(args.audio_path, suffixes(args), closed.append):
-        try:
-            status = os.stat(path)
-        except (OSError, ValueError) as error:
-            yield Report(path, named=named).failed(unreadable(error))
-            continue
-        if (status.st_dev, status.st_ino) in seen:
-            console.detail(f"{path}: another name of a file that is already there, left out")
-        elif args.min_age and -CLOCK_SKEW_S < time.time() - status.st_mtime < args.min_age:
-            console.detail(f"{path}: younger than {args.min_age:g} s, left out")
-        else:
-            seen.add((status.st_dev, status.st_ino))
-            state = FileState.of(status)
-            yield Report(path, size_bytes=state.size_bytes, mtime_ns=state.mtime_ns, named=named)
-    for failure in closed:
-        yield Report(failure.filename, named=False).failed(unreadable(failure))
 
+    def __init__(self, args: argparse.Namespace, ledger: Ledger, uploader: Uploader) -> None:
+        self.settled: dict[str, Recording] = {}
+        self.not_found: dict[str, str] = {}
+        self.missing: set[str] = set()
+        self._args = args
+        self._ledger = ledger
+        self._uploader = uploader
+        self._calls = 0
+        self._next_call_s = 0.0
 
-def suffixes(args: argparse.Namespace) -> tuple[str, ...]:
-    """Answer what folders are searched for."""
-    return PCM_SUFFIXES if args.audio_type == "pcm" else tuple(AUDIO_SUFFIXES)
+    def look_for(self, unknown: Sequence[Row]) -> None:
+        """Look for unknown recordings; what is found becomes `uploaded`.
 
-
-def walk(
-    paths: Sequence[str], suffixes: tuple[str, ...], on_error: Callable[[OSError], None]
-) -> Iterator[tuple[str, bool]]:
-    """Yield each path that is no folder, and the audio files of each that is, sorted by name.
-
-    The second value says whether the path was named. on_error: told of folders not readable.
-    """
-    visited: set[tuple[int, int]] = set()
-    for path in paths:
-        if not os.path.isdir(path):
-            yield path, True
-            continue
-        for folder, subfolders, files in os.walk(path, followlinks=True, onerror=on_error):
+        Raises UploadError (EX_NOPERM) for a credential that is refused; anything else that goes
+        wrong is one line.
+        """
+        control = self._ledger.latest_with_key(self._args.settle_key)
+        size = SETTLE_BATCH - 1
+        for start in range(0, len(unknown), size):
+            batch = unknown[start : start + size]
+            values = [row.sha256 for row in batch]
+            if control and self._args.retry_unknown:
+                values.append(control.sha256)
             try:
-                status = os.stat(folder)
-            except OSError as error:
-                on_error(error)
-                continue
-            if (status.st_dev, status.st_ino) in visited:  # By a link, or named twice.
-                subfolders.clear()
-                continue
-            visited.add((status.st_dev, status.st_ino))
-            subfolders.sort()
-            for name in sorted(files):
-                if name.lower().endswith(suffixes):
-                    yield os.path.join(folder, name), False
+                found = self._find(values)
+            except UploadError as error:
+                if error.details.startswith("UNAUTHENTICATED"):
+                    raise
+                log.warning(f"unknown recordings could not be looked up: {error}")
+                return
+            for row in batch:
+                if row.sha256 in found:
+                    self._settle(row, found[row.sha256])
+                elif control and control.sha256 in found and control.updated_at > row.updated_at:
+                    self.missing.add(row.sha256)
+                else:
+                    self._note_absence(row)
 
+    def _note_absence(self, row: Row) -> None:
+        """Note in what words a recording was not found: that proves nothing."""
+        age_s = max(time.time() - seconds_of(row.updated_at), 0)
+        words = f"not found in the service {age_s:,.0f} s after it was sent"
+        if self._args.retry_unknown:
+            key = shown(self._args.settle_key)
+            words += (
+                f", and no recording uploaded later was found either: cannot see {key}; check it, "
+                "the project and the role"
+            )
+        self.not_found[row.sha256] = words
 
-def check_all(
-    args: argparse.Namespace, options: AudioOptions, ledger: Ledger | None, console: "Console"
-) -> tuple[list[tuple[Recording, Report]], list[Report]]:
-    """Look at everything named; answer what is to be sent, and what is settled already."""
-    common = read_metadata(args.meta_path) if args.meta_path else None
-    to_send: list[tuple[Recording, Report]] = []
-    settled: list[Report] = []
-    found = list(find_recordings(args, console))
-    uploaded = ledger.uploaded([report.path for report in found]) if ledger else {}
-    for warning in date_warnings(common) if common else ():
-        console.note(f"{args.meta_path}: {warning}")
-    without: list[str] = []
-    for report in found:
-        row = uploaded.get((report.path, report.size_bytes, report.mtime_ns))
-        if report.error:
-            settled.append(report)
-            continue
-        if row and not (args.wait and row.to_follow):
-            settled.append(report._replace(outcome="already", **row.results))
-            continue
-        try:
-            recording = check_recording(report.path, common, options)
-        except UploadError as error:
-            settled.append(report.failed(error))
-            continue
-        for warning in recording.warnings:
-            if warning == PLACEHOLDER_WARNING:
-                without.append(report.path)
-            else:
-                console.note(f"{report.path}: {warning}")
-        to_send.append((recording, report))
-    if without:  # One line for thousands.
-        more = f" and {len(without) - 1:,} more" if len(without) > 1 else ""
-        console.note(f"{without[0]}{more}: {PLACEHOLDER_WARNING}")
-    if not found:
-        console.note(f"nothing to upload: folders are searched for {', '.join(suffixes(args))}")
-    return to_send, settled
-
-
-def planned(recording: Recording) -> str:
-    """Say what would be sent, and how."""
-    way = "as a single message" if recording.options.single_message else "as a stream"
-    way += " to be split" if recording.options.split else ""
-    size = f"{recording.state.size_bytes:,} bytes"
-    return f"{recording.audio.description}, {size} {way}, {planned_metadata(recording.metadata)}"
-
-
-def planned_metadata(metadata: Metadata) -> str:
-    """Say what metadata would be sent."""
-    count = len(metadata.users or ())
-    users = f", {count} user{'s' * (count != 1)}" if count else ""
-    return f"metadata {json.dumps(metadata.fields, ensure_ascii=False)}{users}"
-
-
-def upload_one(
-    recording: Recording,
-    report: Report,
-    args: argparse.Namespace,
-    uploader: Uploader,
-    ledger: Ledger | None,
-    console: "Console",
-) -> Report:
-    """Upload a recording, with the ledger's knowledge if there is one; answer what became of it."""
-    started_s = time.monotonic()
-    sha256 = ""
-    try:
-        row: Row | None = None
-        if ledger:
-            sha256 = hash_audio(recording, uploader.stopping)
-            row = ledger.claim(recording, sha256, args.retry_unknown)
-            if row and row.claimed and row.state == "unknown":
-                console.note(f"{report.path}: may be there already, --retry-unknown sends it again")
-        if row and not row.claimed:
-            report = settle_from_row(report, row)
+    def _settle(self, row: Row, talks: list[tuple[float, str]]) -> None:
+        """Note what was found of one recording: talk IDs with the times of their creation."""
+        talk_ids = tuple(talk_id for _, talk_id in sorted(talks))
+        recording = Recording(row.path)
+        recording.sha256, recording.settled = row.sha256, True
+        if row.split:
+            recording.talk_ids = talk_ids
+            cause = (
+                "the service has this recording, and split it; the list of its dialogs may not "
+                "be complete"
+            )
+            recording.fail(UploadError(os.EX_PROTOCOL, cause, LOOK_FOR_IT))
         else:
-            on_state = functools.partial(ledger.reach, sha256) if ledger else None
-            answer = uploader.upload(recording, on_state)
-            report = report._replace(outcome="uploaded", **answer._asdict())
-            if ledger:
-                ledger.settle(sha256, report)
-        if args.wait and report.operation_id and not report.talk_ids:
-            talk_ids = uploader.follow(report.path, report.operation_id)
-            report = report._replace(talk_ids=talk_ids, outcome="uploaded")
-            if ledger:
-                ledger.settle(sha256, report._replace(tries=0))
-    except UploadError as error:
-        if report.outcome == "failed":
-            report = report.failed(error)
-            # Where the ledger itself failed, its row may say uploaded or unknown: that must not
-            # become failed, which the next run would send again. Where it fails only now, the row
-            # goes on saying sending or finishing, less than it could and never more.
-            if ledger and sha256 and not isinstance(error, LedgerError):
+            recording.talk_ids, recording.outcome = talk_ids[:1], "uploaded"
+            if talk_ids[1:]:
+                log.warning(f"{row.path}: uploaded more than once: {', '.join(talk_ids)}")
+        self._ledger.note_dialogs(recording)
+        self.settled[row.sha256] = recording
+
+    def _find(self, values: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
+        """Return the talks that have one of these values under the key, by value.
+
+        A search may match more than asked, or less exactly: proof is what Get returns.
+        """
+        found: dict[str, list[tuple[float, str]]] = collections.defaultdict(list)
+        hits = self._search(values)
+        for start in range(0, len(hits), GET_LIMIT_TALKS):
+            request = talk_service_pb2.GetTalkRequest(
+                talk_ids=hits[start : start + GET_LIMIT_TALKS]
+            )
+            request.results_mask.SetInParent()
+            for talk in self._ask("Get", request).talk:
+                if talk.connection_id != self._args.connection_id:
+                    continue
+                for field in talk.talk_fields:
+                    if field.name == self._args.settle_key and field.value in values:
+                        created_s = talk.created_at.seconds + talk.created_at.nanos / 1e9
+                        found[field.value].append((created_s, talk.id))
+        return found
+
+    def _search(self, values: Sequence[str]) -> list[str]:
+        """Return the IDs of the talks that a search for these values names, page by page."""
+        from yandex.cloud.speechsense.v1 import search_pb2
+
+        request = search_pb2.SearchTalkRequest(page_size=SETTLE_PAGE_SIZE)
+        key = f"userMeta.{self._args.settle_key}"
+        request.filters.add(key=key).any_match.values.extend(values)
+        talk_ids: list[str] = []
+        while True:
+            response = self._ask("Search", request)
+            talk_ids += response.talk_ids
+            if not response.next_page_token:
+                return list(dict.fromkeys(talk_ids))
+            request.page_token = response.next_page_token
+
+    def close(self) -> None:
+        """Let go of the channel."""
+        self._uploader.close()
+
+    def _ask(self, method: str, request: Any) -> Any:
+        """Make one call, at most one a second and SETTLE_CALLS_LIMIT a run."""
+        if self._calls == SETTLE_CALLS_LIMIT:
+            cause = f"{SETTLE_CALLS_LIMIT} calls are made"
+            raise UploadError(os.EX_TEMPFAIL, cause, "the next run goes on")
+        self._calls += 1
+        self._uploader.stopping.wait(self._next_call_s - time.monotonic())
+        self._next_call_s = time.monotonic() + SETTLE_PAUSE_S
+        request.organization_id = self._args.organization_id
+        request.space_id = self._args.space_id
+        request.connection_id = self._args.connection_id
+        request.project_id = self._args.project_id or ""
+        return self._uploader.ask("looking up unknown recordings", method, request)
+
+
+# --- 12. The run ------------------------------------------------------------------------------
+
+SAME_FOR_ALL = "stopped, because every other recording would meet the same error"
+
+
+class Run:
+    """Everything from the recordings named to one exit code.
+
+    Workers take recordings from one iterator, in the order of their paths. What each of them
+    does with one is `_take`, `_send` and `report`; the rest of the class is about stopping, and
+    about outages.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        access: Access | None,
+        ledger: Ledger | None,
+        console: Console,
+    ) -> None:
+        self.args = args
+        self.access = access
+        self.ledger = ledger
+        self.console = console
+        self.stopping = threading.Event()
+        self.stop_cause = ""
+        self.under_way: set[Recording] = set()
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.exit_codes: set[int] = set()
+        # An outage, as it looks from here; see _judge.
+        self._in_doubt = self._began_in_doubt = bool(ledger and ledger.begins_in_doubt())
+        self._failures = 0
+        self._resume_s = 0.0
+        self._common = read_metadata(args.meta_path, may_be_pipe=True) if args.meta_path else None
+        self._recordings = self._find()
+        self._taking = threading.Lock()
+        self._reporting = threading.RLock()
+        self._settling: Settling | None = None
+        self._duplicates: list[Recording] = []
+        self._unknown: list[Recording] = []
+        self._placeholders_told = False
+        self._signals: list[int] = []
+        self._bug: BaseException | None = None
+
+    def main(self) -> int:
+        """Upload all there is; return the exit code."""
+        self._settle_earlier()
+        with signals_to(self._signals.append):
+            # Daemons: one that reads from a dead disk must not keep the program from ending.
+            workers = [
+                threading.Thread(target=self._work, daemon=True)
+                for _ in range(self.args.jobs if self.console.several else 1)
+            ]
+            for worker in workers:
+                worker.start()
+            self._wait_for(workers)
+        self._report_left()
+        if self._bug:
+            raise self._bug
+        return self._end()
+
+    def plan(self) -> int:
+        """Say what main() would do; return the exit code."""
+        for recording in self._recordings:
+            if self._prepare(recording):
+                recording.outcome = "checked"
+                recording.description = planned(recording, self.args)
+            if recording.outcome:
+                self.report(recording)
+        for recording in self._duplicates:
+            recording.outcome = "already"
+            self.report(recording)
+        return self._end()
+
+    # --- What a worker does
+
+    def _work(self) -> None:
+        """Send one recording after the other, over a channel of this worker's own."""
+        assert self.access is not None
+        uploader = Uploader(self.args, self.access, self.stopping, self._hold)
+        try:
+            while recording := self._take():
+                uploader.refusal_wait_s = REFUSAL_WAIT_S if self._in_doubt else 0.0
+                self._send(recording, uploader)
+                self.report(recording)
+        except BaseException as bug:  # noqa: BLE001 - raised again by the main thread.
+            self._bug = self._bug or bug
+            self.stop("a bug")
+        finally:
+            uploader.close()
+
+    def _take(self) -> Recording | None:
+        """Return the next recording that is to be sent, once the run may begin one."""
+        while not self.stopping.is_set():
+            recording = None
+            # One at a time: of two recordings with the same audio the first by path is sent.
+            with self._taking:
+                in_turn = not (self._in_doubt and self.under_way)
+                if in_turn and time.monotonic() >= self._resume_s:
+                    recording = next(self._recordings, None)
+                    if recording is None:
+                        return None
+                    if self._prepare(recording):
+                        self.under_way.add(recording)
+                        return recording
+            if recording is None:
+                self.stopping.wait(LOOK_S)
+            elif recording.outcome:
+                self.report(recording)
+        return None
+
+    def _hold(self, delay_s: float) -> None:
+        """Have no recording begun for a while: nothing connects, or the quota is used up."""
+        self._resume_s = max(self._resume_s, time.monotonic() + delay_s)
+
+    def _find(self) -> Iterator[Recording]:
+        """Yield the recordings named, each file once."""
+        # Without a ledger this alone keeps a file with two names from becoming two dialogs.
+        seen: set[tuple[int, int]] = set()
+        failed_before: list[Recording] = []
+        for path, named, folder_error in find_paths(self.args):
+            recording = Recording(path, named)
+            try:
+                if folder_error:
+                    raise folder_error
+                recording.state = state = FileState.of(os.stat(path))
+            except (OSError, ValueError) as error:
+                recording.fail(unreadable(error))
+                yield recording
+                continue
+            age_s = time.time() - state.mtime_ns / 1e9
+            if self.args.min_age and -CLOCK_SKEW_S < age_s < self.args.min_age:
+                log.debug(f"{path}: younger than {self.args.min_age:g} s, left out")
+                continue
+            if state[2:] in seen:
+                log.debug(f"{path}: another name of a file that was found before, left out")
+                continue
+            seen.add(state[2:])
+            # One that always fails must not hold up the others.
+            if self._began_in_doubt and self.ledger and self.ledger.has_failed(path):
+                failed_before.append(recording)
+            else:
+                yield recording
+        yield from failed_before
+
+    def _prepare(self, recording: Recording) -> bool:
+        """Look a recording up in the ledger, and check it; return whether a worker is needed.
+
+        Otherwise its outcome says why, or is empty where nothing is to be reported.
+        """
+        recording.started_s = time.monotonic()
+        try:
+            if recording.outcome or self._is_known(recording):
+                return False
+            check_recording(recording, self.args, self._common)
+            row = None
+            if self.ledger:
+                recording.sha256 = hash_audio(recording, self.stopping)
+                recording.metadata_sha256 = hash_sent(recording, self.args)
+                row = self.ledger.claim(recording, self._may_resend)
+        except UploadError as error:
+            recording.fail(error)
+            return False
+        if row:
+            self._use_row(recording, row)
+            return self._is_to_follow(recording)
+        if recording.has_placeholders and not self._placeholders_told:
+            self._placeholders_told = True
+            log.warning(
+                f"{recording.path}: no metadata given, so placeholder fields are sent "
+                "(operator_name Operator and so on; said once a run); use --meta-path, or a .json "
+                "file beside the recording"
+            )
+        return True
+
+    def _is_known(self, recording: Recording) -> bool:
+        """Whether the ledger has this file as uploaded, by its path, size and time."""
+        row = self.ledger.find_uploaded(recording) if self.ledger else None
+        if row is None or (self.args.wait and row.operation_id and not row.talk_id):
+            return False
+        if self._settling and row.sha256 in self._settling.settled:
+            return True  # Reported already.
+        row.add_to(recording)
+        sidecar = find_sidecar(recording.path)
+        with contextlib.suppress(OSError, UploadError):
+            # Times of version 1 have no milliseconds.
+            if sidecar and os.stat(sidecar).st_mtime > seconds_of(row.updated_at) + 1:
+                check_recording(recording, self.args, self._common)
+                recording.metadata_sha256 = hash_sent(recording, self.args)
+                self._compare_metadata(recording, row)
+        return True
+
+    def _is_to_follow(self, recording: Recording) -> bool:
+        """Whether it is being split, into dialogs not yet known, and they are waited for."""
+        being_split = recording.operation_id and not recording.talk_ids
+        return bool(self.args.wait and being_split and recording.outcome in ("uploaded", "already"))
+
+    def _use_row(self, recording: Recording, row: Row) -> None:
+        """Say what the ledger knows of a recording that is not to be sent."""
+        self._compare_metadata(recording, row)
+        if row.state in ("sending", "finishing"):
+            recording.duplicate_of = row.path
+            self._duplicates.append(recording)
+        elif not (self._settling and row.sha256 in self._settling.settled):
+            row.add_to(recording)
+            if recording.error and self._settling and row.sha256 in self._settling.not_found:
+                recording.error.cause += f"; {self._settling.not_found[row.sha256]}"
+
+    def _compare_metadata(self, recording: Recording, row: Row) -> None:
+        """Say that the same audio was sent with other metadata, and how to change it."""
+        if row.metadata_sha256 in ("", recording.metadata_sha256):
+            return
+        advice = f"to change it: --talk-id {row.talk_id or 'ID'} --meta-path FILE"
+        if row.path != absolute_path(recording.path):
+            log.warning(
+                f"{recording.path}: not sent, as {row.path} has the same audio; their metadata "
+                f"differs, and the dialog has that of {row.path}; {advice}"
+            )
+        elif row.state == "uploaded":
+            log.info(f"{recording.path}: its metadata has changed since the upload; {advice}")
+
+    def _may_resend(self, row: Row) -> bool:
+        """Whether an unknown recording may be sent again."""
+        if not self.args.retry_unknown or row.talk_id:
+            return False
+        if self._settling and row.settle_key == self.args.settle_key:
+            return row.sha256 in self._settling.missing
+        return True
+
+    def _send(self, recording: Recording, uploader: Uploader) -> None:
+        """Upload a recording, or only wait for its dialogs, and note how that ended."""
+        ledger, args = self.ledger, self.args
+        try:
+            if not recording.outcome:
+                if args.settle_key:
+                    recording.metadata.fields[args.settle_key] = recording.sha256
+                if ledger:
+                    sending = functools.partial(ledger.sending, recording.sha256)
+                    finishing = functools.partial(
+                        ledger.finishing, recording.sha256, args.settle_key, args.split
+                    )
+                    uploader.upload(recording, sending, finishing)
+                else:
+                    uploader.upload(recording)
+        except UploadError as error:
+            recording.fail(error)
+        # Where the ledger itself failed, its row may say anything up to finishing: that is less
+        # than what happened, and never more.
+        if ledger and recording.tries and not isinstance(recording.error, LedgerError):
+            try:
+                ledger.end(recording)
+            except LedgerError as error:
+                self._cannot_note(recording, error)
+        if self._is_to_follow(recording) and not recording.error:
+            try:
+                uploader.follow(recording)
+                recording.outcome = "uploaded"
+                if ledger:
+                    ledger.note_dialogs(recording)
+            except UploadError as error:
+                if not ledger and error.exit_code == os.EX_TEMPFAIL:
+                    # Running this again would upload it twice.
+                    error.exit_code, error.advice = os.EX_PROTOCOL, LOOK_FOR_IT
+                recording.error = error
+        recording.seconds = time.monotonic() - recording.started_s
+
+    def _cannot_note(self, recording: Recording, error: LedgerError) -> None:
+        """Say that the ledger does not have how sending a recording ended."""
+        if recording.outcome == "uploaded":
+            made = " ".join(recording.talk_ids) or recording.operation_id
+            error.cause = f"already uploaded as {made}, but that could not be noted: {error.cause}"
+            recording.error = error
+        else:
+            log.warning(f"{recording.path}: {error}")
+            self.exit_codes.add(error.exit_code)
+            self.stop(SAME_FOR_ALL)
+
+    # --- What becomes of the run
+
+    def report(self, recording: Recording) -> None:
+        """Print what became of a recording, and see what it means for the run."""
+        with self._reporting:
+            if recording.reported:  # By the main thread, which did not wait any longer.
+                return
+            self.under_way.discard(recording)
+            if recording not in self._unknown:
+                self._judge(recording)
+            if recording.outcome == "unknown" and recording.tries and self._settling:
+                self._unknown.append(recording)  # Until the service has been asked.
+                return
+            recording.reported = True
+            self.counts["settled" if recording.settled else recording.outcome] += 1
+            if recording.error:
+                self.exit_codes.add(recording.error.exit_code)
+            self.console.result(recording)
+        if self.console.output_lost:
+            self.stop("stdout cannot be written")
+
+    def _judge(self, recording: Recording) -> None:
+        """Tell an outage: recordings in a row that failed for reasons of service or network."""
+        error = recording.error
+        if recording.outcome == "uploaded":
+            self._failures = 0
+            self._in_doubt = self._began_in_doubt = False
+        elif error and error.outage:
+            self._failures += 1
+            self._in_doubt = True
+            limit = FAILURES_LIMIT_IN_DOUBT if self._began_in_doubt else FAILURES_LIMIT
+            if self._failures >= limit:
+                self.stop(f"{self._failures} recordings in a row were not delivered; {AGAIN} later")
+        if error and error.stops_run:
+            self.stop(SAME_FOR_ALL)
+
+    def stop(self, cause: str) -> None:
+        """Have nothing more begun; what is under way may end, but is not tried again."""
+        self.stop_cause = self.stop_cause or cause
+        self.stopping.set()
+
+    def _cancel(self, unless_finished: bool) -> None:
+        """Cancel what is under way; unless_finished: not where only the answer is missing."""
+        for recording in list(self.under_way):
+            if recording.transfer:
+                recording.transfer.cancel(unless_finished)
+
+    def _wait_for(self, workers: Sequence[threading.Thread]) -> None:
+        """Wait until the workers have ended, or a signal and a grace period have come."""
+        signalled_s = cancelled_s = math.inf
+        while any(worker.is_alive() for worker in workers):
+            self._show_progress()
+            next(filter(threading.Thread.is_alive, workers), workers[0]).join(LOOK_S)
+            now_s = time.monotonic()
+            if self._signals and signalled_s == math.inf:
+                self.stop(f"stopped by {signal.Signals(self._signals[0]).name}")
+                self._cancel(unless_finished=True)
+                signalled_s = now_s
+            impatient = len(self._signals) > 1 or now_s > signalled_s + ANSWER_GRACE_S
+            if impatient and cancelled_s == math.inf:
+                self._cancel(unless_finished=False)
+                cancelled_s = now_s
+            transfers = [recording.transfer for recording in list(self.under_way)]
+            answers_due = any(transfer and transfer.finished for transfer in transfers)
+            # Who does not end now is stuck, with a disk that hangs, say.
+            if now_s > min(cancelled_s, math.inf if answers_due else signalled_s) + CANCEL_GRACE_S:
+                break
+        self.console.end_progress()
+
+    def _show_progress(self) -> None:
+        """Draw the progress bar, unless somebody is reporting: it would step back meanwhile."""
+        if self._reporting.acquire(blocking=False):
+            try:
+                transfers = [recording.transfer for recording in self.under_way]
+                sent_bytes = sum(transfer.live_bytes for transfer in transfers if transfer)
+                self.console.show_progress(sent_bytes)
+            finally:
+                self._reporting.release()
+
+    def _report_left(self) -> None:
+        """Report what was left when the workers ended or were given up."""
+        for recording in list(self.under_way):
+            cause = f"{self.stop_cause or STOPPED} while it was under way"
+            if recording.transfer and recording.transfer.end():
+                cause += "; the dialog may or may not exist"
+                recording.fail(UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST))
+            else:
+                recording.fail(UploadError(os.EX_TEMPFAIL, cause, AGAIN))
+            self.report(recording)
+        self._settle_fresh()
+        for recording in self._duplicates:
+            assert self.ledger is not None
+            row = self.ledger.find_audio(recording.sha256)
+            if row and row.state in ("uploaded", "unknown", "rejected"):
+                row.add_to(recording)
+            else:
+                cause = f"same audio as {recording.duplicate_of}, which was not uploaded"
+                recording.fail(UploadError(os.EX_TEMPFAIL, cause, "see there"))
+            self.report(recording)
+        # A worker that is stuck may have the iterator.
+        if self.stopping.is_set() and self._taking.acquire(timeout=CANCEL_GRACE_S):
+            for recording in self._recordings:
                 with contextlib.suppress(LedgerError):
-                    ledger.settle(sha256, report)
-        else:  # Uploaded; only what was to come after that failed.
-            if not ledger and error.exit_code == os.EX_TEMPFAIL:
-                # Who runs that again sends it again.
-                error.exit_code, error.advice = os.EX_PROTOCOL, LOOK_FOR_IT
-            report = report._replace(error=error)
-    return report._replace(seconds=time.monotonic() - started_s)
+                    if not recording.outcome and not self._is_known(recording):
+                        cause = f"not tried: {self.stop_cause}"
+                        recording.fail(UploadError(os.EX_TEMPFAIL, cause, AGAIN))
+                        recording.outcome = "not tried"
+                    self.report(recording)
+
+    def _settle_earlier(self) -> None:
+        """Look up what earlier runs left unknown."""
+        if self.args.settle_key and self.ledger and self.access:
+            uploader = Uploader(self.args, self.access, self.stopping)
+            self._settling = Settling(self.args, self.ledger, uploader)
+            self._look_up(self.ledger.unknown_with_key(self.args.settle_key))
+            for recording in self._settling.settled.values():
+                self.report(recording)
+
+    def _settle_fresh(self) -> None:
+        """Look up what this run left unknown, and report it."""
+        settling, ledger = self._settling, self.ledger
+        if not settling or not ledger:
+            return
+        try:
+            if not self.stopping.is_set():
+                rows = [ledger.find_audio(recording.sha256) for recording in self._unknown]
+                self._look_up([row for row in rows if row and row.state == "unknown"])
+        finally:
+            self._settling = None
+            for recording in self._unknown:
+                found = settling.settled.get(recording.sha256)
+                if found:
+                    recording.outcome, recording.error = found.outcome, found.error
+                    recording.talk_ids, recording.settled = found.talk_ids, True
+                elif recording.error and recording.sha256 in settling.not_found:
+                    recording.error.cause += f"; {settling.not_found[recording.sha256]}"
+                self.report(recording)
+            settling.close()
+
+    def _look_up(self, rows: list[Row]) -> None:
+        """Look for unknown recordings; a credential that is refused stops the run."""
+        assert self._settling is not None
+        try:
+            self._settling.look_for(rows)
+        except UploadError as error:
+            log.warning(f"looking up unknown recordings: {error}")
+            self.exit_codes.add(error.exit_code)
+            self.stop(SAME_FOR_ALL)
+
+    def _end(self) -> int:
+        """Say how the run ended; return its exit code."""
+        counts = self.counts
+        failed = counts["failed"] + counts["rejected"]
+        settled = f", {counts['settled']} settled" if counts["settled"] else ""
+        if self._signals or counts["not tried"]:
+            left = f"{counts['unknown']} unknown, {counts['not tried']:,} not tried"
+            log.warning(f"{self.stop_cause}; {left}")
+        elif not counts:
+            looked_for = ", ".join(audio_suffixes(self.args))
+            folders = ", ".join(self.args.audio_path)
+            log.info(f"{folders}: no recordings found (looked for {looked_for})")
+        elif sum(counts.values()) > 1 or self.console.several:
+            log.info(
+                f"{counts['uploaded']} uploaded, {counts['already']} already there{settled}, "
+                f"{failed} failed, {counts['unknown']} unknown"
+            )
+        if self._signals:
+            return 128 + self._signals[0]
+        if self.console.output_lost:
+            self.exit_codes.add(os.EX_IOERR)
+        return next((code for code in GRAVEST_FIRST if code in self.exit_codes), os.EX_OK)
 
 
-def plan_one(
-    recording: Recording,
-    report: Report,
-    args: argparse.Namespace,
-    uploader: Uploader,
-    ledger: Ledger | None,
-) -> Report:
-    """Say what would become of a recording."""
-    try:
-        if ledger:
-            sha256 = hash_audio(recording, uploader.stopping)
-            row = ledger.row(sha256)
-            if row and row.settled(recording, args.retry_unknown):
-                return settle_from_row(report, row)
-    except UploadError as error:
-        return report.failed(error)
-    return report._replace(outcome="checked", description=planned(recording))
+def planned(recording: Recording, args: argparse.Namespace) -> str:
+    """Say what would be sent, and how."""
+    way = "as a single message" if args.single_message else "as a stream"
+    way += " to be split" if args.split else ""
+    size = f"{recording.size_bytes or 0:,} bytes"
+    return f"{recording.description}, {size} {way}, {planned_metadata(recording)}"
 
 
-def settle_from_row(report: Report, row: Row) -> Report:
-    """Say what the ledger knows of a recording that is not to be sent."""
-    if row.state == "uploaded":
-        return report._replace(outcome="already", **row.results)
-    if row.state == "sending":
-        # Under another name, in this run: known when that one has ended.
-        return report._replace(same_as=row.path)
-    if row.state == "unknown":
-        cause = f"not sent, an earlier run may have uploaded it: {row.error}"
-        error = UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST)
+def planned_metadata(recording: Recording) -> str:
+    """Say what metadata would be sent."""
+    fields = json.dumps(dict(sorted(recording.metadata.fields.items())), ensure_ascii=False)
+    count = len(recording.metadata.users)
+    users = f", {count} user{'s' * (count != 1)}" if count else ""
+    return f"metadata {fields}{users}"
+
+
+def update_talk(args: argparse.Namespace, access: Access | None, console: Console) -> int:
+    """Send new metadata for a dialog that exists; return the exit code."""
+    recording = Recording(args.talk_id)
+    recording.metadata = read_metadata(args.meta_path, may_be_pipe=True)
+    if access is None:
+        recording.outcome, recording.description = "checked", planned_metadata(recording)
     else:
-        cause = f"not sent, it was rejected before: {row.error}"
-        error = refused(cause, "it is sent again once the file or its metadata changes")
-    return report._replace(error=error, outcome=row.state)
+        try:
+            Uploader(args, access).update(recording)
+            recording.outcome, recording.talk_ids = "updated", (args.talk_id,)
+        except UploadError as error:
+            recording.fail(error)
+    console.result(recording)
+    if console.output_lost:
+        return os.EX_IOERR
+    return recording.error.exit_code if recording.error else os.EX_OK
 
 
-def settle_same(report: Report, sent: Report) -> Report:
-    """Say what became of a recording whose content went under another name."""
-    if sent.outcome in ("uploaded", "already"):
-        return report._replace(
-            outcome="already",
-            talk_ids=sent.talk_ids,
-            badge_id=sent.badge_id,
-            operation_id=sent.operation_id,
-        )
-    cause = f"same audio as {sent.path}, which was not uploaded"
-    return report.failed(UploadError(sent.exit_code, cause, "see there"))
+def upload_talk(
+    connection_id: int | str, metadata: Mapping[str, str], api_key: str, audio_path: str
+) -> str:
+    """Upload one recording, as the guide's function of this name does; return its dialog ID.
+
+    api_key: an API key or an IAM token. Raises UploadError.
+    """
+    given = (f"--connection-id={connection_id}", f"--key={api_key}", f"--audio-path={audio_path}")
+    args = parse_arguments(given)
+    recording = Recording(audio_path)
+    check_recording(recording, args, talk_metadata(connection_id, metadata))
+    with contextlib.closing(Uploader(args, Access(args))) as uploader:
+        uploader.upload(recording)
+    return recording.talk_ids[0]
 
 
 class Interrupted(BaseException):
-    """A signal asks the program to end."""
+    """A signal asks the program to end, where that loses nothing."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
-        self.told = False
+        self.exit_code = 128 + number
 
-    @property
-    def exit_code(self) -> int:
-        """The exit code that shells use for a program that a signal ended."""
-        return 128 + self.number
+
+def raise_interrupted(number: int) -> NoReturn:
+    """Leave whatever is going on."""
+    raise Interrupted(number)
 
 
 @contextlib.contextmanager
-def signals_to(handle: Callable[[int], None]) -> Iterator[None]:
-    """Have SIGINT and SIGTERM handled, except where whoever started us chose to ignore them."""
+def signals_to(handle: Callable[[int], Any]) -> Iterator[None]:
+    """Have SIGINT, SIGTERM and SIGHUP handled, but for those that whoever started us ignores."""
     numbers = [
         number
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         if threading.current_thread() is threading.main_thread()
         and signal.getsignal(number) is not signal.SIG_IGN
     ]
@@ -2730,202 +2881,114 @@ def signals_to(handle: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def raise_interrupted(number: int) -> NoReturn:
-    """Leave whatever is going on, where that loses nothing."""
-    raise Interrupted(number)
-
-
-Upload = Callable[[Recording, Report], Report]
-Events = queue.SimpleQueue[Report | BaseException | None]
-
-
-def work_off(
-    waiting: collections.deque[tuple[Recording, Report]],
-    upload: Upload,
-    uploader: Uploader,
-    events: Events,
-) -> None:
-    """Upload one recording after the other; put each report into events, and None at the end."""
-    try:
-        while not uploader.stopping.is_set():
-            try:
-                item = waiting.popleft()  # Atomic: no two threads take the same recording.
-            except IndexError:
-                break
-            report = upload(*item)
-            if report.error and report.error.stops_run:
-                # Before anybody takes another recording, to send it in vain.
-                uploader.stop(f"the run ended: {report.error.cause}", wait_for_answers=True)
-            events.put(report)
-    except BaseException as bug:  # noqa: BLE001 - raised again by the thread that reports.
-        events.put(bug)
-    finally:
-        events.put(None)
-
-
-def upload_all(
-    to_send: Sequence[tuple[Recording, Report]],
-    upload: Upload,
-    uploader: Uploader,
-    jobs: int,
-    console: "Console",
-) -> Iterator[Report]:
-    """Upload recordings, so many at a time; yield a report as each of them ends.
-
-    Stops early where every other recording would meet the same error. Raises Interrupted after a
-    signal, and what a bug raised, when what was under way has been reported.
-    """
-    events: Events = queue.SimpleQueue()
-    waiting = collections.deque(to_send)
-    working = min(jobs, len(to_send))
-    ended_by: BaseException | None = None
-    # After that: when to give up waiting for answers, then for calls to be cancelled.
-    deadlines_s = [math.inf]
-    # A signal is one more event: were it raised here, a report could be lost half-way.
-    with signals_to(lambda number: events.put(Interrupted(number))):
-        arguments = (waiting, upload, uploader, events)
-        for _ in range(working):
-            # Daemons: one that reads from a dead disk must not keep the program from ending.
-            threading.Thread(target=work_off, args=arguments, daemon=True).start()
-        while working and deadlines_s:
-            console.show_progress(uploader.bytes_under_way)
-            left_s = max(deadlines_s[0] - time.monotonic(), 0)
-            try:
-                event = events.get(timeout=min(left_s, BAR_INTERVAL_S))
-            except queue.Empty:
-                if time.monotonic() >= deadlines_s[0]:
-                    uploader.stop(f"{ended_by}", wait_for_answers=False)
-                    del deadlines_s[0]
-                continue
-            if event is None:
-                working -= 1
-            elif isinstance(event, Report):
-                if isinstance(ended_by, Interrupted) and event.error:  # Its line says what it was.
-                    ended_by.told = len(to_send) == 1
-                yield event
-                uploader.reported(event.path)
-            else:
-                uploader.stop(f"{event}", wait_for_answers=True)
-                if ended_by is None:
-                    ended_by, now_s = event, time.monotonic()
-                    deadlines_s = [now_s + ANSWER_GRACE_S, now_s + ANSWER_GRACE_S + CANCEL_GRACE_S]
-    if ended_by:
-        raise ended_by
-
-
-# --- The command line ----------------------------------------------------------------------
+# --- 13. Output, options, main ----------------------------------------------------------------
 
 
 class Console:
     """The only place that prints: results on stdout, one line a problem on stderr."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.mask: Callable[[str], str] = str
         self.output_lost = False
-        self._json = args.format == "json"
-        self._quiet = args.quiet
-        self._verbose = args.verbose
         self.several = len(args.audio_path) > 1 or any(map(os.path.isdir, args.audio_path))
+        self._args = args
         self._bar: Any = None
-        self._draw_bar_at_s = math.inf
-        self._done_bytes = self._all_bytes = self._done = self._all = 0
+        self._wants_bar = sys.stderr.isatty() and not args.quiet
+        self._done = self._done_bytes = 0
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A name that is not UTF-8 leaves as the bytes it came as.
             utf8 = sys.stdout.encoding.lower().startswith("utf")
             sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+        log.setLevel("DEBUG" if args.verbose else "WARNING" if args.quiet else "INFO")
+        log.handlers[:] = [StderrHandler(self)]
+        log.propagate = False
 
-    def result(self, report: Report) -> None:
+    def result(self, recording: Recording) -> None:
         """Print what became of a recording."""
         self._done += 1
-        self._done_bytes += report.size_bytes or 0
-        news = report.outcome == "uploaded"
-        if report.error and report.outcome != "not tried":
-            self.problem(f"{report.path}: {report.error}")
-        if report.ids and not report.error:
-            self.detail(f"{report.path}: {report.outcome} in {report.seconds:.2f} s ({report.ids})")
-        if self._json:
-            self._print_result(report.as_json(self.mask), news)
-        elif report.outcome == "checked":
-            self._print_result(f"{report.path}: would be sent: {report.description}", news)
-        elif news or report.named or self._verbose:
-            for line in report.lines:
-                self._print_result(f"{report.path}: {line}" if self.several else line, news)
+        self._done_bytes += recording.size_bytes or 0
+        path, outcome = recording.path, recording.outcome
+        is_new = outcome in ("uploaded", "updated")
+        if recording.error and outcome != "not tried":
+            log.error(f"{path}: {recording.error}")
+        if recording.tries and not recording.error:
+            ids = f"request {recording.request_id}{recording.server_ids}"
+            log.debug(f"{path}: {outcome} in {recording.seconds:.2f} s ({ids})")
+        if self._args.format == "json":
+            self._print(recording.as_json(), is_new)
+        elif outcome == "checked":
+            self._print(f"{path}: would be sent: {recording.description}", is_new)
+        elif is_new or recording.named or self._args.verbose:
+            prefix = f"{path}: " if self.several else ""
+            for line in recording.lines():
+                self._print(prefix + line, is_new)
 
-    def _print_result(self, line: str, news: bool) -> None:
+    def _print(self, line: str, is_new: bool) -> None:
+        """Print a line on stdout, or a new dialog's ID on stderr where that fails."""
         line = one_line(line)
         if not self.output_lost:
             try:
-                with self._above_bar(sys.stdout):
+                with self.above_bar(sys.stdout):
                     print(line, flush=True)
                 return
             except OSError as error:
                 self.output_lost = True
-                self.problem(f"stdout cannot be written: {error.strerror}; dialog IDs follow here")
-        if news:
-            self.problem(line)
+                log.error(f"stdout cannot be written: {error.strerror}; dialog IDs follow here")
+        if is_new:
+            log.error(line)
 
-    def problem(self, text: str) -> None:
-        """Print a line that even --quiet does not silence."""
-        with self._above_bar(sys.stderr), contextlib.suppress(OSError):
-            # In one piece: other threads print, too.
-            sys.stderr.write(one_line(self.mask(f"upload_grpc: {text}")) + "\n")
-
-    def note(self, text: str) -> None:
-        """Print a line that --quiet silences."""
-        if not self._quiet:
-            self.problem(text)
-
-    def detail(self, text: str) -> None:
-        """Print a line for --verbose."""
-        if self._verbose:
-            self.problem(text)
-
-    # A progress bar, for a person who watches.
-
-    def expect(self, reports: Sequence[Report]) -> None:
-        """Prepare for a bar over these recordings, shown if they take longer than a moment."""
-        self._done = self._done_bytes = 0
-        self._all = len(reports)
-        self._all_bytes = sum(report.size_bytes or 0 for report in reports)
-        if sys.stderr.isatty() and not self._quiet:
-            self._draw_bar_at_s = time.monotonic() + BAR_DELAY_S
-
-    def show_progress(self, bytes_under_way: Callable[[], int]) -> None:
-        """Draw the bar; what a failed try had sent is no longer in bytes_under_way."""
-        if time.monotonic() < self._draw_bar_at_s:
+    def show_progress(self, sent_bytes: int) -> None:
+        """Draw a bar for a person who watches; sent_bytes: of what is under way."""
+        if not self._wants_bar:
             return
-        self._draw_bar_at_s = time.monotonic() + BAR_INTERVAL_S
         if self._bar is None:
             try:
                 from tqdm import tqdm
             except ImportError:
-                self._draw_bar_at_s = math.inf
+                self._wants_bar = False
                 return
-            # One average rate: that of a moment says little where several share a line.
+            sizes = [file_size(path) for path, _, _ in find_paths(self._args)]
+            self._all = len(sizes)
+            # Not for what is over at once. One average rate: that of a moment says little where
+            # several uploads share a line.
             self._bar = tqdm(
-                total=self._all_bytes,
-                unit="B",
-                unit_scale=True,
-                dynamic_ncols=True,
-                smoothing=0,
-                file=sys.stderr,
-            )
-            self._bar.start_t -= BAR_DELAY_S
+                total=sum(sizes), unit="B", unit_scale=True, dynamic_ncols=True, smoothing=0,
+                delay=BAR_DELAY_S, leave=False, file=sys.stderr,
+            )  # fmt: skip
         self._bar.set_description(f"{self._done} of {self._all} recordings", refresh=False)
-        self._bar.n = self._done_bytes + bytes_under_way()
-        self._bar.refresh()
+        self._bar.update(self._done_bytes + sent_bytes - self._bar.n)
 
     def end_progress(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
-            self._bar.leave = False
             self._bar.close()
-        self._bar, self._draw_bar_at_s = None, math.inf
+        self._bar, self._wants_bar = None, False
 
-    def _above_bar(self, stream: TextIO) -> contextlib.AbstractContextManager[Any]:
+    def above_bar(self, stream: TextIO) -> contextlib.AbstractContextManager[Any]:
         """Make way for a line, unless it goes where no bar is."""
         above = self._bar is not None and stream.isatty()
         return self._bar.external_write_mode() if above else contextlib.nullcontext()
+
+
+class StderrHandler(logging.Handler):
+    """Writes each message as one line, without secrets, above the progress bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; where stderr is closed or full there is nobody to tell."""
+        line = one_line(masked(f"upload_grpc: {record.getMessage()}"))
+        with contextlib.suppress(OSError, ValueError), self._console.above_bar(sys.stderr):
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+
+
+def file_size(path: str) -> int:
+    """Return a file's size in bytes, 0 if it cannot be looked at."""
+    with contextlib.suppress(OSError, ValueError):
+        return os.path.getsize(path)
+    return 0
 
 
 def one_line(text: str) -> str:
@@ -2946,25 +3009,29 @@ class Parser(argparse.ArgumentParser):
             options = [
                 next((f"{o}..." for o in known if word.startswith(o)), word) for word in words
             ]
-            self.error(f"not understood: {' '.join(options) or 'a word that is no option'}")
+            self.error(f"unknown option: {' '.join(options)}" if options else "unexpected argument")
         return namespace
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2 and a message without the values that argparse puts into it."""
-        match = re.match(r"(argument [^:]+): (?:invalid|ignored)", message, re.DOTALL)
+        message = re.sub(r"^argument ([^:]+)", r"\1", message)
+        match = re.match(r"(\S+): (?:invalid|ignored)", message, re.DOTALL)
         choices = re.search(r" \(choose from [^()]*\)$", message)
         if match:
             message = f"{match[1]}: invalid value{choices[0] if choices else ''}"
-        super().error(message)
+        self.exit(2, f"upload_grpc: {message}; see --help\n")
 
 
 def number(
-    kind: type[int] | type[float], lowest: float, highest: float
+    kind: type[int] | type[float], lowest: float, highest: float, unit: str = ""
 ) -> Callable[[str], int | float]:
     """Make an argparse type: a number between two bounds."""
 
     def parse(text: str) -> int | float:
-        value = kind(text)
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"not a number{unit}") from None
         if not lowest <= value <= highest:
             raise argparse.ArgumentTypeError(f"must be from {lowest:g} to {highest:g}")
         return value
@@ -2982,21 +3049,31 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, width=100),
         allow_abbrev=False,
     )
+    add_options(parser)
+    args = parser.parse(argv)
+    check_arguments(args, parser)
+    return args
+
+
+def add_options(parser: Parser) -> None:
+    """Define the options, as README's table has them."""
     # fmt: off
+    seconds = " of seconds"
     option = parser.add_argument_group("what to upload").add_argument
     option("--audio-path", action="extend", nargs="+", default=[], metavar="PATH",
            help="recordings (WAV with 16 bit LPCM, MP3, OggOpus), or folders searched for them")
     option("--connection-id", required=True, metavar="ID", help="the connection to upload to")
     option("--meta-path", metavar="FILE",
            help="JSON object of metadata fields; call.json beside call.wav wins, field by field")
-    option("--talk-id", metavar="ID", help="send --meta-path alone: new metadata for this dialog")
+    option("--talk-id", metavar="ID",
+           help="send --meta-path alone: new metadata for this dialog; keys left out are erased")
     option("--audio-type", choices=("auto", *AUDIO_TYPES), default="auto",
            help="auto (default): from the content; pcm: raw samples, 16 bit, signed, "
                 "little-endian, with --sample-rate and --channels")
     option("--sample-rate", type=number(int, SAMPLE_RATES_HZ[0], SAMPLE_RATES_HZ[-1]), default=0,
            metavar="HZ", help="of raw samples")
     option("--channels", type=number(int, 1, 64), default=0, metavar="N", help="of raw samples")
-    option("--min-age", type=number(float, 0, 1e9), default=0, metavar="S",
+    option("--min-age", type=number(float, 0, 1e9, seconds), default=0, metavar="S",
            help="leave out files changed less than S seconds ago: they may still be written to")
 
     option = parser.add_argument_group("access").add_argument
@@ -3017,63 +3094,85 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     option("--split", action="store_true",
            help="have the service split a long recording of one channel, WAV or MP3, into dialogs")
     option("--wait", action="store_true",
-           help="with --split: wait for the dialog IDs, as long as something changes within "
-                "--timeout")
+           help="with --split: wait for the dialog IDs, for up to "
+                f"{WAIT_LIMIT_S / 3600:g} hours")
     option("--jobs", type=number(int, 1, 64), default=JOBS, metavar="N",
-           help="uploads at a time, over one connection (default: %(default)s)")
+           help="uploads at a time (default: %(default)s)")
     option("--retries", type=number(int, 0, 100), default=RETRIES, metavar="N",
            help="further tries after one that made no dialog (default: %(default)s)")
-    option("--timeout", type=number(float, 0.1, 86_400), default=TIMEOUT_S, metavar="S",
+    option("--timeout", type=number(float, 0.1, 86_400, seconds), default=TIMEOUT_S, metavar="S",
            help="give up a try after S seconds without progress (default: %(default)g)")
     option("--ledger", metavar="FILE",
            help="remember here what was uploaded, and send nothing twice")
     option("--retry-unknown", action="store_true",
-           help="send again what the ledger has as unknown: it may be there a second time then")
+           help="send again what the ledger has as unknown: this may create duplicates")
     option("--dry-run", action="store_true",
            help="check everything, say what would be sent, send nothing")
 
+    option = parser.add_argument_group("settling unknown recordings (with --ledger)").add_argument
+    option("--settle-key", metavar="KEY",
+           help="a string key of the connection's metadata: send each recording's SHA-256 under "
+                "it, and find by it what became of unknown ones; needs the next two options")
+    option("--organization-id", metavar="ID", help="where the connection is")
+    option("--space-id", metavar="ID", help="where the connection is")
+    option("--project-id", metavar="ID", help="look only in this project")
+
     option = parser.add_argument_group("output").add_argument
     option("--format", choices=("text", "json"), default="text", help="of stdout")
-    option("--quiet", action="store_true", help="on stderr: failures only")
+    option("--quiet", action="store_true",
+           help="on stderr: failures, and what went out with doubtful metadata, only")
     option("--verbose", action="store_true", help="on stderr: every step, with IDs")
     option("--version", action="version", version=f"upload_grpc {__version__}")
     # fmt: on
-    args = parser.parse(argv)
-    check_arguments(args, parser)
-    return args
 
 
 def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
     """Exit with 2 where options are missing or contradict each other."""
     args.connection_id = args.connection_id.strip()
     args.talk_id = args.talk_id and args.talk_id.strip()
-    for name in ("connection_id", "meta_path", "key_file", "ca_file", "ledger", "talk_id"):
-        # What a variable that is not set leaves of "$LEDGER" must not pass for no ledger.
+    may_not_be_empty = (
+        *("connection_id", "meta_path", "key_file", "ca_file", "ledger", "talk_id"),
+        *("settle_key", "organization_id", "space_id", "project_id"),
+    )
+    for name in may_not_be_empty:
+        # An unset $LEDGER expands to ''; reject it.
         if getattr(args, name) == "":
             parser.error(f"--{name.replace('_', '-')} is empty")
-    pcm = args.audio_type == "pcm"
     about_audio = (
         *(args.audio_path, args.audio_type != "auto", args.min_age),
         *(args.split, args.single_message),
     )
+    pcm = args.audio_type == "pcm"
+    settling = {
+        "--settle-key": args.settle_key,
+        "--organization-id": args.organization_id,
+        "--space-id": args.space_id,
+        "--ledger": args.ledger,
+    }
+    missing = [name for name, value in settling.items() if not value]
+    wants_settling = args.settle_key or args.organization_id or args.space_id or args.project_id
     wrong = {
         "--audio-path is missing": not args.audio_path and not args.talk_id,
         "--audio-path is empty": "" in args.audio_path,
-        "--talk-id goes with --meta-path, and with nothing about audio": args.talk_id
-        and (any(about_audio) or not args.meta_path),
-        "--talk-id goes without --ledger: to say it twice does no harm": args.talk_id
-        and args.ledger,
+        "--talk-id needs --meta-path": args.talk_id and not args.meta_path,
+        "--talk-id sends metadata only: leave out --audio-path and all about audio": args.talk_id
+        and any(about_audio),
+        "--talk-id does not use --ledger: repeating it is harmless": args.talk_id and args.ledger,
         "--audio-type pcm needs --sample-rate and --channels": pcm
         and not (args.sample_rate and args.channels),
         "--sample-rate and --channels are for --audio-type pcm": not pcm
         and (args.sample_rate or args.channels),
-        "--split is sent as a stream, not with --single-message": args.split
+        "--split is sent as a stream: leave out --single-message": args.split
         and args.single_message,
-        "--wait goes with --split": args.wait and not args.split,
-        "--key-type vm goes without --key and --key-file": args.key_type == "vm"
+        "--wait is for --split": args.wait and not args.split,
+        "--key and --key-file exclude each other": args.key is not None
+        and args.key_file is not None,
+        "--key-type vm takes no --key and no --key-file": args.key_type == "vm"
         and (args.key is not None or args.key_file is not None),
-        "--retry-unknown needs the --ledger that knows them": args.retry_unknown
-        and not args.ledger,
+        "--retry-unknown needs --ledger": args.retry_unknown and not args.ledger,
+        f"--settle-key needs {', '.join(missing)}": args.settle_key and missing,
+        "--organization-id, --space-id and --project-id are for --settle-key": wants_settling
+        and not args.settle_key,
         "--connection-id has characters that no ID has": not args.connection_id.isprintable(),
         "--talk-id has characters that no ID has": not (args.talk_id or "-").isprintable(),
     }
@@ -3083,154 +3182,48 @@ def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Make sure that all settings are good, then do what is asked; answer the exit code."""
+    """Make sure that all settings are good, then do what is asked; return the exit code."""
+    if import_error:
+        cause = f"cannot load grpc and the stubs in {HERE}/generated: {import_error}"
+        raise UploadError(os.EX_CONFIG, cause, f"run: make -C {shlex.quote(HERE)}")
     if sys.stdout is None:
         raise UploadError(os.EX_IOERR, "stdout is closed", "dialog IDs go there: redirect it")
-    credential = find_credential(args.key, args.key_file, args.key_type)
-    console.mask = credential.mask
-    credential.header()
-    roots = read_root_certificates(args.ca_file)
-    options = AudioOptions(
-        args.audio_type, args.sample_rate, args.channels, args.split, args.single_message
-    )
-    uploader = Uploader(
-        lambda: open_channel(args.endpoint, roots),
-        args.connection_id,
-        credential,
-        operations=(lambda: open_channel(OPERATIONS, roots)) if args.endpoint == ENDPOINT else None,
-        timeout_s=args.timeout,
-        retries=args.retries,
-        note=console.note,
-        detail=console.detail,
-    )
-    with contextlib.closing(uploader):
-        if args.talk_id:
-            return update_talk(args, uploader, console)
-        ledger = Ledger(args.ledger, args.connection_id) if args.ledger else None
-        with contextlib.closing(ledger) if ledger else contextlib.nullcontext():
-            return run_all(args, options, uploader, ledger, console)
-
-
-def run_all(
-    args: argparse.Namespace,
-    options: AudioOptions,
-    uploader: Uploader,
-    ledger: Ledger | None,
-    console: Console,
-) -> int:
-    """Check all recordings, send those that need it, and answer the exit code."""
-    reports: list[Report] = []
-
-    def report(result: Report) -> None:
-        reports.append(result)
-        console.result(result)
-        if console.output_lost:
-            uploader.stop("stdout cannot be written", wait_for_answers=True)
-
-    to_send, settled = check_all(args, options, ledger, console)
-    for item in settled:
-        report(item)
-    if args.dry_run:
-        for recording, item in to_send:
-            report(plan_one(recording, item, args, uploader, ledger))
-        return exit_code(reports, console)
-
-    console.expect([item for _, item in to_send])
-    upload = functools.partial(
-        upload_one, args=args, uploader=uploader, ledger=ledger, console=console
-    )
-    same: list[Report] = []
-    try:
-        for item in upload_all(to_send, upload, uploader, args.jobs, console):
-            same.append(item) if item.same_as else report(item)
-        sent = {item.path: item for item in reports}
-        for item in same:
-            report(settle_same(item, sent[item.same_as]))
-    finally:
-        console.end_progress()
-        reported = {item.path for item in reports}
-        for _, item in to_send:
-            if item.path in reported:
-                continue
-            if item.path in uploader.begun:  # Who had it is stuck, or met a bug.
-                report(item.failed(UploadError(os.EX_PROTOCOL, LEFT_UNDER_WAY, LOOK_FIRST)))
-            else:
-                error = UploadError(os.EX_TEMPFAIL, "not tried, the run ended before", AGAIN)
-                report(item.failed(error)._replace(outcome="not tried"))
-        summarize(reports, console)
-    return exit_code(reports, console)
-
-
-def update_talk(args: argparse.Namespace, uploader: Uploader, console: Console) -> int:
-    """Send new metadata for a dialog that exists."""
-    metadata = read_metadata(args.meta_path)
-    for warning in date_warnings(metadata):
-        console.note(warning)
-    report = Report(args.talk_id)
-    if args.dry_run:
-        report = report._replace(outcome="checked", description=planned_metadata(metadata))
-    else:
-        try:
-            answer = uploader.update(args.talk_id, metadata)
-            report = report._replace(outcome="updated", **answer._asdict())
-        except UploadError as error:
-            report = report.failed(error)
-    console.result(report)
-    return exit_code([report], console)
-
-
-def exit_code(reports: Sequence[Report], console: Console) -> int:
-    """Answer the gravest exit code among the reports'."""
-    codes = {report.exit_code for report in reports}
-    if console.output_lost:
-        codes.add(os.EX_IOERR)
-    return next((code for code in GRAVEST_FIRST if code in codes), os.EX_OK)
-
-
-def summarize(reports: Sequence[Report], console: Console) -> None:
-    """Count the outcomes on stderr, where there was more than one recording."""
-    if len(reports) <= 1 and not console.several:
-        return
-    counts = collections.Counter(report.outcome for report in reports)
-    console.note(
-        f"{counts['uploaded']} uploaded, {counts['already']} already there, "
-        f"{counts['failed'] + counts['rejected']} failed, {counts['unknown']} unknown"
-        + (f", {counts['not tried']} not tried" if counts["not tried"] else "")
-    )
+    access = None if args.dry_run else Access(args)
+    if args.talk_id:
+        return update_talk(args, access, console)
+    ledger = Ledger(args.ledger, args.connection_id, args.dry_run) if args.ledger else None
+    with contextlib.closing(ledger) if ledger else contextlib.nullcontext():
+        whole = Run(args, access, ledger, console)
+        return whole.plan() if args.dry_run else whole.main()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and answer its exit code."""
+    """Run the command and return its exit code."""
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
+    SECRETS.clear()
     args = parse_arguments(argv)
     console = Console(args)
     try:
         with signals_to(raise_interrupted):
             return run(args, console)
     except LedgerInUse as error:
-        console.note(str(error))
+        log.info(str(error))
         return error.exit_code
     except UploadError as error:
-        console.problem(str(error))
+        log.error(str(error))
         return error.exit_code
     except Interrupted as interrupted:
-        if not interrupted.told:
-            console.problem(str(interrupted))
+        log.error(str(interrupted))
         return interrupted.exit_code
     except Exception:  # noqa: BLE001 - a bug, whatever it is, is told and has its exit code.
         for line in traceback.format_exc().splitlines():
-            console.problem(line)
-        console.problem("this is a bug: report it with the lines above")
+            log.error(line)
+        log.error("this is a bug: report it with the lines above")
         return os.EX_SOFTWARE
 
 
 if __name__ == "__main__":
-    # If stdin, stdout or stderr is closed, the next file opened would get its number, and the
-    # ledger be printed into: fill the gaps.
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(descriptor)
     code = main()
     with contextlib.suppress(OSError, AttributeError):  # Full, or closed from the beginning.
         sys.stdout.flush()
