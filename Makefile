@@ -11,6 +11,8 @@ PYTEST_ARGS ?= -n auto
 CHAOS_ARGS ?=
 FUZZ_ARGS ?=
 BENCH_ARGS ?=
+# A recording of one's own for `make demo`.
+DEMO_ARGS ?=
 
 VENV := .venv
 INTEROP_VENV := .venv-interop
@@ -24,7 +26,7 @@ STUBS := generated/SOURCE
 
 .DEFAULT_GOAL := setup
 .DELETE_ON_ERROR:
-.PHONY: help setup generate cloudapi test chaos fuzz bench growth lint interop demo clean FORCE
+.PHONY: help setup generate cloudapi test chaos fuzz bench growth lint interop demo picture clean FORCE
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -70,8 +72,11 @@ lint: $(LINTING) $(STUBS) ## Check style (ruff) and types (mypy --strict).
 interop: $(TESTING) $(STUBS) $(INTEROP) ## Upload to a service of the official SDK, compare contracts.
 	@$(VENV)/bin/python tests/interop/run.py $(INTEROP_VENV)/bin/python
 
-demo: $(TESTING) $(STUBS) ## Upload a sample to a service on this machine.
-	@$(VENV)/bin/python tests/demo.py
+demo: $(TESTING) $(STUBS) ## Upload a sample, or DEMO_ARGS=call.wav, to a service on this machine.
+	@DEMO_KEEP='$(DEMO_KEEP)' $(VENV)/bin/python tests/demo.py $(DEMO_ARGS)
+
+picture: $(TESTING) $(STUBS) ## Make README's picture of a run anew.
+	@$(VENV)/bin/python tests/picture.py
 
 clean: ## Remove everything that make made.
 	rm -rf $(VENV) $(INTEROP_VENV) .cloudapi .cloudapi.new

@@ -1,11 +1,12 @@
-"""Upload the sample recording to a service on this machine, and show where it went.
+"""Upload a recording to a service on this machine, and show what arrived there.
 
-The service runs in this process, so nothing outlives it. What the service stored is kept in a
-temporary folder, to be looked at; everything else is removed again.
+The service runs in this process, so nothing outlives it, and what it stored is removed, too,
+unless DEMO_KEEP=1 asks to keep it.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import secrets
 import shlex
@@ -23,25 +24,22 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 from stand_in import StandIn, Talk
 
 ROOT = Path(__file__).resolve().parent.parent
-SAMPLE = "tests/sample.wav"
 STOP_TIMEOUT_S = 5
 
 
-def command(service: StandIn) -> str:
-    """The guide's command line, and where to find this service."""
-    python = Path(sys.executable)
-    if python.is_relative_to(ROOT):
-        python = python.relative_to(ROOT)
-    return (
-        f"{shlex.quote(str(python))} upload_grpc.py --audio-path {SAMPLE} "
-        "--meta-path metadata_example.json --connection-id demo-connection --key ${API_KEY} "
+def from_root(path: Path) -> str:
+    """Name a path for a shell in ROOT; links stay links, as a Python in .venv is one."""
+    path = Path(os.path.abspath(path))
+    return shlex.quote(str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))
+
+
+def upload(service: StandIn, key: str, recording: Path) -> int:
+    line = (
+        f"{from_root(Path(sys.executable))} upload_grpc.py --audio-path {from_root(recording)} "
+        "--meta-path metadata_example.json --connection-id demo-connection "
         f"--endpoint {service.endpoint} --ca-file {shlex.quote(str(service.ca_file))}"
     )
-
-
-def upload(service: StandIn, key: str) -> int:
-    line = command(service)
-    print(f"$ {line}", flush=True)
+    print(f"$ export API_KEY=...\n$ {line}", flush=True)
     direct = ",".join(filter(None, (os.environ.get("no_proxy"), "localhost")))
     environment = os.environ | {"API_KEY": key, "no_proxy": direct}
     # exec: a signal must reach the upload, not a shell in front of it.
@@ -62,33 +60,29 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.kill()
 
 
-def show(talk: Talk) -> bool:
-    """Say where the service put a talk; false where its audio is not the sample's."""
-    same = talk.audio is not None and talk.audio.read_bytes() == (ROOT / SAMPLE).read_bytes()
-    entry = f"{talk.talk_id}.json"
-    print(f"\nThe service stored it in {talk.audio.parent if talk.audio else '-'}:")
-    print(
-        f"  {talk.talk_id}.audio  {talk.size:,} bytes, "
-        f"{'the same as' if same else 'NOT the same as'} {SAMPLE}"
-    )
-    print(f"  {entry}   connection {talk.connection_id}, {len(talk.fields)} fields:")
+def show(talk: Talk, recording: Path) -> bool:
+    """Say what the service has of a talk; false where its audio is not the recording's."""
+    same = talk.audio is not None and talk.audio.read_bytes() == recording.read_bytes()
+    print(f"\nThe service has the dialog {talk.talk_id} of connection {talk.connection_id}:")
+    difference = "the same as" if same else "NOT the same as"
+    print(f"  {talk.size:,} bytes of audio, {difference} {from_root(recording)}")
+    print(f"  {len(talk.fields)} metadata fields:")
     for key, value in sorted(talk.fields.items()):
         print(f"    {key}: {value}")
     return same
 
 
-def demo(store: Path, certs: Path) -> int:
+def demo(store: Path, certs: Path, recording: Path) -> int:
     key = secrets.token_hex(20)
     with StandIn(store, keys=(key,), certs=certs) as service:
-        code = upload(service, key)
+        code = upload(service, key, recording)
         talks = list(service.talks.values())
     if code:
         print(f"\nThe upload failed with exit code {code}.", file=sys.stderr)
         return code
-    if len(talks) != 1 or not show(talks[0]):
+    if len(talks) != 1 or not show(talks[0], recording):
         print(f"\nThe service has {len(talks)} talks, or other audio.", file=sys.stderr)
         return 1
-    print(f"\nThe service is stopped. To remove what it stored: rm -r {shlex.quote(str(store))}")
     return 0
 
 
@@ -97,17 +91,24 @@ def terminated(*_: object) -> NoReturn:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description="Upload to a service on this machine.")
+    sample = ROOT / "tests" / "sample.wav"
+    parser.add_argument("recording", type=Path, nargs="?", default=sample, help="one of your own")
+    recording = parser.parse_args().recording
     signal.signal(signal.SIGTERM, terminated)
+    keep = False
     store = Path(tempfile.mkdtemp(prefix="speechsense-demo-"))
-    code = 1
     try:
         with tempfile.TemporaryDirectory(prefix="speechsense-demo-certs-") as certs:
-            code = demo(store, Path(certs))
+            code = demo(store, Path(certs), recording)
+        keep = code == 0 and os.environ.get("DEMO_KEEP") == "1"
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     finally:
-        if code:
+        if not keep:
             shutil.rmtree(store)
+    kept = f"What it stored is in {store}" if keep else "What it stored is removed (DEMO_KEEP=1"
+    print(f"\nThe service is stopped. {kept}{'.' if keep else ' keeps it).'}")
     return code
 
 
