@@ -16,7 +16,6 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 ROOTS = [
     "yandex/cloud/speechsense/v1/talk_service.proto",
     "yandex/cloud/operation/operation_service.proto",
-    "google/rpc/error_details.proto",
 ]
 # Names the tree the stubs came from; it is written last, so its time is theirs.
 STAMP = "SOURCE"

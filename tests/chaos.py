@@ -1,12 +1,14 @@
 """Break uploads at random, and count from the service's own store what became of them.
 
-    python tests/chaos.py [--short] [--seed N] [cuts] [kills] [pairs]
+    python tests/chaos.py [--short] [--seed N] [cuts] [kills] [pairs] [settling]
 
 cuts: connections are cut, frozen or robbed of their answers at random byte counts; what the
 program says of each recording is compared with the store.
 kills: runs over a growing folder, with a ledger, are killed (SIGKILL) at random moments; after
 one undisturbed run every recording must be in the store once, or be named as unknown.
 pairs: two runs are started together on one ledger; one goes on, the other ends at once.
+settling: answers are lost, with and without --settle-key; one run left alone finds in the service
+what was made, and one with --retry-unknown uploads the rest.
 
 The same seed makes the same faults; what they hit depends on the machine's timing. Prints what
 happened, ends with "N passed, N failed", and exits with 1 if anything failed.
@@ -40,9 +42,10 @@ import upload_grpc  # Before anything imports grpc.
 
 # isort: split
 
+import grpc
 from conftest import FOREIGN_VARIABLES, SCRIPT, arguments, make_wav, start
 from fault_proxy import Fault, FaultProxy
-from stand_in import Delay, Slow, StandIn, Step, stored_talks
+from stand_in import Delay, Fail, Slow, StandIn, Step, stored_talks
 
 SEED = 20260731
 OK, AGAIN, UNKNOWN = 0, 75, 76
@@ -536,9 +539,266 @@ def run_pair(words: Sequence[str]) -> list[tuple[int, str]]:
             process.wait()
 
 
+# --- Settling ------------------------------------------------------------------------
+
+SETTLE_KEY = "upload_sha256"
+SETTLE_OPTIONS = ("--settle-key", SETTLE_KEY, "--organization-id", "o", "--space-id", "s")
+# Recordings, and runs through the faults, half of which are killed.
+LOST_ANSWERS, LOST_ANSWERS_SHORT = (500, 60), (40, 8)
+# Starts the program with pauses that are right for a service on this machine.
+QUICK_START = f"""import sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import upload_grpc
+upload_grpc.SETTLE_PAUSE_S, upload_grpc.REFUSAL_WAIT_S, upload_grpc.BACKOFF_S = 0, 0.02, 0.01
+sys.exit(upload_grpc.main())
+"""
+
+
+class LostAnswers:
+    """A folder, a ledger, and runs that lose answers, with settling or without."""
+
+    def __init__(self, folder: Path, seed: int, service: StandIn, options: Sequence[str]) -> None:
+        self.calls = folder / "calls"
+        self.ledger = folder / "ledger.sqlite"
+        self.recordings: dict[str, Path] = {}  # by SHA-256
+        self.kills = self.settled = 0
+        self.bugs: list[str] = []
+        self._folder = folder
+        self._seed = seed
+        self._noise = random.Random(seed)
+        self._service = service
+        self._options = options
+        folder.mkdir()
+        self.calls.mkdir()
+
+    def record(self, count: int) -> None:
+        for _ in range(count):
+            path = self.calls / f"{len(self.recordings):05}.wav"
+            size_bytes = round(3_000 * 30 ** self._noise.random())
+            make_wav(path, size_bytes, seed=self._noise.getrandbits(64))
+            self.recordings[sha256(path)] = path
+
+    def break_runs(self, recordings: int, runs: int, limit_s: float) -> None:
+        """Upload so many recordings in so many runs, over connections that lose answers."""
+        deadline_s = time.monotonic() + limit_s
+        startup_s = self._startup_s()
+        with FaultProxy(self._service.port) as proxy:
+            for number in range(1, runs + 1):
+                # Not one noise for all: how many connections there are is another each time.
+                self._noise = random.Random(f"{self._seed} {number}")
+                proxy.plan = [self._fault() for _ in range(100)]
+                del proxy.connections[:]
+                self.record(recordings * number // runs - len(self.recordings))
+                self._service.script[:] = [self._step() for _ in range(500)]
+                # In the end nothing can be looked up, so that the run left alone finds something.
+                self._service.viewer_role = number <= runs * 2 // 3
+                # Slow enough for kills to come between an answer and the ledger.
+                pauses_s = [self._noise.uniform(0, 0.1) for _ in range(100)]
+                self._service.lookup_script[:] = map(Delay, pauses_s)
+                moment_s = self._noise.uniform(0, startup_s + WORK_S)
+                late = time.monotonic() > deadline_s
+                if not late:
+                    self.run("--endpoint", proxy.endpoint, kill_after_s=moment_s * (number % 2))
+                proxy.cut_all()
+        self._service.script.clear()
+        self._service.lookup_script.clear()
+        self._service.viewer_role = True
+        self._service.wait_until_idle()
+
+    def _startup_s(self) -> float:
+        started_s = time.monotonic()
+        self.run("--dry-run")
+        return time.monotonic() - started_s
+
+    def _fault(self) -> Fault:
+        """Lose what comes after the last byte of some recording, on half of the connections."""
+        noise = self._noise
+        return noise.choice(
+            (
+                *[Fault()] * 4,
+                Fault(cut_to_client=noise.randrange(1_500, 6_000)),
+                Fault(freeze_to_client=noise.randrange(1_500, 6_000)),
+                *[Fault(swallow_after=noise.randrange(3_000, 200_000))] * 2,
+            )
+        )
+
+    def _step(self) -> Step:
+        """Fail after the dialog has been made, or before, or answer late."""
+        lost = grpc.StatusCode.UNAVAILABLE
+        return self._noise.choice(
+            (
+                *[None] * 5,
+                *[Delay(self._noise.uniform(0, 0.3))] * 5,
+                Fail(lost, store=True),
+                Fail(lost),
+            )
+        )
+
+    def run(
+        self, *more: str, kill_after_s: float = 0
+    ) -> tuple[int, dict[str, dict[str, Any]], str]:
+        """Run the program, and kill it after so long; return exit code, results and stderr."""
+        words = arguments(
+            self._service, "--audio-path", self.calls, "--ledger", self.ledger,
+            "--format", "json", "--quiet", "--timeout", TIMEOUT_S, *self._options, *more,
+        )  # fmt: skip
+        printed, said = self._folder / "printed", self._folder / "said"
+        with (
+            open(printed, "wb") as out,
+            open(said, "wb") as err,
+            subprocess.Popen(
+                [sys.executable, "-c", QUICK_START, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+            ) as process,
+        ):
+            try:
+                process.wait(kill_after_s or 120)
+            except subprocess.TimeoutExpired:
+                self.kills += 1
+            finally:
+                process.kill()
+        results = [json.loads(line) for line in printed.read_bytes().split(b"\n")[:-1]]
+        self.settled += sum(result["settled"] for result in results)
+        text = said.read_text(encoding="utf-8")
+        if process.returncode == os.EX_SOFTWARE or "Traceback" in text:
+            self.bugs.append(text)
+        return process.returncode, {result["path"]: result for result in results}, text
+
+    def ends(self) -> list[End]:
+        """Return what has become of each recording."""
+        talks = talks_by_sha256(self._service.store)
+        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger:
+            query = "SELECT sha256, state, talk_id FROM recordings"
+            rows = {row[0]: (row[1], row[2]) for row in ledger.execute(query)}
+        return [
+            End(
+                path,
+                *rows.get(digest, ("no row", None)),
+                [talk["talk_id"] for talk in talks[digest]],
+            )
+            for digest, path in self.recordings.items()
+        ]
+
+
+def settle_campaign(results: Results, folder: Path, noise: random.Random, size: Size) -> None:
+    recordings, runs = LOST_ANSWERS_SHORT if size is SHORT else LOST_ANSWERS
+    print(f"\n== settling: {recordings} recordings in {runs} runs, half of them killed")
+    columns = ("uploaded", "settled", "unknown, made", "unknown, not", "doubled", "Search", "Get")
+    lines: list[tuple[str, Sequence[int]]] = []
+    seed = noise.getrandbits(64)
+    for title, options in (("without settling", ()), ("with settling", SETTLE_OPTIONS)):
+        here = folder / title.split()[0]
+        with StandIn(here.with_suffix(".store"), discard=True) as service:
+            # The same recordings, faults and moments twice.
+            campaign = LostAnswers(here, seed, service, options)
+            campaign.break_runs(recordings, runs, size.limit_s / 2)
+            campaign.record(1)  # Uploaded after all that is unknown: the control.
+            run_ends(campaign, title, lines, service, results, recordings)
+            if options:
+                retry_ends(campaign, lines, service, results)
+    print("\n  " + " " * 26, *(f"{name:>13}" for name in columns))
+    for title, numbers in lines:
+        print(f"  {title:26}", *(f"{number:>13,}" for number in numbers))
+    print(flush=True)
+
+
+def count_lookups(service: StandIn) -> list[int]:
+    counts = [len(service.searches), len(service.gets)]
+    service.searches.clear()
+    service.gets.clear()
+    return counts
+
+
+def line_of(campaign: LostAnswers, ends: Sequence[End], lookups: Sequence[int]) -> list[int]:
+    unknown = [end for end in ends if end.state == "unknown"]
+    made = sum(bool(end.made) for end in unknown)
+    uploaded = sum(end.state == "uploaded" for end in ends)
+    doubled = sum(len(end.made) > 1 for end in ends)
+    return [uploaded, campaign.settled, made, len(unknown) - made, doubled, *lookups]
+
+
+def run_ends(
+    campaign: LostAnswers,
+    title: str,
+    lines: list[tuple[str, Sequence[int]]],
+    service: StandIn,
+    results: Results,
+    recordings: int,
+) -> None:
+    """Leave one run alone, and check what it says."""
+    before = count_lookups(service)
+    if before != [0, 0]:
+        lines.append(("  during the faults", line_of(campaign, campaign.ends(), before)))
+    settled = campaign.settled
+    code, said, err = campaign.run()
+    ends = campaign.ends()
+    lines.append((title, line_of(campaign, ends, count_lookups(service))))
+    unknown = [end for end in ends if end.state == "unknown"]
+    unnamed = [
+        end
+        for end in unknown
+        if said.get(str(end.path), {}).get("outcome") != "unknown" or str(end.path) not in err
+    ]
+    print(f"  {title}")
+    results.require("recordings", len(ends), recordings + 1)
+    results.note("runs killed", campaign.kills)
+    results.require("missing: not made, nor called unknown", lost_ends(ends))
+    results.require("doubled", [end for end in ends if len(end.made) > 1])
+    results.require("uploaded, but not exactly that dialog is there", wrong_ends(ends))
+    results.require("neither uploaded nor unknown", pending_ends(ends))
+    results.require("unknown, but not named", unnamed)
+    results.require("exit code of the run left alone", code, UNKNOWN if unknown else OK)
+    results.require("runs that a bug ended", campaign.bugs)
+    if title == "with settling":
+        results.require("unknown and made", [end for end in unknown if end.made])
+        results.note("settled by the run left alone", campaign.settled - settled)
+        results.require("nothing settled at all", int(not campaign.settled))
+
+
+def retry_ends(
+    campaign: LostAnswers,
+    lines: list[tuple[str, Sequence[int]]],
+    service: StandIn,
+    results: Results,
+) -> None:
+    """Have the rest sent again, and check that nothing else is."""
+    missing = sum(end.state == "unknown" for end in campaign.ends())
+    uploads = len(service.talks)
+    code, _, _ = campaign.run("--retry-unknown")
+    ends = campaign.ends()
+    lines.append(("  and --retry-unknown", line_of(campaign, ends, count_lookups(service))))
+    results.require("exit code with --retry-unknown", code)
+    results.require("sent by that", len(service.talks) - uploads, missing)
+    results.require("doubled", [end for end in ends if len(end.made) > 1])
+    results.require("not uploaded", [end for end in ends if end.state != "uploaded"])
+    results.require("uploaded, but not exactly that dialog is there", wrong_ends(ends))
+    campaign.run("--retry-unknown")
+    results.require("sent by one more", len(service.talks) - uploads - missing)
+    results.require("lookups by one more, with nothing unknown", sum(count_lookups(service)))
+
+
+def lost_ends(ends: Sequence[End]) -> list[End]:
+    return [end for end in ends if not end.made and end.state != "unknown"]
+
+
+def wrong_ends(ends: Sequence[End]) -> list[End]:
+    return [end for end in ends if end.state == "uploaded" and end.made != [end.talk_id]]
+
+
+def pending_ends(ends: Sequence[End]) -> list[End]:
+    return [end for end in ends if end.state not in ("uploaded", "unknown")]
+
+
 # --- The command line ----------------------------------------------------------------
 
-CAMPAIGNS = {"cuts": cut_campaign, "kills": kill_campaign, "pairs": pair_campaign}
+CAMPAIGNS = {
+    "cuts": cut_campaign,
+    "kills": kill_campaign,
+    "pairs": pair_campaign,
+    "settling": settle_campaign,
+}
 
 
 def leave(number: int, frame: object) -> NoReturn:

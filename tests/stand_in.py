@@ -47,7 +47,12 @@ from yandex.cloud.operation.operation_pb2 import Operation
 from yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
 from yandex.cloud.speechsense.v1 import talk_service_pb2_grpc
 from yandex.cloud.speechsense.v1.audio_pb2 import AudioMetadata, ContainerAudio, RawAudio
+from yandex.cloud.speechsense.v1.talk_pb2 import FIELD_TYPE_STRING
 from yandex.cloud.speechsense.v1.talk_service_pb2 import (
+    GetTalkRequest,
+    GetTalkResponse,
+    SearchTalkRequest,
+    SearchTalkResponse,
     StreamTalkRequest,
     TalkMetadata,
     UploadBadgeMetadata,
@@ -61,6 +66,8 @@ from yandex.cloud.speechsense.v1.talk_service_pb2 import (
 SINGLE_MESSAGE_LIMIT_BYTES = 128 * 1024 * 1024
 METADATA_VALUE_LIMIT_BYTES = 1024
 SAMPLE_RATES_HZ = range(8_000, 48_001)
+SEARCH_PAGE_LIMIT = 1000
+GET_TALKS_LIMIT = 100
 
 # Above the audio limit, so that a recording somewhat too large is refused with a reason.
 RECEIVE_LIMIT_BYTES = SINGLE_MESSAGE_LIMIT_BYTES + 32 * 1024 * 1024
@@ -165,6 +172,7 @@ class Talk:
     audio: Path | None  # None with discard
     method: str
     badge_id: str = ""
+    created_s: float = field(default_factory=time.time)
 
 
 @dataclass
@@ -411,6 +419,25 @@ class StandIn:
         self.talks: dict[str, Talk] = {}
         self.badges: dict[str, Badge] = {}  # by operation ID
         self.script: list[Step] = []
+        # Search and Get have a script of their own, and are kept as they came.
+        self.lookup_script: list[Step] = []
+        self.searches: list[SearchTalkRequest] = []
+        self.gets: list[GetTalkRequest] = []
+        # How talks are found: so long after they were made, by no search before that many, where
+        # a value is part of theirs, in other connections too, in this project.
+        self.index_lag_s = 0.0
+        self.index_lag_searches = 0
+        self.search_contains = False
+        self.search_everywhere = False
+        self.project_id = "project-1"
+        self.search_page = SEARCH_PAGE_LIMIT
+        self.endless_pages = False
+        self.viewer_role = True
+        # At most so many talks in an answer of Get, each with so many bytes more.
+        self.get_talks = GET_TALKS_LIMIT
+        self.get_padding_bytes = 0
+        # Metadata keys that are dropped without a word.
+        self.dropped_fields: Collection[str] = ()
         # What UploadBadge makes of one recording: so many talks, known after so many polls,
         # or an error.
         self.badge_talks = 2
@@ -499,8 +526,9 @@ class StandIn:
         work: Callable[[_LiveCall], tuple[str, Response]],
     ) -> Response:
         """Serve one call; `work` returns the ID for the record and the response."""
+        script = self.lookup_script if method in ("Search", "GetTalks") else self.script
         try:
-            step = self.script.pop(0)
+            step = script.pop(0)
         except IndexError:
             step = None
         call = _LiveCall(method, context, step)
@@ -541,6 +569,37 @@ class StandIn:
         _check_fields(dict(metadata.fields), self.fields)
         for user in metadata.users:
             _check_fields(dict(user.fields), None)
+        for key in self.dropped_fields:
+            metadata.fields.pop(key, None)
+
+    def check_lookup(self, request: SearchTalkRequest | GetTalkRequest) -> None:
+        if not self.viewer_role:
+            details = "the role speech-sense.data.viewer is missing"
+            raise _Refused(grpc.StatusCode.PERMISSION_DENIED, details)
+        for name in ("organization_id", "space_id", "connection_id"):
+            if not getattr(request, name):
+                _refuse(f"{name} is empty")
+
+    def talks_by_time(self) -> list[Talk]:
+        talks = list(self.talks.values())  # Others may be made meanwhile.
+        return sorted(talks, key=lambda talk: talk.created_s)
+
+    def shows(self, talk: Talk, request: SearchTalkRequest | GetTalkRequest) -> bool:
+        ours = self.search_everywhere or talk.connection_id == request.connection_id
+        return ours and request.project_id in ("", self.project_id)
+
+    def matches(self, talk: Talk, request: SearchTalkRequest) -> bool:
+        """Whether a search finds a talk: by one of the values of each of its filters."""
+        for each in request.filters:
+            has = talk.fields.get(each.key.removeprefix("userMeta."))
+            values = each.any_match.values
+            if has is None:
+                return False
+            if has not in values and not (
+                self.search_contains and any(value in has or has in value for value in values)
+            ):
+                return False
+        return True
 
     # The store
 
@@ -586,7 +645,7 @@ def _talk(
 
 
 class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
-    """The three ways to upload; method names are the API's."""
+    """The three ways to upload, and the two to look up; method names are the API's."""
 
     def __init__(self, service: StandIn) -> None:
         self._service = service
@@ -692,6 +751,75 @@ class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
             self._service.badges[operation_id] = Badge(operation, response, polls)
         self._finish(call, badge_id)
         return operation_id, operation
+
+    def Search(self, request: SearchTalkRequest, context: ServicerContext) -> SearchTalkResponse:
+        service = self._service
+
+        def work(call: _LiveCall) -> tuple[str, SearchTalkResponse]:
+            service.searches.append(request)
+            service.check_lookup(request)
+            if not 0 <= request.page_size <= SEARCH_PAGE_LIMIT:
+                _refuse(f"page_size is {request.page_size}; 1 to {SEARCH_PAGE_LIMIT}")
+            if any(not each.key.startswith("userMeta.") for each in request.filters):
+                _refuse("only metadata can be searched here: userMeta.KEY")
+            until_s = time.time() - service.index_lag_s
+            found = [
+                talk.talk_id
+                for talk in service.talks_by_time()
+                if talk.created_s <= until_s
+                and service.shows(talk, request)
+                and service.matches(talk, request)
+            ]
+            if len(service.searches) <= service.index_lag_searches:
+                found = []
+            start = int(request.page_token or 0)
+            end = start + min(request.page_size or 100, service.search_page)
+            response = SearchTalkResponse(talk_ids=found[start:end], talks_count=len(found))
+            if end < len(found) or (service.endless_pages and len(service.searches) < 200):
+                response.next_page_token = str(end)
+            self._answer_late(call)
+            return f"{len(response.talk_ids)} talks", response
+
+        return service.answer("Search", context, work)
+
+    def Get(self, request: GetTalkRequest, context: ServicerContext) -> GetTalkResponse:
+        service = self._service
+
+        def work(call: _LiveCall) -> tuple[str, GetTalkResponse]:
+            service.gets.append(request)
+            service.check_lookup(request)
+            if len(request.talk_ids) > GET_TALKS_LIMIT:
+                _refuse(f"{len(request.talk_ids)} talk_ids; at most {GET_TALKS_LIMIT}")
+            response = GetTalkResponse()
+            for talk_id in request.talk_ids[: service.get_talks]:
+                talk = service.talks.get(talk_id)
+                if talk and service.shows(talk, request):
+                    self._describe(talk, request, response)
+            self._answer_late(call)
+            return f"{len(response.talk)} talks", response
+
+        # The poll of an operation is called Get, too.
+        return service.answer("GetTalks", context, work)
+
+    def _describe(self, talk: Talk, request: GetTalkRequest, response: GetTalkResponse) -> None:
+        described = response.talk.add(
+            id=talk.talk_id,
+            organization_id=request.organization_id,
+            space_id=request.space_id,
+            connection_id=talk.connection_id,
+            project_ids=[self._service.project_id],
+        )
+        described.created_at.FromNanoseconds(int(talk.created_s * 1e9))
+        fields = dict(talk.fields)
+        if self._service.get_padding_bytes:
+            fields["padding"] = "x" * self._service.get_padding_bytes
+        for name, value in fields.items():
+            described.talk_fields.add(name=name, value=value, type=FIELD_TYPE_STRING)
+
+    def _answer_late(self, call: _LiveCall) -> None:
+        call.fail()
+        if isinstance(call.step, Delay):
+            call.pause(call.step.seconds)
 
     def _update(
         self, call: _LiveCall, request: UploadTalkRequest

@@ -7,7 +7,6 @@ import sys
 
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
-from google.rpc import error_details_pb2
 from yandex.cloud.operation import operation_service_pb2
 from yandex.cloud.speechsense.v1 import talk_service_pb2
 
@@ -23,6 +22,6 @@ def add(file: FileDescriptor, files: FileDescriptorSet) -> None:
 
 if __name__ == "__main__":
     contract = FileDescriptorSet()
-    for module in (talk_service_pb2, operation_service_pb2, error_details_pb2):
+    for module in (talk_service_pb2, operation_service_pb2):
         add(module.DESCRIPTOR, contract)
     sys.stdout.buffer.write(contract.SerializeToString())

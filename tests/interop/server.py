@@ -5,7 +5,8 @@
 Run by the Python of an environment that holds the yandexcloud SDK. FOLDER holds
 server.pem (certificate chain and key in one). Prints the port; ends when stdin does, so
 that it never outlives the process that started it. What came in upload number N is left in
-FOLDER as N.json.
+FOLDER as N.json, the latest requests of Search and Get as Search.json and Get.json. While there is
+a file FOLDER/lose, uploads are kept and their answers are lost.
 """
 
 import hashlib
@@ -18,15 +19,20 @@ from typing import Any
 
 import grpc
 from google.protobuf.json_format import MessageToDict
-from yandex.cloud.speechsense.v1 import audio_pb2, talk_service_pb2, talk_service_pb2_grpc
+from yandex.cloud.speechsense.v1 import (
+    audio_pb2,
+    talk_pb2,
+    talk_service_pb2,
+    talk_service_pb2_grpc,
+)
 
 
 class TalkService(talk_service_pb2_grpc.TalkServiceServicer):
-    """Keeps each upload in `folder`; the talk ID is its number there."""
+    """Keeps each upload in `folder`; the talk ID ends with its number there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.uploads = 0
+        self.talks: dict[str, talk_service_pb2.TalkMetadata] = {}
 
     def Upload(
         self, request: talk_service_pb2.UploadTalkRequest, context: grpc.ServicerContext
@@ -70,7 +76,7 @@ class TalkService(talk_service_pb2_grpc.TalkServiceServicer):
         data: bytes,
     ) -> talk_service_pb2.UploadTalkResponse:
         """Write an upload to the folder and answer with its talk ID."""
-        self.uploads += 1
+        self.talks[talk_id := f"talk-{len(self.talks) + 1}"] = talk
         received: dict[str, Any] = {
             "rpc": rpc,
             "order": order,
@@ -79,8 +85,44 @@ class TalkService(talk_service_pb2_grpc.TalkServiceServicer):
             "sha256": hashlib.sha256(data).hexdigest(),
             "authorization": dict(context.invocation_metadata()).get("authorization"),
         }
-        (self.folder / f"{self.uploads}.json").write_text(json.dumps(received), encoding="utf-8")
-        return talk_service_pb2.UploadTalkResponse(talk_id=f"talk-{self.uploads}")
+        self.leave(f"{len(self.talks)}", received)
+        if (self.folder / "lose").exists():
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the answer is lost")
+        return talk_service_pb2.UploadTalkResponse(talk_id=talk_id)
+
+    def leave(self, name: str, received: dict[str, Any]) -> None:
+        """Write what was received to the folder."""
+        (self.folder / f"{name}.json").write_text(json.dumps(received), encoding="utf-8")
+
+    def Search(
+        self, request: talk_service_pb2.SearchTalkRequest, context: grpc.ServicerContext
+    ) -> talk_service_pb2.SearchTalkResponse:
+        """Find uploads by the values of one field."""
+        self.leave("Search", MessageToDict(request, preserving_proto_field_name=True))
+        (condition,) = request.filters
+        key = condition.key.removeprefix("userMeta.")
+        found = [
+            talk_id
+            for talk_id, talk in self.talks.items()
+            if talk.fields.get(key) in condition.any_match.values
+        ]
+        return talk_service_pb2.SearchTalkResponse(talk_ids=found, talks_count=len(found))
+
+    def Get(
+        self, request: talk_service_pb2.GetTalkRequest, context: grpc.ServicerContext
+    ) -> talk_service_pb2.GetTalkResponse:
+        """Describe uploads."""
+        self.leave("Get", MessageToDict(request, preserving_proto_field_name=True))
+        response = talk_service_pb2.GetTalkResponse()
+        for talk_id in request.talk_ids:
+            talk = self.talks[talk_id]
+            described = response.talk.add(id=talk_id, connection_id=talk.connection_id)
+            described.created_at.GetCurrentTime()
+            for name, value in talk.fields.items():
+                described.talk_fields.add(
+                    name=name, value=value, type=talk_pb2.FieldType.FIELD_TYPE_STRING
+                )
+        return response
 
 
 def main(folder: Path) -> None:

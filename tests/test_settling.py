@@ -1,0 +1,596 @@
+"""Recordings whose answer was lost are looked up in the service, by the SHA-256 sent with them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from conftest import Outcome, Run, arguments, make_wav, start
+from stand_in import Delay, Fail, Freeze, StandIn, Talk
+
+import upload_grpc
+
+STATUS = grpc.StatusCode
+KEY = "upload_sha256"
+SETTLING = ("--settle-key", KEY, "--organization-id", "org-1", "--space-id", "space-1")
+# The service's answer is lost, after it has made the dialog or before.
+MADE = Fail(STATUS.UNAVAILABLE, "as scripted", store=True)
+NOT_MADE = Fail(STATUS.UNAVAILABLE, "as scripted")
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload_grpc, "SETTLE_PAUSE_S", 0.0, raising=False)
+    monkeypatch.setattr(upload_grpc, "REFUSAL_WAIT_S", 0.0, raising=False)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def problems(outcome: Outcome, *words: str) -> list[str]:
+    """Return the lines of stderr that have all these words."""
+    return [line for line in outcome.err.splitlines() if all(word in line for word in words)]
+
+
+@dataclasses.dataclass
+class Office:
+    """A folder of recordings, a ledger, and a service that loses answers."""
+
+    service: StandIn
+    upload: Run
+    folder: Path
+    ledger: Path
+
+    def words(self, *more: object) -> tuple[object, ...]:
+        return ("--audio-path", self.folder, "--ledger", self.ledger, *SETTLING, *more)
+
+    def run(self, *more: object) -> Outcome:
+        return self.upload(*self.words(*more))
+
+    def record(self, name: str) -> Path:
+        path = make_wav(self.folder / name, 1_000)
+        path.with_suffix(".json").write_text("{}")
+        return path
+
+    def unknown(self, *names: str, made: bool = True, options: tuple[object, ...] = ()) -> None:
+        """Record these, and have a run that loses their answers and cannot look them up."""
+        for name in names:
+            self.record(name)
+        self.service.script[:] = [MADE if made else NOT_MADE] * len(names)
+        self.service.viewer_role = False
+        assert self.run(*options).code == 76
+        self.service.viewer_role = True
+        self.forget_calls()
+
+    def forget_calls(self) -> None:
+        for received in (self.service.calls, self.service.searches, self.service.gets):
+            received.clear()
+
+    @property
+    def methods(self) -> list[str]:
+        return [call.method for call in self.service.calls]
+
+    def copies(self, name: str) -> list[Talk]:
+        digest = sha256(self.folder / name)
+        return [talk for talk in self.service.talks.values() if talk.sha256 == digest]
+
+    def rows(self) -> dict[str, tuple[str, str | None]]:
+        """Return state and dialog ID by the file's name."""
+        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger:
+            query = "SELECT path, state, talk_id FROM recordings"
+            return {Path(path).name: (state, made) for path, state, made in ledger.execute(query)}
+
+    def add_unknown_rows(self, count: int) -> None:
+        """Put recordings of earlier runs into the ledger, as unknown."""
+        self.run()  # Makes the ledger.
+        columns = {
+            "connection_id": "connection-1", "path": "/gone.wav", "size_bytes": 1, "mtime_ns": 1,
+            "metadata_sha256": "", "state": "unknown", "error": "as before", "settle_key": KEY,
+            "updated_at": "2026-01-01T00:00:00.000Z",
+        }  # fmt: skip
+        names = ", ".join(("sha256", *columns))
+        marks = ", ".join("?" * (len(columns) + 1))
+        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger, ledger:
+            ledger.executemany(
+                f"INSERT INTO recordings ({names}) VALUES ({marks})",
+                [(f"{number:064x}", *columns.values()) for number in range(count)],
+            )
+
+
+@pytest.fixture
+def office(service: StandIn, upload: Run, tmp_path: Path) -> Office:
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    return Office(service, upload, folder, tmp_path / "ledger.sqlite")
+
+
+# --- Options, and the key on its way --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--settle-key", KEY, "--ledger", "l"), ("--organization-id", "--space-id")),
+        (SETTLING, ("--ledger",)),
+        ((*SETTLING[:4], "--ledger", "l"), ("--space-id",)),
+        ((*SETTLING[2:], "--ledger", "l"), ("--settle-key",)),
+        (("--project-id", "p", "--ledger", "l"), ("--settle-key",)),
+        (("--settle-key", "", *SETTLING[2:], "--ledger", "l"), ("--settle-key",)),
+        ((*SETTLING, "--project-id", "", "--ledger", "l"), ("--project-id",)),
+    ],
+)
+def test_the_options_go_together(
+    upload: Run, service: StandIn, call: Path, words: tuple[str, ...], named: tuple[str, ...]
+) -> None:
+    result = upload("--audio-path", call, *words)
+    assert (result.code, result.out, len(result.err.splitlines())) == (2, "", 1)
+    assert all(name in result.err for name in named)
+    assert not service.calls
+
+
+@pytest.mark.parametrize("way", [(), ("--single-message",), ("--split",)])
+def test_the_sha256_travels_and_nothing_unknown_means_no_lookup(
+    office: Office, way: tuple[str, ...]
+) -> None:
+    path = office.record("call.wav")
+    path.with_suffix(".json").write_text('{"language": "ru-RU"}')
+    for _ in range(2):
+        assert office.run(*way).code == 0
+    assert office.service.talks
+    for talk in office.service.talks.values():
+        assert talk.fields == {"language": "ru-RU", KEY: sha256(path)}
+    assert not office.service.searches and not office.service.gets
+
+
+def test_metadata_that_has_the_key_is_refused(office: Office, tmp_path: Path) -> None:
+    path = office.record("call.wav")
+    path.with_suffix(".json").write_text(json.dumps({KEY: "mine"}))
+    common = tmp_path / "common.json"
+    common.write_text(json.dumps({KEY: "ours"}))
+    assert office.run().code == 65
+    path.with_suffix(".json").write_text("{}")
+    result = office.run("--meta-path", common)
+    assert result.code == 65
+    assert problems(result, "call.wav", KEY)
+    assert not office.service.calls
+
+
+def test_a_key_that_the_connection_does_not_have_is_the_services_to_refuse(
+    office: Office,
+) -> None:
+    office.record("call.wav")
+    office.service.fields = {"language"}
+    result = office.run()
+    assert result.code == 65
+    assert problems(result, "call.wav", KEY)
+
+
+# --- Found ----------------------------------------------------------------------------
+
+
+def test_what_an_earlier_run_left_is_found(office: Office) -> None:
+    office.unknown("a.wav", "b.wav")
+    result = office.run("--project-id", office.service.project_id)
+    assert result.code == 0
+    for name in ("a.wav", "b.wav"):
+        [talk] = office.copies(name)
+        assert f"{office.folder / name}: Dialog ID: {talk.talk_id}\n" in result.out
+        assert office.rows()[name] == ("uploaded", talk.talk_id)
+    assert len(result.out.splitlines()) == 2
+    assert problems(result, "2 settled", "0 unknown")
+    # One search for both, and one look at what it found.
+    assert office.methods == ["Search", "GetTalks"]
+    [search], [get] = office.service.searches, office.service.gets
+    for request in (search, get):
+        place = (request.organization_id, request.space_id, request.connection_id)
+        assert (*place, request.project_id) == ("org-1", "space-1", "connection-1", "project-1")
+    [condition] = search.filters
+    assert condition.key == f"userMeta.{KEY}"
+    assert set(condition.any_match.values) == {
+        sha256(office.folder / name) for name in ("a.wav", "b.wav")
+    }
+    assert get.HasField("results_mask") and not get.results_mask.paths
+
+    office.forget_calls()
+    again = office.run()
+    assert (again.code, again.out, office.methods) == (0, "", [])
+
+
+@pytest.mark.parametrize("way", [(), ("--single-message",)])
+def test_what_this_run_lost_is_found_at_its_end(office: Office, way: tuple[str, ...]) -> None:
+    for name in ("a.wav", "b.wav"):
+        office.record(name)
+    office.service.script[:] = [MADE]
+    result = office.run("--format", "json", *way)
+    assert result.code == 0
+    results = [json.loads(line) for line in result.out.splitlines()]
+    assert sorted(each["settled"] for each in results) == [False, True]
+    for each in results:
+        [talk] = office.copies(Path(each["path"]).name)
+        assert (each["outcome"], each["talk_id"]) == ("uploaded", talk.talk_id)
+        assert (each["exit_code"], each["error"]) == (0, None)
+    assert problems(result, "1 uploaded", "1 settled", "0 unknown")
+
+
+def test_another_file_s_dialog_is_not_taken_for_that_of_the_file_named(office: Office) -> None:
+    office.unknown("a.wav")
+    named = office.record("b.wav")
+    result = office.upload("--audio-path", named, "--ledger", office.ledger, *SETTLING)
+    [a], [b] = office.copies("a.wav"), office.copies("b.wav")
+    assert result.code == 0
+    assert f"{office.folder / 'a.wav'}: Dialog ID: {a.talk_id}\n" in result.out
+    assert f"Dialog ID: {b.talk_id}" in result.out
+
+
+def test_of_several_dialogs_the_earliest_counts(office: Office) -> None:
+    office.unknown("a.wav")
+    [talk] = office.copies("a.wav")
+    for talk_id, earlier_s in (("between", 5), ("earliest", 10)):
+        copy = dataclasses.replace(talk, talk_id=talk_id, created_s=talk.created_s - earlier_s)
+        office.service.save(copy)
+    result = office.run()
+    assert result.code == 0
+    assert result.out == f"{office.folder / 'a.wav'}: Dialog ID: earliest\n"
+    [line] = problems(result, "a.wav", "between")
+    assert talk.talk_id in line
+    assert office.rows()["a.wav"] == ("uploaded", "earliest")
+
+
+def test_page_after_page_is_read(office: Office) -> None:
+    office.unknown("a.wav", "b.wav", "c.wav")
+    office.service.search_page = 1
+    results = [json.loads(line) for line in office.run("--format", "json").out.splitlines()]
+    assert {Path(each["path"]).name for each in results} == {"a.wav", "b.wav", "c.wav"}
+    for each in results:
+        assert (each["outcome"], each["settled"], each["exit_code"]) == ("uploaded", True, 0)
+    assert office.methods == ["Search"] * 3 + ["GetTalks"]
+
+
+def test_an_answer_of_more_than_4_mb_is_taken(office: Office) -> None:
+    office.unknown("a.wav", "b.wav")
+    office.service.get_padding_bytes = 3 * 1024 * 1024
+    result = office.run()
+    assert (result.code, len(result.out.splitlines())) == (0, 2), result.err
+
+
+def test_an_index_that_lags(office: Office) -> None:
+    office.record("a.wav")
+    office.service.script[:] = [MADE]
+    office.service.index_lag_searches = 2
+    for _ in range(2):
+        result = office.run()
+        assert (result.code, result.out) == (76, "")
+        [line] = problems(result, "a.wav", "not found")
+        assert " s after it was sent" in line
+    assert office.run().code == 0
+    assert len(office.copies("a.wav")) == 1
+
+
+def test_a_long_recording_that_arrived_is_not_sent_again(office: Office) -> None:
+    office.unknown("a.wav", options=("--split",))
+    made = {talk.talk_id for talk in office.copies("a.wav")}
+    assert len(made) == 2
+    for options in ((), ("--retry-unknown",), ("--format", "json", "--retry-unknown")):
+        result = office.run("--split", *options)
+        assert result.code == 76
+        assert all(talk_id in result.out for talk_id in made)
+        [line] = problems(result, "a.wav", "split")
+        assert "complete" in line
+    assert json.loads(result.out)["outcome"] == "unknown"
+    # Not shown any more: what was found once is known.
+    office.service.talks.clear()
+    assert office.run("--split", "--retry-unknown").code == 76
+    assert not [method for method in office.methods if method.startswith("Upload")]
+
+
+# --- Not found, and no proof ------------------------------------------------------------
+
+
+def foreign_connection(office: Office) -> None:
+    office.service.search_everywhere = True
+    office.copies("a.wav")[0].connection_id = "connection-2"
+
+
+def part_of_a_value(office: Office) -> None:
+    office.service.search_contains = True
+    office.copies("a.wav")[0].fields[KEY] += "0"
+
+
+def other_letters(office: Office) -> None:
+    office.service.search_contains = True
+    talk = office.copies("a.wav")[0]
+    talk.fields["other"], talk.fields[KEY] = talk.fields[KEY], talk.fields[KEY][:8]
+
+
+def foreign_project(office: Office) -> None:
+    office.service.project_id = "project-2"
+
+
+@pytest.mark.parametrize(
+    "why", [foreign_connection, part_of_a_value, other_letters, foreign_project]
+)
+def test_only_a_dialog_of_this_connection_with_this_value_is_proof(
+    office: Office, why: Callable[[Office], None]
+) -> None:
+    office.unknown("a.wav")
+    why(office)
+    result = office.run("--project-id", "project-1")
+    assert (result.code, result.out) == (76, "")
+    assert len(problems(result, "a.wav", "not found")) == 1
+    assert office.rows()["a.wav"] == ("unknown", None)
+    assert "UploadAsStream" not in office.methods
+
+
+def test_without_the_key_nothing_is_searched_for(office: Office) -> None:
+    office.record("a.wav")
+    office.service.script[:] = [MADE]
+    plain = ("--audio-path", office.folder, "--ledger", office.ledger)
+    assert office.upload(*plain).code == 76
+    result = office.run()
+    assert result.code == 76
+    assert not problems(result, "not found in the service")
+    assert office.methods == ["UploadAsStream"]
+
+
+# --- --retry-unknown --------------------------------------------------------------------
+
+
+def test_only_what_is_missing_is_sent_again(office: Office) -> None:
+    office.unknown("a.wav")
+    office.unknown("b.wav", made=False)
+    office.record("c.wav")
+    office.service.index_lag_searches = 100
+    assert office.run().code == 76  # c.wav is uploaded, later than the others were sent.
+    office.service.index_lag_searches = 0
+    office.forget_calls()
+    result = office.run("--retry-unknown")
+    assert result.code == 0
+    assert sorted(office.methods) == ["GetTalks", "Search", "UploadAsStream"]
+    for name in ("a.wav", "b.wav", "c.wav"):
+        [talk] = office.copies(name)
+        assert office.rows()[name] == ("uploaded", talk.talk_id)
+    [search] = office.service.searches
+    assert sha256(office.folder / "c.wav") in search.filters[0].any_match.values
+
+
+def no_control(office: Office) -> None:
+    """Nothing has been uploaded since."""
+
+
+def key_dropped(office: Office) -> None:
+    office.service.dropped_fields = (KEY,)
+    later_upload(office)
+
+
+def not_in_the_project(office: Office) -> None:
+    later_upload(office)
+    office.service.project_id = "project-2"
+
+
+def later_upload(office: Office) -> None:
+    office.record("b.wav")
+    assert office.run().code == 76
+    office.forget_calls()
+
+
+@pytest.mark.parametrize("why", [no_control, key_dropped, not_in_the_project])
+def test_without_a_control_nothing_is_sent_again(
+    office: Office, why: Callable[[Office], None]
+) -> None:
+    office.unknown("a.wav", made=False)
+    why(office)
+    result = office.run("--retry-unknown", "--project-id", "project-1")
+    assert result.code == 76
+    [line] = problems(result, "a.wav", "cannot see", KEY)
+    assert "role" in line and "project" in line
+    assert "UploadAsStream" not in office.methods
+
+
+def test_a_control_is_uploaded_later(office: Office) -> None:
+    office.record("b.wav")
+    assert office.run().code == 0
+    office.unknown("a.wav", made=False)
+    result = office.run("--retry-unknown")
+    assert result.code == 76
+    [line] = problems(result, "a.wav", "not found")
+    assert "cannot see" not in line  # b.wav is seen, but had been uploaded before.
+    office.record("c.wav")
+    assert office.run().code == 76
+    assert not office.copies("a.wav")
+    assert office.run("--retry-unknown").code == 0
+    assert len(office.copies("a.wav")) == 1
+
+
+def test_a_hit_that_get_does_not_return_is_not_sent_again(office: Office) -> None:
+    office.unknown("a.wav", "b.wav")
+    office.record("c.wav")
+    office.service.viewer_role = False
+    office.run()
+    office.service.viewer_role = True
+    office.service.get_talks = 1
+    # The control is what Get shows.
+    [control] = office.copies("c.wav")
+    control.created_s = 0
+    result = office.run("--retry-unknown")
+    assert result.code == 76
+    assert all(len(office.copies(name)) == 1 for name in ("a.wav", "b.wav"))
+    office.service.get_talks = 100
+    assert office.run("--retry-unknown").code == 0
+    assert all(len(office.copies(name)) == 1 for name in ("a.wav", "b.wav", "c.wav"))
+
+
+@pytest.mark.parametrize("method", ["Search", "GetTalks"])
+def test_where_looking_up_fails_nothing_is_sent_again(office: Office, method: str) -> None:
+    office.unknown("a.wav")
+    office.record("b.wav")
+    office.service.viewer_role = False
+    office.run()
+    office.service.viewer_role = True
+    failure = Fail(STATUS.UNAVAILABLE, "as scripted")
+    office.service.lookup_script[:] = [failure] if method == "Search" else [None, failure]
+    assert office.run("--retry-unknown").code == 76
+    assert len(office.copies("a.wav")) == 1
+
+
+# --- What goes wrong with looking up ------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["Search", "GetTalks"])
+def test_a_lookup_that_fails_is_one_line_and_stops_nothing(office: Office, method: str) -> None:
+    office.unknown("a.wav")
+    failing = set(STATUS) - {STATUS.OK, STATUS.UNAUTHENTICATED}
+    for status in sorted(failing, key=lambda status: status.name):
+        # What is unknown need not be named, and then its exit code is not this run's.
+        path = office.record(f"{status.name}.wav")
+        failure = Fail(status, "as scripted")
+        office.service.lookup_script[:] = [failure] if method == "Search" else [None, failure]
+        result = office.upload("--audio-path", path, "--ledger", office.ledger, *SETTLING)
+        assert (result.code, len(result.out.splitlines())) == (0, 1), (status, result)
+        [line] = result.err.splitlines()
+        assert status.name in line and "as scripted" in line
+        assert "role" in line or status is not STATUS.PERMISSION_DENIED
+        assert len(office.copies(path.name)) == 1
+    assert office.rows()["a.wav"] == ("unknown", None)
+    assert office.run().code == 0
+
+
+def test_a_credential_that_is_refused_stops_the_run(office: Office) -> None:
+    office.unknown("a.wav")
+    office.record("b.wav")
+    office.service.keys = ()
+    result = office.run()
+    assert (result.code, result.out) == (77, "")
+    assert office.methods == ["Search"]
+    [line] = result.err.splitlines()
+    assert "UNAUTHENTICATED" in line
+
+
+def test_a_credential_that_is_refused_at_the_end(office: Office) -> None:
+    office.record("a.wav")
+    office.service.script[:] = [MADE]
+    office.service.lookup_script[:] = [Fail(STATUS.UNAUTHENTICATED, "as scripted")]
+    result = office.run()
+    assert result.code == 77
+    assert len(problems(result, "a.wav")) == len(problems(result, "UNAUTHENTICATED")) == 1
+
+
+def test_a_mute_search_ends_with_the_timeout(office: Office) -> None:
+    office.unknown("a.wav")
+    office.record("b.wav")
+    office.service.lookup_script[:] = [Freeze()]
+    result = office.run("--timeout", "0.3")
+    assert result.code == 76
+    assert len(problems(result, "0.3 s")) == 1
+    assert len(office.copies("b.wav")) == 1
+
+
+def test_pages_without_end_are_not_read_without_end(office: Office) -> None:
+    office.unknown("a.wav")
+    office.record("b.wav")
+    office.service.endless_pages = True
+    result = office.run()
+    assert result.code == 76
+    assert len(office.service.searches) + len(office.service.gets) <= 30
+    assert len(office.copies("b.wav")) == 1
+    assert len(problems(result, "30 calls")) == 1
+
+
+def test_469_unknown_take_50_calls_and_two_runs(office: Office) -> None:
+    make_wav(office.folder / "talk.wav", 1_000)
+    office.run()
+    office.add_unknown_rows(469)
+    office.forget_calls()
+    [talk] = office.copies("talk.wav")
+    for number in range(469):
+        copy = dataclasses.replace(talk, talk_id=f"talk-{number}", fields={KEY: f"{number:064x}"})
+        office.service.talks[copy.talk_id] = copy
+    first, second = office.run(), office.run()
+    assert (first.code, second.code) == (0, 0)  # What is unknown was not named.
+    assert (len(office.service.searches), len(office.service.gets)) == (25, 25)
+    values = [len(search.filters[0].any_match.values) for search in office.service.searches]
+    assert max(values) <= 20
+    assert len(problems(first, "30 calls", "next run")) == 1
+    settled = (len(first.out.splitlines()), len(second.out.splitlines()))
+    assert sum(settled) == 469 and settled[0] == 15 * 19
+    assert problems(second, "184 settled")
+    assert office.run().out == ""
+    assert len(office.service.searches) == 25
+
+
+def test_a_pause_between_calls(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload_grpc, "SETTLE_PAUSE_S", 0.2)
+    office.unknown("a.wav", "b.wav")
+    office.service.search_page = 1
+    started_s = time.monotonic()
+    assert office.run().code == 0
+    assert office.methods == ["Search", "Search", "GetTalks"]
+    assert time.monotonic() - started_s >= 0.4
+
+
+def test_what_is_settled_does_not_end_the_doubt(office: Office) -> None:
+    """A service that makes dialogs and never answers costs two recordings a run, not all."""
+    for number in range(8):
+        office.record(f"{number}.wav")
+    office.service.script[:] = [MADE] * 100
+    office.service.index_lag_searches = 10**6
+    office.run("--jobs", 1)
+    before = list(office.rows().values()).count(("unknown", None))
+    office.service.index_lag_searches = 0
+    result = office.run("--jobs", 1, "--format", "json")
+    assert result.code == 76
+    outcomes = [json.loads(line)["outcome"] for line in result.out.splitlines()]
+    assert (before, outcomes.count("uploaded"), outcomes.count("unknown")) == (5, 5, 2)
+
+
+# --- Killed and stopped -----------------------------------------------------------------
+
+
+def until(true: Callable[[], Any]) -> None:
+    deadline_s = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+
+
+def test_killed_between_get_and_the_ledger(office: Office) -> None:
+    office.unknown("a.wav", "b.wav")
+    office.record("c.wav")
+    office.service.lookup_script[:] = [None, Delay(5)]
+    with start(*arguments(office.service, *office.words("--retry-unknown"))) as process:
+        until(lambda: office.service.gets)
+        process.kill()
+    assert office.rows()["a.wav"] == ("unknown", None)
+    result = office.run()
+    assert result.code == 0
+    assert len(result.out.splitlines()) == 3
+    for name in ("a.wav", "b.wav", "c.wav"):
+        [talk] = office.copies(name)
+        assert office.rows()[name] == ("uploaded", talk.talk_id)
+
+
+def test_stopped_while_looking_up_at_the_end(office: Office) -> None:
+    office.record("a.wav")
+    office.service.script[:] = [MADE]
+    office.service.lookup_script[:] = [Freeze()]
+    with start(*arguments(office.service, *office.words())) as process:
+        until(lambda: office.service.searches)
+        signalled_s = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=20)
+    assert process.returncode in (143, -signal.SIGTERM)
+    assert time.monotonic() - signalled_s < 5
+    assert office.rows()["a.wav"] == ("unknown", None)
+    result = office.run()
+    assert (result.code, len(result.out.splitlines())) == (0, 1)
+    assert len(office.copies("a.wav")) == 1
