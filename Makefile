@@ -7,7 +7,8 @@ CLOUDAPI ?=
 CLOUDAPI_URL ?= https://github.com/yandex-cloud/cloudapi
 # As many tests at a time as there are cores, unless something else is named: tests that are
 # chosen by name, or looked at with --pdb, run in one process.
-PYTEST_ARGS ?= -n auto
+# More than there are cores: most of the time is spent waiting.
+PYTEST_ARGS ?= -n 4
 CHAOS_ARGS ?=
 FUZZ_ARGS ?=
 BENCH_ARGS ?=

@@ -91,7 +91,7 @@ def import_later(name: str) -> None:
 
 if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # Up to main() nothing has begun, and Ctrl-C need not show where it stopped us.
+        # But for the uploading itself there is nothing to be tidied up, and nothing to be told.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     # grpc and protobuf import these, and nothing here makes them use them: a third of the time
     # that a short upload takes. importlib.util.LazyLoader would import grpc to find grpc.aio.
@@ -183,8 +183,6 @@ METADATA_VALUE_LIMIT_BYTES = 1024
 # Limits of our own, so that a wrong file named by mistake is not read to its end.
 SMALL_FILE_LIMIT_BYTES = 1024 * 1024
 WAV_CHUNKS_LIMIT = 10_000
-# What SQLite's integers hold: the year 2262.
-MTIME_LIMIT_NS = 2**63 - 1
 # Files dated further ahead than clocks differ are not young, but wrongly dated.
 CLOCK_SKEW_S = 24 * 60 * 60
 # As much of a value as a line of ours shows.
@@ -222,11 +220,11 @@ class UploadError(Exception):
     details: gRPC's status and text, if there was a call; ids: what the service's support asks for.
     """
 
-    # Set by call_error. Whether the same recording may be sent again at once, after how long at
-    # least, and whether the others had better wait, too; how long nothing had moved; whether it
-    # was the service or the network, and says nothing about this recording.
+    # Set by call_error: whether the same recording may be sent again at once; whether the others
+    # had better wait, too; whether it was the service or the network, and says nothing about
+    # this recording; how long nothing had moved.
     retry = holds_run = outage = False
-    asked_delay_s = idle_s = 0.0
+    idle_s = 0.0
 
     def __init__(
         self, exit_code: int, cause: str, advice: str = "", details: str = "", ids: str = ""
@@ -237,11 +235,8 @@ class UploadError(Exception):
         self.advice = advice
         self.details = details
         self.ids = ids
-
-    @property
-    def stops_run(self) -> bool:
-        """Whether every other recording of the run would meet the same error."""
-        return self.exit_code in (os.EX_NOPERM, os.EX_CONFIG)
+        # Every other recording of the run would meet the same error.
+        self.stops_run = exit_code in (os.EX_NOPERM, os.EX_CONFIG)
 
     @property
     def reason(self) -> str:
@@ -276,8 +271,7 @@ class FileState(NamedTuple):
     @classmethod
     def of(cls, status: os.stat_result) -> FileState:
         """Take the state from what os.stat or os.fstat returned."""
-        mtime_ns = max(-MTIME_LIMIT_NS, min(status.st_mtime_ns, MTIME_LIMIT_NS))
-        return cls(status.st_size, mtime_ns, status.st_dev, status.st_ino)
+        return cls(status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
 
 
 class Recording:
@@ -434,24 +428,6 @@ CONTAINER_TYPES = {
     MP3: "CONTAINER_AUDIO_TYPE_MP3",
     OGG_OPUS: "CONTAINER_AUDIO_TYPE_OGG_OPUS",
 }
-# What files begin with that the service does not take: offset, bytes, name.
-OTHER_MAGICS = (
-    (0, b"RIFX", "big-endian WAV"),
-    (0, b"riff", "Wave64"),
-    (0, b"fLaC", "FLAC"),
-    (0, b"FORM", "AIFF"),
-    (0, b"caff", "Core Audio"),
-    (0, b".snd", "Sun audio"),
-    (0, b"#!AMR", "AMR"),
-    (28, b"\x01vorbis", "Ogg Vorbis"),
-    (28, b"\x7fFLAC", "FLAC in Ogg"),
-    (28, b"Speex", "Speex in Ogg"),
-    (4, b"ftyp", "M4A or another MP4"),
-    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMA"),
-    (0, b"\x1a\x45\xdf\xa3", "WebM or Matroska"),
-    *((0, bytes([0xFF, second]), "AAC") for second in (0xF0, 0xF1, 0xF8, 0xF9)),
-    *((0, bytes([0xFF, second]), "MPEG audio, layer II") for second in (0xF4, 0xF5, 0xFC, 0xFD)),
-)
 HEAD_BYTES = 64
 NEEDED = "WAV with 16 bit LPCM of 8,000 to 48,000 Hz, MP3 or OggOpus is needed"
 EXPORT_AGAIN = "record or export it again"
@@ -468,30 +444,40 @@ def check_audio(recording: Recording, file: BinaryIO, args: argparse.Namespace) 
     kind = find_format(file, args.audio_type)
     if kind != AUDIO_TYPES.get(args.audio_type, kind):
         raise refused(f"this is {kind}", f"leave out --audio-type {args.audio_type}")
+    duration_s = 0.0  # Of MP3 and OggOpus the service judges it.
+    recording.description = kind
     if kind == WAV:
-        found = check_wav(file, size_bytes)
+        recording.description, channels, duration_s = check_wav(file, size_bytes)
+    elif kind == PCM:
+        channels, frame_bytes = args.channels, args.channels * SAMPLE_SIZE_BITS // 8
+        duration_s = size_bytes / frame_bytes / args.sample_rate
+        if size_bytes % frame_bytes:
+            cause = f"{size_bytes:,} bytes are no whole number of frames of {frame_bytes} bytes"
+            raise refused(cause, "check --channels, and that it is 16 bit PCM")
     elif kind == MP3:
-        found = check_mp3(file)
-    elif kind == OGG_OPUS:
-        found = check_ogg_opus(file)
+        channels = count_mp3_channels(file)
     else:
-        found = check_pcm(size_bytes, args)
-    recording.description = found.description
+        file.seek(37)  # RFC 7845, section 5.1, in the first Ogg page.
+        channels = int.from_bytes(file.read(1), "big")
+    recording.description += f", {channels} channel{'s' * (channels != 1)}"
+    recording.description += f", {duration_s:,.1f} s" if duration_s else ""
     recording.audio = audio_format(kind, args)
-    suffix = os.path.splitext(recording.path)[1].lower()
-    if AUDIO_SUFFIXES.get(suffix, kind) != kind != PCM:
-        name = f"the name says {suffix}, the content is {kind}"
-        log.info(f"{recording.path}: {name}; uploading it as {kind}")
-    if args.split and (kind not in (WAV, MP3) or found.channels != 1):
-        cause = f"{found.description}: only WAV and MP3 of one channel can be split"
+    if not channels:
+        raise refused(f"damaged {kind} header: no channels", EXPORT_AGAIN)
+    if args.split and (kind not in (WAV, MP3) or channels != 1):
+        cause = f"{recording.description}: only WAV and MP3 of one channel can be split"
         raise refused(cause, "leave out --split")
     # How long a recording may be that the service splits, it does not say.
-    if found.duration_s > DURATION_LIMIT_S and not args.split:
-        cause = f"{found.duration_s / 3600:.2f} hours long, the service takes 4"
+    if duration_s > DURATION_LIMIT_S and not args.split:
+        cause = f"{duration_s / 3600:.2f} hours long, the service takes 4"
         raise refused(cause, "cut it into parts of at most 4 hours")
     if args.single_message and size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
         limit = f"{SINGLE_MESSAGE_LIMIT_BYTES:,}"
         raise refused(f"{size_bytes:,} bytes: a single message must stay under {limit}", STREAM_IT)
+    suffix = os.path.splitext(recording.path)[1].lower()
+    if AUDIO_SUFFIXES.get(suffix, kind) != kind != PCM:
+        name = f"the name says {suffix}, the content is {kind}"
+        log.info(f"{recording.path}: {name}; uploading it as {kind}")
 
 
 def audio_format(kind: str, args: argparse.Namespace) -> audio_pb2.AudioMetadata:
@@ -513,27 +499,22 @@ def find_format(file: BinaryIO, audio_type: str) -> str:
     Raises UploadError (EX_DATAERR) for one that the service does not take, with the command that
     converts it.
     """
-    path = file.name
     head = file.read(HEAD_BYTES)
+    suffix = os.path.splitext(file.name)[1].lower()
     if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return WAV
     if head.startswith(b"OggS") and head[28:].startswith(b"OpusHead"):
         return OGG_OPUS
     if head.startswith(b"ID3"):
         return MP3
-    others = [each for each in OTHER_MAGICS if head[each[0] :].startswith(each[1])]
     if audio_type == "pcm":
-        # Samples may begin with anything, but hardly with four bytes or more of a magic.
-        return next((name for _, magic, name in others if len(magic) >= 4), PCM)
-    if find_mp3_frame(file, 0):
-        return MP3
-    if others:
-        raise refused(others[0][2], conversion(path, NEEDED))
+        return PCM
     # Players find the frames behind whatever is in front of them; so do we where MP3 is promised.
-    if (audio_type == "mp3" or path.lower().endswith(".mp3")) and find_mp3_frame(file):
+    if audio_type == "mp3" or suffix == ".mp3" or MP3_FRAME.match(head):
         return MP3
-    raw = "; for raw PCM: --audio-type pcm" if path.lower().endswith(PCM_SUFFIXES) else ""
-    raise refused("unknown audio format", f"{NEEDED}{raw}")
+    if suffix in PCM_SUFFIXES:
+        raise refused("no audio header", f"{NEEDED}; for raw PCM: --audio-type pcm")
+    raise refused("neither WAV nor MP3 nor OggOpus", conversion(file.name, NEEDED))
 
 
 def conversion(path: str, when: str, sample_rate_hz: int = SAMPLE_RATES_HZ[0]) -> str:
@@ -558,30 +539,33 @@ def quoted(path: str) -> str:
     return shlex.quote(os.path.join(".", path) if re.match("-|.*:", path) else path)
 
 
-class AudioHeader(NamedTuple):
-    """What a header says of the audio; duration_s is 0 where only the service can tell."""
-
-    kind: str
-    sample_rate_hz: int
-    channels: int
-    duration_s: float = 0.0
-
-    @property
-    def description(self) -> str:
-        """What people are shown of it."""
-        plural = "s" * (self.channels != 1)
-        text = f"{self.kind}, {self.sample_rate_hz:,} Hz, {self.channels} channel{plural}"
-        return f"{text}, {self.duration_s:,.1f} s" if self.duration_s else text
+# The header of a frame of MPEG audio, layer III (ISO 11172-3, 13818-3, and MPEG-2.5): sync and
+# version, a bit rate that exists, and the byte that has the channels.
+MP3_FRAME = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef](.)", re.DOTALL)
+# One alone may be chance: two more of the same kind must follow, each a frame's length apart.
+MP3_FRAMES = re.compile(
+    rb"(\xff[\xe2\xe3\xf2\xf3\xfa\xfb])[\x10-\xef](.)(?:.{20,1438}?\1[\x10-\xef]){2}", re.DOTALL
+)
+# Encoders leave some padding between tag and audio; further in there is none to be found.
+MP3_SEARCH_BYTES = 64 * 1024
 
 
-def check_pcm(size_bytes: int, args: argparse.Namespace) -> AudioHeader:
-    """Check raw samples, of which only the length can be checked."""
-    frame_bytes = args.channels * SAMPLE_SIZE_BITS // 8
-    if size_bytes % frame_bytes:
-        cause = f"{size_bytes:,} bytes are no whole number of frames of {frame_bytes} bytes"
-        raise refused(cause, "check --channels, and that it is 16 bit PCM")
-    duration_s = size_bytes / frame_bytes / args.sample_rate
-    return AudioHeader(PCM, args.sample_rate, args.channels, duration_s)
+def count_mp3_channels(file: BinaryIO) -> int:
+    """Return the channels of an MP3 file's first frame, behind its ID3v2 tag if it has one.
+
+    The service sets no limits of quality, and judges the rest.
+    """
+    file.seek(0)
+    tag = file.read(10)
+    if tag.startswith(b"ID3") and len(tag) == 10:
+        size = functools.reduce(lambda size, byte: size << 7 | byte & 0x7F, tag[6:], 0)
+        file.seek(10 + size + (10 if tag[5] & 0x10 else 0))
+    else:
+        file.seek(0)
+    frame = MP3_FRAMES.search(file.read(MP3_SEARCH_BYTES))
+    if not frame:
+        raise refused("no MP3 audio where it should begin", EXPORT_AGAIN)
+    return 1 if frame[2][0] >> 6 == 3 else 2
 
 
 WAVE_FORMAT_PCM = 0x0001
@@ -601,17 +585,14 @@ WAVE_FORMAT_NAMES = {
 }
 
 
-def check_wav(file: BinaryIO, size_bytes: int) -> AudioHeader:
-    """Check a WAV file's format and length."""
+def check_wav(file: BinaryIO, size_bytes: int) -> tuple[str, int, float]:
+    """Check a WAV file; return its description, channels and length in seconds."""
     chunk, data_start, data_bytes = read_wav_chunks(file, size_bytes)
     code, channels, rate_hz, bits = struct.unpack_from("<HHI6xH", chunk.ljust(16, b"\0"))
-    if code == WAVE_FORMAT_EXTENSIBLE and len(chunk) == 40:
-        extended_code, tail = struct.unpack_from("<H14s", chunk, 24)
-        code = extended_code if tail == SUBFORMAT_GUID_TAIL else code
-    name = WAVE_FORMAT_NAMES.get(code, f"WAV format 0x{code:04x}")
-    found = AudioHeader(f"{name} {bits} bit" if bits else name, rate_hz, channels)
-    if not channels or not rate_hz:
-        raise refused("damaged WAV header: no channels or no sample rate", EXPORT_AGAIN)
+    if code == WAVE_FORMAT_EXTENSIBLE and chunk[26:40] == SUBFORMAT_GUID_TAIL:
+        code = int.from_bytes(chunk[24:26], "little")
+    encoding = WAVE_FORMAT_NAMES.get(code, f"WAV format 0x{code:04x}")
+    found = f"{encoding} {bits} bit, {rate_hz:,} Hz"
     # Writers that cannot seek back leave 0, 0xFFFFFFFF or something like 0x80000000 there.
     if data_bytes > size_bytes - data_start:
         cause = (
@@ -620,20 +601,19 @@ def check_wav(file: BinaryIO, size_bytes: int) -> AudioHeader:
         )
         closed = "upload it when the recorder has closed it; if it has"
         raise refused(cause, conversion(file.name, closed, rate_hz))
+    if not channels or not rate_hz:
+        raise refused("damaged WAV header: no channels or no sample rate", EXPORT_AGAIN)
     if (code, bits) != (WAVE_FORMAT_PCM, SAMPLE_SIZE_BITS) or rate_hz not in SAMPLE_RATES_HZ:
-        raise refused(found.description, conversion(file.name, NEEDED, rate_hz))
+        raise refused(found, conversion(file.name, NEEDED, rate_hz))
     frame_bytes = channels * SAMPLE_SIZE_BITS // 8
     if data_bytes < frame_bytes:
         raise refused("no audio in it, not one sample", EXPORT_AGAIN)
-    duration_s = data_bytes / frame_bytes / rate_hz
-    return found._replace(kind=f"{WAV}, {found.kind}", duration_s=duration_s)
+    return f"{WAV}, {found}", channels, data_bytes / frame_bytes / rate_hz
 
 
 def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[bytes, int, int]:
     """Walk the chunks of a RIFF or RF64 file: format, where the samples begin, bytes of them."""
-    wav_format = b""
-    data: tuple[int, int] | None = None
-    long_data_bytes = 0
+    wav_format, data, long_data_bytes = b"", None, 0
     position = 12
     for _ in range(WAV_CHUNKS_LIMIT):
         file.seek(position)
@@ -647,85 +627,15 @@ def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[bytes, int, int]:
             if length == UNSET_LENGTH and long_data_bytes:
                 length = long_data_bytes
             # No samples, and yet something that is not a chunk: a length that was never set.
-            rest = file.read(4)
-            data = (body, UNSET_LENGTH if length == 0 and not rest.isascii() else length)
+            unset = length == 0 and not re.fullmatch(rb"[ -~]{4}|", file.read(4))
+            data = body, UNSET_LENGTH if unset else length
         position = body + length + length % 2
         if (wav_format and data) or position >= size_bytes:
             break
     if not wav_format or not data:
-        missing = "data" if wav_format else "format"
-        cause = f"damaged or truncated WAV file: no {missing} chunk"
+        cause = f"damaged or truncated WAV file: no {'data' if wav_format else 'format'} chunk"
         raise refused(cause, f"upload it when the recorder has closed it, or {EXPORT_AGAIN}")
     return wav_format, *data
-
-
-# MPEG audio, layer III (ISO 11172-3, 13818-3, and the unofficial MPEG-2.5), by version bits.
-MP3_SAMPLE_RATES_HZ = {
-    3: (44_100, 48_000, 32_000),
-    2: (22_050, 24_000, 16_000),
-    0: (11_025, 12_000, 8_000),
-}
-MP3_BITRATES_KBPS = {
-    3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}
-# Encoders leave some padding between tag and audio; further in there is none to be found.
-MP3_SEARCH_BYTES = 64 * 1024
-
-
-def parse_mp3_frame(data: bytes, start: int) -> tuple[AudioHeader, int] | None:
-    """Read the header of a frame: what it says, and where the next frame begins."""
-    head = data[start : start + 4]
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
-        return None
-    version, bitrate, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
-    if version == 1 or bitrate in (0, 15) or rate == 3:
-        return None
-    rate_hz = MP3_SAMPLE_RATES_HZ[version][rate]
-    bits_per_s = MP3_BITRATES_KBPS[3 if version == 3 else 2][bitrate] * 1000
-    length_bytes = (144 if version == 3 else 72) * bits_per_s // rate_hz + (head[2] >> 1 & 1)
-    channels = 1 if head[3] >> 6 == 3 else 2
-    return AudioHeader(MP3, rate_hz, channels), start + length_bytes
-
-
-def find_mp3_frame(file: BinaryIO, within_bytes: int = MP3_SEARCH_BYTES) -> AudioHeader | None:
-    """Find the first frame of an MP3 file, behind its ID3v2 tag if it has one.
-
-    One alone may be chance: two more of the same kind must follow, or the end.
-    """
-    file.seek(0)
-    tag = file.read(10)
-    position = 0
-    if tag.startswith(b"ID3") and len(tag) == 10:
-        size = functools.reduce(lambda size, byte: size << 7 | byte & 0x7F, tag[6:], 0)
-        position = 10 + size + (10 if tag[5] & 0x10 else 0)
-    file.seek(position)
-    data = file.read(MP3_SEARCH_BYTES)
-    for match in re.finditer(b"\xff[\xe0-\xff]", data[: within_bytes + 2]):
-        found = frame = parse_mp3_frame(data, match.start())
-        for _ in range(2):
-            if frame and frame[1] != len(data):
-                frame = parse_mp3_frame(data, frame[1])
-        if found and frame and frame[0] == found[0]:
-            return found[0]
-    return None
-
-
-def check_mp3(file: BinaryIO) -> AudioHeader:
-    """Check an MP3 file's first frame; the service sets no limits of quality."""
-    found = find_mp3_frame(file)
-    if found is None:
-        raise refused("ID3 tag without MP3 audio after it", NEEDED)
-    return found
-
-
-def check_ogg_opus(file: BinaryIO) -> AudioHeader:
-    """Check an OggOpus file's header (RFC 7845); no limits of quality here either."""
-    file.seek(37)
-    channels = int.from_bytes(file.read(1), "big")
-    if not channels:
-        raise refused("damaged OggOpus header: no channels", EXPORT_AGAIN)
-    return AudioHeader(OGG_OPUS, 48_000, channels)
 
 
 # --- 5. Metadata ----------------------------------------------------------------------------
@@ -810,7 +720,7 @@ def parse_metadata(content: bytes) -> talk_service_pb2.TalkMetadata:
     metadata = talk_service_pb2.TalkMetadata()
     fields = []
     for key, value in top:
-        if key == "users" and isinstance(value, list):
+        if key == "users" and isinstance(value, list) and not metadata.users:
             for user in value:
                 add_user(user, metadata)
         else:
@@ -828,8 +738,7 @@ def parse_fields(pairs: Sequence[tuple[str, Any]]) -> dict[str, str]:
                 raise ValueError("the key appears twice")
             if not key:
                 raise ValueError("the key is empty")
-            check_text(key)
-            fields[key] = metadata_value(value)
+            fields[metadata_value(key)] = metadata_value(value)
         except ValueError as error:
             raise ValueError(f"key {shown(key)}: {error}") from None
     return fields
@@ -839,7 +748,8 @@ def add_user(value: object, metadata: talk_service_pb2.TalkMetadata) -> None:
     """Add a participant of the call; raise ValueError naming which, and the reason."""
     try:
         given = dict(value) if isinstance(value, tuple) else {}
-        if not {"id", "role"} <= set(given) <= {"id", "role", "fields"}:
+        is_object = isinstance(value, tuple) and len(given) == len(value)
+        if not is_object or not {"id", "role"} <= set(given) <= {"id", "role", "fields"}:
             raise ValueError("must be an object with id, role and perhaps fields")
         name = f"USER_ROLE_{str(given['role']).upper().removeprefix('USER_ROLE_')}"
         if name not in set(talk_service_pb2.UserRole.keys()) or name == "USER_ROLE_UNSPECIFIED":
@@ -864,19 +774,14 @@ def metadata_value(value: object) -> str:
     if not isinstance(value, str):
         kind = "nested objects" if isinstance(value, tuple) else "lists"
         raise ValueError(f"{kind} are not allowed; use a string, number or boolean")
-    check_text(value)
-    return value
-
-
-def check_text(text: str) -> None:
-    """Raise ValueError for a text that the API cannot carry."""
     try:
-        length_bytes = len(text.encode())
+        length_bytes = len(value.encode())
     except UnicodeEncodeError:
         raise ValueError("half a surrogate pair is not a character") from None
     if length_bytes > METADATA_VALUE_LIMIT_BYTES:
         limit = f"{METADATA_VALUE_LIMIT_BYTES:,}"
         raise ValueError(f"{length_bytes:,} bytes long, the service takes {limit}")
+    return value
 
 
 def shown(value: object) -> str:
@@ -958,6 +863,10 @@ def read_key_file(path: str) -> str:
         raise UploadError(os.EX_CONFIG, cause, CHECK_PATH) from error
 
 
+# What an answer of another form may raise.
+BAD_JSON = (ValueError, LookupError, TypeError, RecursionError)
+
+
 class VmToken:
     """The IAM token of a cloud VM's service account, from the VM's metadata service.
 
@@ -996,7 +905,7 @@ def fetch_vm_token() -> str:
         if not isinstance(token, str) or not token:
             raise ValueError("no access_token in its answer")
         return token
-    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+    except (OSError, http.client.HTTPException, *BAD_JSON) as error:
         reason = getattr(error, "strerror", None) or str(error) or repr(error)
         cause = f"no token from the VM's metadata service at {address}: {reason}"
         advice = "--key-type vm works on a cloud VM that has a service account"
@@ -1006,53 +915,40 @@ def fetch_vm_token() -> str:
 def read_root_certificates(ca_file: str | None) -> bytes | None:
     """Read the certificates to trust: None stands for those that grpc brings.
 
-    grpc passes over a file that is missing, and trusts its own set instead.
-    Raises UploadError (EX_CONFIG) so that this cannot happen unseen.
+    Raises UploadError (EX_CONFIG): grpc only says that it trusts no server.
     """
-    source = "--ca-file" if ca_file else "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
-    path = ca_file or os.environ.get(source)
-    if not path:
+    if not ca_file:
         return None
     try:
-        with open(path, "rb") as file:
+        with open(ca_file, "rb") as file:
             pem = file.read(16 * SMALL_FILE_LIMIT_BYTES)
         if not re.search(rb"-----BEGIN CERTIFICATE-----[\w+/=\s]+-----END CERTIFICATE-----", pem):
             raise ValueError("no PEM certificate in it")
     except (OSError, ValueError) as error:
-        cause = f"{source} {path}: {getattr(error, 'strerror', None) or error}"
+        cause = f"--ca-file {ca_file}: {getattr(error, 'strerror', None) or error}"
         raise UploadError(os.EX_CONFIG, cause, "name a file of PEM certificates") from error
     return pem
 
 
-def adopt_proxy_settings() -> bool:
-    """Make grpc see the proxy settings that curl and pip see; return whether to use a proxy.
+def adopt_proxy_settings() -> None:
+    """Make grpc see the proxy settings that curl and pip see: it reads only lower-case names.
 
-    grpc reads only lower-case names, and goes to the service directly, without a word, where it
-    cannot use the proxy's URL. Raises UploadError (EX_CONFIG) for such a URL.
+    It would go to the service directly, without a word, where it cannot use the proxy's URL.
+    Raises UploadError (EX_CONFIG) for such a URL.
     """
     for name in ("https_proxy", "no_proxy"):
-        if name not in os.environ and name.upper() in os.environ:
-            os.environ[name] = os.environ[name.upper()]
-    if "*" in os.environ.get("no_proxy", "").replace(",", " ").split():
-        return False
-    in_use = [name for name in ("grpc_proxy", "https_proxy", "http_proxy") if os.environ.get(name)]
-    if not in_use:
-        return False
-    name = in_use[0]
-    from urllib.parse import urlsplit
-
-    if "://" not in os.environ[name]:
-        os.environ[name] = f"http://{os.environ[name]}"
-    try:
-        url = urlsplit(os.environ[name])
-        usable = url.scheme == "http" and url.hostname and url.port
-    except ValueError:
-        usable = False
-    if not usable:
-        # The URL is not shown: it may hold a password.
-        cause = f"gRPC cannot use the proxy in {name}"
-        raise UploadError(os.EX_CONFIG, cause, "write http://HOST:PORT; https:// does not work")
-    return True
+        if name.upper() in os.environ:
+            os.environ.setdefault(name, os.environ[name.upper()])
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        if url := os.environ.get(name):
+            if "://" not in url:
+                os.environ[name] = url = f"http://{url}"
+            if not re.fullmatch(r"http://([^/@]*@)?[^/@]+:\d+/?", url):
+                # The URL is not shown: it may hold a password.
+                cause = f"gRPC cannot use the proxy in {name}"
+                advice = "write http://HOST:PORT; https:// does not work"
+                raise UploadError(os.EX_CONFIG, cause, advice)
+            return
 
 
 class Access:
@@ -1070,7 +966,7 @@ class Access:
         self._source, self._key_type, self._read_key = find_credential(args)
         self.header()
         self._roots = read_root_certificates(args.ca_file)
-        self._use_proxy = adopt_proxy_settings()
+        adopt_proxy_settings()
         self._numbers = itertools.count(round(args.timeout * 1000))
 
     def header(self) -> tuple[str, str]:
@@ -1107,11 +1003,12 @@ class Access:
             ("grpc.enable_retries", 0),
             # Channels of one process share connections otherwise, and a new one helps nothing.
             ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.enable_http_proxy", int(self._use_proxy)),
             # TCP_USER_TIMEOUT comes only with keepalive (gRFC A18), whose pings a server may
             # take for abuse: so the first ping is due in 24 days.
             ("grpc.keepalive_time_ms", 2**31 - 2),
             ("grpc.keepalive_timeout_ms", user_timeout_ms),
+            # Get may bring all that the service has found out about 100 dialogs.
+            ("grpc.max_receive_message_length", 64 * 1024 * 1024),
         )
         credentials = grpc.ssl_channel_credentials(root_certificates=self._roots)
         return grpc.secure_channel(endpoint, credentials, options), user_timeout_ms
@@ -1210,7 +1107,7 @@ class Transfer:
         self.call: Any = None
         self._on_finishing = on_finishing
         self._refusal_wait_s = refusal_wait_s
-        self._ended = False
+        self.ended = False
         self._lock = threading.Lock()
         self._audio: io.FileIO | None = None
 
@@ -1218,7 +1115,7 @@ class Transfer:
         """Open the file; raise FileChanged if it is not the one that was checked."""
         self._audio = open_unchanged(self.path, self.state)
         with self._lock:
-            if self._ended:  # The call failed before grpc came to read.
+            if self.ended:  # The call failed before grpc came to read.
                 self._audio.close()
                 raise GivenUp("the call has ended")
         self.state = self.state or FileState.of(os.fstat(self._audio.fileno()))
@@ -1264,17 +1161,17 @@ class Transfer:
             self.finished = True
 
     def _call_ended(self) -> bool:
-        return self._ended or bool(self.call and self.call.done())
+        return self.ended or bool(self.call and self.call.done())
 
     @property
     def live_bytes(self) -> int:
         """Bytes handed over, unless the call has failed before its commit point."""
-        return self.handed_over_bytes if self.finished or not self._ended else 0
+        return self.handed_over_bytes if self.finished or not self.ended else 0
 
     def fail(self, error: Exception) -> None:
         """Keep why the requests ended: grpc only says "Exception iterating requests!"."""
         with self._lock:
-            if not self._ended:
+            if not self.ended:
                 self.error = error
 
     def end(self) -> bool:
@@ -1283,7 +1180,7 @@ class Transfer:
         Returns whether it was passed: from here on `finished` and `error` stay what they are.
         """
         with self._lock:
-            self._ended = True
+            self.ended = True
             # grpc lets go of an aborted stream's requests only when it likes.
             if self._audio is not None:
                 self._audio.close()
@@ -1332,21 +1229,23 @@ def upload_audio_requests_iterator(
         transfer.end()
 
 
-def single_message_request(
-    connection_id: str, recording: Recording, transfer: Transfer
-) -> talk_service_pb2.UploadTalkRequest:
-    """Build the one request of a unary upload, with the whole file in memory.
+def requests_for(args: argparse.Namespace, recording: Recording, transfer: Transfer) -> Any:
+    """Return what is sent of a recording: the requests of a stream, or the one message.
 
-    Passes the commit point: once the call has begun, nobody can tell how far it came.
+    A message holds the whole file, and building it passes the commit point: once the call has
+    begun, nobody can tell how far it came.
     """
+    if not args.single_message:
+        return upload_audio_requests_iterator(
+            args.connection_id, recording.metadata, recording.path, recording.audio, transfer
+        )
     data = b"".join(read_chunks(transfer.open(), SINGLE_MESSAGE_LIMIT_BYTES))
     transfer.chunk_taken(len(data))
     transfer.finish()
+    chunk = audio_pb2.AudioChunk(data=data)
     return talk_service_pb2.UploadTalkRequest(
-        metadata=talk_metadata(connection_id, recording.metadata),
-        audio=audio_pb2.AudioRequest(
-            audio_metadata=recording.audio, audio_data=audio_pb2.AudioChunk(data=data)
-        ),
+        metadata=talk_metadata(args.connection_id, recording.metadata),
+        audio=audio_pb2.AudioRequest(audio_metadata=recording.audio, audio_data=chunk),
     )
 
 
@@ -1404,24 +1303,20 @@ NO_QUOTA = (LATER, os.EX_TEMPFAIL, "the quota is used up", "run again later")
 FAILED = (LOST, os.EX_TEMPFAIL, "the upload failed before it was complete", AGAIN)
 
 # The retry policy: the first line that fits counts. These are for a call that never got a
-# connection, so that nothing was sent; the words are grpc's own, and tests hold each of them
-# against the grpc that is installed.
-NO_CONNECTION_WORDS = "failed to connect to all addresses|errors resolving|DNS resolution failed"
+# connection, so that nothing was sent; the words are grpc's own, and tests hold them against the
+# grpc that is installed.
 NO_CONNECTION_RULES = (
-    Rule("UNAVAILABLE", ".*CERTIFICATE_VERIFY_FAILED", *UNTRUSTED),
-    Rule("UNAVAILABLE", ".*Hostname Verification", *UNTRUSTED),
-    Rule("UNAVAILABLE", ".*in peer certificate", *UNTRUSTED),
-    Rule("UNAVAILABLE", ".*security handshaker", *UNTRUSTED),
+    Rule("UNAVAILABLE", ".*CERTIFICATE_VERIFY_FAILED|.*in peer certificate", *UNTRUSTED),
+    Rule("UNAVAILABLE", ".*Hostname Verification|.*security handshaker", *UNTRUSTED),
     Rule("UNAVAILABLE", "empty address list", *UNTRUSTED),
-    Rule("UNAVAILABLE", ".*WRONG_VERSION_NUMBER", *NO_GRPC),
-    Rule("UNAVAILABLE", ".*missing selected ALPN", *NO_GRPC),
-    Rule("UNAVAILABLE", ".*Domain name not found", *NO_HOST),
-    Rule("UNAVAILABLE", ".*Misformatted domain name", *NO_HOST),
+    Rule("UNAVAILABLE", ".*WRONG_VERSION_NUMBER|.*missing selected ALPN", *NO_GRPC),
+    Rule("UNAVAILABLE", ".*Domain name not found|.*Misformatted domain name", *NO_HOST),
     Rule("UNAVAILABLE", ".*Name or service not known", *NO_HOST),
     Rule("UNAVAILABLE", ".*proxy returned response code 4", *NO_PROXY),
-    Rule("UNAVAILABLE", NO_CONNECTION_WORDS, *NO_CONNECTION),
+    Rule("UNAVAILABLE", "failed to connect to all addresses|errors resolving", *NO_CONNECTION),
+    Rule("UNAVAILABLE", "DNS resolution failed", *NO_CONNECTION),
 )
-# These are for all others, one line at least for each of gRPC's statuses.
+# These are for all others. What is not here is LOST: it may be the service's word or gRPC's own.
 RULES = (
     Rule("UNAUTHENTICATED", "", *BAD_KEY),
     Rule("PERMISSION_DENIED", "", *BAD_KEY),
@@ -1433,33 +1328,11 @@ RULES = (
     Rule("ALREADY_EXISTS", "", *EXISTS),
     Rule("RESOURCE_EXHAUSTED", ".*larger than max", *TOO_LARGE),
     Rule("RESOURCE_EXHAUSTED", "", *NO_QUOTA),
-    Rule("UNAVAILABLE", "", *FAILED),
-    Rule("ABORTED", "", *FAILED),
-    Rule("CANCELLED", "", *FAILED),
-    Rule("DEADLINE_EXCEEDED", "", *FAILED),
-    Rule("INTERNAL", "", *FAILED),
-    Rule("DATA_LOSS", "", *FAILED),
-    Rule("UNKNOWN", "", *FAILED),
 )
-# And this is for a call that we gave up ourselves, or whose answer grpc could not take: it turns
-# a broken stream, or an answer too large, into any status (grpc/doc/PROTOCOL-HTTP2.md, "Errors").
+# And so is a call that we gave up ourselves, or whose answer grpc could not take: it turns a
+# broken stream, or an answer too large, into any status (grpc/doc/PROTOCOL-HTTP2.md, "Errors").
 LOST_RULE = Rule("", "", *FAILED)
 LOST_ANSWER = "Stream removed|CLIENT:|.*RST_STREAM|.*metadata size exceeds"
-
-
-def find_rule(call: Any, status: str, details: str, transfer: Transfer) -> Rule:
-    """Find what the failure of a call means."""
-    if transfer.finished and re.match(LOST_ANSWER, details):
-        return LOST_RULE
-    # A service may pass on such words of its own calls, after it has stored what we sent: they
-    # say something of our connection only where nothing has gone or come over it.
-    used = transfer.handed_over_bytes or call.initial_metadata() or call.trailing_metadata()
-    rules = RULES if used else NO_CONNECTION_RULES + RULES
-    return next(
-        rule
-        for rule in rules
-        if rule.status == status and re.match(rule.details, details, re.IGNORECASE)
-    )
 
 
 def call_error(error: Exception, transfer: Transfer) -> UploadError:
@@ -1467,15 +1340,23 @@ def call_error(error: Exception, transfer: Transfer) -> UploadError:
 
     error: grpc.RpcError, or GivenUp with the reason why we cancelled the call.
     """
-    ids = f"request {transfer.request_id}{server_ids(transfer.call)}"
+    details, rule = str(error), LOST_RULE
     if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
         status = error.code().name
         text = masked(" ".join((error.details() or "no details").split()))
         details = f"{status}: {text}"
-        rule = find_rule(error, status, text, transfer)
-        delay_s = asked_delay_s(error)
-    else:
-        details, rule, delay_s = str(error), LOST_RULE, 0.0
+        # A service may pass on such words of its own calls, after it has stored what we sent: they
+        # say something of our connection only where nothing has gone or come over it.
+        used = transfer.handed_over_bytes or error.initial_metadata() or error.trailing_metadata()
+        rules = RULES if used else NO_CONNECTION_RULES + RULES
+        if not (transfer.finished and re.match(LOST_ANSWER, text)):
+            fits = (
+                each
+                for each in rules
+                if each.status == status and re.match(each.details, text, re.IGNORECASE)
+            )
+            rule = next(fits, LOST_RULE)
+    ids = f"request {transfer.request_id}{server_ids(transfer.call)}"
     # Past the commit point only the service's own refusal is proof that no dialog was made; all
     # else may be an answer that got lost, and must not be sent again without being asked.
     if rule.verdict == LOST and transfer.finished:
@@ -1489,26 +1370,8 @@ def call_error(error: Exception, transfer: Transfer) -> UploadError:
     failure = UploadError(rule.exit_code, rule.cause, rule.advice, details, ids)
     failure.retry = failure.outage = rule.verdict != REFUSED
     failure.holds_run = rule.verdict == LATER
-    failure.asked_delay_s = delay_s
     failure.idle_s = time.monotonic() - transfer.progress_s
     return failure
-
-
-def asked_delay_s(call: Any) -> float:
-    """Return how long the service asked to wait (google.rpc.RetryInfo), 0 if it did not."""
-    packed = dict(call.trailing_metadata() or ()).get("grpc-status-details-bin")
-    if packed is None:
-        return 0.0
-    from google.rpc import error_details_pb2, status_pb2
-
-    info = error_details_pb2.RetryInfo()
-    try:
-        for detail in status_pb2.Status.FromString(packed).details:
-            if detail.Unpack(info):
-                return float(info.retry_delay.ToTimedelta().total_seconds())
-    except (DecodeError, ValueError, OverflowError):
-        pass  # A hint that cannot be read is none.
-    return 0.0
 
 
 def server_ids(call: Any) -> str:
@@ -1547,6 +1410,8 @@ def take_answer(recording: Recording, response: Any, transfer: Transfer) -> None
         recording.talk_ids = (made,)
     else:
         recording.badge_id, recording.operation_id = badge.badge_id, response.id
+        if response.done:
+            recording.talk_ids = split_result(response)
 
 
 def split_result(operation: Any) -> tuple[str, ...]:
@@ -1602,34 +1467,20 @@ class Uploader:
         its commit point; what they raise ends the try.
         Raises UploadError.
         """
-        args = self._args
+        single, split = self._args.single_message, self._args.split
+        method = "Upload" if single else "UploadBadge" if split else "UploadAsStream"
 
         def one_try() -> None:
             transfer = Transfer(recording.path, recording.state, on_finishing, self.refusal_wait_s)
             recording.request_id = transfer.request_id
             recording.tries += 1
-            if args.single_message:
+            if single:
                 self._connect(recording.path)
             on_sending(transfer.request_id)
             recording.transfer = transfer
-            if args.single_message:
-                response = self._call(
-                    transfer,
-                    "Upload",
-                    lambda: single_message_request(args.connection_id, recording, transfer),
-                )
-            else:
-                response = self._call(
-                    transfer,
-                    "UploadBadge" if args.split else "UploadAsStream",
-                    lambda: upload_audio_requests_iterator(
-                        args.connection_id,
-                        recording.metadata,
-                        recording.path,
-                        recording.audio,
-                        transfer,
-                    ),
-                )
+            response = self._call(
+                transfer, method, lambda: requests_for(self._args, recording, transfer)
+            )
             take_answer(recording, response, transfer)
 
         self._retrying(recording.path, one_try)
@@ -1660,27 +1511,11 @@ class Uploader:
         """
         from yandex.cloud.operation import operation_service_pb2
 
-        name, operation_id = recording.path, recording.operation_id
+        operation_id = recording.operation_id
         request = operation_service_pb2.GetOperationRequest(operation_id=operation_id)
         until_s, pause_s = time.monotonic() + WAIT_LIMIT_S, POLL_S
         try:
-            while True:
-                try:
-                    operation = self._retrying(
-                        name, lambda: self.ask(name, "GetOperation", request)
-                    )
-                except UploadError as error:
-                    if not error.details.startswith(("UNIMPLEMENTED", "NOT_FOUND")):
-                        raise
-                    if self._endpoint != ENDPOINT:
-                        raise refused(error.reason, LOOK_FOR_IT) from error
-                    # All services may have their operations in one place.
-                    self.close()
-                    self._endpoint = OPERATIONS_ENDPOINT
-                    continue
-                if operation.done:
-                    recording.talk_ids = split_result(operation)
-                    return
+            while not (operation := self._get_operation(recording.path, request)).done:
                 if time.monotonic() + pause_s > until_s:
                     hours = f"{WAIT_LIMIT_S / 3600:g}"
                     cause = f"operation {operation_id} is still going after {hours} hours"
@@ -1688,14 +1523,30 @@ class Uploader:
                 if self.stopping.wait(pause_s):
                     raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
                 pause_s = min(pause_s * 1.5, POLL_LIMIT_S)
+            recording.talk_ids = split_result(operation)
         except UploadError as error:
             if not error.cause.startswith("uploaded"):
                 error.cause = f"uploaded, but not yet split: {error.cause}"
             raise
         finally:
-            if self._endpoint != self._access.endpoint:
-                self.close()
-                self._endpoint = self._access.endpoint
+            self._use_endpoint(self._access.endpoint)
+
+    def _get_operation(self, name: str, request: Any) -> Any:
+        """Look up an operation at our endpoint, or else where all services may have theirs."""
+        try:
+            return self._retrying(name, lambda: self.ask(name, "GetOperation", request))
+        except UploadError as error:
+            if not error.details.startswith(("UNIMPLEMENTED", "NOT_FOUND")):
+                raise
+            if self._endpoint != ENDPOINT:
+                raise refused(error.reason, LOOK_FOR_IT) from error
+            self._use_endpoint(OPERATIONS_ENDPOINT)
+            return self._get_operation(name, request)
+
+    def _use_endpoint(self, endpoint: str) -> None:
+        if endpoint != self._endpoint:
+            self.close()
+            self._endpoint = endpoint
 
     def close(self) -> None:
         """Let go of the channel."""
@@ -1722,7 +1573,6 @@ class Uploader:
                 import random
 
                 delay_s = random.uniform(0, min(BACKOFF_LIMIT_S, BACKOFF_S * 2.0**tries))
-                delay_s = max(delay_s, error.asked_delay_s)
                 idle_s += error.idle_s + delay_s
                 again = error.retry and tries <= self._args.retries and idle_s <= TRIES_LIMIT_S
                 if not again or self.stopping.is_set():
@@ -1841,30 +1691,26 @@ LEDGER_SINCE_VERSION_2 = (
 )
 
 
+DISK_HANGS = "I/O does not end"
+
+
 class LedgerError(UploadError):
-    """The ledger cannot be used, and nothing is sent without it."""
+    """The ledger cannot be used, and nothing is sent without it.
 
-    def __init__(self, path: str, cause: str) -> None:
-        exit_code, advice = os.EX_CONFIG, "check --ledger"
+    in_use: another run goes on: nothing has failed, and cron need not mail it every few minutes.
+    """
+
+    def __init__(self, path: str, cause: str, in_use: bool = False) -> None:
+        super().__init__(os.EX_CONFIG, f"ledger {path}: {cause}", "check --ledger")
+        self.in_use = in_use
+        self.stops_run = True
         # A full or busy disk may get better with time; a file of another kind will not.
-        if re.search("full|locked|I/O|space|quota|too large", cause):
-            exit_code, advice = os.EX_TEMPFAIL, "run again when that is over"
+        if in_use or re.search("full|locked|I/O|space|quota|too large", cause):
+            self.exit_code, self.advice = os.EX_TEMPFAIL, "wait for that to end, then run again"
+        elif "moved" in cause:
+            self.advice = "put it back, with its -wal file (a new ledger sends everything again)"
         elif re.search("malformed|not a database|not a ledger", cause):
-            advice += ", or restore it from a backup (a new ledger sends everything again)"
-        super().__init__(exit_code, f"ledger {path}: {cause}", advice)
-
-    @property
-    def stops_run(self) -> bool:
-        """Whatever it is, the next recording would meet it, too."""
-        return True
-
-
-class LedgerInUse(LedgerError):
-    """Another run goes on: nothing has failed, and cron need not mail it every few minutes."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path, "another run is using it")
-        self.exit_code, self.advice = os.EX_TEMPFAIL, "wait for it to end, then run again"
+            self.advice += ", or restore it from a backup (a new ledger sends everything again)"
 
 
 class Row(NamedTuple):
@@ -1891,7 +1737,7 @@ class Row(NamedTuple):
         if self.state == "uploaded":
             recording.outcome = "already"
         elif self.state == "unknown":
-            cause = f"not sent; an earlier run may have uploaded it: {self.error}"
+            cause = f"not sent; it may have been uploaded before: {self.error}"
             recording.fail(UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST))
         elif self.state == "rejected":
             cause = f"not sent; it was rejected before: {self.error}"
@@ -1906,7 +1752,11 @@ class Ledger:
     a finishing row is on disk before the half-close can leave, so a run that dies leaves either
     no dialog (a sending row, or none) or a row that says there may be one.
     Every method raises LedgerError. A dry run has a copy in memory, and takes no lock.
+    given_up: a thread that was given up may have the lock for ever, because the disk hangs.
     """
+
+    given_up = False
+    _was_moved = False
 
     def __init__(self, path: str, connection_id: str, dry_run: bool) -> None:
         import sqlite3
@@ -1916,14 +1766,14 @@ class Ledger:
         self.path = path = os.path.realpath(path)
         self._connection_id = connection_id
         self._lock = threading.Lock()
-        self._identity: tuple[int, int] | None = None
+        self._identity: tuple[int, ...] | None = None
         with contextlib.ExitStack() as undo:
             try:
                 if os.path.exists(path) and not os.path.isfile(path):
                     raise LedgerError(path, "not a regular file")
                 if not dry_run:
                     undo.callback(os.close, self._lock_file())
-                    self._identity = self._present_identity()
+                    self._identity = FileState.of(os.stat(path))[2:]
                 self._db = sqlite3.connect(
                     ":memory:" if dry_run else path, isolation_level=None, check_same_thread=False
                 )
@@ -1947,7 +1797,7 @@ class Ledger:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock_file)
-            raise LedgerInUse(self.path) from None
+            raise LedgerError(self.path, "another run is using it", in_use=True) from None
         # SQLite gives its other files the permissions that this one has.
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         return lock_file
@@ -1977,70 +1827,69 @@ class Ledger:
         for state, after in (("sending", "failed"), ("finishing", "unknown")):
             self._db.execute(
                 f"UPDATE recordings SET state = '{after}', error = 'the run was killed' "
-                # The second condition lets SQLite use the index that leaves out what is uploaded.
+                # The second condition is for the index, as in unknown_with_key.
                 f"WHERE state = '{state}' AND state <> 'uploaded'"
             )
         self._db.execute("COMMIT")
 
     def close(self) -> None:
         """Close the file, and make sure that it is still there; the lock ends with the process."""
+        if self.given_up:
+            return
         with self._lock, contextlib.suppress(self._sqlite_error):  # All that matters is written.
             self._undo.close()
-        self._check_identity()
-
-    def _present_identity(self) -> tuple[int, int] | None:
-        """Return what the path leads to: device and inode."""
-        with contextlib.suppress(OSError):
-            status = os.stat(self.path)
-            return status.st_dev, status.st_ino
-        return None
+        if not self._was_moved:
+            self._check_identity()
 
     def _check_identity(self) -> None:
-        """Raise LedgerError, once, if the path leads to another file by now, or to none."""
-        if self._identity and self._identity != self._present_identity():
-            self._identity = None
+        """Raise LedgerError if the path leads to another file than at first, or to none."""
+        present = None
+        with contextlib.suppress(OSError):
+            present = FileState.of(os.stat(self.path))[2:]
+        if self._identity and present != self._identity:
+            self._was_moved = True
             raise LedgerError(self.path, "it was moved or removed during the run")
 
     def find_uploaded(self, recording: Recording) -> Row | None:
         """Look up a recording that was uploaded by its path, size and time: without a hash."""
         assert recording.state is not None
         where = "path = ? AND size_bytes = ? AND mtime_ns = ? AND state = 'uploaded'"
-        return self._row(where, ledger_key(recording.path), *recording.state[:2])
+        key = (ledger_key(recording.path), *recording.state[:2])
+        return next(self._rows("recordings_by_path", where, *key), None)
 
     def find_audio(self, sha256: str) -> Row | None:
         """Look up a recording by its content."""
-        return self._row("sha256 = ?", sha256)
+        return next(self._rows("", "sha256 = ?", sha256), None)
 
     def has_failed(self, path: str) -> bool:
         """Whether a recording of this path was not delivered."""
-        return bool(self._rows("path = ? AND state = 'failed'", ledger_key(path)))
+        where = "path = ? AND state = 'failed'"
+        return any(self._rows("recordings_by_path", where, ledger_key(path)))
+
+    def begins_in_doubt(self) -> bool:
+        """Whether the latest recording was not delivered, or is unknown."""
+        latest = self._do("SELECT state FROM recordings ORDER BY updated_at DESC LIMIT 1")
+        return latest[:1] in ([("failed",)], [("unknown",)])
 
     def unknown_with_key(self, settle_key: str) -> list[Row]:
         """Return the unknown recordings that were sent with their SHA-256 under this key."""
-        # The second condition is for the index, as in _prepare.
-        where = "state = 'unknown' AND state <> 'uploaded' AND settle_key = ? ORDER BY updated_at"
-        return self._rows(where, settle_key)
+        # The second condition lets SQLite use the index that leaves out what is uploaded.
+        where = (
+            "state = 'unknown' AND state <> 'uploaded' AND settle_key = ? ORDER BY updated_at DESC"
+        )
+        return list(self._rows("recordings_not_uploaded", where, settle_key))
 
     def latest_with_key(self, settle_key: str) -> Row | None:
         """Return the latest recording uploaded with this key, if there is one."""
         where = "state = 'uploaded' AND settle_key = ? ORDER BY updated_at DESC LIMIT 1"
-        return self._row(where, settle_key)
+        return next(self._rows("recordings_by_time", where, settle_key), None)
 
-    def begins_in_doubt(self) -> bool:
-        """Whether the latest recording was not delivered, or is unknown."""
-        rows = self._do("SELECT state FROM recordings ORDER BY updated_at DESC LIMIT 1")
-        return bool(rows) and rows[0][0] in ("failed", "unknown")
-
-    def _rows(self, where: str, *values: object) -> list[Row]:
-        """Return the rows of this connection that fit a condition."""
-        rows = self._do(
-            f"SELECT {', '.join(Row._fields)} FROM recordings WHERE connection_id = ? AND {where}",
-            (self._connection_id, *values),
-        )
-        return [Row(*row)._replace(path=os.fsdecode(row[1])) for row in rows]
-
-    def _row(self, where: str, *values: object) -> Row | None:
-        return next(iter(self._rows(where, *values)), None)
+    def _rows(self, index: str, where: str, *values: object) -> Iterator[Row]:
+        # Unless told, SQLite would read through all rows of the connection.
+        table = f"recordings INDEXED BY {index}" if index else "recordings"
+        sql = f"SELECT {', '.join(Row._fields)} FROM {table} WHERE connection_id = ? AND {where}"
+        for row in self._do(sql, (self._connection_id, *values)):
+            yield Row(*row)._replace(path=os.fsdecode(row[1]))
 
     def claim(self, recording: Recording, may_resend: Callable[[Row], bool]) -> Row | None:
         """Take a recording for sending; or return the row that says why it is not to be sent.
@@ -2053,7 +1902,7 @@ class Ledger:
         key, (size_bytes, mtime_ns) = ledger_key(recording.path), recording.state[:2]
         row = self.find_audio(recording.sha256)
         if row and row.state == "uploaded":
-            if row.path == absolute_path(recording.path) or not os.path.exists(row.path):
+            if row.path == os.path.abspath(recording.path) or not os.path.exists(row.path):
                 # So that its present name spares the next run the hash.
                 self._set(recording.sha256, path=key, mtime_ns=mtime_ns)
             return row
@@ -2115,11 +1964,10 @@ class Ledger:
 
     def _set(self, sha256: str, **columns: object) -> None:
         """Change a row; attempts are added to those it has."""
-        values = ", ".join(
-            f"{name} = {'attempts + ' if name == 'attempts' else ''}?" for name in columns
-        )
+        names = ", ".join(f"{name} = ?" for name in columns)
+        names = names.replace("attempts = ?", "attempts = attempts + ?")
         self._do(
-            f"UPDATE recordings SET {values} WHERE connection_id = ? AND sha256 = ?",
+            f"UPDATE recordings SET {names} WHERE connection_id = ? AND sha256 = ?",
             (*columns.values(), self._connection_id, sha256),
         )
 
@@ -2128,12 +1976,14 @@ class Ledger:
 
         Raises LedgerError, also where an UPDATE finds no row: somebody has deleted it.
         """
+        if self.given_up:
+            raise LedgerError(self.path, DISK_HANGS)
         with self._lock:
             try:
                 self._db.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
                 cursor = self._db.execute(sql, values)
                 rows = cursor.fetchall()
-            except (self._sqlite_error, ValueError) as error:  # ValueError: closed, or not text.
+            except (self._sqlite_error, ValueError, OverflowError) as error:  # A file of 2263.
                 raise LedgerError(self.path, str(error)) from error
             if synced:
                 self._check_identity()
@@ -2149,26 +1999,18 @@ def open_read_only(path: str) -> Any:
 
     # Without a log nobody writes, and SQLite need not make the files by which it would find out.
     immutable = "" if os.path.exists(f"{path}-wal") else "&immutable=1"
+    if os.path.exists(f"{path}-shm"):
+        immutable += "&readonly_shm=1"
     return sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro{immutable}", uri=True)
 
 
 def ledger_key(path: str) -> Any:
     """Return a path as it stands in the ledger: absolute, as bytes where it is not UTF-8."""
-    path = absolute_path(path)
-    try:
+    path = os.path.abspath(path)
+    with contextlib.suppress(UnicodeEncodeError):
         path.encode()
-    except UnicodeEncodeError:
-        return os.fsencode(path)
-    return path
-
-
-def absolute_path(path: str) -> str:
-    """Return an absolute path, as os.path.abspath does, and faster for a folder's many files."""
-    folder, name = os.path.split(path)
-    return os.path.join(absolute_folder(folder), name)
-
-
-absolute_folder = functools.lru_cache(maxsize=1024)(os.path.abspath)
+        return path
+    return os.fsencode(path)
 
 
 def hash_audio(recording: Recording, stopping: threading.Event) -> str:
@@ -2185,17 +2027,15 @@ def hash_audio(recording: Recording, stopping: threading.Event) -> str:
 
 
 def hash_sent(recording: Recording, args: argparse.Namespace) -> str:
-    """Return a digest, in hexadecimal, of what is sent beside the audio, and of how it is sent."""
+    """Return the SHA-256 of the metadata, in hexadecimal, and how the audio is sent."""
     import hashlib
 
     sent = talk_service_pb2.TalkMetadata()
     sent.CopyFrom(recording.metadata)
     if recording.has_placeholders:  # Their date is another each time.
         del sent.fields["date"]
-    digest = hashlib.sha256(sent.SerializeToString(deterministic=True))
-    digest.update(recording.audio.SerializeToString(deterministic=True))
-    digest.update(bytes([args.split, args.single_message]))
-    return digest.hexdigest()
+    digest = hashlib.sha256(sent.SerializeToString(deterministic=True)).hexdigest()
+    return f"{digest} {args.audio_type}{' split' * args.split}{' single' * args.single_message}"
 
 
 def seconds_of(time_text: str) -> float:
@@ -2216,6 +2056,7 @@ def utc() -> str:
 SETTLE_BATCH = 20
 SETTLE_CALLS_LIMIT = 30
 SETTLE_PAUSE_S = 1.0
+LOOKUP_TIMEOUT_S = 10.0
 SETTLE_PAGE_SIZE = 1000
 GET_LIMIT_TALKS = 100
 
@@ -2227,67 +2068,77 @@ class Settling:
     there, although something uploaded later is: it may be sent again.
     """
 
-    def __init__(self, args: argparse.Namespace, ledger: Ledger, uploader: Uploader) -> None:
+    def __init__(
+        self, args: argparse.Namespace, ledger: Ledger, uploader: Uploader, signals: Sequence[int]
+    ) -> None:
         self.settled: dict[str, Recording] = {}
         self.not_found: dict[str, str] = {}
         self.missing: set[str] = set()
         self._args = args
         self._ledger = ledger
         self._uploader = uploader
+        self._signals = signals
         self._calls = 0
         self._next_call_s = 0.0
 
     def look_for(self, unknown: Sequence[Row]) -> None:
         """Look for unknown recordings; what is found becomes `uploaded`.
 
-        Raises UploadError (EX_NOPERM) for a credential that is refused; anything else that goes
-        wrong is one line.
+        Raises UploadError for a credential that is refused; anything else that goes wrong is one
+        line.
         """
         control = self._ledger.latest_with_key(self._args.settle_key)
-        size = SETTLE_BATCH - 1
-        for start in range(0, len(unknown), size):
-            batch = unknown[start : start + size]
+        for start in range(0, len(unknown), SETTLE_BATCH - 1):
+            batch = unknown[start : start + SETTLE_BATCH - 1]
             values = [row.sha256 for row in batch]
             if control and self._args.retry_unknown:
                 values.append(control.sha256)
             try:
-                found = self._find(values)
+                found, whole = self._find(values)
             except UploadError as error:
                 if error.details.startswith("UNAUTHENTICATED"):
                     raise
                 log.warning(f"unknown recordings could not be looked up: {error}")
                 return
+            # Up to when a recording that is there is found.
+            seen_until = control.updated_at if control and control.sha256 in found else ""
             for row in batch:
                 if row.sha256 in found:
                     self._settle(row, found[row.sha256])
-                elif control and control.sha256 in found and control.updated_at > row.updated_at:
+                    continue
+                age_s = max(time.time() - seconds_of(row.updated_at), 0)
+                words = f"not found in the service {age_s:,.0f} s after it was sent"
+                # One that is being split has no dialog for a while.
+                if whole and not row.split and row.updated_at < seen_until:
                     self.missing.add(row.sha256)
-                else:
-                    self._note_absence(row)
+                elif self._args.retry_unknown and seen_until:
+                    words += ", and nothing that was uploaded later proves that it is missing"
+                elif self._args.retry_unknown:
+                    key = shown(self._args.settle_key)
+                    words += f"; cannot see {key}: check it, the project and the role"
+                self.not_found[row.sha256] = words
 
-    def _note_absence(self, row: Row) -> None:
-        """Note in what words a recording was not found: that proves nothing."""
-        age_s = max(time.time() - seconds_of(row.updated_at), 0)
-        words = f"not found in the service {age_s:,.0f} s after it was sent"
-        if self._args.retry_unknown:
-            key = shown(self._args.settle_key)
-            words += (
-                f", and no recording uploaded later was found either: cannot see {key}; check it, "
-                "the project and the role"
-            )
-        self.not_found[row.sha256] = words
+    def tell(self, recording: Recording) -> None:
+        """Give an unknown recording what was found of it, or that nothing was."""
+        found = self.settled.get(recording.sha256)
+        if found:
+            recording.outcome, recording.error = found.outcome, found.error
+            recording.talk_ids, recording.settled = found.talk_ids, True
+        elif recording.error and recording.sha256 in self.not_found:
+            recording.error.cause += f"; {self.not_found[recording.sha256]}"
+
+    def close(self) -> None:
+        """Let go of the channel."""
+        self._uploader.close()
 
     def _settle(self, row: Row, talks: list[tuple[float, str]]) -> None:
         """Note what was found of one recording: talk IDs with the times of their creation."""
-        talk_ids = tuple(talk_id for _, talk_id in sorted(talks))
         recording = Recording(row.path)
         recording.sha256, recording.settled = row.sha256, True
+        talk_ids = tuple(talk_id for _, talk_id in sorted(talks))
         if row.split:
             recording.talk_ids = talk_ids
-            cause = (
-                "the service has this recording, and split it; the list of its dialogs may not "
-                "be complete"
-            )
+            cause = "it arrived and was split; the list of its dialogs may not be complete"
             recording.fail(UploadError(os.EX_PROTOCOL, cause, LOOK_FOR_IT))
         else:
             recording.talk_ids, recording.outcome = talk_ids[:1], "uploaded"
@@ -2296,53 +2147,46 @@ class Settling:
         self._ledger.note_dialogs(recording)
         self.settled[row.sha256] = recording
 
-    def _find(self, values: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
-        """Return the talks that have one of these values under the key, by value.
+    def _find(self, values: Sequence[str]) -> tuple[dict[str, list[tuple[float, str]]], bool]:
+        """Return the talks that have these values under the key, and whether all were looked at.
 
         A search may match more than asked, or less exactly: proof is what Get returns.
         """
-        found: dict[str, list[tuple[float, str]]] = collections.defaultdict(list)
-        hits = self._search(values)
-        for start in range(0, len(hits), GET_LIMIT_TALKS):
-            request = talk_service_pb2.GetTalkRequest(
-                talk_ids=hits[start : start + GET_LIMIT_TALKS]
-            )
-            request.results_mask.SetInParent()
-            for talk in self._ask("Get", request).talk:
-                if talk.connection_id != self._args.connection_id:
-                    continue
-                for field in talk.talk_fields:
-                    if field.name == self._args.settle_key and field.value in values:
-                        created_s = talk.created_at.seconds + talk.created_at.nanos / 1e9
-                        found[field.value].append((created_s, talk.id))
-        return found
-
-    def _search(self, values: Sequence[str]) -> list[str]:
-        """Return the IDs of the talks that a search for these values names, page by page."""
-        from yandex.cloud.speechsense.v1 import search_pb2
-
-        request = search_pb2.SearchTalkRequest(page_size=SETTLE_PAGE_SIZE)
+        request = talk_service_pb2.SearchTalkRequest(page_size=SETTLE_PAGE_SIZE)
         key = f"userMeta.{self._args.settle_key}"
         request.filters.add(key=key).any_match.values.extend(values)
-        talk_ids: list[str] = []
+        hits: dict[str, None] = {}
         while True:
-            response = self._ask("Search", request)
-            talk_ids += response.talk_ids
-            if not response.next_page_token:
-                return list(dict.fromkeys(talk_ids))
-            request.page_token = response.next_page_token
-
-    def close(self) -> None:
-        """Let go of the channel."""
-        self._uploader.close()
+            page = self._ask("Search", request)
+            hits.update(dict.fromkeys(page.talk_ids))
+            if not page.next_page_token:
+                break
+            request.page_token = page.next_page_token
+        found: dict[str, list[tuple[float, str]]] = collections.defaultdict(list)
+        talk_ids = list(hits)
+        for start in range(0, len(talk_ids), GET_LIMIT_TALKS):
+            get = talk_service_pb2.GetTalkRequest(
+                talk_ids=talk_ids[start : start + GET_LIMIT_TALKS]
+            )
+            get.results_mask.SetInParent()
+            for talk in self._ask("Get", get).talk:
+                hits.pop(talk.id, None)
+                created_s = talk.created_at.seconds + talk.created_at.nanos / 1e9
+                for field in talk.talk_fields:
+                    is_ours = talk.connection_id == self._args.connection_id
+                    if is_ours and field.name == self._args.settle_key and field.value in values:
+                        found[field.value].append((created_s, talk.id))
+        return found, not hits
 
     def _ask(self, method: str, request: Any) -> Any:
         """Make one call, at most one a second and SETTLE_CALLS_LIMIT a run."""
         if self._calls == SETTLE_CALLS_LIMIT:
-            cause = f"{SETTLE_CALLS_LIMIT} calls are made"
+            cause = f"{SETTLE_CALLS_LIMIT} calls a run are made"
             raise UploadError(os.EX_TEMPFAIL, cause, "the next run goes on")
         self._calls += 1
         self._uploader.stopping.wait(self._next_call_s - time.monotonic())
+        if self._signals:
+            raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
         self._next_call_s = time.monotonic() + SETTLE_PAUSE_S
         request.organization_id = self._args.organization_id
         request.space_id = self._args.space_id
@@ -2397,17 +2241,15 @@ class Run:
 
     def main(self) -> int:
         """Upload all there is; return the exit code."""
-        self._settle_earlier()
+        # Daemons: one that reads from a dead disk must not keep the program from ending.
+        jobs = self.args.jobs if self.console.several else 1
+        workers = [threading.Thread(target=self._work, daemon=True) for _ in range(jobs)]
         with signals_to(self._signals.append):
-            # Daemons: one that reads from a dead disk must not keep the program from ending.
-            workers = [
-                threading.Thread(target=self._work, daemon=True)
-                for _ in range(self.args.jobs if self.console.several else 1)
-            ]
+            self._settle_earlier()
             for worker in workers:
                 worker.start()
             self._wait_for(workers)
-        self._report_left()
+            self._report_left()
         if self._bug:
             raise self._bug
         return self._end()
@@ -2417,7 +2259,11 @@ class Run:
         for recording in self._recordings:
             if self._prepare(recording):
                 recording.outcome = "checked"
-                recording.description = planned(recording, self.args)
+                way = "as a single message" if self.args.single_message else "as a stream"
+                way += " to be split" if self.args.split else ""
+                size = f"{recording.size_bytes or 0:,} bytes"
+                about = f"{recording.description}, {size} {way}, "
+                recording.description = planned(recording, about)
             if recording.outcome:
                 self.report(recording)
         for recording in self._duplicates:
@@ -2433,7 +2279,8 @@ class Run:
         uploader = Uploader(self.args, self.access, self.stopping, self._hold)
         try:
             while recording := self._take():
-                uploader.refusal_wait_s = REFUSAL_WAIT_S if self._in_doubt else 0.0
+                wait_s = min(REFUSAL_WAIT_S, self.args.timeout / 2)
+                uploader.refusal_wait_s = wait_s if self._in_doubt else 0.0
                 self._send(recording, uploader)
                 self.report(recording)
         except BaseException as bug:  # noqa: BLE001 - raised again by the main thread.
@@ -2502,69 +2349,66 @@ class Run:
         Otherwise its outcome says why, or is empty where nothing is to be reported.
         """
         recording.started_s = time.monotonic()
+        if recording.outcome:
+            return False
         try:
-            if recording.outcome or self._is_known(recording):
-                return False
-            check_recording(recording, self.args, self._common)
-            row = None
-            if self.ledger:
-                recording.sha256 = hash_audio(recording, self.stopping)
-                recording.metadata_sha256 = hash_sent(recording, self.args)
-                row = self.ledger.claim(recording, self._may_resend)
+            row = self._find_row(recording)
         except UploadError as error:
             recording.fail(error)
             return False
-        if row:
-            self._use_row(recording, row)
-            return self._is_to_follow(recording)
-        if recording.has_placeholders and not self._placeholders_told:
-            self._placeholders_told = True
-            log.warning(
-                f"{recording.path}: no metadata given, so placeholder fields are sent "
-                "(operator_name Operator and so on; said once a run); use --meta-path, or a .json "
-                "file beside the recording"
-            )
-        return True
-
-    def _is_known(self, recording: Recording) -> bool:
-        """Whether the ledger has this file as uploaded, by its path, size and time."""
-        row = self.ledger.find_uploaded(recording) if self.ledger else None
-        if row is None or (self.args.wait and row.operation_id and not row.talk_id):
+        except OSError as error:  # The sidecar has gone meanwhile.
+            recording.fail(unreadable(error))
             return False
-        if self._settling and row.sha256 in self._settling.settled:
-            return True  # Reported already.
-        row.add_to(recording)
-        sidecar = find_sidecar(recording.path)
-        with contextlib.suppress(OSError, UploadError):
+        if row is None:
+            if recording.has_placeholders and not self._placeholders_told:
+                self._placeholders_told = True
+                log.warning(
+                    f"{recording.path}: no metadata given, so placeholder fields are sent "
+                    "(operator_name Operator and so on; said once a run); use --meta-path, or a "
+                    ".json file beside the recording"
+                )
+            return True
+        digests = {row.metadata_sha256[:64], recording.metadata_sha256[:64]}
+        if len(digests) > 1 and "" not in digests:
+            self._tell_difference(recording, row)
+        if row.state in ("sending", "finishing"):
+            recording.duplicate_of = row.path
+            self._duplicates.append(recording)
+        elif not (self._settling and row.sha256 in self._settling.settled):
+            row.add_to(recording)
+            if self._settling:
+                self._settling.tell(recording)
+        return self._is_to_follow(recording)
+
+    def _find_row(self, recording: Recording) -> Row | None:
+        """Return the ledger's row of a recording that is not to be sent; check and claim others."""
+        row = self.ledger.find_uploaded(recording) if self.ledger else None
+        if row and not (self.args.wait and row.operation_id and not row.talk_id):
+            sidecar = find_sidecar(recording.path)
             # Times of version 1 have no milliseconds.
-            if sidecar and os.stat(sidecar).st_mtime > seconds_of(row.updated_at) + 1:
-                check_recording(recording, self.args, self._common)
-                recording.metadata_sha256 = hash_sent(recording, self.args)
-                self._compare_metadata(recording, row)
-        return True
+            if not sidecar or os.lstat(sidecar).st_mtime < seconds_of(row.updated_at) + 1:
+                return row
+        try:
+            check_recording(recording, self.args, self._common)
+        except UploadError:
+            if row:  # What is in the service need not be good here any more.
+                return row
+            raise
+        if not self.ledger:
+            return None
+        recording.sha256 = hash_audio(recording, self.stopping)
+        recording.metadata_sha256 = hash_sent(recording, self.args)
+        return self.ledger.claim(recording, self._may_resend)
 
     def _is_to_follow(self, recording: Recording) -> bool:
         """Whether it is being split, into dialogs not yet known, and they are waited for."""
         being_split = recording.operation_id and not recording.talk_ids
         return bool(self.args.wait and being_split and recording.outcome in ("uploaded", "already"))
 
-    def _use_row(self, recording: Recording, row: Row) -> None:
-        """Say what the ledger knows of a recording that is not to be sent."""
-        self._compare_metadata(recording, row)
-        if row.state in ("sending", "finishing"):
-            recording.duplicate_of = row.path
-            self._duplicates.append(recording)
-        elif not (self._settling and row.sha256 in self._settling.settled):
-            row.add_to(recording)
-            if recording.error and self._settling and row.sha256 in self._settling.not_found:
-                recording.error.cause += f"; {self._settling.not_found[row.sha256]}"
-
-    def _compare_metadata(self, recording: Recording, row: Row) -> None:
+    def _tell_difference(self, recording: Recording, row: Row) -> None:
         """Say that the same audio was sent with other metadata, and how to change it."""
-        if row.metadata_sha256 in ("", recording.metadata_sha256):
-            return
         advice = f"to change it: --talk-id {row.talk_id or 'ID'} --meta-path FILE"
-        if row.path != absolute_path(recording.path):
+        if row.path != os.path.abspath(recording.path):
             log.warning(
                 f"{recording.path}: not sent, as {row.path} has the same audio; their metadata "
                 f"differs, and the dialog has that of {row.path}; {advice}"
@@ -2635,24 +2479,26 @@ class Run:
         with self._reporting:
             if recording.reported:  # By the main thread, which did not wait any longer.
                 return
+            recording.reported = True
             self.under_way.discard(recording)
-            if recording not in self._unknown:
-                self._judge(recording)
+            self._judge(recording)
             if recording.outcome == "unknown" and recording.tries and self._settling:
                 self._unknown.append(recording)  # Until the service has been asked.
-                return
-            recording.reported = True
-            self.counts["settled" if recording.settled else recording.outcome] += 1
-            if recording.error:
-                self.exit_codes.add(recording.error.exit_code)
-            self.console.result(recording)
+            else:
+                self._print(recording)
         if self.console.output_lost:
             self.stop("stdout cannot be written")
+
+    def _print(self, recording: Recording) -> None:
+        self.counts["settled" if recording.settled else recording.outcome] += 1
+        if recording.error:
+            self.exit_codes.add(recording.error.exit_code)
+        self.console.result(recording)
 
     def _judge(self, recording: Recording) -> None:
         """Tell an outage: recordings in a row that failed for reasons of service or network."""
         error = recording.error
-        if recording.outcome == "uploaded":
+        if recording.outcome == "uploaded" and not recording.settled:
             self._failures = 0
             self._in_doubt = self._began_in_doubt = False
         elif error and error.outage:
@@ -2669,12 +2515,6 @@ class Run:
         self.stop_cause = self.stop_cause or cause
         self.stopping.set()
 
-    def _cancel(self, unless_finished: bool) -> None:
-        """Cancel what is under way; unless_finished: not where only the answer is missing."""
-        for recording in list(self.under_way):
-            if recording.transfer:
-                recording.transfer.cancel(unless_finished)
-
     def _wait_for(self, workers: Sequence[threading.Thread]) -> None:
         """Wait until the workers have ended, or a signal and a grace period have come."""
         signalled_s = cancelled_s = math.inf
@@ -2682,18 +2522,22 @@ class Run:
             self._show_progress()
             next(filter(threading.Thread.is_alive, workers), workers[0]).join(LOOK_S)
             now_s = time.monotonic()
+            transfers = [each.transfer for each in list(self.under_way) if each.transfer]
             if self._signals and signalled_s == math.inf:
-                self.stop(f"stopped by {signal.Signals(self._signals[0]).name}")
-                self._cancel(unless_finished=True)
                 signalled_s = now_s
+                self.stop(f"stopped by {signal.Signals(self._signals[0]).name}")
+                for transfer in transfers:
+                    transfer.cancel(unless_finished=True)
             impatient = len(self._signals) > 1 or now_s > signalled_s + ANSWER_GRACE_S
             if impatient and cancelled_s == math.inf:
-                self._cancel(unless_finished=False)
                 cancelled_s = now_s
-            transfers = [recording.transfer for recording in list(self.under_way)]
-            answers_due = any(transfer and transfer.finished for transfer in transfers)
+                for transfer in transfers:
+                    transfer.cancel()
             # Who does not end now is stuck, with a disk that hangs, say.
+            answers_due = any(each.finished and not each.ended for each in transfers)
             if now_s > min(cancelled_s, math.inf if answers_due else signalled_s) + CANCEL_GRACE_S:
+                if self.ledger:
+                    self.ledger.given_up = True
                 break
         self.console.end_progress()
 
@@ -2711,7 +2555,9 @@ class Run:
         """Report what was left when the workers ended or were given up."""
         for recording in list(self.under_way):
             cause = f"{self.stop_cause or STOPPED} while it was under way"
-            if recording.transfer and recording.transfer.end():
+            if recording.outcome == "uploaded" and self.ledger:
+                self._cannot_note(recording, LedgerError(self.ledger.path, DISK_HANGS))
+            elif recording.transfer and recording.transfer.end():
                 cause += "; the dialog may or may not exist"
                 recording.fail(UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST))
             else:
@@ -2720,7 +2566,9 @@ class Run:
         self._settle_fresh()
         for recording in self._duplicates:
             assert self.ledger is not None
-            row = self.ledger.find_audio(recording.sha256)
+            row = None
+            with contextlib.suppress(LedgerError):
+                row = self.ledger.find_audio(recording.sha256)
             if row and row.state in ("uploaded", "unknown", "rejected"):
                 row.add_to(recording)
             else:
@@ -2730,58 +2578,56 @@ class Run:
         # A worker that is stuck may have the iterator.
         if self.stopping.is_set() and self._taking.acquire(timeout=CANCEL_GRACE_S):
             for recording in self._recordings:
-                with contextlib.suppress(LedgerError):
-                    if not recording.outcome and not self._is_known(recording):
-                        cause = f"not tried: {self.stop_cause}"
-                        recording.fail(UploadError(os.EX_TEMPFAIL, cause, AGAIN))
-                        recording.outcome = "not tried"
-                    self.report(recording)
+                self._report_not_tried(recording)
+
+    def _report_not_tried(self, recording: Recording) -> None:
+        if not recording.outcome:
+            row = None
+            with contextlib.suppress(LedgerError):
+                row = self.ledger.find_uploaded(recording) if self.ledger else None
+            if row:
+                row.add_to(recording)
+            else:
+                cause = f"not tried: {self.stop_cause}"
+                recording.fail(UploadError(os.EX_TEMPFAIL, cause, AGAIN))
+                recording.outcome = "not tried"
+        self.report(recording)
 
     def _settle_earlier(self) -> None:
-        """Look up what earlier runs left unknown."""
+        """Look up what earlier runs left unknown; a credential that is refused ends the run."""
         if self.args.settle_key and self.ledger and self.access:
-            uploader = Uploader(self.args, self.access, self.stopping)
-            self._settling = Settling(self.args, self.ledger, uploader)
-            self._look_up(self.ledger.unknown_with_key(self.args.settle_key))
+            # A service that does not answer must not hold up the uploads.
+            timeout_s = min(self.args.timeout, LOOKUP_TIMEOUT_S)
+            args = argparse.Namespace(**{**vars(self.args), "timeout": timeout_s})
+            uploader = Uploader(args, self.access, self.stopping)
+            self._settling = Settling(self.args, self.ledger, uploader, self._signals)
+            self._settling.look_for(self.ledger.unknown_with_key(self.args.settle_key))
             for recording in self._settling.settled.values():
                 self.report(recording)
 
     def _settle_fresh(self) -> None:
         """Look up what this run left unknown, and report it."""
-        settling, ledger = self._settling, self.ledger
-        if not settling or not ledger:
+        if not self._settling or not self.ledger:
             return
         try:
             if not self.stopping.is_set():
-                rows = [ledger.find_audio(recording.sha256) for recording in self._unknown]
-                self._look_up([row for row in rows if row and row.state == "unknown"])
-        finally:
-            self._settling = None
-            for recording in self._unknown:
-                found = settling.settled.get(recording.sha256)
-                if found:
-                    recording.outcome, recording.error = found.outcome, found.error
-                    recording.talk_ids, recording.settled = found.talk_ids, True
-                elif recording.error and recording.sha256 in settling.not_found:
-                    recording.error.cause += f"; {settling.not_found[recording.sha256]}"
-                self.report(recording)
-            settling.close()
-
-    def _look_up(self, rows: list[Row]) -> None:
-        """Look for unknown recordings; a credential that is refused stops the run."""
-        assert self._settling is not None
-        try:
-            self._settling.look_for(rows)
+                rows = [self.ledger.find_audio(recording.sha256) for recording in self._unknown]
+                self._settling.look_for([row for row in rows if row and row.state == "unknown"])
         except UploadError as error:
-            log.warning(f"looking up unknown recordings: {error}")
+            log.warning(f"unknown recordings could not be looked up: {error}")
             self.exit_codes.add(error.exit_code)
-            self.stop(SAME_FOR_ALL)
+        for recording in self._unknown:
+            self._settling.tell(recording)
+            self._print(recording)
+        self._settling.close()
 
     def _end(self) -> int:
         """Say how the run ended; return its exit code."""
         counts = self.counts
         failed = counts["failed"] + counts["rejected"]
         settled = f", {counts['settled']} settled" if counts["settled"] else ""
+        if self._signals:  # Perhaps after the workers had ended.
+            self.stop(f"stopped by {signal.Signals(self._signals[0]).name}")
         if self._signals or counts["not tried"]:
             left = f"{counts['unknown']} unknown, {counts['not tried']:,} not tried"
             log.warning(f"{self.stop_cause}; {left}")
@@ -2801,20 +2647,12 @@ class Run:
         return next((code for code in GRAVEST_FIRST if code in self.exit_codes), os.EX_OK)
 
 
-def planned(recording: Recording, args: argparse.Namespace) -> str:
+def planned(recording: Recording, way: str) -> str:
     """Say what would be sent, and how."""
-    way = "as a single message" if args.single_message else "as a stream"
-    way += " to be split" if args.split else ""
-    size = f"{recording.size_bytes or 0:,} bytes"
-    return f"{recording.description}, {size} {way}, {planned_metadata(recording)}"
-
-
-def planned_metadata(recording: Recording) -> str:
-    """Say what metadata would be sent."""
     fields = json.dumps(dict(sorted(recording.metadata.fields.items())), ensure_ascii=False)
     count = len(recording.metadata.users)
     users = f", {count} user{'s' * (count != 1)}" if count else ""
-    return f"metadata {fields}{users}"
+    return f"{way}metadata {fields}{users}"
 
 
 def update_talk(args: argparse.Namespace, access: Access | None, console: Console) -> int:
@@ -2822,7 +2660,7 @@ def update_talk(args: argparse.Namespace, access: Access | None, console: Consol
     recording = Recording(args.talk_id)
     recording.metadata = read_metadata(args.meta_path, may_be_pipe=True)
     if access is None:
-        recording.outcome, recording.description = "checked", planned_metadata(recording)
+        recording.outcome, recording.description = "checked", planned(recording, "")
     else:
         try:
             Uploader(args, access).update(recording)
@@ -2849,19 +2687,6 @@ def upload_talk(
     with contextlib.closing(Uploader(args, Access(args))) as uploader:
         uploader.upload(recording)
     return recording.talk_ids[0]
-
-
-class Interrupted(BaseException):
-    """A signal asks the program to end, where that loses nothing."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.exit_code = 128 + number
-
-
-def raise_interrupted(number: int) -> NoReturn:
-    """Leave whatever is going on."""
-    raise Interrupted(number)
 
 
 @contextlib.contextmanager
@@ -2892,7 +2717,10 @@ class Console:
         self.several = len(args.audio_path) > 1 or any(map(os.path.isdir, args.audio_path))
         self._args = args
         self._bar: Any = None
-        self._wants_bar = sys.stderr.isatty() and not args.quiet
+        # Not for what is over at once.
+        self._draw_bar_at_s = math.inf
+        if sys.stderr.isatty() and not args.quiet:
+            self._draw_bar_at_s = time.monotonic() + BAR_DELAY_S
         self._done = self._done_bytes = 0
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A name that is not UTF-8 leaves as the bytes it came as.
@@ -2918,7 +2746,9 @@ class Console:
         elif outcome == "checked":
             self._print(f"{path}: would be sent: {recording.description}", is_new)
         elif is_new or recording.named or self._args.verbose:
-            prefix = f"{path}: " if self.several else ""
+            # What an earlier run left may be another recording than the one that was named.
+            is_earlier = recording.settled and not recording.tries
+            prefix = f"{path}: " if self.several or is_earlier else ""
             for line in recording.lines():
                 self._print(prefix + line, is_new)
 
@@ -2938,22 +2768,20 @@ class Console:
 
     def show_progress(self, sent_bytes: int) -> None:
         """Draw a bar for a person who watches; sent_bytes: of what is under way."""
-        if not self._wants_bar:
+        if time.monotonic() < self._draw_bar_at_s:
             return
         if self._bar is None:
             try:
                 from tqdm import tqdm
             except ImportError:
-                self._wants_bar = False
+                self._draw_bar_at_s = math.inf
                 return
             sizes = [file_size(path) for path, _, _ in find_paths(self._args)]
             self._all = len(sizes)
-            # Not for what is over at once. One average rate: that of a moment says little where
-            # several uploads share a line.
-            self._bar = tqdm(
-                total=sum(sizes), unit="B", unit_scale=True, dynamic_ncols=True, smoothing=0,
-                delay=BAR_DELAY_S, leave=False, file=sys.stderr,
-            )  # fmt: skip
+            # One average rate: that of a moment says little where several uploads share a line.
+            options: dict[str, Any] = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
+            self._bar = tqdm(total=sum(sizes), smoothing=0, leave=False, file=sys.stderr, **options)
+            self._bar.start_t -= BAR_DELAY_S
         self._bar.set_description(f"{self._done} of {self._all} recordings", refresh=False)
         self._bar.update(self._done_bytes + sent_bytes - self._bar.n)
 
@@ -2961,7 +2789,7 @@ class Console:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
-        self._bar, self._wants_bar = None, False
+        self._bar, self._draw_bar_at_s = None, math.inf
 
     def above_bar(self, stream: TextIO) -> contextlib.AbstractContextManager[Any]:
         """Make way for a line, unless it goes where no bar is."""
@@ -3003,12 +2831,8 @@ class Parser(argparse.ArgumentParser):
         """Parse; exit with 2, naming the options that are unknown and nothing else."""
         namespace, rest = self.parse_known_args(argv)
         if rest:
-            words = [match[0] for word in rest if (match := re.match("--[a-z-]+", word))]
             # A key may be glued to its option.
-            known = [option for option in self._option_string_actions if option.startswith("--")]
-            options = [
-                next((f"{o}..." for o in known if word.startswith(o)), word) for word in words
-            ]
+            options = [word for word in rest if re.fullmatch("--[a-z-]{1,20}", word)]
             self.error(f"unknown option: {' '.join(options)}" if options else "unexpected argument")
         return namespace
 
@@ -3129,56 +2953,38 @@ def add_options(parser: Parser) -> None:
 def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
     """Exit with 2 where options are missing or contradict each other."""
     args.connection_id = args.connection_id.strip()
-    args.talk_id = args.talk_id and args.talk_id.strip()
-    may_not_be_empty = (
-        *("connection_id", "meta_path", "key_file", "ca_file", "ledger", "talk_id"),
-        *("settle_key", "organization_id", "space_id", "project_id"),
-    )
-    for name in may_not_be_empty:
-        # An unset $LEDGER expands to ''; reject it.
-        if getattr(args, name) == "":
+    for name, value in vars(args).items():
+        # An unset $LEDGER expands to ''; reject it. (An empty --key is said to be empty.)
+        if value == "" and name != "key":
             parser.error(f"--{name.replace('_', '-')} is empty")
-    about_audio = (
-        *(args.audio_path, args.audio_type != "auto", args.min_age),
-        *(args.split, args.single_message),
-    )
+    given = {name for name, value in vars(args).items() if value not in (None, 0, [], "auto")}
+    with_audio = {"audio_path", "audio_type", "min_age", "split", "single_message"} & given
+    pcm_format = {"sample_rate", "channels"} & given
+    settling = ("settle_key", "organization_id", "space_id", "ledger")
+    missing = ", ".join(f"--{each.replace('_', '-')}" for each in settling if each not in given)
+    about_settling = {"organization_id", "space_id", "project_id"} & given
     pcm = args.audio_type == "pcm"
-    settling = {
-        "--settle-key": args.settle_key,
-        "--organization-id": args.organization_id,
-        "--space-id": args.space_id,
-        "--ledger": args.ledger,
-    }
-    missing = [name for name, value in settling.items() if not value]
-    wants_settling = args.settle_key or args.organization_id or args.space_id or args.project_id
-    wrong = {
-        "--audio-path is missing": not args.audio_path and not args.talk_id,
-        "--audio-path is empty": "" in args.audio_path,
-        "--talk-id needs --meta-path": args.talk_id and not args.meta_path,
-        "--talk-id sends metadata only: leave out --audio-path and all about audio": args.talk_id
-        and any(about_audio),
-        "--talk-id does not use --ledger: repeating it is harmless": args.talk_id and args.ledger,
-        "--audio-type pcm needs --sample-rate and --channels": pcm
-        and not (args.sample_rate and args.channels),
-        "--sample-rate and --channels are for --audio-type pcm": not pcm
-        and (args.sample_rate or args.channels),
-        "--split is sent as a stream: leave out --single-message": args.split
-        and args.single_message,
-        "--wait is for --split": args.wait and not args.split,
-        "--key and --key-file exclude each other": args.key is not None
-        and args.key_file is not None,
-        "--key-type vm takes no --key and no --key-file": args.key_type == "vm"
-        and (args.key is not None or args.key_file is not None),
-        "--retry-unknown needs --ledger": args.retry_unknown and not args.ledger,
-        f"--settle-key needs {', '.join(missing)}": args.settle_key and missing,
-        "--organization-id, --space-id and --project-id are for --settle-key": wants_settling
-        and not args.settle_key,
-        "--connection-id has characters that no ID has": not args.connection_id.isprintable(),
-        "--talk-id has characters that no ID has": not (args.talk_id or "-").isprintable(),
-    }
-    for message, is_wrong in wrong.items():
+    wrong = (
+        (not args.talk_id and not args.audio_path, "--audio-path is missing"),
+        ("" in args.audio_path, "--audio-path is empty"),
+        (args.talk_id and not args.meta_path, "--talk-id needs --meta-path"),
+        (args.talk_id and with_audio, "--talk-id sends metadata only: leave out all about audio"),
+        (args.talk_id and args.ledger, "--talk-id does not use --ledger: repeating it is harmless"),
+        (pcm and len(pcm_format) < 2, "--audio-type pcm needs --sample-rate and --channels"),
+        (pcm_format and not pcm, "--sample-rate and --channels are for --audio-type pcm"),
+        (args.split and args.single_message, "--split is a stream: leave out --single-message"),
+        (args.wait and not args.split, "--wait is for --split"),
+        ({"key", "key_file"} <= given, "--key and --key-file exclude each other"),
+        (args.key_type == "vm" and {"key", "key_file"} & given, "--key-type vm takes no key"),
+        (args.retry_unknown and not args.ledger, "--retry-unknown needs --ledger"),
+        (args.settle_key and missing, f"--settle-key needs {missing}"),
+        (about_settling and not args.settle_key, "--settle-key is missing"),
+        (not args.connection_id.isprintable(), "--connection-id has characters that no ID has"),
+        (not (args.talk_id or "-").isprintable(), "--talk-id has characters that no ID has"),
+    )
+    for is_wrong, reason in wrong:
         if is_wrong:
-            parser.error(message)
+            parser.error(reason)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -3205,17 +3011,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     console = Console(args)
     try:
-        with signals_to(raise_interrupted):
-            return run(args, console)
-    except LedgerInUse as error:
-        log.info(str(error))
-        return error.exit_code
+        return run(args, console)
     except UploadError as error:
-        log.error(str(error))
+        log.log(logging.INFO if getattr(error, "in_use", False) else logging.ERROR, str(error))
         return error.exit_code
-    except Interrupted as interrupted:
-        log.error(str(interrupted))
-        return interrupted.exit_code
     except Exception:  # noqa: BLE001 - a bug, whatever it is, is told and has its exit code.
         for line in traceback.format_exc().splitlines():
             log.error(line)

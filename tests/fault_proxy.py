@@ -407,6 +407,8 @@ class HttpProxy(_LoopThread):
         self.mode = mode
         self.upstream_port = upstream_port
         self.targets: list[str] = []  # "host:port" of each CONNECT
+        # Asyncio itself lets the collector take a tunnel of which one side has been closed.
+        self._serving: set[asyncio.Task[Any] | None] = set()
 
     @property
     def url(self) -> str:
@@ -419,12 +421,14 @@ class HttpProxy(_LoopThread):
         """The tasks that _shut_down() cancels close their own sockets."""
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._serving.add(asyncio.current_task())
         # A cancelled handler would be reported as an error by asyncio's own callback.
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             try:
                 await self._connect(reader, writer)
             finally:
                 writer.transport.abort()
+                self._serving.discard(asyncio.current_task())
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")

@@ -251,7 +251,9 @@ def command_line(random: Random) -> tuple[list[str], str]:
         made = text(random, ANY_CHARACTERS).lstrip("/")
         word = random.choice((random.choice(WORDS), made))
         words += random.choice((random.choice(GROUPS), (random.choice(OPTIONS), word), (word,)))
-    return words, random.choice(("utf-8", "utf-8", "ascii", "koi8-r"))
+    # In front: a word may be another option's value at the end.
+    dry_run = ["--dry-run"] if random.random() < 0.5 else []
+    return dry_run + words, random.choice(("utf-8", "utf-8", "ascii", "koi8-r"))
 
 
 # --- Where it is fed in ------------------------------------------------------------------------
@@ -282,6 +284,7 @@ class Workplace:
 def workplace(folder: Path) -> Iterator[Workplace]:
     """Change into an empty folder, fill it, and start the services."""
     here, environment = os.getcwd(), dict(os.environ)
+    backoff_s, upload_grpc.BACKOFF_S = upload_grpc.BACKOFF_S, 0.001
     service = StandIn(folder / "store", keys=(SECRET,), discard=True)
     service.tokens = (f"t1.{SECRET}",)
     (folder / "calls").mkdir()
@@ -304,6 +307,7 @@ def workplace(folder: Path) -> Iterator[Workplace]:
         vm.shutdown()
         vm.server_close()
         os.chdir(here)
+        upload_grpc.BACKOFF_S = backoff_s
         os.environ.clear()
         os.environ.update(environment)
 
@@ -328,7 +332,7 @@ def run(
         io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors)
         for errors in ("strict", "backslashreplace")
     ]
-    for name in ("API_KEY", "IAM_TOKEN", "YC_METADATA_ADDR"):
+    for name in ("API_KEY", "IAM_TOKEN", "YC_METADATA_ADDR", "https_proxy"):
         os.environ.pop(name, None)
     os.environ.update(variables)
     with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
@@ -424,10 +428,12 @@ def try_service_answer(place: Workplace, examples: Sequence[Fail | None]) -> int
 
 
 def try_command_line(place: Workplace, examples: Sequence[tuple[list[str], str]]) -> int:
-    """Only a dry run: the service's address may be anything, too."""
+    """Through a proxy that nobody has started: the service's address may be anything, too."""
     [(words, encoding)] = examples
-    variables = {"YC_METADATA_ADDR": "127.0.0.1:9"}
-    return run(COMMAND_CODES, "--dry-run", *words, encoding=encoding, **variables)[0] == 0
+    variables = {"YC_METADATA_ADDR": "127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    # grpc would look for the certificates of its own once, for whatever runs in this process.
+    trusted = ("--ca-file", str(place.service.ca_file))
+    return run(COMMAND_CODES, *trusted, *words, encoding=encoding, **variables)[0] == 0
 
 
 @dataclasses.dataclass(frozen=True)

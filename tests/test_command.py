@@ -26,7 +26,7 @@ import upload_grpc
 
 STATUS = grpc.StatusCode
 README = (ROOT / "README.md").read_text("utf-8")
-EXIT_CODES = {0, 2, 65, 66, 70, 74, 75, 76, 77, 78, 130, 143}
+EXIT_CODES = {0, 2, 65, 66, 70, 74, 75, 76, 77, 78, 129, 130, 143}
 
 
 @pytest.fixture
@@ -91,16 +91,25 @@ def test_the_guides_function_uploads_or_raises(
     public_service: tuple[StandIn, dict[str, str]], call: Path
 ) -> None:
     service, environment = public_service
-    os.environ.update(environment)
-    talk_id = upload_grpc.upload_talk(
-        connection_id="connection-1", metadata={"a": "b"}, api_key=KEY, audio_path=str(call)
-    )
-    talk = service.talks[talk_id]
+    # In a process of its own: grpc looks for the certificates to trust once.
+    program = """if True:
+        import sys, upload_grpc
+        print(upload_grpc.upload_talk(
+            connection_id="connection-1", metadata={"a": "b"}, api_key=sys.argv[1],
+            audio_path=sys.argv[2],
+        ))
+        try:
+            upload_grpc.upload_talk("connection-1", {}, "another-key", sys.argv[2])
+        except upload_grpc.UploadError as error:
+            print(error.exit_code, error)
+    """
+    words = (sys.executable, "-c", program, KEY, call)
+    outcome = run(*words, cwd=ROOT, env={**os.environ, **environment})
+    assert outcome.code == 0, outcome.err
+    [talk] = service.talks.values()
     assert (talk.connection_id, talk.fields["a"]) == ("connection-1", "b")
-    with pytest.raises(upload_grpc.UploadError, match="unknown API key") as raised:
-        upload_grpc.upload_talk("connection-1", {}, "another-key", str(call))
-    assert raised.value.exit_code == 77
-    assert len(service.talks) == 1
+    made, refused = outcome.out.splitlines()
+    assert made == talk.talk_id and refused.startswith("77 ") and "unknown API key" in refused
 
 
 def test_the_guides_iterator_yields_metadata_format_and_chunks(recording: Path) -> None:
@@ -234,11 +243,12 @@ def test_a_status_ends_in_one_line_with_everything_in_it(
     service.script.append(Fail(status, "said the service", after_bytes=0))
     outcome = upload("--audio-path", call, "--retries", 0)
     assert (outcome.code, outcome.out, service.talks) == (code, "", {})
-    assert re.fullmatch(f"upload_grpc: {call}: .*said the service.*; .+\n", outcome.err)
+    # The cause, what to do next, and last what gRPC and the service's support call it.
+    line = re.fullmatch(rf"upload_grpc: {call}: [^;(]+; .+ \((.*)\)\n", outcome.err)
+    assert line and line[1].startswith(f"{status.name}: said the service, ")
     [received] = service.calls
-    ours = received.metadata["x-client-request-id"]
-    for text in (status.name, ours, received.request_id, received.trace_id):
-        assert str(text) in outcome.err
+    for text in (received.metadata["x-client-request-id"], received.request_id, received.trace_id):
+        assert str(text) in line[1]
 
 
 @pytest.mark.parametrize(
@@ -285,7 +295,7 @@ def test_a_bug_ends_with_70_and_its_traceback(
         ("--connection-id 1", "--audio-path"),
         ("--audio-path --connection-id 1", "--audio-path"),
         ("--audio-path '' --connection-id 1", "--audio-path"),
-        ("--audio-path a.wav --connection-id ' '", "--connection-id"),
+        ("--audio-path a.wav --connection-id ''", "--connection-id"),
         ("--audio-path a.wav --connection-id \udcff", "--connection-id"),
         ("--audio-path a.wav --connection-id 1 --bogus", "--bogus"),
         ("--audio-path a.wav --connection-id 1 --retries -1", "--retries"),
@@ -297,6 +307,11 @@ def test_a_bug_ends_with_70_and_its_traceback(
         ("--audio-path a.wav --connection-id 1 --ledger ''", "--ledger"),
         ("--audio-path a.wav --connection-id 1 --retry-unknown", "--ledger"),
         ("--audio-path a.wav --connection-id 1 --key-type vm --key x", "--key-type"),
+        ("--audio-path a.wav --connection-id 1 --key x --key-file x", "--key and --key-file"),
+        ("--audio-path a.wav --connection-id 1 --ledger x --settle-key x", "--space-id"),
+        ("--audio-path a.wav --connection-id 1 --project-id x", "--settle-key"),
+        ("--talk-id 1 --connection-id 1", "--meta-path"),
+        ("--talk-id 1 --connection-id 1 --meta-path x --audio-path a.wav", "--talk-id"),
     ],
     ids=ascii,
 )
@@ -307,7 +322,7 @@ def test_a_wrong_command_line_ends_with_2_and_the_reason(
         upload_grpc.main(shlex.split(words))
     captured = capfd.readouterr()
     assert (leaving.value.code, captured.out) == (2, "")
-    assert said in captured.err.splitlines()[-1]
+    assert re.fullmatch("upload_grpc: .*; see --help\n", captured.err) and said in captured.err
 
 
 def test_sigint_during_the_start_leaves_no_traceback(call: Path, tmp_path: Path) -> None:
@@ -436,6 +451,22 @@ def test_without_packages_it_ends_with_78_and_a_make_line(
     assert_mendable(check_in(tree, call, WITHOUT_PACKAGES), tree)
 
 
+def test_help_and_version_need_neither_packages_nor_stubs(tree: Path) -> None:
+    shutil.rmtree(tree / "generated")
+    for word, begin in (("--help", "usage: "), ("--version", "upload_grpc ")):
+        outcome = run(*WITHOUT_PACKAGES, tree / SCRIPT.name, word)
+        assert (outcome.code, outcome.err) == (0, "") and outcome.out.startswith(begin)
+
+
+def test_a_system_without_fcntl_is_told_so(call: Path, tmp_path: Path) -> None:
+    """Windows."""
+    (tmp_path / "fcntl.py").write_text("raise ImportError('as if this were Windows')\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    outcome = run(sys.executable, SCRIPT, "--audio-path", call, env=environment)
+    assert (outcome.code, outcome.out) == (78, "")
+    assert re.fullmatch("upload_grpc: .*fcntl.*WSL.*\n", outcome.err)
+
+
 # --- Names of files, and cron's environment -------------------------------------------
 
 # As the file is called, and as it is shown.
@@ -485,9 +516,9 @@ def test_help_and_readme_name_every_option_and_exit_code() -> None:
     assert {int(code) for code in re.findall(r"\d+", first_cells)} >= EXIT_CODES
 
 
-def test_help_shows_the_guides_command_and_a_cron_line() -> None:
+def test_help_shows_a_command_and_a_cron_line() -> None:
     text = read_help()
-    for option in ("--audio-path call.wav", "--connection-id ID", "--key ${API_KEY}"):
+    for option in ("export API_KEY=", "--audio-path call.wav", "--connection-id ID"):
         assert option in text
     assert re.search(r"\n +[\d*/]+( [\d*/]+){4} +\S*upload_grpc.py .*(\n .*)*--key-file", text)
 

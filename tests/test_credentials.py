@@ -129,7 +129,7 @@ def test_an_empty_variable_is_none_but_an_empty_key_is_an_error(
         (("--key", TOKEN, "--key-type", "api-key"), {}, f"Api-Key {TOKEN}"),
         (("--key", SECRET, "--key-type", "iam-token"), {}, f"Bearer {SECRET}"),
         ((), {"API_KEY": TOKEN}, f"Bearer {TOKEN}"),
-        (("--key-type", "api-key"), {"IAM_TOKEN": SECRET}, f"Api-Key {SECRET}"),
+        (("--key-type", "api-key"), {"IAM_TOKEN": SECRET}, f"Bearer {SECRET}"),
     ],
 )
 def test_the_kind_follows_from_the_text_the_variable_or_key_type(
@@ -306,6 +306,15 @@ def test_a_vm_gives_its_token(
     [(path, headers)] = vm.asked
     assert path == "/computeMetadata/v1/instance/service-accounts/default/token"
     assert (headers["Metadata-Flavor"], headers["Host"]) == ("Google", vm.address)
+
+
+def test_a_dry_run_needs_no_credential_and_asks_nobody(
+    bare: Bare, service: StandIn, vm: VmMetadata
+) -> None:
+    for words in ((), ("--key-type", "vm"), ("--key-file", "missing")):
+        outcome = bare("--dry-run", *words)
+        assert (outcome.code, outcome.err) == (0, "") and "would be sent" in outcome.out
+    assert (vm.asked, service.calls) == ([], [])
 
 
 def test_without_key_type_vm_it_is_not_asked(bare: Bare, vm: VmMetadata) -> None:

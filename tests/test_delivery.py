@@ -18,6 +18,7 @@ import sqlite3
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,6 @@ import pytest
 import trustme
 from conftest import KEY, Outcome, Run, arguments, make_wav, start
 from fault_proxy import Fault, FaultProxy
-from google.protobuf import any_pb2
-from google.rpc import error_details_pb2, status_pb2
 from stand_in import AnswerEarly, Delay, EmptyAnswer, Fail, Freeze, Slow, StandIn, stored_talks
 
 import upload_grpc
@@ -192,13 +191,11 @@ def test_a_cut_after_the_commit_point(
     words = (short, "--ledger", tmp_path / "ledger.sqlite", *way)
 
     def has_all() -> bool:
-        return bool(service.calls and service.calls[0].bytes_received == short.stat().st_size)
+        if way == SINGLE or made:  # A single message is not looked at before it is complete.
+            return bool(service.talks if made else service.calls)
+        return bool(service.calls and service.calls[0].half_closed)
 
-    def cut() -> None:
-        time.sleep(0.05)  # For the half-close.
-        proxy.cut_all(rst=made)
-
-    with when(has_all, cut):
+    with when(has_all, lambda: proxy.cut_all(rst=made)):
         outcome = send(*words, faults=(Fault(),))
     assert_failed(outcome, UNKNOWN, short, "UNAVAILABLE", *sent_ids(service))
     assert_failed(send(*words), UNKNOWN, short)
@@ -248,9 +245,9 @@ def test_one_freezes_while_others_move(upload: Run, service: StandIn, tmp_path: 
 @WAYS
 def test_a_slow_line_is_not_cut(send: Send, service: StandIn, short: Path, way: Way) -> None:
     started_s = time.monotonic()
-    line = Fault(bytes_per_s=SHORT_BYTES / 1.2)
-    outcome = send(short, "--timeout", 0.6, "--retries", 0, *way, faults=(line,))
-    assert time.monotonic() - started_s > 0.9
+    line = Fault(bytes_per_s=SHORT_BYTES / 1.8)
+    outcome = send(short, "--timeout", 0.5, "--retries", 0, *way, faults=(line,))
+    assert time.monotonic() - started_s > 1.5
     assert_uploaded(outcome, service, short)
 
 
@@ -307,32 +304,17 @@ def test_an_unclear_status_before_and_after_the_commit_point(
     assert len(service.calls) == 2
 
 
-def busy(seconds: float | None, after_bytes: int | None = None) -> Fail:
-    """Make a service that is too busy, with a pause to make (google.rpc.RetryInfo), or rubbish."""
-    packed = b"\xff\xff\xff"
-    if seconds is not None:
-        info = error_details_pb2.RetryInfo()
-        info.retry_delay.FromNanoseconds(int(seconds * 1e9))
-        detail = any_pb2.Any()
-        detail.Pack(info)
-        packed = status_pb2.Status(code=8, details=[any_pb2.Any(), detail]).SerializeToString()
-    trailing = (("grpc-status-details-bin", packed),)
-    return Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", after_bytes, trailing)
+def busy(after_bytes: int | None = None) -> Fail:
+    return Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", after_bytes)
 
 
 @WAYS
-def test_a_pause_asked_for_is_made(send: Send, service: StandIn, short: Path, way: Way) -> None:
-    service.script.append(busy(0.7))
-    started_s = time.monotonic()
+def test_a_used_up_quota_is_no_dialog_wherever_it_comes(
+    send: Send, service: StandIn, short: Path, way: Way
+) -> None:
+    service.script += [busy(), busy(0)]
     assert_uploaded(send(short, *way), service, short)
-    assert time.monotonic() - started_s > 0.7
-    assert len(service.calls) == 2
-
-
-def test_too_long_a_pause_is_not_made(send: Send, service: StandIn, short: Path) -> None:
-    service.script.append(busy(301))
-    assert_failed(send(short), AGAIN, short, "busy", "RESOURCE_EXHAUSTED")
-    assert len(service.calls) == 1
+    assert len(service.calls) == 3
 
 
 @pytest.mark.parametrize("retries", [0, 2])
@@ -340,7 +322,7 @@ def test_tries_come_to_an_end_and_each_has_its_own_id(
     upload: Run, service: StandIn, short: Path, monkeypatch: pytest.MonkeyPatch, retries: int
 ) -> None:
     monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.02, raising=False)
-    service.script += [busy(None)] * 9
+    service.script += [busy()] * 9
     outcome = upload("--audio-path", short, "--retries", retries)
     *pauses, last = outcome.err.splitlines()
     assert (outcome.code, outcome.out, len(pauses)) == (AGAIN, "", retries)
@@ -356,7 +338,7 @@ def test_tries_that_failed_keep_no_connection(send: Send, service: StandIn, shor
     def open_files() -> int:
         return len(os.listdir("/proc/self/fd"))
 
-    service.script += [busy(0, after_bytes=0)] * 30
+    service.script += [busy(0)] * 30
     counts = [open_files()]
     gc.disable()  # The collector must not be needed to close them.
     try:
@@ -373,11 +355,12 @@ def test_each_try_reads_the_key_file(
     key_file, renewed = tmp_path / "key", tmp_path / "renewed"
     key_file.write_text("old-key")
     renewed.write_text(KEY)
-    service.script.append(busy(0.3, after_bytes=0))
+    service.script += [busy(0)] * 10
     with when(lambda: service.calls, lambda: renewed.replace(key_file)):
-        assert_uploaded(send(short, "--key-file", key_file), service, short)
+        outcome = send(short, "--key-file", key_file, "--retries", 10)
+    assert_uploaded(outcome, service, short)
     sent = [call.metadata["authorization"] for call in service.calls]
-    assert sent == ["Api-Key old-key", f"Api-Key {KEY}"]
+    assert (sent[0], sent[-1]) == ("Api-Key old-key", f"Api-Key {KEY}")
 
 
 def test_a_message_too_large_is_refused(send: Send, short: Path, tmp_path: Path) -> None:
@@ -421,10 +404,14 @@ def test_trailers_too_large_are_no_refusal(
 Frame = tuple[int, int, bytes]
 DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY = 0, 1, 3, 4, 7
 END_STREAM, END_HEADERS = 1, 4
+EMPTY_MESSAGE_BYTES = 5
 
 
 class BarePeer:
-    """The barest HTTP/2 service: takes a short recording whole, then sends the frames given."""
+    """The barest HTTP/2 service: takes a short recording whole, then sends the frames given.
+
+    A health check comes before a single message; that is answered with UNIMPLEMENTED.
+    """
 
     def __init__(self, certificate: trustme.LeafCert, *frames: Frame) -> None:
         self.taken = 0
@@ -454,10 +441,15 @@ class BarePeer:
                 connection.sendall(head + stream.to_bytes(4, "big") + content)
 
             send(0, SETTINGS, 0, b"")
+            taken_bytes: Counter[int] = Counter()  # by stream
             while len(head := file.read(9)) == 9:
-                file.read(int.from_bytes(head[:3], "big"))
+                content = file.read(int.from_bytes(head[:3], "big"))
                 kind, flags, stream = head[3], head[4], int.from_bytes(head[5:], "big")
+                taken_bytes[stream] += len(content) if kind == DATA else 0
                 if kind in (DATA, HEADERS) and flags & END_STREAM:
+                    if taken_bytes[stream] <= EMPTY_MESSAGE_BYTES:
+                        send(stream, *UNIMPLEMENTED)
+                        continue
                     self.taken += 1
                     for frame in self._frames:
                         send(0 if frame[0] == GOAWAY else stream, *frame)
@@ -490,6 +482,7 @@ def goaway(last_stream: int, code: int) -> Frame:
 
 GRPC = header(":status", "200") + header("content-type", "application/grpc")
 BEGIN: Frame = (HEADERS, END_HEADERS, GRPC)
+UNIMPLEMENTED = trailers(GRPC + header("grpc-status", "12"))
 # gRPC makes a status of its own of each, such as PERMISSION_DENIED, which no service has said.
 ENDINGS: dict[str, list[Frame]] = {
     # 7 says that it was not looked at: gRPC itself would send it again, were that not off.
@@ -497,7 +490,7 @@ ENDINGS: dict[str, list[Frame]] = {
         f"RST_STREAM {code}": [(RST_STREAM, 0, bytes([0, 0, 0, code]))]
         for code in (2, 7, 8, 11, 12)
     },
-    "GOAWAY, too many pings": [goaway(1, 11)],
+    "GOAWAY, too many pings": [goaway(5, 11)],
     "GOAWAY, not looked at": [goaway(0, 11)],
     # From a proxy, whose service perhaps has the recording.
     "429": [trailers(header(":status", "429"))],
@@ -506,7 +499,7 @@ ENDINGS: dict[str, list[Frame]] = {
     "no status": [trailers(GRPC + header("grpc-status", "no"))],
     "OK without a message": [BEGIN, trailers(header("grpc-status", "0"))],
     # A client takes 4 MiB.
-    "a message too large": [BEGIN, (DATA, 0, b"\0" + (5_000_000).to_bytes(4, "big"))],
+    "a message too large": [BEGIN, (DATA, 0, b"\0" + (100_000_000).to_bytes(4, "big"))],
 }
 
 
@@ -593,16 +586,24 @@ def test_a_file_that_changes_under_way(
     ledger = tmp_path / "ledger.sqlite"
     with when(lambda: arriving(service), lambda: CHANGES[change](long)):
         outcome = send(long, "--ledger", ledger)
-    # One line: there is no traceback of gRPC's about the generator.
     assert_failed(outcome, AGAIN, long)
     assert len(service.calls) == 1
     assert stored_talks(service.store) == []
     assert ledger_states(ledger) == ["failed"]
 
 
+def test_grpc_prints_no_traceback_of_the_generator(
+    command: Run, service: StandIn, long: Path
+) -> None:
+    """In a process of its own: pytest takes what gRPC logs in this one."""
+    service.script.append(Slow(15_000_000))
+    with when(lambda: arriving(service), lambda: append(long)):
+        assert_failed(command("--quiet", "--audio-path", long), AGAIN, long)
+
+
 # --- Signals during a call -----------------------------------------------------------
 
-SIGNALS = {"SIGINT": 130, "SIGTERM": 143}
+SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
 
 def interrupt(words: list[str], ready: Callable[[], Any], *names: str) -> Outcome:
@@ -628,7 +629,7 @@ def interrupt(words: list[str], ready: Callable[[], Any], *names: str) -> Outcom
 def test_a_signal_before_the_commit_point(
     send: Send, service: StandIn, proxy: FaultProxy, long: Path, moment: str, name: str
 ) -> None:
-    service.script.append(Freeze(300_000) if moment == "sending" else busy(60))
+    service.script += [Freeze(300_000)] if moment == "sending" else [busy(0)] * 20
     proxy.plan = [Fault(silent=moment == "connecting")]
     ready: dict[str, Callable[[], Any]] = {
         "connecting": lambda: proxy.connections,

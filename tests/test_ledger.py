@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import socket
@@ -88,6 +89,7 @@ class Gate:
 @pytest.fixture(autouse=True)
 def _in_a_folder_with_a_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(upload_grpc, "REFUSAL_WAIT_S", 0.05, raising=False)
     make_wav(CALL, 600_000)
     Path("fields.json").write_text('{"operator_name": "Anna"}')
 
@@ -156,7 +158,8 @@ def test_a_row_says_everything_about_an_upload(
     assert remember(CALL, "--retries", 1).code == os.EX_OK
     (row,) = rows()
     (talk,) = service.talks.values()
-    assert time.strptime(row["updated_at"], "%Y-%m-%dT%H:%M:%SZ")[:3] == time.gmtime()[:3]
+    assert time.strptime(row["updated_at"][:19], "%Y-%m-%dT%H:%M:%S")[:3] == time.gmtime()[:3]
+    assert re.fullmatch(r"\.\d{3}Z", row["updated_at"][19:]), "not UTC to the millisecond"
     expected = {
         "connection_id": "connection-1",
         "sha256": talk.sha256,
@@ -254,19 +257,55 @@ def test_two_names_for_one_content_are_one_dialog(
 
 
 @pytest.mark.parametrize(("step", "code"), [(REJECTED, 65), (LOST, 76), (BUSY, 75)])
-def test_two_names_for_one_content_share_its_failure(
+def test_of_two_names_for_one_content_the_second_shares_its_failure_or_is_sent(
     remember: Run, service: Service, step: Fail, code: int
 ) -> None:
     # Not UTF-8; how it is shown is left to the terminal's encoding.
     paths = [Path(os.fsdecode(b"a\xff.wav")), Path("b.wav")]
     for path in paths:
         make_wav(path, 3_000, seed=1)
+        os.utime(path, (1, 1))  # What was rejected is sent again once its time changes.
     service.script.append(step)
     outcome = remember(*paths, "--quiet")
-    assert (outcome.code, outcome.out, len(service.calls)) == (code, "", 1)
-    of_first, of_second = outcome.err.splitlines()
-    assert "/a" in of_first
-    assert "b.wav: " in of_second and "/a" in of_second and "b'" not in of_second
+    again = step is BUSY
+    assert (outcome.code, len(service.calls)) == (code, 2 if again else 1)
+    assert ("b.wav: Dialog ID: " in outcome.out) == again
+    of_first, *of_second = outcome.err.splitlines()
+    assert "/a" in of_first and "b'" not in of_first and step.details in of_first
+    assert len(of_second) == (0 if again else 1)
+    assert all("b.wav: " in line and step.details in line for line in of_second)
+
+
+def test_of_two_names_with_other_metadata_the_first_by_path_counts(
+    remember: Run, service: Service
+) -> None:
+    """Which of them was dropped was chance once, and nobody was told."""
+    Path("calls").mkdir()
+    for name in "ba":
+        path = make_wav(Path(f"calls/{name}.wav"), 300_000, seed=1)
+        path.with_suffix(".json").write_text(f'{{"client_name": "{name}"}}')
+    for number in range(5):
+        service.talks.clear()
+        words = ("--jobs", 4, "--quiet", "--ledger", f"{number}.sqlite")
+        outcome = remember(Path("calls"), *words)
+        [talk] = service.talks.values()
+        assert (outcome.code, talk.fields["client_name"]) == (os.EX_OK, "a")
+        assert re.fullmatch(r"\S+/calls/a.wav: Dialog ID: \w+\n", outcome.out)
+        assert re.fullmatch(r"upload_grpc: \S+/b\.wav: .*/a\.wav .*--talk-id .*\n", outcome.err)
+
+
+def test_metadata_edited_after_the_upload_is_told_of(remember: Run, service: Service) -> None:
+    sidecar = CALL.with_suffix(".json")
+    sidecar.write_text('{"client_name": "Boris"}')
+    done = remember(CALL)
+    sidecar.write_text('{"client_name": "Vera"}')
+    os.utime(sidecar, (time.time() + 60, time.time() + 60))
+    outcome = remember(CALL)
+    assert (outcome.code, outcome.out) == (os.EX_OK, done.out)
+    [talk_id] = service.talks
+    assert re.fullmatch(rf"upload_grpc: \S+/call.wav: .*--talk-id {talk_id} .*\n", outcome.err)
+    assert remember(CALL, "--quiet") == done
+    assert len(service.calls) == 1
 
 
 def test_connections_are_kept_apart(remember: Run, service: Service) -> None:
@@ -334,9 +373,95 @@ def test_an_unknown_one_is_named_until_somebody_decides(remember: Run, service: 
     change("UPDATE recordings SET state = 'unknown', talk_id = NULL")
     outcome = remember(CALL, "--retry-unknown")
     assert (outcome.code, outcome.out) == (0, f"Dialog ID: {list(service.talks)[1]}\n")
-    assert "--retry-unknown" in outcome.err, "it does not say that this may be the second one"
+    assert "duplicate" in outcome.err
     assert remember(CALL, "--retry-unknown").out == outcome.out
     assert (states(), len(service.calls)) == (["uploaded"], 2)
+
+
+# --- A dry run -----------------------------------------------------------------------
+
+
+def ledger_files() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path().glob("ledger.sqlite*")}
+
+
+def test_a_dry_run_neither_makes_nor_changes_a_ledger(remember: Run, service: Service) -> None:
+    assert remember(CALL, "--dry-run").code == os.EX_OK
+    assert ledger_files() == {}
+    service.at_talk = gate = Gate()
+    with running(service, CALL) as process, gate.closed():
+        process.kill()
+        process.wait()
+    service.wait_until_idle()
+    copies = [make_wav(Path(f"{name}.wav"), 3_000, seed=1) for name in "ab"]
+    for after in ("kill -9", "an undisturbed run"):
+        before = ledger_files()
+        assert ("ledger.sqlite-wal" in before) == (after == "kill -9")
+        outcome = remember(CALL, *copies, "--dry-run")
+        assert outcome.code == os.EX_PROTOCOL and "--retry-unknown" in outcome.err
+        assert re.findall(r"(\w+)\.wav: would be sent", outcome.out) == ["a"], "said once"
+        assert ledger_files() == before
+        remember(CALL)
+    assert len(service.calls) == 1
+
+
+# --- A ledger of an earlier version --------------------------------------------------
+
+VERSION_1 = """
+CREATE TABLE recordings (
+    connection_id   TEXT    NOT NULL,
+    sha256          TEXT    NOT NULL,
+    path            TEXT    NOT NULL,
+    size_bytes      INTEGER NOT NULL,
+    mtime_ns        INTEGER NOT NULL,
+    metadata_sha256 TEXT    NOT NULL,
+    state           TEXT    NOT NULL CHECK (state IN
+        ('sending', 'finishing', 'uploaded', 'unknown', 'failed', 'rejected')),
+    talk_id         TEXT,
+    badge_id        TEXT,
+    operation_id    TEXT,
+    request_id      TEXT,
+    attempts        INTEGER NOT NULL DEFAULT 0,
+    error           TEXT,
+    updated_at      TEXT    NOT NULL,
+    PRIMARY KEY (connection_id, sha256)
+) WITHOUT ROWID;
+CREATE INDEX recordings_by_path ON recordings (connection_id, path);
+CREATE INDEX recordings_under_way ON recordings (state) WHERE state IN ('sending', 'finishing');
+PRAGMA application_id = 0x53534C47;
+PRAGMA user_version = 1;
+PRAGMA journal_mode = WAL;
+"""
+
+
+def test_a_ledger_of_version_1_is_taken_over(remember: Run, service: Service) -> None:
+    states_of = ("uploaded", "unknown", "rejected", "sending", "finishing")
+    paths = make_calls(*(f"{state}.wav" for state in states_of), size_bytes=3_000)
+    with contextlib.closing(sqlite3.connect(LEDGER)) as database, database:
+        database.executescript(VERSION_1)
+        for path in paths:
+            state, status = path.stem, path.stat()
+            talk_id = "of-version-1" if state == "uploaded" else None
+            values = (*sha256s(path), str(path.absolute()), status.st_size, status.st_mtime_ns)
+            database.execute(
+                "INSERT INTO recordings VALUES ('connection-1', ?, ?, ?, ?, 'digest', ?, ?, "
+                "NULL, NULL, 'request', 1, 'an error', '2026-03-01T10:00:00Z')",
+                (*values, state, talk_id),
+            )
+    assert remember(CALL, "--dry-run").code == os.EX_OK
+    Path("copy.wav").write_bytes(Path("uploaded.wav").read_bytes())
+    service.script = [REJECTED]
+    for _ in range(2):
+        outcome = remember(*paths, Path("copy.wav"), "--quiet")
+        assert outcome.code == os.EX_PROTOCOL
+        for name in ("uploaded.wav", "copy.wav"):
+            assert f"{name}: Dialog ID: of-version-1\n" in outcome.out
+        assert re.findall(r"/(\w+)\.wav: ", outcome.err) == ["unknown", "rejected", "finishing"]
+        # What was rejected is sent once more: what its metadata was is told in another way now.
+        assert len(service.calls) == 2 and service.contents == sha256s(Path("sending.wav"))
+    found = {Path(row["path"]).stem: row["state"] for row in rows()}
+    expected = {"unknown": "unknown", "rejected": "rejected", "finishing": "unknown"}
+    assert found == {"uploaded": "uploaded", "sending": "uploaded", **expected}
 
 
 # --- Killed, at each state -----------------------------------------------------------
@@ -570,6 +695,7 @@ def test_a_disk_that_fills_up(remember: Run, service: Service, moment: str) -> N
     made = list(service.talks)
     if moment == "before the answer":
         assert made[0] in out, "a dialog ID that came is a result, whatever became of the ledger"
+        assert re.search(f"0.wav: already uploaded as {made[0]}, ", err)
         assert states() == ["finishing"]
     else:
         assert (made, out, states()) == ([], "", ["sending"])

@@ -149,7 +149,7 @@ WRONG_FILES: list[tuple[str | bytes, str]] = [
     # Lists of users.
     ('{"users": {"id": "1", "role": "bot"}}', '"users"'),
     ('{"users": null}', '"users"'),
-    ('{"users": "two", "users": []}', '"users"'),
+    ('{"users": [{"id": "1", "role": "bot"}], "users": [{"id": "1", "role": "bot"}]}', '"users"'),
 ]
 WRONG_USERS = [
     ('"Anna"', "object"),
@@ -220,9 +220,8 @@ def test_a_pipe_can_be_the_metadata_file(upload: Run, service: StandIn, call: Pa
         ({}, {"users": [ANNA]}, [ANNA_SENT]),
         ({"users": [PETER]}, {}, [PETER_SENT]),
         ({"users": [PETER]}, {"users": [ANNA]}, [ANNA_SENT]),
-        ({"users": [PETER]}, {"users": []}, []),
     ],
-    ids=["its own", "everybody's", "its own win", "nobody wins too"],
+    ids=["its own", "everybody's", "its own win"],
 )
 def test_a_recordings_own_fields_win_one_by_one_and_its_users_as_a_list(
     send: Run, service: StandIn, call: Path, common: Any, own: Any, sent: list[object]
@@ -269,7 +268,8 @@ def test_each_recording_has_its_own_and_a_broken_one_keeps_only_its_recording_ba
 def test_without_metadata_the_guides_placeholders_are_sent_and_named_as_such(
     command: Run, service: StandIn, call: Path
 ) -> None:
-    outcome = command("--audio-path", call, env={"TZ": "Asia/Vladivostok"})
+    """Somebody else's name on a customer's call: told of with --quiet, too."""
+    outcome = command("--audio-path", call, "--quiet", env={"TZ": "Asia/Vladivostok"})
     assert outcome.code == 0
     [line] = outcome.err.splitlines()
     assert f"{call}: " in line and "placeholder" in line and "--meta-path" in line
@@ -325,10 +325,10 @@ def test_a_date_without_an_offset_is_sent_with_a_warning_once_for_all_recordings
     fields = {f"date_{number}": date for number, date in enumerate(dates)}
     user = {"id": "1", "role": "client", "fields": {"date_of_birth": "17.03.1980"}}
     paths = [make_wav(tmp_path / f"{number}.wav", 1_000) for number in range(2)]
-    outcome = send(fields | {"users": [user]}, "--audio-path", *paths)
+    outcome = send(fields | {"users": [user]}, "--quiet", "--audio-path", *paths)
     assert (outcome.code, len(service.talks)) == (0, 3)
     assert all(talk.fields == fields for talk in service.talks.values())
-    warnings = [line for line in outcome.err.splitlines() if "+03:00" in line]
+    warnings = outcome.err.splitlines()
     for key, date in (fields | {"date_of_birth": "17.03.1980"}).items():
         [warning] = [line for line in warnings if f'"{key}"' in line]
         assert f'"{date}"' in warning

@@ -154,7 +154,9 @@ def restore(synced: dict[str, bytes], folder: Path) -> tuple[Path, dict[str, str
 def test_after_a_power_cut_each_dialog_has_its_row_and_the_next_run_doubles_none(
     service: Service, calls: Path, tmp_path: Path, upload: Run
 ) -> None:
-    words = ("--audio-path", calls, "--quiet", "--ledger")
+    metadata = tmp_path / "fields.json"
+    metadata.write_text("{}")
+    words = ("--audio-path", calls, "--meta-path", metadata, "--quiet", "--ledger")
     code, _, err = service.disk.run(*arguments(service, *words, tmp_path / "ledger.sqlite"))
     assert (code, err, len(service.cuts)) == (os.EX_OK, "", RECORDINGS)
     contents = {hashlib.sha256(path.read_bytes()).hexdigest() for path in calls.iterdir()}

@@ -45,7 +45,7 @@ def ledger(tmp_path: Path) -> Path:
 @pytest.fixture
 def split(upload: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Upload with --split, and ask fifty times as often as the program does."""
-    for name, value_s in (("POLL_S", 0.02), ("BACKOFF_S", 0.02), ("WAIT_LIMIT_S", 3)):
+    for name, value_s in (("POLL_S", 0.02), ("BACKOFF_S", 0.02), ("WAIT_LIMIT_S", 20)):
         monkeypatch.setattr(upload_grpc, name, value_s, raising=False)
     fields = tmp_path / "fields.json"
     fields.write_text('{"language": "ru-RU"}')
@@ -170,7 +170,7 @@ def test_an_operation_that_is_done_at_once_needs_no_wait(
             operation.response.Pack(UploadBadgeResponse(talk_ids=["talk-1", "talk-2"]))
 
     service.badges = Badges(finish)
-    for words in (("--wait",), ()):
+    for words in ((), ("--wait",)):
         outcome = split(call, "--ledger", ledger, *words)
         assert outcome.code == (65 if failed else 0)
         assert ("nobody speaks in it" in outcome.err) == failed
@@ -220,12 +220,14 @@ def test_an_operation_that_fails_is_told_with_its_reason_and_never_sent_again(
 
 @pytest.mark.parametrize(("remembered", "code"), [(False, 76), (True, 75)])
 def test_an_operation_that_goes_on_can_be_waited_for_later_with_a_ledger(
-    split: Run, service: StandIn, call: Path, ledger: Path, remembered: bool, code: int
-) -> None:
-    """Without one, who runs that again uploads it again."""
+    split: Run, service: StandIn, call: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch,
+    remembered: bool, code: int,
+) -> None:  # fmt: skip
+    """Without one, running the command again would upload it twice."""
+    monkeypatch.setattr(upload_grpc, "WAIT_LIMIT_S", 0.4, raising=False)
     words = ("--wait", *(("--ledger", ledger) if remembered else ()))
     service.badge_polls = 1_000
-    outcome = split(call, *words, "--timeout", 0.3)
+    outcome = split(call, *words)
     [(operation_id, badge)] = service.badges.items()
     assert (outcome.code, outcome.out) == (code, lines(service, dialogs=False))
     [line] = outcome.err.splitlines()
@@ -289,7 +291,7 @@ def test_operations_may_be_at_an_endpoint_of_their_own(
         bare.start()
     bare.badges = service.badges
     monkeypatch.setattr(upload_grpc, "ENDPOINT", bare.endpoint)
-    monkeypatch.setattr(upload_grpc, "OPERATIONS", service.endpoint)
+    monkeypatch.setattr(upload_grpc, "OPERATIONS_ENDPOINT", service.endpoint)
     outcome = split(call, "--endpoint", bare.endpoint, "--wait")
     bare.stop()
     assert outcome == Outcome(0, lines(service), "")
@@ -329,8 +331,8 @@ def test_a_wait_that_a_signal_ends_can_be_taken_up(
     split: Run, service: StandIn, call: Path, ledger: Path
 ) -> None:
     service.badge_polls = 1_000
-    words = ("--audio-path", call, "--ledger", ledger, "--split", "--wait", "--quiet")
-    with start(*arguments(service, *words)) as process:
+    words = ("--split", "--wait", "--ledger", ledger, "--meta-path", call.with_name("fields.json"))
+    with start(*arguments(service, "--audio-path", call, *words)) as process:
         deadline_s = time.monotonic() + 20
         while "Get" not in methods(service):
             assert time.monotonic() < deadline_s
