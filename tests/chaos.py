@@ -62,7 +62,7 @@ class Size:
     limit_s: float
 
 
-FULL = Size(cuts=450, recordings=500, kills=200, pairs=50, limit_s=240)
+FULL = Size(cuts=500, recordings=500, kills=200, pairs=50, limit_s=240)
 SHORT = Size(cuts=45, recordings=60, kills=10, pairs=3, limit_s=60)
 
 # For a frozen connection; everything else is much faster on loopback.
