@@ -1757,6 +1757,7 @@ class Ledger:
 
     given_up = False
     _was_moved = False
+    _is_synced: bool | None = None
 
     def __init__(self, path: str, connection_id: str, dry_run: bool) -> None:
         import sqlite3
@@ -1980,7 +1981,9 @@ class Ledger:
             raise LedgerError(self.path, DISK_HANGS)
         with self._lock:
             try:
-                self._db.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+                if synced != self._is_synced:
+                    self._db.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+                    self._is_synced = synced
                 cursor = self._db.execute(sql, values)
                 rows = cursor.fetchall()
             except (self._sqlite_error, ValueError, OverflowError) as error:  # A file of 2263.
@@ -2292,22 +2295,24 @@ class Run:
     def _take(self) -> Recording | None:
         """Return the next recording that is to be sent, once the run may begin one."""
         while not self.stopping.is_set():
-            recording = None
             # One at a time: of two recordings with the same audio the first by path is sent.
             with self._taking:
-                in_turn = not (self._in_doubt and self.under_way)
-                if in_turn and time.monotonic() >= self._resume_s:
+                while self._may_begin():
                     recording = next(self._recordings, None)
                     if recording is None:
                         return None
                     if self._prepare(recording):
                         self.under_way.add(recording)
                         return recording
-            if recording is None:
-                self.stopping.wait(LOOK_S)
-            elif recording.outcome:
-                self.report(recording)
+                    if recording.outcome:
+                        self.report(recording)
+            self.stopping.wait(LOOK_S)
         return None
+
+    def _may_begin(self) -> bool:
+        """Whether a recording may be begun: in doubt one at a time, and not in a common pause."""
+        in_turn = not (self._in_doubt and self.under_way)
+        return in_turn and time.monotonic() >= self._resume_s and not self.stopping.is_set()
 
     def _hold(self, delay_s: float) -> None:
         """Have no recording begun for a while: nothing connects, or the quota is used up."""
