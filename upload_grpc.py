@@ -1890,7 +1890,8 @@ class Ledger:
         table = f"recordings INDEXED BY {index}" if index else "recordings"
         sql = f"SELECT {', '.join(Row._fields)} FROM {table} WHERE connection_id = ? AND {where}"
         for row in self._do(sql, (self._connection_id, *values)):
-            yield Row(*row)._replace(path=os.fsdecode(row[1]))
+            found = Row(*row)
+            yield found._replace(path=os.fsdecode(row[1])) if isinstance(row[1], bytes) else found
 
     def claim(self, recording: Recording, may_resend: Callable[[Row], bool]) -> Row | None:
         """Take a recording for sending; or return the row that says why it is not to be sent.
