@@ -1174,21 +1174,28 @@ class Transfer:
             if not self.ended:
                 self.error = error
 
-    def end(self) -> bool:
+    def end(self, unless_finished: bool = False) -> bool:
         """Make sure that the commit point is not passed from now on, and close the file.
 
         Returns whether it was passed: from here on `finished` and `error` stay what they are.
+        unless_finished: nothing is ended where only the answer is missing.
         """
         with self._lock:
-            self.ended = True
-            # grpc lets go of an aborted stream's requests only when it likes.
-            if self._audio is not None:
-                self._audio.close()
+            if not (unless_finished and self.finished):
+                self.ended = True
+                # grpc lets go of an aborted stream's requests only when it likes.
+                self.close()
             return self.finished
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._audio is not None:
+            self._audio.close()
 
     def cancel(self, unless_finished: bool = False) -> None:
         """Cancel the call; unless_finished: not where only its answer is missing."""
-        if not (self.end() and unless_finished) and self.call:
+        finished = self.end(unless_finished)
+        if self.call and not (finished and unless_finished):
             self.call.cancel()
 
 
@@ -1226,7 +1233,7 @@ def upload_audio_requests_iterator(
         transfer.fail(error)
         raise
     finally:
-        transfer.end()
+        transfer.close()
 
 
 def requests_for(args: argparse.Namespace, recording: Recording, transfer: Transfer) -> Any:

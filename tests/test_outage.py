@@ -363,7 +363,7 @@ def test_a_used_up_quota_holds_the_other_workers(
 def test_a_signal_leaves_nothing_unknown(
     service: StandIn, words: Words, calls: Path, name: str
 ) -> None:
-    service.script = Script(lambda: Delay(1))
+    service.script = Script(lambda: Delay(2))
     with start(*arguments(service, *words, "--timeout", 10, "--audio-path", calls)) as process:
         wait_for(lambda: len(service.talks) >= JOBS)
         process.send_signal(signal.Signals[name])
