@@ -434,20 +434,17 @@ EXPORT_AGAIN = "record or export it again"
 
 
 def check_audio(recording: Recording, file: BinaryIO, args: argparse.Namespace) -> None:
-    """Tell a recording's format from its content and check it, from its headers alone.
-
-    Raises UploadError (EX_DATAERR) with what was found, what is needed and how to convert it.
-    """
-    size_bytes = os.fstat(file.fileno()).st_size
+    """Tell a recording's format from its headers and check it; raise UploadError if it is bad."""
+    size_bytes = recording.size_bytes
     if not size_bytes:
         raise refused("the file is empty", "remove it or restore it from the recorder")
-    kind = find_format(file, args.audio_type)
+    head = file.read(HEAD_BYTES)
+    kind = description = find_format(file.name, head, args.audio_type)
     if kind != AUDIO_TYPES.get(args.audio_type, kind):
         raise refused(f"this is {kind}", f"leave out --audio-type {args.audio_type}")
     duration_s = 0.0  # Of MP3 and OggOpus the service judges it.
-    recording.description = kind
     if kind == WAV:
-        recording.description, channels, duration_s = check_wav(file, size_bytes)
+        description, channels, duration_s = check_wav(file, size_bytes)
     elif kind == PCM:
         channels, frame_bytes = args.channels, args.channels * SAMPLE_SIZE_BITS // 8
         duration_s = size_bytes / frame_bytes / args.sample_rate
@@ -455,17 +452,15 @@ def check_audio(recording: Recording, file: BinaryIO, args: argparse.Namespace) 
             cause = f"{size_bytes:,} bytes are no whole number of frames of {frame_bytes} bytes"
             raise refused(cause, "check --channels, and that it is 16 bit PCM")
     elif kind == MP3:
-        channels = count_mp3_channels(file)
-    else:
-        file.seek(37)  # RFC 7845, section 5.1, in the first Ogg page.
-        channels = int.from_bytes(file.read(1), "big")
-    recording.description += f", {channels} channel{'s' * (channels != 1)}"
-    recording.description += f", {duration_s:,.1f} s" if duration_s else ""
-    recording.audio = audio_format(kind, args)
+        channels = count_mp3_channels(file, head)
+    else:  # RFC 7845, section 5.1, in the first Ogg page.
+        channels = int.from_bytes(head[37:38], "big")
     if not channels:
         raise refused(f"damaged {kind} header: no channels", EXPORT_AGAIN)
+    length = f", {duration_s:,.1f} s" if duration_s else ""
+    description += f", {channels} channel{'s' * (channels != 1)}{length}"
     if args.split and (kind not in (WAV, MP3) or channels != 1):
-        cause = f"{recording.description}: only WAV and MP3 of one channel can be split"
+        cause = f"{description}: only WAV and MP3 of one channel can be split"
         raise refused(cause, "leave out --split")
     # How long a recording may be that the service splits, it does not say.
     if duration_s > DURATION_LIMIT_S and not args.split:
@@ -474,6 +469,8 @@ def check_audio(recording: Recording, file: BinaryIO, args: argparse.Namespace) 
     if args.single_message and size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
         limit = f"{SINGLE_MESSAGE_LIMIT_BYTES:,}"
         raise refused(f"{size_bytes:,} bytes: a single message must stay under {limit}", STREAM_IT)
+    recording.description = description
+    recording.audio = audio_format(kind, args)
     suffix = os.path.splitext(recording.path)[1].lower()
     if AUDIO_SUFFIXES.get(suffix, kind) != kind != PCM:
         name = f"the name says {suffix}, the content is {kind}"
@@ -493,14 +490,9 @@ def audio_format(kind: str, args: argparse.Namespace) -> audio_pb2.AudioMetadata
     return audio_pb2.AudioMetadata(raw_audio=raw)
 
 
-def find_format(file: BinaryIO, audio_type: str) -> str:
-    """Tell a format by what the file begins with.
-
-    Raises UploadError (EX_DATAERR) for one that the service does not take, with the command that
-    converts it.
-    """
-    head = file.read(HEAD_BYTES)
-    suffix = os.path.splitext(file.name)[1].lower()
+def find_format(path: str, head: bytes, audio_type: str) -> str:
+    """Tell a format by what the file begins with; raise UploadError for another."""
+    suffix = os.path.splitext(path)[1].lower()
     if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return WAV
     if head.startswith(b"OggS") and head[28:].startswith(b"OpusHead"):
@@ -514,7 +506,7 @@ def find_format(file: BinaryIO, audio_type: str) -> str:
         return MP3
     if suffix in PCM_SUFFIXES:
         raise refused("no audio header", f"{NEEDED}; for raw PCM: --audio-type pcm")
-    raise refused("neither WAV nor MP3 nor OggOpus", conversion(file.name, NEEDED))
+    raise refused("neither WAV nor MP3 nor OggOpus", conversion(path, NEEDED))
 
 
 def conversion(path: str, when: str, sample_rate_hz: int = SAMPLE_RATES_HZ[0]) -> str:
@@ -522,53 +514,42 @@ def conversion(path: str, when: str, sample_rate_hz: int = SAMPLE_RATES_HZ[0]) -
 
     If there is such a file already, the original beside it would be refused in every run.
     """
+    if re.match("-|.*:", path):  # FFmpeg would see an option, or a protocol before the colon.
+        path = os.path.join(".", path)
     stem = os.path.splitext(path)[0]
     target = f"{stem}-16bit.wav"
     if os.path.lexists(target):
         return f"already converted: move {os.path.basename(path)} out of the folder"
     rate_hz = min(max(sample_rate_hz, SAMPLE_RATES_HZ[0]), SAMPLE_RATES_HZ[-1])
     resample = f"-ar {rate_hz} " if rate_hz != sample_rate_hz else ""
-    line = f"ffmpeg -i {quoted(path)} {resample}-c:a pcm_s16le {quoted(target)}"
+    line = f"ffmpeg -i {shlex.quote(path)} {resample}-c:a pcm_s16le {shlex.quote(target)}"
     if sidecar := find_sidecar(path):
-        line += f" && cp {quoted(sidecar)} {quoted(f'{stem}-16bit.json')}"
+        line += f" && cp {shlex.quote(sidecar)} {shlex.quote(f'{stem}-16bit.json')}"
     return f"{when}: {line}"
 
 
-def quoted(path: str) -> str:
-    """Quote a path for a shell, so that it is no option, and what is before a colon no protocol."""
-    return shlex.quote(os.path.join(".", path) if re.match("-|.*:", path) else path)
-
-
-# The header of a frame of MPEG audio, layer III (ISO 11172-3, 13818-3, and MPEG-2.5): sync and
-# version, a bit rate that exists, and the byte that has the channels.
-MP3_FRAME = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef](.)", re.DOTALL)
-# One alone may be chance: two more of the same kind must follow, each a frame's length apart.
-MP3_FRAMES = re.compile(
-    rb"(\xff[\xe2\xe3\xf2\xf3\xfa\xfb])[\x10-\xef](.)(?:.{20,1438}?\1[\x10-\xef]){2}", re.DOTALL
-)
+# Three frames of MPEG audio, layer III, a frame's length apart; fewer may be chance. Of each (ISO
+# 11172-3, 13818-3, and MPEG-2.5): sync and version, a bit rate that exists, the channels' byte.
+MP3_FRAME = re.compile(rb"(\xff[\xe2\xe3\xf2\xf3\xfa\xfb])[\x10-\xef](.)", re.DOTALL)
+MP3_FRAMES = re.compile(MP3_FRAME.pattern + rb"(?:.{20,1438}?\1[\x10-\xef]){2}", re.DOTALL)
 # Encoders leave some padding between tag and audio; further in there is none to be found.
 MP3_SEARCH_BYTES = 64 * 1024
 
 
-def count_mp3_channels(file: BinaryIO) -> int:
-    """Return the channels of an MP3 file's first frame, behind its ID3v2 tag if it has one.
-
-    The service sets no limits of quality, and judges the rest.
-    """
-    file.seek(0)
-    tag = file.read(10)
-    if tag.startswith(b"ID3") and len(tag) == 10:
-        size = functools.reduce(lambda size, byte: size << 7 | byte & 0x7F, tag[6:], 0)
-        file.seek(10 + size + (10 if tag[5] & 0x10 else 0))
-    else:
-        file.seek(0)
+def count_mp3_channels(file: BinaryIO, head: bytes) -> int:
+    """Return the channels of an MP3 file's first frame, behind its ID3v2 tag if it has one."""
+    start = 0
+    if head.startswith(b"ID3"):
+        _, flags, *size = struct.unpack("5s5B", head[:10].ljust(10, b"\0"))
+        tag_bytes = functools.reduce(lambda total, byte: total << 7 | byte & 0x7F, size, 0)
+        start = 10 + tag_bytes + (10 if flags & 0x10 else 0)
+    file.seek(start)
     frame = MP3_FRAMES.search(file.read(MP3_SEARCH_BYTES))
     if not frame:
         raise refused("no MP3 audio where it should begin", EXPORT_AGAIN)
     return 1 if frame[2][0] >> 6 == 3 else 2
 
 
-WAVE_FORMAT_PCM = 0x0001
 WAVE_FORMAT_EXTENSIBLE = 0xFFFE
 UNSET_LENGTH = 0xFFFFFFFF
 # The end of every KSDATAFORMAT_SUBTYPE GUID that carries a format code in its first two bytes.
@@ -587,23 +568,21 @@ WAVE_FORMAT_NAMES = {
 
 def check_wav(file: BinaryIO, size_bytes: int) -> tuple[str, int, float]:
     """Check a WAV file; return its description, channels and length in seconds."""
-    chunk, data_start, data_bytes = read_wav_chunks(file, size_bytes)
+    chunk, data_bytes, there_bytes = read_wav_chunks(file, size_bytes)
     code, channels, rate_hz, bits = struct.unpack_from("<HHI6xH", chunk.ljust(16, b"\0"))
     if code == WAVE_FORMAT_EXTENSIBLE and chunk[26:40] == SUBFORMAT_GUID_TAIL:
         code = int.from_bytes(chunk[24:26], "little")
     encoding = WAVE_FORMAT_NAMES.get(code, f"WAV format 0x{code:04x}")
     found = f"{encoding} {bits} bit, {rate_hz:,} Hz"
     # Writers that cannot seek back leave 0, 0xFFFFFFFF or something like 0x80000000 there.
-    if data_bytes > size_bytes - data_start:
-        cause = (
-            f"truncated or still being recorded: the header announces {data_bytes:,} bytes of "
-            f"audio, {size_bytes - data_start:,} are there"
-        )
+    if data_bytes > there_bytes:
+        announced = f"the header announces {data_bytes:,} bytes of audio, {there_bytes:,} are there"
         closed = "upload it when the recorder has closed it; if it has"
+        cause = f"truncated or still being recorded: {announced}"
         raise refused(cause, conversion(file.name, closed, rate_hz))
     if not channels or not rate_hz:
         raise refused("damaged WAV header: no channels or no sample rate", EXPORT_AGAIN)
-    if (code, bits) != (WAVE_FORMAT_PCM, SAMPLE_SIZE_BITS) or rate_hz not in SAMPLE_RATES_HZ:
+    if (encoding, bits) != ("PCM", SAMPLE_SIZE_BITS) or rate_hz not in SAMPLE_RATES_HZ:
         raise refused(found, conversion(file.name, NEEDED, rate_hz))
     frame_bytes = channels * SAMPLE_SIZE_BITS // 8
     if data_bytes < frame_bytes:
@@ -612,24 +591,25 @@ def check_wav(file: BinaryIO, size_bytes: int) -> tuple[str, int, float]:
 
 
 def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[bytes, int, int]:
-    """Walk the chunks of a RIFF or RF64 file: format, where the samples begin, bytes of them."""
+    """Walk the chunks of a WAV file: its format, bytes of samples announced, and that are there."""
     wav_format, data, long_data_bytes = b"", None, 0
     position = 12
     for _ in range(WAV_CHUNKS_LIMIT):
         file.seek(position)
         name, length = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
-        body = position + 8
+        position += 8
         if name == b"fmt ":
             wav_format = file.read(min(length, 40))
-        elif name == b"ds64":
-            _, long_data_bytes = struct.unpack("<QQ", file.read(16).ljust(16, b"\0"))
+        elif name == b"ds64":  # RF64: lengths of 64 bits.
+            long_data_bytes = int.from_bytes(file.read(16)[8:], "little")
         elif name == b"data":
             if length == UNSET_LENGTH and long_data_bytes:
                 length = long_data_bytes
             # No samples, and yet something that is not a chunk: a length that was never set.
-            unset = length == 0 and not re.fullmatch(rb"[ -~]{4}|", file.read(4))
-            data = body, UNSET_LENGTH if unset else length
-        position = body + length + length % 2
+            elif length == 0 and not re.fullmatch(rb"[ -~]{4}|", file.read(4)):
+                length = UNSET_LENGTH
+            data = length, size_bytes - position
+        position += length + length % 2
         if (wav_format and data) or position >= size_bytes:
             break
     if not wav_format or not data:
@@ -644,44 +624,31 @@ def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[bytes, int, int]:
 def collect_metadata(
     recording: Recording, args: argparse.Namespace, common: talk_service_pb2.TalkMetadata | None
 ) -> None:
-    """Give a recording its metadata: its sidecar's over that of --meta-path, or placeholders.
-
-    Raises UploadError as read_metadata does, and EX_DATAERR for a recording that has the key
-    under which its SHA-256 is to be sent.
-    """
+    """Give a recording its metadata: its sidecar's over that of --meta-path, or placeholders."""
     recording.metadata = metadata = talk_service_pb2.TalkMetadata()
     if common is not None:
         metadata.CopyFrom(common)
     sidecar = find_sidecar(recording.path)
     if sidecar:
         own = read_metadata(sidecar)
-        metadata.fields.update(own.fields)
         if own.users:
-            del metadata.users[:]
-            metadata.users.extend(own.users)
+            metadata.ClearField("users")
+        metadata.MergeFrom(own)
     recording.has_placeholders = sidecar is None and common is None
     if recording.has_placeholders:
-        metadata.fields.update(PLACEHOLDER_FIELDS)
         now = datetime.datetime.now(datetime.timezone.utc)
-        metadata.fields["date"] = now.isoformat(timespec="milliseconds")
+        metadata.fields.update(PLACEHOLDER_FIELDS, date=now.isoformat(timespec="milliseconds"))
     if args.settle_key and args.settle_key in metadata.fields:
         cause = f"its metadata has the key {shown(args.settle_key)}, which --settle-key fills"
         raise refused(cause, "remove the key from the metadata, or name another --settle-key")
 
 
 def read_metadata(path: str, may_be_pipe: bool = False) -> talk_service_pb2.TalkMetadata:
-    """Read a JSON object of metadata fields, and perhaps `users`.
-
-    Raises UploadError: EX_NOINPUT for a file that cannot be read, EX_DATAERR naming file, key
-    and reason for what the service would not take.
-    """
+    """Read a JSON object of metadata fields, and perhaps `users`; raise UploadError naming it."""
     try:
         # --meta-path may be <(...); a sidecar that is a pipe would block the run for ever.
-        opened = open(path, "rb") if may_be_pipe else open_regular_file(path)
-        with opened as file:
+        with open(path, "rb") if may_be_pipe else open_regular_file(path) as file:
             content = file.read(SMALL_FILE_LIMIT_BYTES + 1)
-        if len(content) > SMALL_FILE_LIMIT_BYTES:
-            raise ValueError(f"larger than {SMALL_FILE_LIMIT_BYTES:,} bytes")
         metadata = parse_metadata(content)
     except UploadError as error:
         failure = error
@@ -698,16 +665,14 @@ def read_metadata(path: str, may_be_pipe: bool = False) -> talk_service_pb2.Talk
 
 def parse_metadata(content: bytes) -> talk_service_pb2.TalkMetadata:
     """Read metadata from JSON; raise ValueError with the reason, in words, if that fails."""
+    if len(content) > SMALL_FILE_LIMIT_BYTES:
+        raise ValueError(f"larger than {SMALL_FILE_LIMIT_BYTES:,} bytes")
     try:
-        top = json.loads(
-            content.decode("utf-8-sig"),
-            # An object becomes its pairs, so that no repeated key is lost; an array stays a list.
-            object_pairs_hook=tuple,
-            # Numbers are sent as they are written: 1.50 stays 1.50. Only NaN and Infinity, which
-            # Python's json reads although JSON has none, become floats.
-            parse_int=str,
-            parse_float=str,
-        )
+        # An object becomes its pairs, so that no repeated key is lost; an array stays a list.
+        # Numbers are sent as they are written: 1.50 stays 1.50. Only NaN and Infinity, which
+        # Python's json reads although JSON has none, become floats.
+        text = content.decode("utf-8-sig")
+        top = json.loads(text, object_pairs_hook=tuple, parse_int=str, parse_float=str)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -729,6 +694,25 @@ def parse_metadata(content: bytes) -> talk_service_pb2.TalkMetadata:
     return metadata
 
 
+def add_user(user: Any, metadata: talk_service_pb2.TalkMetadata) -> None:
+    """Add a participant of the call; raise ValueError naming which, and the reason."""
+    try:
+        given = dict(user) if isinstance(user, tuple) else {}
+        keys = given.keys()
+        if not {"id", "role"} <= keys <= {"id", "role", "fields"} or len(keys) < len(user):
+            raise ValueError("must be an object with id, role and perhaps fields")
+        role = str(given["role"]).upper().removeprefix("USER_ROLE_")
+        if role not in ("OPERATOR", "CLIENT", "BOT"):
+            raise ValueError(f"role {shown(given['role'])} is not operator, client or bot")
+        fields = given.get("fields", ())
+        if not isinstance(fields, tuple):
+            raise ValueError("fields must be an object")
+        user_id = parse_fields([("id", given["id"])])["id"]
+        metadata.users.add(id=user_id, role=f"USER_ROLE_{role}", fields=parse_fields(fields))
+    except ValueError as error:
+        raise ValueError(f"user {len(metadata.users) + 1}: {error}") from None
+
+
 def parse_fields(pairs: Sequence[tuple[str, Any]]) -> dict[str, str]:
     """Make the fields of a JSON object; raise ValueError naming the key and the reason."""
     fields: dict[str, str] = {}
@@ -744,25 +728,6 @@ def parse_fields(pairs: Sequence[tuple[str, Any]]) -> dict[str, str]:
     return fields
 
 
-def add_user(value: object, metadata: talk_service_pb2.TalkMetadata) -> None:
-    """Add a participant of the call; raise ValueError naming which, and the reason."""
-    try:
-        given = dict(value) if isinstance(value, tuple) else {}
-        is_object = isinstance(value, tuple) and len(given) == len(value)
-        if not is_object or not {"id", "role"} <= set(given) <= {"id", "role", "fields"}:
-            raise ValueError("must be an object with id, role and perhaps fields")
-        name = f"USER_ROLE_{str(given['role']).upper().removeprefix('USER_ROLE_')}"
-        if name not in set(talk_service_pb2.UserRole.keys()) or name == "USER_ROLE_UNSPECIFIED":
-            raise ValueError(f"role {shown(given['role'])} is not operator, client or bot")
-        fields = given.get("fields", ())
-        if not isinstance(fields, tuple):
-            raise ValueError("fields must be an object")
-        user_id = parse_fields([("id", given["id"])])["id"]
-        metadata.users.add(id=user_id, role=name, fields=parse_fields(fields))
-    except ValueError as error:
-        raise ValueError(f"user {len(metadata.users) + 1}: {error}") from None
-
-
 def metadata_value(value: object) -> str:
     """Return a value as the service takes it; raise ValueError with the reason if it cannot be."""
     if isinstance(value, bool):
@@ -774,10 +739,7 @@ def metadata_value(value: object) -> str:
     if not isinstance(value, str):
         kind = "nested objects" if isinstance(value, tuple) else "lists"
         raise ValueError(f"{kind} are not allowed; use a string, number or boolean")
-    try:
-        length_bytes = len(value.encode())
-    except UnicodeEncodeError:
-        raise ValueError("half a surrogate pair is not a character") from None
+    length_bytes = len(value.encode())  # Of half a surrogate pair: a ValueError, too.
     if length_bytes > METADATA_VALUE_LIMIT_BYTES:
         limit = f"{METADATA_VALUE_LIMIT_BYTES:,}"
         raise ValueError(f"{length_bytes:,} bytes long, the service takes {limit}")
@@ -797,20 +759,16 @@ ISO_DATE = re.compile(
 
 def warn_of_dates(path: str, metadata: talk_service_pb2.TalkMetadata) -> None:
     """Name the dates that the service would read as something else than what was meant."""
-    pairs = [*metadata.fields.items()]
-    for user in metadata.users:
-        pairs += user.fields.items()
-    for key, value in pairs:
-        if not key.startswith("date"):
-            continue
-        match = ISO_DATE.fullmatch(value)
-        with contextlib.suppress(ValueError):  # The 30th of February.
-            if match and datetime.datetime.fromisoformat(match[1]).year:
-                continue
-        log.warning(
-            f"{path}: metadata key {shown(key)}: {shown(value)} is not an ISO 8601 date with an "
-            "offset; write 2026-01-31T09:30:00+03:00 or 2026-01-31T06:30:00Z"
-        )
+    for fields in (metadata.fields, *(user.fields for user in metadata.users)):
+        for key in filter(lambda key: key.startswith("date"), fields):
+            match = ISO_DATE.fullmatch(fields[key])
+            with contextlib.suppress(ValueError):  # The 30th of February.
+                if match and datetime.datetime.fromisoformat(match[1]).year:
+                    continue
+            log.warning(
+                f"{path}: metadata key {shown(key)}: {shown(fields[key])} is not an ISO 8601 date "
+                "with an offset; write 2026-01-31T09:30:00+03:00 or 2026-01-31T06:30:00Z"
+            )
 
 
 # --- 6. Access: credential, certificates, proxy, channel -------------------------------------
@@ -819,7 +777,6 @@ NO_CREDENTIAL_ADVICE = (
     "use --key-file FILE, or export API_KEY or IAM_TOKEN (--key KEY is seen by every user of "
     "this machine)"
 )
-
 # Whatever has been in an authorization header; nothing of it is ever printed or stored.
 SECRETS: list[str] = []
 
@@ -831,70 +788,28 @@ def masked(text: str) -> str:
     return text
 
 
-def find_credential(args: argparse.Namespace) -> tuple[str, str, Callable[[], str]]:
-    """Return where the credential comes from, its type, and what reads it anew for each call.
-
-    It is --key, --key-file, API_KEY or IAM_TOKEN, the first there is. Raises UploadError
-    (EX_CONFIG) if there is none.
-    """
-    if args.key_type == "vm":
-        return "the VM's metadata service", "vm", VmToken().read
-    if args.key is not None:
-        return "--key", args.key_type, lambda: str(args.key)
-    if args.key_file is not None:
-        read: Callable[[], str] = functools.partial(read_key_file, args.key_file)
-        # A file may be written anew during a run; a pipe has its bytes only once.
-        read = read if os.path.isfile(args.key_file) else functools.cache(read)
-        return f"--key-file {args.key_file}", args.key_type, read
-    for variable, key_type in (("API_KEY", args.key_type), ("IAM_TOKEN", "iam-token")):
-        if value := os.environ.get(variable, "").strip():
-            return variable, key_type, lambda: value
-    raise UploadError(os.EX_CONFIG, "no API key and no IAM token", NO_CREDENTIAL_ADVICE)
-
-
-def read_key_file(path: str) -> str:
-    """Read a credential from a file; raise UploadError (EX_CONFIG) if that fails."""
+def read_option_file(option: str, path: str) -> tuple[bytes, bool]:
+    """Read the file that an option names; the second value says whether it can be read again."""
     try:
         with open(path, "rb") as file:
-            return file.read(SMALL_FILE_LIMIT_BYTES).decode("utf-8-sig")
+            is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            return file.read(16 * SMALL_FILE_LIMIT_BYTES), is_regular
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        cause = f"--key-file {path} cannot be read: {reason}"
+        cause = f"{option} {path} cannot be read: {getattr(error, 'strerror', None) or error}"
         raise UploadError(os.EX_CONFIG, cause, CHECK_PATH) from error
 
 
-# What an answer of another form may raise.
-BAD_JSON = (ValueError, LookupError, TypeError, RecursionError)
-
-
-class VmToken:
-    """The IAM token of a cloud VM's service account, from the VM's metadata service.
+def fetch_vm_token() -> str:
+    """Ask a cloud VM's metadata service for the IAM token of its service account.
 
     Source: Yandex Cloud documentation, "Getting an IAM token in a VM".
     """
-
-    def __init__(self) -> None:
-        self._token = ""
-        self._renew_s = 0.0
-        self._lock = threading.Lock()
-
-    def read(self) -> str:
-        """Return a token that is at most an hour old; raise UploadError if there is none."""
-        with self._lock:
-            if time.monotonic() >= self._renew_s:
-                self._token = fetch_vm_token()
-                self._renew_s = time.monotonic() + VM_TOKEN_AGE_LIMIT_S
-            return self._token
-
-
-def fetch_vm_token() -> str:
-    """Ask the VM's metadata service for a token; raise UploadError (EX_CONFIG) if that fails."""
-    import http.client
+    from http.client import HTTPConnection, HTTPException
 
     address = os.environ.get("YC_METADATA_ADDR") or VM_METADATA_ADDRESS
     try:
         # The service is the machine's own: a proxy could only give away the token.
-        connection = http.client.HTTPConnection(address, timeout=VM_METADATA_TIMEOUT_S)
+        connection = HTTPConnection(address, timeout=VM_METADATA_TIMEOUT_S)
         with contextlib.closing(connection):
             connection.request("GET", VM_TOKEN_PATH, headers={"Metadata-Flavor": "Google"})
             response = connection.getresponse()
@@ -905,36 +820,17 @@ def fetch_vm_token() -> str:
         if not isinstance(token, str) or not token:
             raise ValueError("no access_token in its answer")
         return token
-    except (OSError, http.client.HTTPException, *BAD_JSON) as error:
+    except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error) or repr(error)
         cause = f"no token from the VM's metadata service at {address}: {reason}"
         advice = "--key-type vm works on a cloud VM that has a service account"
         raise UploadError(os.EX_CONFIG, cause, advice) from error
 
 
-def read_root_certificates(ca_file: str | None) -> bytes | None:
-    """Read the certificates to trust: None stands for those that grpc brings.
-
-    Raises UploadError (EX_CONFIG): grpc only says that it trusts no server.
-    """
-    if not ca_file:
-        return None
-    try:
-        with open(ca_file, "rb") as file:
-            pem = file.read(16 * SMALL_FILE_LIMIT_BYTES)
-        if not re.search(rb"-----BEGIN CERTIFICATE-----[\w+/=\s]+-----END CERTIFICATE-----", pem):
-            raise ValueError("no PEM certificate in it")
-    except (OSError, ValueError) as error:
-        cause = f"--ca-file {ca_file}: {getattr(error, 'strerror', None) or error}"
-        raise UploadError(os.EX_CONFIG, cause, "name a file of PEM certificates") from error
-    return pem
-
-
 def adopt_proxy_settings() -> None:
     """Make grpc see the proxy settings that curl and pip see: it reads only lower-case names.
 
-    It would go to the service directly, without a word, where it cannot use the proxy's URL.
-    Raises UploadError (EX_CONFIG) for such a URL.
+    Where it cannot use the proxy's URL, it would go past the proxy without a word.
     """
     for name in ("https_proxy", "no_proxy"):
         if name.upper() in os.environ:
@@ -952,10 +848,7 @@ def adopt_proxy_settings() -> None:
 
 
 class Access:
-    """What every connection of the run needs: endpoint, certificates, credential, time limit.
-
-    Raises UploadError (EX_CONFIG) for settings that cannot work.
-    """
+    """What every connection of the run needs; raises UploadError (EX_CONFIG) for bad settings."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         match = re.fullmatch(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?", args.endpoint)
@@ -963,38 +856,67 @@ class Access:
             cause = f"bad endpoint {args.endpoint!r}"
             raise UploadError(os.EX_CONFIG, cause, f"write HOST:PORT, such as {ENDPOINT}")
         self.endpoint = f"{match[1]}:{match[2] or 443}"
-        self._source, self._key_type, self._read_key = find_credential(args)
+        self._args = args
+        self._credential = ("", "", "")
+        self._keep_credential_until_s = 0.0
+        self._lock = threading.Lock()
         self.header()
-        self._roots = read_root_certificates(args.ca_file)
+        self._roots: bytes | None = None  # Those that grpc brings.
+        if args.ca_file:
+            self._roots, _ = read_option_file("--ca-file", args.ca_file)
+            # grpc would only say that it trusts no server.
+            pem = rb"-----BEGIN CERTIFICATE-----[\w+/=\s]+-----END CERTIFICATE-----"
+            if not re.search(pem, self._roots):
+                cause = f"--ca-file {args.ca_file}: no PEM certificate in it"
+                raise UploadError(os.EX_CONFIG, cause, "name a file of PEM certificates")
         adopt_proxy_settings()
         self._numbers = itertools.count(round(args.timeout * 1000))
 
     def header(self) -> tuple[str, str]:
-        """Return the authorization header, from a credential read anew.
-
-        Raises UploadError (EX_CONFIG) for one that is empty or cannot be a header's value.
-        """
-        key = self._read_key().strip().lstrip("\ufeff").strip()
+        """Return the authorization header, from a credential read anew where it may be another."""
+        with self._lock:
+            if time.monotonic() >= self._keep_credential_until_s:
+                self._credential = self._read_credential()
+            source, key_type, text = self._credential
+        key = text.strip().lstrip("\ufeff").strip()
         if not key:
-            raise UploadError(os.EX_CONFIG, f"{self._source} is empty", NO_CREDENTIAL_ADVICE)
+            raise UploadError(os.EX_CONFIG, f"{source} is empty", NO_CREDENTIAL_ADVICE)
         if not re.fullmatch(r"[\x21-\x7e]+", key):
-            # Said by us because grpc's "Invalid metadata" would not say which.
-            cause = f"the credential in {self._source} has a space, a line break or another "
+            # grpc's "Invalid metadata" would not say which.
+            cause = f"the credential in {source} has a space, a line break or another "
             advice = "copy the key again; it is one line of letters, digits, - and _"
             raise UploadError(os.EX_CONFIG, f"{cause}character that no key has", advice)
         if key not in SECRETS:
             SECRETS.append(key)
-        is_token = (
-            key.startswith("t1.") if self._key_type == "auto" else self._key_type != "api-key"
-        )
+        is_token = key.startswith("t1.") if key_type == "auto" else key_type != "api-key"
         return "authorization", f"{'Bearer' if is_token else 'Api-Key'} {key}"
 
-    def open_channel(self, endpoint: str) -> tuple[grpc.Channel, int]:
-        """Make a TLS channel; nothing is sent before the first call.
+    def _read_credential(self) -> tuple[str, str, str]:
+        """Return where the credential comes from, its type and its text; the first there is."""
+        args = self._args
+        if args.key_type == "vm":
+            token = fetch_vm_token()
+            self._keep_credential_until_s = time.monotonic() + VM_TOKEN_AGE_LIMIT_S
+            return "the VM's metadata service", "vm", token
+        if args.key is not None:
+            return "--key", args.key_type, args.key
+        if args.key_file is not None:
+            content, can_be_read_again = read_option_file("--key-file", args.key_file)
+            # A file may be written anew during a run; a pipe has its bytes only once.
+            if not can_be_read_again:
+                self._keep_credential_until_s = math.inf
+            text = content.decode(errors="replace")  # No key has a replacement character.
+            return f"--key-file {args.key_file}", args.key_type, text
+        for variable, key_type in (("API_KEY", args.key_type), ("IAM_TOKEN", "iam-token")):
+            if value := os.environ.get(variable, "").strip():
+                return variable, key_type, value
+        raise UploadError(os.EX_CONFIG, "no API key and no IAM token", NO_CREDENTIAL_ADVICE)
 
-        The second value is its TCP_USER_TIMEOUT in milliseconds: after so long without an
-        acknowledgement the kernel ends the connection. Each channel has another one, by a
-        millisecond, which tells its socket from the others; see unacknowledged_bytes.
+    def open_channel(self, endpoint: str) -> tuple[grpc.Channel, int]:
+        """Make a TLS channel, which connects at its first call; return it and its user timeout.
+
+        Each channel has another timeout, by a millisecond, which tells its socket from the others;
+        see unacknowledged_bytes.
         """
         user_timeout_ms = next(self._numbers)
         options = (
@@ -1003,8 +925,9 @@ class Access:
             ("grpc.enable_retries", 0),
             # Channels of one process share connections otherwise, and a new one helps nothing.
             ("grpc.use_local_subchannel_pool", 1),
-            # TCP_USER_TIMEOUT comes only with keepalive (gRFC A18), whose pings a server may
-            # take for abuse: so the first ping is due in 24 days.
+            # Without an acknowledgement for TCP_USER_TIMEOUT the kernel ends the connection. It
+            # comes only with keepalive (gRFC A18), whose pings a server may take for abuse: so the
+            # first ping is due in 24 days.
             ("grpc.keepalive_time_ms", 2**31 - 2),
             ("grpc.keepalive_timeout_ms", user_timeout_ms),
             # Get may bring all that the service has found out about 100 dialogs.
