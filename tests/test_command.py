@@ -301,6 +301,7 @@ def test_a_bug_ends_with_70_and_its_traceback(
         ("--audio-path a.wav --connection-id 1 --retries -1", "--retries"),
         ("--audio-path a.wav --connection-id 1 --timeout nan", "--timeout"),
         ("--audio-path a.wav --connection-id 1 --min-age -5", "--min-age"),
+        ("--audio-path a.wav --connection-id 1 --min-age x", "--min-age: not a number of seconds"),
         ("--audio-path a.wav --connection-id 1 --format xml", "--format"),
         ("--audio-path a.wav --connection-id 1 --dry", "--dry"),
         ("--audio-path a.wav --connection-id 1 --key-file ''", "--key-file"),
