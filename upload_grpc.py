@@ -23,9 +23,9 @@ Results go to stdout, everything else to stderr. README.md says more.
 """
 
 # The file is read in the order a recording takes: found, checked without touching the network,
-# sent over one call, remembered in the ledger, reported. `Run` has the loop over all recordings.
-# A reviewer who looks for the place where a call could be lost or sent twice reads
-# Transfer.finish, RULES with call_error, Uploader._retrying and Ledger.
+# sent over one call, remembered in the ledger, reported. `Run` has the loop over all of them.
+# Whether a call can be lost or sent twice: Transfer.finish, RULES with call_error,
+# Uploader._retrying and Ledger.
 
 from __future__ import annotations
 
@@ -64,15 +64,12 @@ except ImportError:
     print("upload_grpc: this system has no fcntl; use Linux, macOS or WSL", file=sys.stderr)
     sys.exit(78)
 
-HERE = os.path.dirname(os.path.realpath(__file__))
-
 # Importing grpc makes tens of thousands of objects and no garbage; letting the collector look
 # through them would take a twentieth of the time of a short upload.
 gc.disable()
-
-# Must stand in the environment before grpc is imported; otherwise lines about failed
-# handshakes reach stderr beside our own, and cron mails them.
+# Before grpc is imported: cron would mail its lines about failed handshakes.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+HERE = os.path.dirname(os.path.realpath(__file__))
 sys.path.insert(0, os.path.join(HERE, "generated"))
 
 
@@ -107,14 +104,12 @@ try:
 except Exception as failure:  # Missing packages, missing stubs, or stubs of another protobuf.
     if __name__ != "__main__":
         raise
-    if "UPLOAD_GRPC_VENV" not in os.environ:  # Once: the environment may lack the packages, too.
-        # `python3 upload_grpc.py` after `make`: the packages are in .venv, so start again with
-        # its Python.
+    # `make` puts the packages into .venv: start again with its Python, once, as it may lack them.
+    if "UPLOAD_GRPC_VENV" not in os.environ:
         os.environ["UPLOAD_GRPC_VENV"] = python = os.path.join(HERE, ".venv/bin/python")
         with contextlib.suppress(OSError):
             os.execv(python, [python, __file__, *sys.argv[1:]])
     import_error = failure
-
 gc.freeze()
 gc.enable()
 
@@ -124,30 +119,26 @@ logging.getLogger("grpc._channel").setLevel(logging.CRITICAL)
 log = logging.getLogger("upload_grpc")
 
 __version__ = "2.0.0"
-
 T = TypeVar("T")
 
 ENDPOINT = "api.speechsense.yandexcloud.net:443"
 # Where the official SDK looks up the operations of every service.
 OPERATIONS_ENDPOINT = "operation.api.cloud.yandex.net:443"
 
-# Measured with the barest client, whole processes, 100 MB over TLS on loopback, and with a round
-# trip of 50 ms: 16 KiB 1.31 s and 1.52 s, 64 KiB 0.49 and 0.77, 256 KiB 0.37 and 0.72, 512 KiB 0.34
-# and 0.73, 1 MiB 0.32 and 0.75 (tests/bench/run.py --chunks). More than 256 KiB gains little, and
-# the progress would come in larger steps. A gRPC server takes 4 MiB a message by default.
+# 100 MB over TLS with a round trip of 50 ms: 16 KiB 1.52 s, 64 KiB 0.77, 256 KiB 0.72, 1 MiB 0.75
+# (tests/bench/run.py --chunks). Larger chunks gain little, and progress would come in larger
+# steps; a gRPC server takes 4 MiB a message by default.
 CHUNK_SIZE_BYTES = 256 * 1024
 
-JOBS = 4
-RETRIES = 5
 # A try that is given up after its last byte was sent makes work for a person, so rather late.
 TIMEOUT_S = 120.0
 BACKOFF_S = 0.5
 BACKOFF_LIMIT_S = 30.0
-# Waiting and silence that one recording's tries may add up to. Moving bytes do not count.
+# Waiting and silence that one recording's tries may add up to; moving bytes do not count.
 TRIES_LIMIT_S = 120.0
 
-# An outage: so many recordings in a row that failed for reasons of the service or the network
-# end the run; fewer where the run began in doubt, so that cron's runs cost little each.
+# So many failures in a row, of the service or the network, are an outage and end the run; fewer
+# where the run began in doubt, so that cron's runs cost little each.
 FAILURES_LIMIT = 5
 FAILURES_LIMIT_IN_DOUBT = 2
 # How long a recording that is sent in doubt waits, before its half-close, for a refusal.
@@ -157,12 +148,10 @@ ANSWER_GRACE_S = 10.0
 CANCEL_GRACE_S = 1.0
 # How often the main thread, and a worker that may not begin, look again.
 LOOK_S = 0.05
-
-# A progress bar is worth showing where something takes longer than this.
+# What is over sooner needs no progress bar.
 BAR_DELAY_S = 0.5
 
-# How often to ask whether a recording has been split, and for how long: splitting hours of audio
-# takes a while, and the service names no limit.
+# How often to ask whether a recording has been split, and for how long; the service names no limit.
 POLL_S = 1.0
 POLL_LIMIT_S = 30.0
 WAIT_LIMIT_S = 2 * 60 * 60.0
@@ -180,7 +169,7 @@ SAMPLE_RATES_HZ = range(8_000, 48_000 + 1)
 SAMPLE_SIZE_BITS = 16
 METADATA_VALUE_LIMIT_BYTES = 1024
 
-# Limits of our own, so that a wrong file named by mistake is not read to its end.
+# Limits of our own: a wrong file, named by mistake, is not read to its end.
 SMALL_FILE_LIMIT_BYTES = 1024 * 1024
 WAV_CHUNKS_LIMIT = 10_000
 # Files dated further ahead than clocks differ are not young, but wrongly dated.
@@ -213,21 +202,19 @@ GRAVEST_FIRST = (77, 78, 74, 76, 65, 66, 75)
 
 
 class UploadError(Exception):
-    """Why a recording, or the whole run, did not go through.
+    """Why a recording, or the whole run, did not go through, and what to do next.
 
-    exit_code: what it means for a script, one of os.EX_*.
-    cause, advice: what happened and what to do next, each part of one line.
     details: gRPC's status and text, if there was a call; ids: what the service's support asks for.
     """
 
-    # Set by call_error: whether the same recording may be sent again at once; whether the others
-    # had better wait, too; whether it was the service or the network, and says nothing about
-    # this recording; how long nothing had moved.
-    retry = holds_run = outage = False
-    idle_s = 0.0
+    # Set by call_error:
+    retry = False  # The same recording may be sent again at once.
+    holds_run = False  # The others had better wait, too.
+    outage = False  # The service or the network failed; it says nothing about this recording.
+    idle_s = 0.0  # For so long nothing had moved.
 
     def __init__(
-        self, exit_code: int, cause: str, advice: str = "", details: str = "", ids: str = ""
+        self, exit_code: int, cause: str, advice: str, details: str = "", ids: str = ""
     ) -> None:
         super().__init__(cause)
         self.exit_code = exit_code
@@ -244,9 +231,8 @@ class UploadError(Exception):
         return f"{self.cause} ({self.details})" if self.details else self.cause
 
     def __str__(self) -> str:
-        text = f"{self.cause}; {self.advice}" if self.advice else self.cause
         facts = ", ".join(filter(None, (self.details, self.ids)))
-        return f"{text} ({facts})" if facts else text
+        return f"{self.cause}; {self.advice}" + (f" ({facts})" if facts else "")
 
 
 def refused(cause: str, advice: str) -> UploadError:
@@ -270,18 +256,12 @@ class FileState(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> FileState:
-        """Take the state from what os.stat or os.fstat returned."""
+        """Take it from what os.stat or os.fstat returned."""
         return cls(status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
 
 
 class Recording:
-    """One recording, from its file's name to its result; each step adds what it finds out.
-
-    named: named on the command line, not found in a folder.
-    transfer: the latest try at sending it.
-    outcome: empty until it is known; README has the values, for --format json.
-    duplicate_of: the path of another recording of this run with the same audio, which is sent.
-    """
+    """One recording, from its file's name to its result; each step adds what it finds out."""
 
     state: FileState | None = None
     audio: audio_pb2.AudioMetadata
@@ -291,18 +271,18 @@ class Recording:
     sha256 = metadata_sha256 = ""
     started_s = seconds = 0.0
     tries = 0
-    transfer: Transfer | None = None
+    transfer: Transfer | None = None  # The latest try.
     request_id = server_ids = ""
-    outcome = ""
+    outcome = ""  # Empty until it is known; README has the values, for --format json.
     error: UploadError | None = None
     talk_ids: tuple[str, ...] = ()
     badge_id = operation_id = ""
-    duplicate_of = ""
+    duplicate_of = ""  # The path of another recording of this run with the same audio.
     settled = reported = False
 
     def __init__(self, path: str, named: bool = True) -> None:
         self.path = path
-        self.named = named
+        self.named = named  # On the command line, not found in a folder.
 
     @property
     def size_bytes(self) -> int | None:
@@ -314,13 +294,6 @@ class Recording:
         outcomes = {os.EX_DATAERR: "rejected", os.EX_PROTOCOL: "unknown"}
         self.outcome = outcomes.get(error.exit_code, "failed")
         self.error = error
-
-    def lines(self) -> list[str]:
-        """Return what stdout shows of it."""
-        badge = [f"Badge ID: {self.badge_id}"] if self.badge_id else []
-        if self.operation_id and not self.badge_id:
-            badge = [f"Operation ID: {self.operation_id}"]
-        return badge + [f"Dialog ID: {talk_id}" for talk_id in self.talk_ids]
 
     def as_json(self) -> str:
         """Return one line of JSON; README explains the keys."""
@@ -348,33 +321,28 @@ class Recording:
 
 
 def find_paths(args: argparse.Namespace) -> Iterator[tuple[str, bool, OSError | None]]:
-    """Yield each path named that is no folder, and the audio files of each that is.
+    """Yield the files named, and the audio files in the folders named, in a stable order.
 
-    Folders are searched with their subfolders and through links, each once, in a stable order.
     The second value says whether the path was named, the third why a folder cannot be read.
     """
-    visited: set[tuple[int, int]] = set()
+    visited: set[str] = set()
     unread: list[OSError] = []
     for path in args.audio_path:
         if not os.path.isdir(path):
             yield path, True, None
             continue
         for folder, subfolders, files in os.walk(path, followlinks=True, onerror=unread.append):
-            try:
-                status = os.stat(folder)
-            except OSError as error:
-                unread.append(error)
-                continue
-            if (status.st_dev, status.st_ino) in visited:  # By a link, or named twice.
+            real = os.path.realpath(folder)
+            if real in visited:  # By a link, or named twice.
                 subfolders.clear()
                 continue
-            visited.add((status.st_dev, status.st_ino))
+            visited.add(real)
             subfolders.sort()
             for name in sorted(files):
                 if name.lower().endswith(audio_suffixes(args)):
                     yield os.path.join(folder, name), False, None
-    for folder_error in unread:
-        yield folder_error.filename, False, folder_error
+    for error in unread:
+        yield error.filename, False, error
 
 
 def audio_suffixes(args: argparse.Namespace) -> tuple[str, ...]:
@@ -402,12 +370,7 @@ def open_regular_file(path: str) -> BinaryIO:
 def check_recording(
     recording: Recording, args: argparse.Namespace, common: talk_service_pb2.TalkMetadata | None
 ) -> None:
-    """Check a file's header and collect its metadata.
-
-    common: the metadata of --meta-path; the recording's own sidecar wins over it.
-    Raises UploadError: EX_NOINPUT for a file that cannot be read, EX_DATAERR for one that the
-    service would not take.
-    """
+    """Check a file's header and collect its metadata; common: that of --meta-path."""
     try:
         with open_regular_file(recording.path) as file:
             recording.state = FileState.of(os.fstat(file.fileno()))
@@ -2645,25 +2608,24 @@ def signals_to(handle: Callable[[int], Any]) -> Iterator[None]:
 # --- 13. Output, options, main ----------------------------------------------------------------
 
 
-class Console:
+class Console(logging.Handler):
     """The only place that prints: results on stdout, one line a problem on stderr."""
 
     def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__()
         self.output_lost = False
         self.several = len(args.audio_path) > 1 or any(map(os.path.isdir, args.audio_path))
         self._args = args
         self._bar: Any = None
-        # Not for what is over at once.
-        self._draw_bar_at_s = math.inf
-        if sys.stderr.isatty() and not args.quiet:
-            self._draw_bar_at_s = time.monotonic() + BAR_DELAY_S
-        self._done = self._done_bytes = 0
+        watched = sys.stderr.isatty() and not args.quiet
+        self._draw_bar_at_s = time.monotonic() + BAR_DELAY_S if watched else math.inf
+        self._done = self._done_bytes = self._all = 0
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A name that is not UTF-8 leaves as the bytes it came as.
             utf8 = sys.stdout.encoding.lower().startswith("utf")
             sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
         log.setLevel("DEBUG" if args.verbose else "WARNING" if args.quiet else "INFO")
-        log.handlers[:] = [StderrHandler(self)]
+        log.handlers[:] = [self]
         log.propagate = False
 
     def result(self, recording: Recording) -> None:
@@ -2672,9 +2634,14 @@ class Console:
         self._done_bytes += recording.size_bytes or 0
         path, outcome = recording.path, recording.outcome
         is_new = outcome in ("uploaded", "updated")
+        lines = [f"Dialog ID: {talk_id}" for talk_id in recording.talk_ids]
+        if recording.badge_id:
+            lines.insert(0, f"Badge ID: {recording.badge_id}")
+        elif recording.operation_id:
+            lines.insert(0, f"Operation ID: {recording.operation_id}")
         if recording.error and outcome != "not tried":
             log.error(f"{path}: {recording.error}")
-        if recording.tries and not recording.error:
+        elif recording.tries:
             ids = f"request {recording.request_id}{recording.server_ids}"
             log.debug(f"{path}: {outcome} in {recording.seconds:.2f} s ({ids})")
         if self._args.format == "json":
@@ -2685,7 +2652,7 @@ class Console:
             # What an earlier run left may be another recording than the one that was named.
             is_earlier = recording.settled and not recording.tries
             prefix = f"{path}: " if self.several or is_earlier else ""
-            for line in recording.lines():
+            for line in lines:
                 self._print(prefix + line, is_new)
 
     def _print(self, line: str, is_new: bool) -> None:
@@ -2693,7 +2660,7 @@ class Console:
         line = one_line(line)
         if not self.output_lost:
             try:
-                with self.above_bar(sys.stdout):
+                with self._above_bar(sys.stdout):
                     print(line, flush=True)
                 return
             except OSError as error:
@@ -2712,11 +2679,14 @@ class Console:
             except ImportError:
                 self._draw_bar_at_s = math.inf
                 return
-            sizes = [file_size(path) for path, _, _ in find_paths(self._args)]
-            self._all = len(sizes)
+            total_bytes = 0
+            for path, _, _ in find_paths(self._args):
+                self._all += 1
+                with contextlib.suppress(OSError, ValueError):
+                    total_bytes += os.path.getsize(path)
             # One average rate: that of a moment says little where several uploads share a line.
             options: dict[str, Any] = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
-            self._bar = tqdm(total=sum(sizes), smoothing=0, leave=False, file=sys.stderr, **options)
+            self._bar = tqdm(total=total_bytes, smoothing=0, leave=False, **options)
             self._bar.start_t -= BAR_DELAY_S
         self._bar.set_description(f"{self._done} of {self._all} recordings", refresh=False)
         self._bar.update(self._done_bytes + sent_bytes - self._bar.n)
@@ -2725,34 +2695,19 @@ class Console:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
-        self._bar, self._draw_bar_at_s = None, math.inf
+            self._bar = None
 
-    def above_bar(self, stream: TextIO) -> contextlib.AbstractContextManager[Any]:
-        """Make way for a line, unless it goes where no bar is."""
-        above = self._bar is not None and stream.isatty()
-        return self._bar.external_write_mode() if above else contextlib.nullcontext()
-
-
-class StderrHandler(logging.Handler):
-    """Writes each message as one line, without secrets, above the progress bar."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
+    def _above_bar(self, stream: TextIO) -> contextlib.AbstractContextManager[Any]:
+        bar = self._bar if stream.isatty() else None
+        return contextlib.nullcontext() if bar is None else bar.external_write_mode()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line; where stderr is closed or full there is nobody to tell."""
+        """Write a message of the log, without secrets, to stderr."""
         line = one_line(masked(f"upload_grpc: {record.getMessage()}"))
-        with contextlib.suppress(OSError, ValueError), self._console.above_bar(sys.stderr):
+        # Where stderr is closed or full there is nobody to tell.
+        with contextlib.suppress(OSError, ValueError), self._above_bar(sys.stderr):
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
-
-
-def file_size(path: str) -> int:
-    """Return a file's size in bytes, 0 if it cannot be looked at."""
-    with contextlib.suppress(OSError, ValueError):
-        return os.path.getsize(path)
-    return 0
 
 
 def one_line(text: str) -> str:
@@ -2763,44 +2718,18 @@ def one_line(text: str) -> str:
 class Parser(argparse.ArgumentParser):
     """argparse that never repeats a value in an error: it may be a key in the wrong place."""
 
-    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Parse; exit with 2, naming the options that are unknown and nothing else."""
-        namespace, rest = self.parse_known_args(argv)
-        if rest:
-            # A key may be glued to its option.
-            options = [word for word in rest if re.fullmatch("--[a-z-]{1,20}", word)]
-            self.error(f"unknown option: {' '.join(options)}" if options else "unexpected argument")
-        return namespace
-
     def error(self, message: str) -> NoReturn:
-        """Exit with 2 and a message without the values that argparse puts into it."""
-        message = re.sub(r"^argument ([^:]+)", r"\1", message)
-        match = re.match(r"(\S+): (?:invalid|ignored)", message, re.DOTALL)
-        choices = re.search(r" \(choose from [^()]*\)$", message)
-        if match:
-            message = f"{match[1]}: invalid value{choices[0] if choices else ''}"
+        """Exit with 2; of "--x: invalid choice: 'KEY' (choose from ...)" the choices are shown."""
+        message = message.removeprefix("argument ")
+        pattern = r"(\S+): (?:invalid|ignored)( float| int)?.*?( \(choose from [^()]*\))?"
+        if match := re.fullmatch(pattern, message, re.DOTALL):
+            reasons = {" float": "not a number of seconds", " int": "not a whole number"}
+            message = f"{match[1]}: {reasons.get(match[2], 'invalid value')}{match[3] or ''}"
         self.exit(2, f"upload_grpc: {message}; see --help\n")
 
 
-def number(
-    kind: type[int] | type[float], lowest: float, highest: float, unit: str = ""
-) -> Callable[[str], int | float]:
-    """Make an argparse type: a number between two bounds."""
-
-    def parse(text: str) -> int | float:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"not a number{unit}") from None
-        if not lowest <= value <= highest:
-            raise argparse.ArgumentTypeError(f"must be from {lowest:g} to {highest:g}")
-        return value
-
-    return parse
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; argparse exits with 2 where it is wrong."""
+def make_parser() -> Parser:
+    """Define the options, as README's table has them."""
     parser = Parser(
         prog="upload_grpc.py",
         description=(__doc__ or "").partition("\n\n")[0],
@@ -2809,16 +2738,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, width=100),
         allow_abbrev=False,
     )
-    add_options(parser)
-    args = parser.parse(argv)
-    check_arguments(args, parser)
-    return args
-
-
-def add_options(parser: Parser) -> None:
-    """Define the options, as README's table has them."""
     # fmt: off
-    seconds = " of seconds"
     option = parser.add_argument_group("what to upload").add_argument
     option("--audio-path", action="extend", nargs="+", default=[], metavar="PATH",
            help="recordings (WAV with 16 bit LPCM, MP3, OggOpus), or folders searched for them")
@@ -2828,42 +2748,37 @@ def add_options(parser: Parser) -> None:
     option("--talk-id", metavar="ID",
            help="send --meta-path alone: new metadata for this dialog; keys left out are erased")
     option("--audio-type", choices=("auto", *AUDIO_TYPES), default="auto",
-           help="auto (default): from the content; pcm: raw samples, 16 bit, signed, "
-                "little-endian, with --sample-rate and --channels")
-    option("--sample-rate", type=number(int, SAMPLE_RATES_HZ[0], SAMPLE_RATES_HZ[-1]), default=0,
-           metavar="HZ", help="of raw samples")
-    option("--channels", type=number(int, 1, 64), default=0, metavar="N", help="of raw samples")
-    option("--min-age", type=number(float, 0, 1e9, seconds), default=0, metavar="S",
+           help="auto (default): from the content; pcm: raw signed 16 bit little-endian samples")
+    option("--sample-rate", type=int, default=0, metavar="HZ", help="of raw samples")
+    option("--channels", type=int, default=0, metavar="N", help="of raw samples")
+    option("--min-age", type=float, default=0, metavar="S",
            help="leave out files changed less than S seconds ago: they may still be written to")
 
     option = parser.add_argument_group("access").add_argument
     option("--key", metavar="KEY",
-           help="API key or IAM token; every user of the machine sees it in the process list")
+           help="API key or IAM token; every user sees it in the process list")
     option("--key-file", metavar="FILE", help="file that holds the key or token")
     option("--key-type", choices=("auto", "api-key", "iam-token", "vm"), default="auto",
-           help="auto (default): t1. begins an IAM token. Without --key and --key-file the "
-                "environment's API_KEY, then its IAM_TOKEN, is taken. vm: the token of this cloud "
-                "VM's service account (YC_METADATA_ADDR: another address of the metadata service)")
+           help="auto (default): t1. begins an IAM token; without --key and --key-file API_KEY is "
+                "taken from the environment, then IAM_TOKEN. vm: the token of this cloud VM's "
+                "service account, from its metadata service (YC_METADATA_ADDR: another address)")
     option("--endpoint", metavar="HOST:PORT", default=ENDPOINT, help="default: %(default)s")
     option("--ca-file", metavar="FILE", help="PEM certificates to trust instead of the public ones")
 
     option = parser.add_argument_group("how").add_argument
     option("--single-message", action="store_true",
-           help="send one message instead of a stream: audio under 128 MB, all of it in memory, "
-                "and no way to tell how far a call came that breaks off")
+           help="one message instead of a stream: under 128 MB, all of it in memory, and no way to "
+                "tell how far a call came that breaks off")
     option("--split", action="store_true",
            help="have the service split a long recording of one channel, WAV or MP3, into dialogs")
     option("--wait", action="store_true",
-           help="with --split: wait for the dialog IDs, for up to "
-                f"{WAIT_LIMIT_S / 3600:g} hours")
-    option("--jobs", type=number(int, 1, 64), default=JOBS, metavar="N",
-           help="uploads at a time (default: %(default)s)")
-    option("--retries", type=number(int, 0, 100), default=RETRIES, metavar="N",
-           help="further tries after one that made no dialog (default: %(default)s)")
-    option("--timeout", type=number(float, 0.1, 86_400, seconds), default=TIMEOUT_S, metavar="S",
+           help=f"with --split: wait for its dialog IDs, up to {WAIT_LIMIT_S / 3600:g} hours")
+    option("--jobs", type=int, default=4, metavar="N", help="uploads at a time (default: 4)")
+    option("--retries", type=int, default=5, metavar="N",
+           help="further tries after one that made no dialog (default: 5)")
+    option("--timeout", type=float, default=TIMEOUT_S, metavar="S",
            help="give up a try after S seconds without progress (default: %(default)g)")
-    option("--ledger", metavar="FILE",
-           help="remember here what was uploaded, and send nothing twice")
+    option("--ledger", metavar="FILE", help="remember what was uploaded, and send nothing twice")
     option("--retry-unknown", action="store_true",
            help="send again what the ledger has as unknown: this may create duplicates")
     option("--dry-run", action="store_true",
@@ -2872,22 +2787,28 @@ def add_options(parser: Parser) -> None:
     option = parser.add_argument_group("settling unknown recordings (with --ledger)").add_argument
     option("--settle-key", metavar="KEY",
            help="a string key of the connection's metadata: send each recording's SHA-256 under "
-                "it, and find by it what became of unknown ones; needs the next two options")
+                "it, and find unknown ones by it; needs the next two options")
     option("--organization-id", metavar="ID", help="where the connection is")
     option("--space-id", metavar="ID", help="where the connection is")
     option("--project-id", metavar="ID", help="look only in this project")
 
     option = parser.add_argument_group("output").add_argument
     option("--format", choices=("text", "json"), default="text", help="of stdout")
-    option("--quiet", action="store_true",
-           help="on stderr: failures, and what went out with doubtful metadata, only")
+    option("--quiet", action="store_true", help="on stderr: only failures and doubtful metadata")
     option("--verbose", action="store_true", help="on stderr: every step, with IDs")
     option("--version", action="version", version=f"upload_grpc {__version__}")
     # fmt: on
+    return parser
 
 
-def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
-    """Exit with 2 where options are missing or contradict each other."""
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; exit with 2 where options are missing or contradict each other."""
+    parser = make_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest:
+        # A key may be glued to its option.
+        options = [word for word in rest if re.fullmatch("--[a-z-]{1,20}", word)]
+        parser.error(f"unknown option: {' '.join(options)}" if options else "unexpected argument")
     args.connection_id = args.connection_id.strip()
     for name, value in vars(args).items():
         # An unset $LEDGER expands to ''; reject it. (An empty --key is said to be empty.)
@@ -2896,10 +2817,11 @@ def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
     given = {name for name, value in vars(args).items() if value not in (None, 0, [], "auto")}
     with_audio = {"audio_path", "audio_type", "min_age", "split", "single_message"} & given
     pcm_format = {"sample_rate", "channels"} & given
-    settling = ("settle_key", "organization_id", "space_id", "ledger")
+    settling = ("organization_id", "space_id", "ledger")
     missing = ", ".join(f"--{each.replace('_', '-')}" for each in settling if each not in given)
     about_settling = {"organization_id", "space_id", "project_id"} & given
     pcm = args.audio_type == "pcm"
+    good_rate = args.sample_rate in SAMPLE_RATES_HZ
     wrong = (
         (not args.talk_id and not args.audio_path, "--audio-path is missing"),
         ("" in args.audio_path, "--audio-path is empty"),
@@ -2908,6 +2830,12 @@ def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
         (args.talk_id and args.ledger, "--talk-id does not use --ledger: repeating it is harmless"),
         (pcm and len(pcm_format) < 2, "--audio-type pcm needs --sample-rate and --channels"),
         (pcm_format and not pcm, "--sample-rate and --channels are for --audio-type pcm"),
+        (pcm and not good_rate, "--sample-rate: must be from 8000 to 48000"),
+        (pcm and not 1 <= args.channels <= 64, "--channels: must be from 1 to 64"),
+        (not 1 <= args.jobs <= 64, "--jobs: must be from 1 to 64"),
+        (not 0 <= args.retries <= 100, "--retries: must be from 0 to 100"),
+        (not 0.1 <= args.timeout <= 86_400, "--timeout: must be from 0.1 to 86400"),
+        (not 0 <= args.min_age <= 1e9, "--min-age: must be from 0 to 1e+09"),
         (args.split and args.single_message, "--split is a stream: leave out --single-message"),
         (args.wait and not args.split, "--wait is for --split"),
         ({"key", "key_file"} <= given, "--key and --key-file exclude each other"),
@@ -2921,22 +2849,7 @@ def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
     for is_wrong, reason in wrong:
         if is_wrong:
             parser.error(reason)
-
-
-def run(args: argparse.Namespace, console: Console) -> int:
-    """Make sure that all settings are good, then do what is asked; return the exit code."""
-    if import_error:
-        cause = f"cannot load grpc and the stubs in {HERE}/generated: {import_error}"
-        raise UploadError(os.EX_CONFIG, cause, f"run: make -C {shlex.quote(HERE)}")
-    if sys.stdout is None:
-        raise UploadError(os.EX_IOERR, "stdout is closed", "dialog IDs go there: redirect it")
-    access = None if args.dry_run else Access(args)
-    if args.talk_id:
-        return update_talk(args, access, console)
-    ledger = Ledger(args.ledger, args.connection_id, args.dry_run) if args.ledger else None
-    with contextlib.closing(ledger) if ledger else contextlib.nullcontext():
-        whole = Run(args, access, ledger, console)
-        return whole.plan() if args.dry_run else whole.main()
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -2947,7 +2860,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     console = Console(args)
     try:
-        return run(args, console)
+        if import_error:
+            cause = f"cannot load grpc and the stubs in {HERE}/generated: {import_error}"
+            raise UploadError(os.EX_CONFIG, cause, f"run: make -C {shlex.quote(HERE)}")
+        if sys.stdout is None:
+            raise UploadError(os.EX_IOERR, "stdout is closed", "dialog IDs go there: redirect it")
+        access = None if args.dry_run else Access(args)
+        if args.talk_id:
+            return update_talk(args, access, console)
+        ledger = Ledger(args.ledger, args.connection_id, args.dry_run) if args.ledger else None
+        with contextlib.closing(ledger) if ledger else contextlib.nullcontext():
+            run = Run(args, access, ledger, console)
+            return run.plan() if args.dry_run else run.main()
     except UploadError as error:
         log.log(logging.INFO if getattr(error, "in_use", False) else logging.ERROR, str(error))
         return error.exit_code
