@@ -929,35 +929,32 @@ def unacknowledged_bytes(user_timeout_ms: int) -> int:
 # --- 7. One call: the requests, and the commit point ----------------------------------------
 
 
-class FileChanged(UploadError):
-    """The file is no longer the one that was checked: nothing of it may become a dialog."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            os.EX_TEMPFAIL, f"{what}, so nothing was uploaded", "run again when it is complete"
-        )
+def file_changed(what: str) -> UploadError:
+    """Say that a file is not the one that was checked: nothing of it may become a dialog."""
+    cause = f"{what}, so nothing was uploaded"
+    return UploadError(os.EX_TEMPFAIL, cause, "run again when it is complete")
 
 
 def open_unchanged(path: str, state: FileState | None) -> io.FileIO:
-    """Open a recording; raise FileChanged if it is not the one that was checked, or unreadable."""
+    """Open a recording; raise UploadError if it is not the one that was checked, or unreadable."""
     try:
         # Unbuffered, because closing a buffered file waits for a read that hangs.
         audio = io.FileIO(path)
     except OSError as error:
-        raise FileChanged(f"became unreadable ({error.strerror})") from error
+        raise file_changed(f"became unreadable ({error.strerror})") from error
     if state and FileState.of(os.fstat(audio.fileno())) != state:
         audio.close()
-        raise FileChanged("changed after it was checked")
+        raise file_changed("changed after it was checked")
     return audio
 
 
 def read_chunks(audio: io.FileIO, size_bytes: int) -> Iterator[bytes]:
-    """Yield what is left of a file; raise FileChanged if it cannot be read any more."""
+    """Yield what is left of a file; raise UploadError if it cannot be read any more."""
     try:
         while data := audio.read(size_bytes):
             yield data
     except OSError as error:
-        raise FileChanged(f"became unreadable ({error.strerror})") from error
+        raise file_changed(f"became unreadable ({error.strerror})") from error
 
 
 class GivenUp(Exception):
@@ -976,255 +973,179 @@ class Transfer:
     refusal_wait_s: how long to wait, before the commit point, for a refusal on its way.
     """
 
-    def __init__(
-        self,
-        path: str,
-        state: FileState | None = None,
-        on_finishing: Callable[[str], None] | None = None,
-        refusal_wait_s: float = 0.0,
-    ) -> None:
-        self.path = path
-        self.state = state
+    audio: io.FileIO
+    call: Any = None
+    error: Exception | None = None
+    handed_over_bytes = 0
+    finished = ended = False
+    on_finishing: Callable[[str], None] | None = None
+    refusal_wait_s = 0.0
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
         self.request_id = str(uuid.uuid4())
-        self.handed_over_bytes = 0
         self.progress_s = time.monotonic()
-        self.finished = False
-        self.error: Exception | None = None
-        self.call: Any = None
-        self._on_finishing = on_finishing
-        self._refusal_wait_s = refusal_wait_s
-        self.ended = False
         self._lock = threading.Lock()
-        self._audio: io.FileIO | None = None
 
-    def open(self) -> io.FileIO:
-        """Open the file; raise FileChanged if it is not the one that was checked."""
-        self._audio = open_unchanged(self.path, self.state)
-        with self._lock:
-            if self.ended:  # The call failed before grpc came to read.
-                self._audio.close()
-                raise GivenUp("the call has ended")
-        self.state = self.state or FileState.of(os.fstat(self._audio.fileno()))
-        return self._audio
+    def requests(self) -> Iterator[talk_service_pb2.StreamTalkRequest]:
+        """Yield the requests of one stream: the metadata, the audio format, the audio in chunks.
 
-    def chunk_taken(self, size_bytes: int) -> None:
-        """Note that grpc has taken a chunk."""
-        self.handed_over_bytes += size_bytes
-        self.progress_s = time.monotonic()
+        Raises UploadError, and never just ends, if the file is not the same from end to end: an
+        exception makes grpc cancel the call, an end makes it a dialog.
+        """
+        try:
+            yield talk_service_pb2.StreamTalkRequest(metadata=self.recording.metadata)
+            audio = audio_pb2.AudioStreamingRequest(audio_metadata=self.recording.audio)
+            yield talk_service_pb2.StreamTalkRequest(audio=audio)
+            for data in self._chunks(CHUNK_SIZE_BYTES):
+                audio = audio_pb2.AudioStreamingRequest(chunk=audio_pb2.AudioChunk(data=data))
+                yield talk_service_pb2.StreamTalkRequest(audio=audio)
+        except GivenUp:
+            raise
+        except Exception as error:
+            self.error = error  # grpc only says "Exception iterating requests!".
+            raise
+
+    def message(self) -> talk_service_pb2.UploadTalkRequest:
+        """Build the one message that holds all, and pass the commit point before it is sent.
+
+        Once its call has begun, nobody can tell how far it came.
+        """
+        data = b"".join(self._chunks(SINGLE_MESSAGE_LIMIT_BYTES))
+        chunk = audio_pb2.AudioChunk(data=data)
+        audio = audio_pb2.AudioRequest(audio_metadata=self.recording.audio, audio_data=chunk)
+        return talk_service_pb2.UploadTalkRequest(metadata=self.recording.metadata, audio=audio)
+
+    def _chunks(self, size_bytes: int) -> Iterator[bytes]:
+        for data in read_chunks(self.audio, size_bytes):
+            yield data
+            # Asked for more, so grpc has taken this.
+            self.handed_over_bytes += len(data)
+            self.progress_s = time.monotonic()
+        self.finish()
 
     def finish(self) -> None:
-        """Pass the commit point, having made sure that every byte of an unchanged file went.
+        """Pass the commit point; raise UploadError unless every byte of an unchanged file went.
 
-        Raises FileChanged otherwise: a stream that ended here would be a truncated dialog, and a
-        successful one.
+        A stream that ended here would be a truncated dialog then, and a successful one.
         """
-        assert self._audio is not None and self.state is not None
-        if self.handed_over_bytes != self.state.size_bytes:
-            raise FileChanged("grew or shrank while it was being uploaded")
         try:
-            if FileState.of(os.fstat(self._audio.fileno())) != self.state:
-                raise FileChanged("changed while it was being uploaded")
-            if FileState.of(os.stat(self.path)) != self.state:
-                raise FileChanged("was replaced while it was being uploaded")
+            # Of the path, which may lead to another file by now. As ours is still open, no other
+            # can have its inode: what is the same here is the same file, unchanged.
+            state = FileState.of(os.stat(self.recording.path))
         except OSError as error:
-            cause = f"was removed while it was being uploaded ({error.strerror})"
-            raise FileChanged(cause) from error
+            raise file_changed(f"became unreadable ({error.strerror})") from error
+        if state != self.recording.state or self.handed_over_bytes != state.size_bytes:
+            raise file_changed("changed or was replaced while it was being uploaded")
         # A service that refuses everybody does so just after the last byte of a short recording.
-        until_s = time.monotonic() + self._refusal_wait_s
-        while time.monotonic() < until_s and not self._call_ended():
+        until_s = time.monotonic() + self.refusal_wait_s
+        self._check_call()
+        while time.monotonic() < until_s:
             time.sleep(0.005)
-        if self._call_ended():
-            raise GivenUp("the call has ended")
+            self._check_call()
         # On disk first: dying here leaves "unknown" for what was not sent, the other way round
         # would leave "sending", and a second dialog, for what was.
-        if self._on_finishing:
-            self._on_finishing(self.request_id)
+        if self.on_finishing:
+            self.on_finishing(self.request_id)
         with self._lock:
             # The call may have been cancelled while the disk took its time.
-            if self._call_ended():
-                raise GivenUp("the call has ended")
+            self._check_call()
             self.progress_s = time.monotonic()
             self.finished = True
 
-    def _call_ended(self) -> bool:
-        return self.ended or bool(self.call and self.call.done())
+    def _check_call(self) -> None:
+        if self.ended or (self.call and self.call.done()):
+            raise GivenUp("the call has ended")
 
     @property
     def live_bytes(self) -> int:
         """Bytes handed over, unless the call has failed before its commit point."""
         return self.handed_over_bytes if self.finished or not self.ended else 0
 
-    def fail(self, error: Exception) -> None:
-        """Keep why the requests ended: grpc only says "Exception iterating requests!"."""
+    def end(self) -> bool:
+        """Make sure that the commit point is not passed from now on; return whether it was."""
         with self._lock:
-            if not self.ended:
-                self.error = error
-
-    def end(self, unless_finished: bool = False) -> bool:
-        """Make sure that the commit point is not passed from now on, and close the file.
-
-        Returns whether it was passed: from here on `finished` and `error` stay what they are.
-        unless_finished: nothing is ended where only the answer is missing.
-        """
-        with self._lock:
-            if not (unless_finished and self.finished):
-                self.ended = True
-                # grpc lets go of an aborted stream's requests only when it likes.
-                self.close()
+            self.ended = True
             return self.finished
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._audio is not None:
-            self._audio.close()
 
     def cancel(self, unless_finished: bool = False) -> None:
         """Cancel the call; unless_finished: not where only its answer is missing."""
-        finished = self.end(unless_finished)
-        if self.call and not (finished and unless_finished):
+        with self._lock:
+            if unless_finished and self.finished:
+                return
+            self.ended = True
+        if self.call:
             self.call.cancel()
 
 
-def upload_audio_requests_iterator(
-    connection_id: int | str,
-    metadata: Mapping[str, str] | talk_service_pb2.TalkMetadata,
-    audio_path: str,
-    audio_metadata: audio_pb2.AudioMetadata | None = None,
-    transfer: Transfer | None = None,
-) -> Iterator[talk_service_pb2.StreamTalkRequest]:
-    """Yield the requests of one stream: the metadata, the audio format, the audio in chunks.
-
-    audio_metadata: WAV if it is not given.
-    Raises FileChanged, and never just ends, if the file is not the same from end to end:
-    an exception makes grpc cancel the call, an end makes it a dialog.
-    """
-    transfer = transfer or Transfer(audio_path)
-    if audio_metadata is None:
-        audio_metadata = audio_format(WAV, argparse.Namespace())
-    try:
-        audio = transfer.open()
-        yield talk_service_pb2.StreamTalkRequest(metadata=talk_metadata(connection_id, metadata))
-        yield talk_service_pb2.StreamTalkRequest(
-            audio=audio_pb2.AudioStreamingRequest(audio_metadata=audio_metadata)
-        )
-        for data in read_chunks(audio, CHUNK_SIZE_BYTES):
-            yield talk_service_pb2.StreamTalkRequest(
-                audio=audio_pb2.AudioStreamingRequest(chunk=audio_pb2.AudioChunk(data=data))
-            )
-            transfer.chunk_taken(len(data))
-        transfer.finish()
-    except GivenUp:
-        raise
-    except Exception as error:
-        transfer.fail(error)
-        raise
-    finally:
-        transfer.close()
-
-
-def requests_for(args: argparse.Namespace, recording: Recording, transfer: Transfer) -> Any:
-    """Return what is sent of a recording: the requests of a stream, or the one message.
-
-    A message holds the whole file, and building it passes the commit point: once the call has
-    begun, nobody can tell how far it came.
-    """
-    if not args.single_message:
-        return upload_audio_requests_iterator(
-            args.connection_id, recording.metadata, recording.path, recording.audio, transfer
-        )
-    data = b"".join(read_chunks(transfer.open(), SINGLE_MESSAGE_LIMIT_BYTES))
-    transfer.chunk_taken(len(data))
-    transfer.finish()
-    chunk = audio_pb2.AudioChunk(data=data)
-    return talk_service_pb2.UploadTalkRequest(
-        metadata=talk_metadata(args.connection_id, recording.metadata),
-        audio=audio_pb2.AudioRequest(audio_metadata=recording.audio, audio_data=chunk),
-    )
-
-
 def talk_metadata(
-    connection_id: int | str, metadata: Mapping[str, str] | talk_service_pb2.TalkMetadata
+    connection_id: int | str, fields: Mapping[str, str]
 ) -> talk_service_pb2.TalkMetadata:
     """Build the message that says whose dialog this is."""
-    message = talk_service_pb2.TalkMetadata(connection_id=str(connection_id))
-    if isinstance(metadata, talk_service_pb2.TalkMetadata):
-        message.fields.update(metadata.fields)
-        message.users.extend(metadata.users)
-    else:
-        message.fields.update(metadata)
-    return message
+    return talk_service_pb2.TalkMetadata(connection_id=str(connection_id), fields=fields)
+
+
+def upload_audio_requests_iterator(
+    connection_id: int | str, metadata: Mapping[str, str], audio_path: str
+) -> Iterator[talk_service_pb2.StreamTalkRequest]:
+    """Yield the requests that send a WAV file, as the guide's function of this name does."""
+    recording = Recording(audio_path)
+    recording.metadata = talk_metadata(connection_id, metadata)
+    recording.audio = audio_format(WAV, argparse.Namespace())
+    transfer = Transfer(recording)
+    with open_unchanged(audio_path, None) as transfer.audio:
+        recording.state = FileState.of(os.fstat(transfer.audio.fileno()))
+        yield from transfer.requests()
 
 
 # --- 8. What the end of a call means ---------------------------------------------------------
 
-
-class Rule(NamedTuple):
-    """What a gRPC status means where the beginning of its details matches a pattern.
-
-    verdict: REFUSED, no dialog was made and another try would end the same way; LATER, no dialog
-    was made and another try may do better; LOST, outcome unknown: before the commit point no
-    dialog exists, after it one may.
-    """
-
-    status: str
-    details: str
-    verdict: str
-    exit_code: int
-    cause: str
-    advice: str
-
-
-REFUSED, LATER, LOST = "refused", "later", "lost"
 HAS_ROLE = "the service account needs the role speech-sense.data.editor in the space"
 CHECK_KEY = f"check the key or token; {HAS_ROLE}, and its API key the scope yc.speech-sense.use"
-CHECK_TLS = "check --endpoint, --ca-file and the clock"
 CHECK_HOST = "check --endpoint and https_proxy"
 CHECK_PROXY = "check https_proxy (http://USER:PASSWORD@HOST:PORT) and no_proxy"
+CHECK_TLS = "check --endpoint, --ca-file and the clock"
+UNTRUSTED = (os.EX_CONFIG, "the server's certificate is not trusted", CHECK_TLS)
+NO_GRPC = (os.EX_CONFIG, "no gRPC service with TLS at this endpoint", CHECK_HOST)
+NO_HOST = (os.EX_CONFIG, "there is no such host", CHECK_HOST)
+NO_PROXY = (os.EX_CONFIG, "the proxy refused the connection", CHECK_PROXY)
+NO_CONNECTION = (os.EX_TEMPFAIL, "no connection to the service", AGAIN)
+BAD_KEY = (os.EX_NOPERM, "the service refused the credential", CHECK_KEY)
 FIX_IT = "fix the recording or its metadata"
-UNTRUSTED = (REFUSED, os.EX_CONFIG, "the server's certificate is not trusted", CHECK_TLS)
-NO_GRPC = (REFUSED, os.EX_CONFIG, "no gRPC service with TLS at this endpoint", CHECK_HOST)
-NO_HOST = (REFUSED, os.EX_CONFIG, "there is no such host", CHECK_HOST)
-NO_PROXY = (REFUSED, os.EX_CONFIG, "the proxy refused the connection", CHECK_PROXY)
-NO_CONNECTION = (LATER, os.EX_TEMPFAIL, "no connection to the service", AGAIN)
-BAD_KEY = (REFUSED, os.EX_NOPERM, "the service refused the credential", CHECK_KEY)
-UNKNOWN_ID = (REFUSED, os.EX_CONFIG, "not known to the service", "check --connection-id, --talk-id")
-NO_METHOD = (REFUSED, os.EX_CONFIG, "this server does not offer this method", "check --endpoint")
-BAD_FILE = (REFUSED, os.EX_DATAERR, "the service refused the recording", FIX_IT)
-EXISTS = (REFUSED, os.EX_DATAERR, "the service has this dialog already", LOOK_FOR_IT)
-TOO_LARGE = (REFUSED, os.EX_DATAERR, "the message is too large for the service", STREAM_IT)
-NO_QUOTA = (LATER, os.EX_TEMPFAIL, "the quota is used up", "run again later")
-FAILED = (LOST, os.EX_TEMPFAIL, "the upload failed before it was complete", AGAIN)
+BAD_FILE = (os.EX_DATAERR, "the service refused the recording", FIX_IT)
+TOO_LARGE = (os.EX_DATAERR, "the message is too large for the service", STREAM_IT)
 
-# The retry policy: the first line that fits counts. These are for a call that never got a
-# connection, so that nothing was sent; the words are grpc's own, and tests hold them against the
-# grpc that is installed.
-NO_CONNECTION_RULES = (
-    Rule("UNAVAILABLE", ".*CERTIFICATE_VERIFY_FAILED|.*in peer certificate", *UNTRUSTED),
-    Rule("UNAVAILABLE", ".*Hostname Verification|.*security handshaker", *UNTRUSTED),
-    Rule("UNAVAILABLE", "empty address list", *UNTRUSTED),
-    Rule("UNAVAILABLE", ".*WRONG_VERSION_NUMBER|.*missing selected ALPN", *NO_GRPC),
-    Rule("UNAVAILABLE", ".*Domain name not found|.*Misformatted domain name", *NO_HOST),
-    Rule("UNAVAILABLE", ".*Name or service not known", *NO_HOST),
-    Rule("UNAVAILABLE", ".*proxy returned response code 4", *NO_PROXY),
-    Rule("UNAVAILABLE", "failed to connect to all addresses|errors resolving", *NO_CONNECTION),
-    Rule("UNAVAILABLE", "DNS resolution failed", *NO_CONNECTION),
-)
-# These are for all others. What is not here is LOST: it may be the service's word or gRPC's own.
+# The retry policy: how "STATUS: details" begins, and what that means; the first line that fits
+# counts. None of these calls made a dialog, and with EX_TEMPFAIL another try may do better.
 RULES = (
-    Rule("UNAUTHENTICATED", "", *BAD_KEY),
-    Rule("PERMISSION_DENIED", "", *BAD_KEY),
-    Rule("NOT_FOUND", "", *UNKNOWN_ID),
-    Rule("UNIMPLEMENTED", "", *NO_METHOD),
-    Rule("INVALID_ARGUMENT", "", *BAD_FILE),
-    Rule("FAILED_PRECONDITION", "", *BAD_FILE),
-    Rule("OUT_OF_RANGE", "", *BAD_FILE),
-    Rule("ALREADY_EXISTS", "", *EXISTS),
-    Rule("RESOURCE_EXHAUSTED", ".*larger than max", *TOO_LARGE),
-    Rule("RESOURCE_EXHAUSTED", "", *NO_QUOTA),
+    ("UNAUTHENTICATED|PERMISSION_DENIED", *BAD_KEY),
+    ("NOT_FOUND", os.EX_CONFIG, "not known to the service", "check --connection-id, --talk-id"),
+    ("UNIMPLEMENTED", os.EX_CONFIG, "this server does not offer this method", "check --endpoint"),
+    ("INVALID_ARGUMENT|FAILED_PRECONDITION|OUT_OF_RANGE", *BAD_FILE),
+    ("ALREADY_EXISTS", os.EX_DATAERR, "the service has this dialog already", LOOK_FOR_IT),
+    ("RESOURCE_EXHAUSTED: .*larger than max", *TOO_LARGE),
+    ("RESOURCE_EXHAUSTED", os.EX_TEMPFAIL, "the quota is used up", "run again later"),
 )
-# And so is a call that we gave up ourselves, or whose answer grpc could not take: it turns a
-# broken stream, or an answer too large, into any status (grpc/doc/PROTOCOL-HTTP2.md, "Errors").
-LOST_RULE = Rule("", "", *FAILED)
+# For a call that never got a connection, so that nothing was sent; the words are grpc's own, and
+# tests hold them against the grpc that is installed.
+NO_CONNECTION_RULES = (
+    ("UNAVAILABLE: .*(CERTIFICATE_VERIFY_FAILED|in peer certificate)", *UNTRUSTED),
+    ("UNAVAILABLE: .*(Hostname Verification|security handshaker)", *UNTRUSTED),
+    ("UNAVAILABLE: empty address list", *UNTRUSTED),
+    ("UNAVAILABLE: .*(WRONG_VERSION_NUMBER|missing selected ALPN)", *NO_GRPC),
+    ("UNAVAILABLE: .*(Domain name not found|Misformatted domain name)", *NO_HOST),
+    ("UNAVAILABLE: .*Name or service not known", *NO_HOST),
+    ("UNAVAILABLE: .*proxy returned response code 4", *NO_PROXY),
+    ("UNAVAILABLE: (failed to connect to all addresses|errors resolving)", *NO_CONNECTION),
+    ("UNAVAILABLE: DNS resolution failed", *NO_CONNECTION),
+)
+# All others, and calls that we gave up: it may be the service's word or gRPC's own, so the outcome
+# is unknown. Before the commit point no dialog exists, after it one may.
+FAILED = ("", os.EX_TEMPFAIL, "the upload failed before it was complete", AGAIN)
+BROKE = "the connection broke, or the service failed, after the whole recording was sent"
+UNKNOWN = ("", os.EX_PROTOCOL, f"{BROKE}; the dialog may or may not exist", LOOK_FIRST)
+# Past the commit point this is no refusal either: grpc turns a broken stream, or an answer too
+# large, into any status (grpc/doc/PROTOCOL-HTTP2.md, "Errors").
 LOST_ANSWER = "Stream removed|CLIENT:|.*RST_STREAM|.*metadata size exceeds"
 
 
@@ -1233,36 +1154,25 @@ def call_error(error: Exception, transfer: Transfer) -> UploadError:
 
     error: grpc.RpcError, or GivenUp with the reason why we cancelled the call.
     """
-    details, rule = str(error), LOST_RULE
+    details = str(error)
+    rules: tuple[tuple[str, int, str, str], ...] = ()
     if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
-        status = error.code().name
         text = masked(" ".join((error.details() or "no details").split()))
-        details = f"{status}: {text}"
+        details = f"{error.code().name}: {text}"
         # A service may pass on such words of its own calls, after it has stored what we sent: they
         # say something of our connection only where nothing has gone or come over it.
         used = transfer.handed_over_bytes or error.initial_metadata() or error.trailing_metadata()
-        rules = RULES if used else NO_CONNECTION_RULES + RULES
         if not (transfer.finished and re.match(LOST_ANSWER, text)):
-            fits = (
-                each
-                for each in rules
-                if each.status == status and re.match(each.details, text, re.IGNORECASE)
-            )
-            rule = next(fits, LOST_RULE)
-    ids = f"request {transfer.request_id}{server_ids(transfer.call)}"
+            rules = RULES if used else NO_CONNECTION_RULES + RULES
     # Past the commit point only the service's own refusal is proof that no dialog was made; all
     # else may be an answer that got lost, and must not be sent again without being asked.
-    if rule.verdict == LOST and transfer.finished:
-        cause = (
-            "the connection broke, or the service failed, after the whole recording was sent; "
-            "the dialog may or may not exist"
-        )
-        failure = UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST, details, ids)
-        failure.outage = True
-        return failure
-    failure = UploadError(rule.exit_code, rule.cause, rule.advice, details, ids)
-    failure.retry = failure.outage = rule.verdict != REFUSED
-    failure.holds_run = rule.verdict == LATER
+    fitting = (rule for rule in rules if re.match(rule[0], details, re.IGNORECASE))
+    rule = next(fitting, UNKNOWN if transfer.finished else FAILED)
+    ids = f"request {transfer.request_id}{server_ids(transfer.call)}"
+    failure = UploadError(*rule[1:], details, ids)
+    failure.retry = failure.exit_code == os.EX_TEMPFAIL
+    failure.outage = failure.retry or failure.exit_code == os.EX_PROTOCOL
+    failure.holds_run = failure.retry and rule is not FAILED
     failure.idle_s = time.monotonic() - transfer.progress_s
     return failure
 
@@ -1282,15 +1192,15 @@ def take_answer(recording: Recording, response: Any, transfer: Transfer) -> None
     response: UploadTalkResponse, or the Operation of a recording to be split.
     Raises UploadError (EX_PROTOCOL) otherwise.
     """
-    recording.server_ids = server_ids(transfer.call)
-    made = ""
+    talk_id = operation_id = ""
+    badge = talk_service_pb2.UploadBadgeMetadata()
     if isinstance(response, talk_service_pb2.UploadTalkResponse):
-        made = response.talk_id
+        talk_id = response.talk_id
     elif response is not None:  # OK without any message is no answer.
-        badge = talk_service_pb2.UploadBadgeMetadata()
+        operation_id = response.id
         with contextlib.suppress(DecodeError):
             response.metadata.Unpack(badge)
-        made = badge.badge_id or response.id
+    made = talk_id or badge.badge_id or operation_id
     if not (transfer.finished and made):
         early = f"before it had the whole file (ID: {made})" if made else "without an ID"
         cause = f"the service answered {early}; the dialog may be missing or incomplete"
@@ -1299,12 +1209,11 @@ def take_answer(recording: Recording, response: Any, transfer: Transfer) -> None
         failure.outage = True
         raise failure
     recording.outcome = "uploaded"
-    if isinstance(response, talk_service_pb2.UploadTalkResponse):
-        recording.talk_ids = (made,)
-    else:
-        recording.badge_id, recording.operation_id = badge.badge_id, response.id
-        if response.done:
-            recording.talk_ids = split_result(response)
+    recording.badge_id, recording.operation_id = badge.badge_id, operation_id
+    if talk_id:
+        recording.talk_ids = (talk_id,)
+    elif response.done:
+        recording.talk_ids = split_result(response)
 
 
 def split_result(operation: Any) -> tuple[str, ...]:
@@ -1362,53 +1271,50 @@ class Uploader:
         """
         single, split = self._args.single_message, self._args.split
         method = "Upload" if single else "UploadBadge" if split else "UploadAsStream"
+        recording.metadata.connection_id = self._args.connection_id
 
-        def one_try() -> None:
-            transfer = Transfer(recording.path, recording.state, on_finishing, self.refusal_wait_s)
-            recording.request_id = transfer.request_id
-            recording.tries += 1
+        def one_try(transfer: Transfer) -> None:
+            transfer.on_finishing, transfer.refusal_wait_s = on_finishing, self.refusal_wait_s
             if single:
                 self._connect(recording.path)
             on_sending(transfer.request_id)
             recording.transfer = transfer
-            response = self._call(
-                transfer, method, lambda: requests_for(self._args, recording, transfer)
-            )
+            # Closed here: grpc lets go of an aborted stream's requests only when it likes.
+            with open_unchanged(recording.path, recording.state) as transfer.audio:
+                build = transfer.message if single else transfer.requests
+                response = self._call(transfer, method, build)
             take_answer(recording, response, transfer)
 
-        self._retrying(recording.path, one_try)
+        self._retrying(recording, one_try)
 
     def update(self, recording: Recording) -> None:
         """Give a dialog, named in place of a path, other metadata; raise UploadError."""
-        metadata = talk_metadata(self._args.connection_id, recording.metadata)
+        metadata = recording.metadata
+        metadata.connection_id = self._args.connection_id
         request = talk_service_pb2.UploadTalkRequest(talk_id=recording.path, metadata=metadata)
-
-        def one_try() -> None:
-            # Its commit point is never passed: to say the same twice makes no second dialog.
-            transfer = Transfer(recording.path)
-            recording.request_id = transfer.request_id
-            recording.tries += 1
-            self._call(transfer, "Upload", lambda: request)
-            recording.server_ids = server_ids(transfer.call)
-
-        self._retrying(recording.path, one_try)
+        # The commit point is never passed: to say the same twice makes no second dialog.
+        self._ask_again(recording, "Upload", request)
 
     def ask(self, name: str, method: str, request: Any) -> Any:
         """Make one call that changes nothing; return its answer, or raise UploadError."""
-        return self._call(Transfer(name), method, lambda: request)
+        return self._call(Transfer(Recording(name)), method, lambda: request)
+
+    def _ask_again(self, recording: Recording, method: str, request: Any) -> Any:
+        return self._retrying(recording, lambda each: self._call(each, method, lambda: request))
 
     def follow(self, recording: Recording) -> None:
-        """Wait until a recording has been split, and note its dialogs.
-
-        Gives up, with UploadError (EX_TEMPFAIL), after WAIT_LIMIT_S.
-        """
+        """Wait, up to WAIT_LIMIT_S, until a recording has been split, and note its dialogs."""
         from yandex.cloud.operation import operation_service_pb2
 
         operation_id = recording.operation_id
         request = operation_service_pb2.GetOperationRequest(operation_id=operation_id)
         until_s, pause_s = time.monotonic() + WAIT_LIMIT_S, POLL_S
         try:
-            while not (operation := self._get_operation(recording.path, request)).done:
+            while True:
+                # Of a record of its own: the recording keeps its upload's request ID and tries.
+                operation = self._ask_again(Recording(recording.path), "GetOperation", request)
+                if operation.done:
+                    break
                 if time.monotonic() + pause_s > until_s:
                     hours = f"{WAIT_LIMIT_S / 3600:g}"
                     cause = f"operation {operation_id} is still going after {hours} hours"
@@ -1418,28 +1324,19 @@ class Uploader:
                 pause_s = min(pause_s * 1.5, POLL_LIMIT_S)
             recording.talk_ids = split_result(operation)
         except UploadError as error:
+            if error.details.startswith(("UNIMPLEMENTED", "NOT_FOUND")):
+                if self._endpoint == ENDPOINT:
+                    # It may be where all services have theirs.
+                    other = Uploader(self._args, self._access, self.stopping, self._hold)
+                    other._endpoint = OPERATIONS_ENDPOINT
+                    with contextlib.closing(other):
+                        other.follow(recording)
+                    return
+                # One recording's, not the run's.
+                error.exit_code, error.advice, error.stops_run = os.EX_DATAERR, LOOK_FOR_IT, False
             if not error.cause.startswith("uploaded"):
                 error.cause = f"uploaded, but not yet split: {error.cause}"
             raise
-        finally:
-            self._use_endpoint(self._access.endpoint)
-
-    def _get_operation(self, name: str, request: Any) -> Any:
-        """Look up an operation at our endpoint, or else where all services may have theirs."""
-        try:
-            return self._retrying(name, lambda: self.ask(name, "GetOperation", request))
-        except UploadError as error:
-            if not error.details.startswith(("UNIMPLEMENTED", "NOT_FOUND")):
-                raise
-            if self._endpoint != ENDPOINT:
-                raise refused(error.reason, LOOK_FOR_IT) from error
-            self._use_endpoint(OPERATIONS_ENDPOINT)
-            return self._get_operation(name, request)
-
-    def _use_endpoint(self, endpoint: str) -> None:
-        if endpoint != self._endpoint:
-            self.close()
-            self._endpoint = endpoint
 
     def close(self) -> None:
         """Let go of the channel."""
@@ -1450,37 +1347,40 @@ class Uploader:
             threading.Thread(target=self._channel.close, daemon=True).start()
             self._channel = None
 
-    def _retrying(self, name: str, one_try: Callable[[], T]) -> T:
-        """Do something until it succeeds, or fails for good.
+    def _retrying(self, recording: Recording, one_try: Callable[[Transfer], T]) -> T:
+        """Make a call for a recording until it succeeds, or fails for good.
 
         The only place that sends anything a second time, and never without `retry`: call_error
         sets that only where no dialog can have been made.
         """
-        tries, idle_s = 0, 0.0
+        idle_s = 0.0
         while True:
-            tries += 1
+            transfer = Transfer(recording)
+            recording.request_id = transfer.request_id
+            recording.tries += 1
             try:
-                return one_try()
+                return one_try(transfer)
             except UploadError as error:
                 # Full jitter: clients that failed together do not come back together.
                 import random
 
-                delay_s = random.uniform(0, min(BACKOFF_LIMIT_S, BACKOFF_S * 2.0**tries))
+                limit_s = min(BACKOFF_LIMIT_S, BACKOFF_S * 2.0**recording.tries)
+                delay_s = random.uniform(0, limit_s)
                 idle_s += error.idle_s + delay_s
-                again = error.retry and tries <= self._args.retries and idle_s <= TRIES_LIMIT_S
-                if not again or self.stopping.is_set():
+                again = recording.tries <= self._args.retries and idle_s <= TRIES_LIMIT_S
+                if not (error.retry and again) or self.stopping.is_set():
                     raise
                 if error.holds_run:
                     self._hold(delay_s)
-                log.info(f"{name}: {error.reason}; next try in {delay_s:.1f} s")
+                log.info(f"{recording.path}: {error.reason}; next try in {delay_s:.1f} s")
                 if self.stopping.wait(delay_s):
                     raise
 
     def _connect(self, name: str) -> None:
         """Make sure that there is a connection, before a single message is sent over it.
 
-        Of a message nobody can tell how far it came: without this, one that never left would be
-        unknown. Any answer to a health check (grpc.health.v1), UNIMPLEMENTED too, is a connection.
+        Without this, one that never left would be unknown. Any answer to a health check
+        (grpc.health.v1), UNIMPLEMENTED too, is a connection.
         """
         try:
             self.ask(name, "Check", b"")
@@ -1493,13 +1393,15 @@ class Uploader:
         if self.stopping.is_set():
             raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
         headers = (self._access.header(), ("x-client-request-id", transfer.request_id))
-        log.debug(f"{transfer.path}: calling {method} (request {transfer.request_id})")
+        log.debug(f"{transfer.recording.path}: calling {method} (request {transfer.request_id})")
         try:
             transfer.call = self._method(method).future(requests(), metadata=headers)
             # A signal may have come before there was a call to cancel.
-            if self.stopping.is_set() and not transfer.finished:
-                transfer.call.cancel()
-            return self._wait(transfer)
+            if self.stopping.is_set():
+                transfer.cancel(unless_finished=True)
+            response = self._wait(transfer)
+            transfer.recording.server_ids = server_ids(transfer.call)
+            return response
         except (grpc.RpcError, grpc.FutureCancelledError, GivenUp) as error:
             # First of all: from here on the reading thread cannot pass the commit point any more,
             # so `finished`, by which call_error tells unsent from unknown, is final.
