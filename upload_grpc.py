@@ -1486,9 +1486,6 @@ LEDGER_SINCE_VERSION_2 = (
 )
 
 
-DISK_HANGS = "I/O does not end"
-
-
 class LedgerError(UploadError):
     """The ledger cannot be used, and nothing is sent without it.
 
@@ -1526,6 +1523,7 @@ class Row(NamedTuple):
 
     def add_to(self, recording: Recording) -> None:
         """Give a recording what is known of it."""
+        recording.sha256 = self.sha256
         recording.talk_ids = tuple((self.talk_id or "").split())
         recording.badge_id = self.badge_id or ""
         recording.operation_id = self.operation_id or ""
@@ -1536,8 +1534,7 @@ class Row(NamedTuple):
             recording.fail(UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST))
         elif self.state == "rejected":
             cause = f"not sent; it was rejected before: {self.error}"
-            advice = "it is sent again once the file or its metadata changes"
-            recording.fail(refused(cause, advice))
+            recording.fail(refused(cause, "it is sent again once the file or its metadata changes"))
 
 
 class Ledger:
@@ -1550,9 +1547,7 @@ class Ledger:
     given_up: a thread that was given up may have the lock for ever, because the disk hangs.
     """
 
-    given_up = False
-    _was_moved = False
-    _is_synced: bool | None = None
+    given_up = _was_moved = False
 
     def __init__(self, path: str, connection_id: str, dry_run: bool) -> None:
         import sqlite3
@@ -1578,31 +1573,32 @@ class Ledger:
                     with contextlib.closing(open_read_only(path)) as source:
                         source.backup(self._db)
                 self._prepare()
-            except OSError as error:
-                raise LedgerError(path, error.strerror or str(error)) from error
-            except sqlite3.Error as error:
-                raise LedgerError(path, str(error)) from error
+            except (OSError, sqlite3.Error) as error:
+                cause = getattr(error, "strerror", None) or str(error)
+                raise LedgerError(path, cause) from error
             self._undo = undo.pop_all()
 
     def _lock_file(self) -> int:
         """Keep other runs out until this process ends, however it ends."""
         # A file of its own: SQLite's locks on the ledger itself are lost when any descriptor of
         # the ledger is closed (sqlite.org/howtocorrupt.html, 2.2).
-        lock_file = os.open(f"{self.path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        lock_file = os.open(f"{self.path}-lock", flags, 0o600)
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock_file)
             raise LedgerError(self.path, "another run is using it", in_use=True) from None
         # SQLite gives its other files the permissions that this one has.
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(os.open(self.path, flags, 0o600))
         return lock_file
 
     def _prepare(self) -> None:
         """Make the table in a new file, or make sure that it is ours and up to date; tidy up."""
-        (application_id,) = self._db.execute("PRAGMA application_id").fetchone()
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        execute = self._db.execute
+        (application_id,) = execute("PRAGMA application_id").fetchone()
+        (version,) = execute("PRAGMA user_version").fetchone()
+        (tables,) = execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables and application_id != LEDGER_APPLICATION_ID:
             raise LedgerError(self.path, "not a ledger, but a database of another program")
         if version > LEDGER_VERSION:
@@ -1613,20 +1609,21 @@ class Ledger:
         elif version == 1:
             steps = (*LEDGER_FROM_VERSION_1, *LEDGER_SINCE_VERSION_2)
         # Write-ahead log: people can read while we write, and a commit is one write, one sync.
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("BEGIN IMMEDIATE")
+        execute("PRAGMA journal_mode = WAL")
+        execute("BEGIN IMMEDIATE")
         for step in steps:
-            self._db.execute(step)
-        self._db.execute(f"PRAGMA application_id = {LEDGER_APPLICATION_ID}")
+            execute(step)
+        execute(f"PRAGMA application_id = {LEDGER_APPLICATION_ID}")
         # Written even where it changes nothing: a disk that is full says so before we send.
-        self._db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
+        execute(f"PRAGMA user_version = {LEDGER_VERSION}")
         for state, after in (("sending", "failed"), ("finishing", "unknown")):
-            self._db.execute(
+            execute(
                 f"UPDATE recordings SET state = '{after}', error = 'the run was killed' "
                 # The second condition is for the index, as in unknown_with_key.
                 f"WHERE state = '{state}' AND state <> 'uploaded'"
             )
-        self._db.execute("COMMIT")
+        execute("COMMIT")
+        execute("PRAGMA synchronous = NORMAL")
 
     def close(self) -> None:
         """Close the file, and make sure that it is still there; the lock ends with the process."""
@@ -1670,9 +1667,8 @@ class Ledger:
     def unknown_with_key(self, settle_key: str) -> list[Row]:
         """Return the unknown recordings that were sent with their SHA-256 under this key."""
         # The second condition lets SQLite use the index that leaves out what is uploaded.
-        where = (
-            "state = 'unknown' AND state <> 'uploaded' AND settle_key = ? ORDER BY updated_at DESC"
-        )
+        where = "state = 'unknown' AND state <> 'uploaded' AND settle_key = ?"
+        where += " ORDER BY updated_at DESC"
         return list(self._rows("recordings_not_uploaded", where, settle_key))
 
     def latest_with_key(self, settle_key: str) -> Row | None:
@@ -1684,9 +1680,8 @@ class Ledger:
         # Unless told, SQLite would read through all rows of the connection.
         table = f"recordings INDEXED BY {index}" if index else "recordings"
         sql = f"SELECT {', '.join(Row._fields)} FROM {table} WHERE connection_id = ? AND {where}"
-        for row in self._do(sql, (self._connection_id, *values)):
-            found = Row(*row)
-            yield found._replace(path=os.fsdecode(row[1])) if isinstance(row[1], bytes) else found
+        for sha256, path, *others in self._do(sql, (self._connection_id, *values)):
+            yield Row(sha256, os.fsdecode(path), *others)
 
     def claim(self, recording: Recording, may_resend: Callable[[Row], bool]) -> Row | None:
         """Take a recording for sending; or return the row that says why it is not to be sent.
@@ -1697,6 +1692,7 @@ class Ledger:
         """
         assert recording.state is not None
         key, (size_bytes, mtime_ns) = ledger_key(recording.path), recording.state[:2]
+        now = (mtime_ns, recording.metadata_sha256)
         row = self.find_audio(recording.sha256)
         if row and row.state == "uploaded":
             if row.path == os.path.abspath(recording.path) or not os.path.exists(row.path):
@@ -1705,7 +1701,6 @@ class Ledger:
             return row
         if row and row.state in ("sending", "finishing"):
             return row
-        now = (mtime_ns, recording.metadata_sha256)
         if row and row.state == "rejected" and now == (row.mtime_ns, row.metadata_sha256):
             return row
         if row and row.state == "unknown":
@@ -1728,13 +1723,13 @@ class Ledger:
         """Note that a try begins."""
         self._set(sha256, state="sending", request_id=request_id)
 
-    def finishing(self, sha256: str, settle_key: str | None, split: bool, request_id: str) -> None:
+    def finishing(self, sha256: str, args: argparse.Namespace, request_id: str) -> None:
         """Put on disk that there may be a dialog from now on."""
         self._do(
             "UPDATE recordings SET state = 'finishing', settle_key = ?, split = ?, updated_at = ? "
             # Of a try that has been given up meanwhile this must not be said any more.
             "WHERE connection_id = ? AND sha256 = ? AND state = 'sending' AND request_id = ?",
-            (settle_key, split, utc(), self._connection_id, sha256, request_id),
+            (args.settle_key, args.split, utc(), self._connection_id, sha256, request_id),
             synced=True,
         )
 
@@ -1742,26 +1737,23 @@ class Ledger:
         """Note how sending a recording ended."""
         # Not synced: if the power fails now, the row still says finishing, and a run that finds
         # that names the recording as unknown. The next sync, or close(), brings it to disk.
-        self._set(
-            recording.sha256,
-            state=recording.outcome,
+        self.note_dialogs(
+            recording,
             updated_at=utc(),
-            talk_id=" ".join(recording.talk_ids) or None,
             badge_id=recording.badge_id or None,
             operation_id=recording.operation_id or None,
-            error=recording.error.reason if recording.error else None,
             attempts=recording.tries,
         )
 
-    def note_dialogs(self, recording: Recording) -> None:
-        """Note the dialogs of a recording that had been sent before: found, or split."""
-        talk_id = " ".join(recording.talk_ids) or None
-        error = recording.error.reason if recording.error else None
-        self._set(recording.sha256, state=recording.outcome, talk_id=talk_id, error=error)
+    def note_dialogs(self, recording: Recording, **columns: object) -> None:
+        """Note the dialogs of a recording; without more columns: of one sent before."""
+        columns["talk_id"] = " ".join(recording.talk_ids) or None
+        columns["error"] = recording.error.reason if recording.error else None
+        self._set(recording.sha256, state=recording.outcome, **columns)
 
     def _set(self, sha256: str, **columns: object) -> None:
-        """Change a row; attempts are added to those it has."""
         names = ", ".join(f"{name} = ?" for name in columns)
+        # Those of earlier runs count, too.
         names = names.replace("attempts = ?", "attempts = attempts + ?")
         self._do(
             f"UPDATE recordings SET {names} WHERE connection_id = ? AND sha256 = ?",
@@ -1774,14 +1766,15 @@ class Ledger:
         Raises LedgerError, also where an UPDATE finds no row: somebody has deleted it.
         """
         if self.given_up:
-            raise LedgerError(self.path, DISK_HANGS)
+            raise LedgerError(self.path, "I/O does not end")
         with self._lock:
             try:
-                if synced != self._is_synced:
-                    self._db.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
-                    self._is_synced = synced
+                if synced:
+                    self._db.execute("PRAGMA synchronous = FULL")
                 cursor = self._db.execute(sql, values)
                 rows = cursor.fetchall()
+                if synced:
+                    self._db.execute("PRAGMA synchronous = NORMAL")
             except (self._sqlite_error, ValueError, OverflowError) as error:  # A file of 2263.
                 raise LedgerError(self.path, str(error)) from error
             if synced:
@@ -1812,29 +1805,26 @@ def ledger_key(path: str) -> Any:
     return os.fsencode(path)
 
 
-def hash_audio(recording: Recording, stopping: threading.Event) -> str:
-    """Return the SHA-256 of a recording, in hexadecimal; raise FileChanged if it cannot be read."""
+def hash_recording(
+    recording: Recording, args: argparse.Namespace, stopping: threading.Event
+) -> None:
+    """Note the SHA-256 of the audio and of the metadata, in hexadecimal; raise UploadError."""
     import hashlib
 
     digest = hashlib.sha256()
     with open_unchanged(recording.path, recording.state) as audio:
         for data in read_chunks(audio, SMALL_FILE_LIMIT_BYTES):
             if stopping.is_set():
-                raise UploadError(os.EX_TEMPFAIL, "the run was stopped", AGAIN)
+                raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
             digest.update(data)
-    return digest.hexdigest()
-
-
-def hash_sent(recording: Recording, args: argparse.Namespace) -> str:
-    """Return the SHA-256 of the metadata, in hexadecimal, and how the audio is sent."""
-    import hashlib
-
+    recording.sha256 = digest.hexdigest()
     sent = talk_service_pb2.TalkMetadata()
     sent.CopyFrom(recording.metadata)
     if recording.has_placeholders:  # Their date is another each time.
         del sent.fields["date"]
-    digest = hashlib.sha256(sent.SerializeToString(deterministic=True)).hexdigest()
-    return f"{digest} {args.audio_type}{' split' * args.split}{' single' * args.single_message}"
+    metadata = hashlib.sha256(sent.SerializeToString(deterministic=True)).hexdigest()
+    way = f"{args.audio_type}{' split' * args.split}{' single' * args.single_message}"
+    recording.metadata_sha256 = f"{metadata} {way}"
 
 
 def seconds_of(time_text: str) -> float:
@@ -2007,6 +1997,14 @@ class Run:
     about outages.
     """
 
+    stop_cause = ""
+    # An outage, as it looks from here; see _judge.
+    _failures = 0
+    _resume_s = 0.0
+    _settling: Settling | None = None
+    _placeholders_told = False
+    _bug: BaseException | None = None
+
     def __init__(
         self,
         args: argparse.Namespace,
@@ -2019,31 +2017,24 @@ class Run:
         self.ledger = ledger
         self.console = console
         self.stopping = threading.Event()
-        self.stop_cause = ""
         self.under_way: set[Recording] = set()
         self.counts: collections.Counter[str] = collections.Counter()
         self.exit_codes: set[int] = set()
-        # An outage, as it looks from here; see _judge.
         self._in_doubt = self._began_in_doubt = bool(ledger and ledger.begins_in_doubt())
-        self._failures = 0
-        self._resume_s = 0.0
         self._common = read_metadata(args.meta_path, may_be_pipe=True) if args.meta_path else None
         self._recordings = self._find()
         self._taking = threading.Lock()
         self._reporting = threading.RLock()
-        self._settling: Settling | None = None
         self._duplicates: list[Recording] = []
         self._unknown: list[Recording] = []
-        self._placeholders_told = False
         self._signals: list[int] = []
-        self._bug: BaseException | None = None
 
     def main(self) -> int:
         """Upload all there is; return the exit code."""
         # Daemons: one that reads from a dead disk must not keep the program from ending.
         jobs = self.args.jobs if self.console.several else 1
         workers = [threading.Thread(target=self._work, daemon=True) for _ in range(jobs)]
-        with signals_to(self._signals.append):
+        with signals_noted(self._signals):
             self._settle_earlier()
             for worker in workers:
                 worker.start()
@@ -2056,13 +2047,12 @@ class Run:
     def plan(self) -> int:
         """Say what main() would do; return the exit code."""
         for recording in self._recordings:
-            if self._prepare(recording):
+            if self._prepare(recording) and not recording.outcome:
                 recording.outcome = "checked"
                 way = "as a single message" if self.args.single_message else "as a stream"
                 way += " to be split" if self.args.split else ""
                 size = f"{recording.size_bytes or 0:,} bytes"
-                about = f"{recording.description}, {size} {way}, "
-                recording.description = planned(recording, about)
+                recording.description += f", {size} {way}, {described(recording.metadata)}"
             if recording.outcome:
                 self.report(recording)
         for recording in self._duplicates:
@@ -2090,25 +2080,22 @@ class Run:
 
     def _take(self) -> Recording | None:
         """Return the next recording that is to be sent, once the run may begin one."""
-        while not self.stopping.is_set():
-            # One at a time: of two recordings with the same audio the first by path is sent.
-            with self._taking:
-                while self._may_begin():
-                    recording = next(self._recordings, None)
-                    if recording is None:
-                        return None
-                    if self._prepare(recording):
-                        self.under_way.add(recording)
-                        return recording
-                    if recording.outcome:
-                        self.report(recording)
-            self.stopping.wait(LOOK_S)
+        # One at a time: of two recordings with the same audio the first by path is sent.
+        with self._taking:
+            while not self.stopping.is_set():
+                in_turn = not (self._in_doubt and self.under_way)
+                if not in_turn or time.monotonic() < self._resume_s:
+                    self.stopping.wait(LOOK_S)
+                    continue
+                recording = next(self._recordings, None)
+                if recording is None:
+                    return None
+                if self._prepare(recording):
+                    self.under_way.add(recording)
+                    return recording
+                if recording.outcome:
+                    self.report(recording)
         return None
-
-    def _may_begin(self) -> bool:
-        """Whether a recording may be begun: in doubt one at a time, and not in a common pause."""
-        in_turn = not (self._in_doubt and self.under_way)
-        return in_turn and time.monotonic() >= self._resume_s and not self.stopping.is_set()
 
     def _hold(self, delay_s: float) -> None:
         """Have no recording begun for a while: nothing connects, or the quota is used up."""
@@ -2132,16 +2119,15 @@ class Run:
             age_s = time.time() - state.mtime_ns / 1e9
             if self.args.min_age and -CLOCK_SKEW_S < age_s < self.args.min_age:
                 log.debug(f"{path}: younger than {self.args.min_age:g} s, left out")
-                continue
-            if state[2:] in seen:
+            elif state[2:] in seen:
                 log.debug(f"{path}: another name of a file that was found before, left out")
-                continue
-            seen.add(state[2:])
-            # One that always fails must not hold up the others.
-            if self._began_in_doubt and self.ledger and self.ledger.has_failed(path):
-                failed_before.append(recording)
             else:
-                yield recording
+                seen.add(state[2:])
+                # One that always fails must not hold up the others.
+                if self._began_in_doubt and self.ledger and self.ledger.has_failed(path):
+                    failed_before.append(recording)
+                else:
+                    yield recording
         yield from failed_before
 
     def _prepare(self, recording: Recording) -> bool:
@@ -2171,7 +2157,14 @@ class Run:
             return True
         digests = {row.metadata_sha256[:64], recording.metadata_sha256[:64]}
         if len(digests) > 1 and "" not in digests:
-            self._tell_difference(recording, row)
+            advice = f"to change it: --talk-id {row.talk_id or 'ID'} --meta-path FILE"
+            if row.path != os.path.abspath(recording.path):
+                log.warning(
+                    f"{recording.path}: not sent, as {row.path} has the same audio; their "
+                    f"metadata differs, and the dialog has that of {row.path}; {advice}"
+                )
+            elif row.state == "uploaded":
+                log.info(f"{recording.path}: its metadata has changed since the upload; {advice}")
         if row.state in ("sending", "finishing"):
             recording.duplicate_of = row.path
             self._duplicates.append(recording)
@@ -2184,7 +2177,7 @@ class Run:
     def _find_row(self, recording: Recording) -> Row | None:
         """Return the ledger's row of a recording that is not to be sent; check and claim others."""
         row = self.ledger.find_uploaded(recording) if self.ledger else None
-        if row and not (self.args.wait and row.operation_id and not row.talk_id):
+        if row:
             sidecar = find_sidecar(recording.path)
             # Times of version 1 have no milliseconds.
             if not sidecar or os.lstat(sidecar).st_mtime < seconds_of(row.updated_at) + 1:
@@ -2197,59 +2190,38 @@ class Run:
             raise
         if not self.ledger:
             return None
-        recording.sha256 = hash_audio(recording, self.stopping)
-        recording.metadata_sha256 = hash_sent(recording, self.args)
+        hash_recording(recording, self.args, self.stopping)
         return self.ledger.claim(recording, self._may_resend)
 
-    def _is_to_follow(self, recording: Recording) -> bool:
-        """Whether it is being split, into dialogs not yet known, and they are waited for."""
-        being_split = recording.operation_id and not recording.talk_ids
-        return bool(self.args.wait and being_split and recording.outcome in ("uploaded", "already"))
-
-    def _tell_difference(self, recording: Recording, row: Row) -> None:
-        """Say that the same audio was sent with other metadata, and how to change it."""
-        advice = f"to change it: --talk-id {row.talk_id or 'ID'} --meta-path FILE"
-        if row.path != os.path.abspath(recording.path):
-            log.warning(
-                f"{recording.path}: not sent, as {row.path} has the same audio; their metadata "
-                f"differs, and the dialog has that of {row.path}; {advice}"
-            )
-        elif row.state == "uploaded":
-            log.info(f"{recording.path}: its metadata has changed since the upload; {advice}")
-
     def _may_resend(self, row: Row) -> bool:
-        """Whether an unknown recording may be sent again."""
         if not self.args.retry_unknown or row.talk_id:
             return False
         if self._settling and row.settle_key == self.args.settle_key:
             return row.sha256 in self._settling.missing
         return True
 
+    def _is_to_follow(self, recording: Recording) -> bool:
+        """Whether it is being split, into dialogs not yet known, and they are waited for."""
+        is_known = recording.talk_ids or recording.error
+        return bool(self.args.wait and recording.operation_id and not is_known)
+
     def _send(self, recording: Recording, uploader: Uploader) -> None:
         """Upload a recording, or only wait for its dialogs, and note how that ended."""
         ledger, args = self.ledger, self.args
-        try:
-            if not recording.outcome:
-                if args.settle_key:
-                    recording.metadata.fields[args.settle_key] = recording.sha256
+        if not recording.outcome:
+            if args.settle_key:
+                recording.metadata.fields[args.settle_key] = recording.sha256
+            try:
                 if ledger:
                     sending = functools.partial(ledger.sending, recording.sha256)
-                    finishing = functools.partial(
-                        ledger.finishing, recording.sha256, args.settle_key, args.split
-                    )
+                    finishing = functools.partial(ledger.finishing, recording.sha256, args)
                     uploader.upload(recording, sending, finishing)
                 else:
                     uploader.upload(recording)
-        except UploadError as error:
-            recording.fail(error)
-        # Where the ledger itself failed, its row may say anything up to finishing: that is less
-        # than what happened, and never more.
-        if ledger and recording.tries and not isinstance(recording.error, LedgerError):
-            try:
-                ledger.end(recording)
-            except LedgerError as error:
-                self._cannot_note(recording, error)
-        if self._is_to_follow(recording) and not recording.error:
+            except UploadError as error:
+                recording.fail(error)
+            self._note_end(recording)
+        if self._is_to_follow(recording):
             try:
                 uploader.follow(recording)
                 recording.outcome = "uploaded"
@@ -2262,16 +2234,24 @@ class Run:
                 recording.error = error
         recording.seconds = time.monotonic() - recording.started_s
 
-    def _cannot_note(self, recording: Recording, error: LedgerError) -> None:
-        """Say that the ledger does not have how sending a recording ended."""
-        if recording.outcome == "uploaded":
-            made = " ".join(recording.talk_ids) or recording.operation_id
-            error.cause = f"already uploaded as {made}, but that could not be noted: {error.cause}"
-            recording.error = error
-        else:
-            log.warning(f"{recording.path}: {error}")
-            self.exit_codes.add(error.exit_code)
-            self.stop(SAME_FOR_ALL)
+    def _note_end(self, recording: Recording) -> None:
+        """Have the ledger note how sending a recording ended, or say that it cannot."""
+        # Where the ledger itself failed, its row may say anything up to finishing: that is less
+        # than what happened, and never more.
+        if not self.ledger or isinstance(recording.error, LedgerError):
+            return
+        try:
+            self.ledger.end(recording)
+        except LedgerError as error:
+            if recording.outcome == "uploaded":
+                made = " ".join(recording.talk_ids) or recording.operation_id
+                what = f"already uploaded as {made}, but that could not be noted"
+                error.cause = f"{what}: {error.cause}"
+                recording.error = error
+            else:
+                log.warning(f"{recording.path}: {error}")
+                self.exit_codes.add(error.exit_code)
+                self.stop(SAME_FOR_ALL)
 
     # --- What becomes of the run
 
@@ -2281,8 +2261,8 @@ class Run:
             if recording.reported:  # By the main thread, which did not wait any longer.
                 return
             recording.reported = True
-            self.under_way.discard(recording)
             self._judge(recording)
+            self.under_way.discard(recording)
             if recording.outcome == "unknown" and recording.tries and self._settling:
                 self._unknown.append(recording)  # Until the service has been asked.
             else:
@@ -2316,48 +2296,43 @@ class Run:
         self.stop_cause = self.stop_cause or cause
         self.stopping.set()
 
+    def _transfers(self) -> list[Transfer]:
+        # A copy first: workers add to the set meanwhile.
+        return [each.transfer for each in list(self.under_way) if each.transfer]
+
     def _wait_for(self, workers: Sequence[threading.Thread]) -> None:
         """Wait until the workers have ended, or a signal and a grace period have come."""
-        signalled_s = cancelled_s = math.inf
+        signalled_s, answers_due_s = math.inf, time.monotonic()
         while any(worker.is_alive() for worker in workers):
-            self._show_progress()
+            # Not while somebody is reporting: the bar would step back.
+            if self._reporting.acquire(blocking=False):
+                try:
+                    self.console.show_progress(sum(each.live_bytes for each in self._transfers()))
+                finally:
+                    self._reporting.release()
             next(filter(threading.Thread.is_alive, workers), workers[0]).join(LOOK_S)
-            now_s = time.monotonic()
-            transfers = [each.transfer for each in list(self.under_way) if each.transfer]
-            if self._signals and signalled_s == math.inf:
-                signalled_s = now_s
+            now_s, transfers = time.monotonic(), self._transfers()
+            if not self._signals or any(each.finished and not each.ended for each in transfers):
+                answers_due_s = now_s
+            if self._signals:
+                signalled_s = min(signalled_s, now_s)
                 self.stop(f"stopped by {signal.Signals(self._signals[0]).name}")
+                impatient = len(self._signals) > 1 or now_s > signalled_s + ANSWER_GRACE_S
                 for transfer in transfers:
-                    transfer.cancel(unless_finished=True)
-            impatient = len(self._signals) > 1 or now_s > signalled_s + ANSWER_GRACE_S
-            if impatient and cancelled_s == math.inf:
-                cancelled_s = now_s
-                for transfer in transfers:
-                    transfer.cancel()
-            # Who does not end now is stuck, with a disk that hangs, say.
-            answers_due = any(each.finished and not each.ended for each in transfers)
-            if now_s > min(cancelled_s, math.inf if answers_due else signalled_s) + CANCEL_GRACE_S:
-                if self.ledger:
-                    self.ledger.given_up = True
-                break
+                    transfer.cancel(unless_finished=not impatient)
+                # Who does not end now is stuck, with a disk that hangs, say.
+                if now_s > answers_due_s + CANCEL_GRACE_S:
+                    if self.ledger:
+                        self.ledger.given_up = True
+                    break
         self.console.end_progress()
-
-    def _show_progress(self) -> None:
-        """Draw the progress bar, unless somebody is reporting: it would step back meanwhile."""
-        if self._reporting.acquire(blocking=False):
-            try:
-                transfers = [recording.transfer for recording in self.under_way]
-                sent_bytes = sum(transfer.live_bytes for transfer in transfers if transfer)
-                self.console.show_progress(sent_bytes)
-            finally:
-                self._reporting.release()
 
     def _report_left(self) -> None:
         """Report what was left when the workers ended or were given up."""
         for recording in list(self.under_way):
             cause = f"{self.stop_cause or STOPPED} while it was under way"
-            if recording.outcome == "uploaded" and self.ledger:
-                self._cannot_note(recording, LedgerError(self.ledger.path, DISK_HANGS))
+            if recording.outcome == "uploaded":
+                self._note_end(recording)
             elif recording.transfer and recording.transfer.end():
                 cause += "; the dialog may or may not exist"
                 recording.fail(UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST))
@@ -2366,32 +2341,29 @@ class Run:
             self.report(recording)
         self._settle_fresh()
         for recording in self._duplicates:
-            assert self.ledger is not None
-            row = None
-            with contextlib.suppress(LedgerError):
-                row = self.ledger.find_audio(recording.sha256)
-            if row and row.state in ("uploaded", "unknown", "rejected"):
-                row.add_to(recording)
-            else:
-                cause = f"same audio as {recording.duplicate_of}, which was not uploaded"
-                recording.fail(UploadError(os.EX_TEMPFAIL, cause, "see there"))
-            self.report(recording)
+            self._report_unsent(recording)
         # A worker that is stuck may have the iterator.
         if self.stopping.is_set() and self._taking.acquire(timeout=CANCEL_GRACE_S):
             for recording in self._recordings:
-                self._report_not_tried(recording)
+                self._report_unsent(recording)
 
-    def _report_not_tried(self, recording: Recording) -> None:
-        if not recording.outcome:
-            row = None
-            with contextlib.suppress(LedgerError):
-                row = self.ledger.find_uploaded(recording) if self.ledger else None
-            if row:
-                row.add_to(recording)
-            else:
-                cause = f"not tried: {self.stop_cause}"
-                recording.fail(UploadError(os.EX_TEMPFAIL, cause, AGAIN))
-                recording.outcome = "not tried"
+    def _report_unsent(self, recording: Recording) -> None:
+        """Report a recording that another was sent in place of, or that the run did not reach."""
+        row, is_duplicate = None, bool(recording.duplicate_of)
+        with contextlib.suppress(LedgerError):
+            if self.ledger and is_duplicate:
+                row = self.ledger.find_audio(recording.sha256)
+            elif self.ledger and not recording.outcome:
+                row = self.ledger.find_uploaded(recording)
+        if row and row.state in ("uploaded", "unknown", "rejected"):
+            row.add_to(recording)
+        elif is_duplicate:
+            cause = f"same audio as {recording.duplicate_of}, which was not uploaded"
+            recording.fail(UploadError(os.EX_TEMPFAIL, cause, "see there"))
+        elif not recording.outcome:
+            cause = f"not tried: {self.stop_cause}"
+            recording.fail(UploadError(os.EX_TEMPFAIL, cause, AGAIN))
+            recording.outcome = "not tried"
         self.report(recording)
 
     def _settle_earlier(self) -> None:
@@ -2425,8 +2397,6 @@ class Run:
     def _end(self) -> int:
         """Say how the run ended; return its exit code."""
         counts = self.counts
-        failed = counts["failed"] + counts["rejected"]
-        settled = f", {counts['settled']} settled" if counts["settled"] else ""
         if self._signals:  # Perhaps after the workers had ended.
             self.stop(f"stopped by {signal.Signals(self._signals[0]).name}")
         if self._signals or counts["not tried"]:
@@ -2436,7 +2406,9 @@ class Run:
             looked_for = ", ".join(audio_suffixes(self.args))
             folders = ", ".join(self.args.audio_path)
             log.info(f"{folders}: no recordings found (looked for {looked_for})")
-        elif sum(counts.values()) > 1 or self.console.several:
+        elif counts.total() > 1 or self.console.several:
+            settled = f", {counts['settled']} settled" if counts["settled"] else ""
+            failed = counts["failed"] + counts["rejected"]
             log.info(
                 f"{counts['uploaded']} uploaded, {counts['already']} already there{settled}, "
                 f"{failed} failed, {counts['unknown']} unknown"
@@ -2448,12 +2420,12 @@ class Run:
         return next((code for code in GRAVEST_FIRST if code in self.exit_codes), os.EX_OK)
 
 
-def planned(recording: Recording, way: str) -> str:
-    """Say what would be sent, and how."""
-    fields = json.dumps(dict(sorted(recording.metadata.fields.items())), ensure_ascii=False)
-    count = len(recording.metadata.users)
+def described(metadata: talk_service_pb2.TalkMetadata) -> str:
+    """Say what metadata would be sent."""
+    fields = json.dumps(dict(sorted(metadata.fields.items())), ensure_ascii=False)
+    count = len(metadata.users)
     users = f", {count} user{'s' * (count != 1)}" if count else ""
-    return f"{way}metadata {fields}{users}"
+    return f"metadata {fields}{users}"
 
 
 def update_talk(args: argparse.Namespace, access: Access | None, console: Console) -> int:
@@ -2461,7 +2433,7 @@ def update_talk(args: argparse.Namespace, access: Access | None, console: Consol
     recording = Recording(args.talk_id)
     recording.metadata = read_metadata(args.meta_path, may_be_pipe=True)
     if access is None:
-        recording.outcome, recording.description = "checked", planned(recording, "")
+        recording.outcome, recording.description = "checked", described(recording.metadata)
     else:
         try:
             Uploader(args, access).update(recording)
@@ -2491,20 +2463,15 @@ def upload_talk(
 
 
 @contextlib.contextmanager
-def signals_to(handle: Callable[[int], Any]) -> Iterator[None]:
-    """Have SIGINT, SIGTERM and SIGHUP handled, but for those that whoever started us ignores."""
-    numbers = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if threading.current_thread() is threading.main_thread()
-        and signal.getsignal(number) is not signal.SIG_IGN
-    ]
-    before = [signal.signal(number, lambda number, frame: handle(number)) for number in numbers]
-    try:
+def signals_noted(signals: list[int]) -> Iterator[None]:
+    """Note SIGINT, SIGTERM and SIGHUP, but for those that whoever started us ignores."""
+    with contextlib.ExitStack() as undo:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            in_main_thread = threading.current_thread() is threading.main_thread()
+            if in_main_thread and signal.getsignal(number) is not signal.SIG_IGN:
+                before = signal.signal(number, lambda number, frame: signals.append(number))
+                undo.callback(signal.signal, number, before)
         yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 # --- 13. Output, options, main ----------------------------------------------------------------
