@@ -122,8 +122,6 @@ __version__ = "2.0.0"
 T = TypeVar("T")
 
 ENDPOINT = "api.speechsense.yandexcloud.net:443"
-# Where the official SDK looks up the operations of every service.
-OPERATIONS_ENDPOINT = "operation.api.cloud.yandex.net:443"
 
 # 100 MB over TLS with a round trip of 50 ms: 16 KiB 1.52 s, 64 KiB 0.77, 256 KiB 0.72, 1 MiB 0.75
 # (tests/bench/run.py --chunks). Larger chunks gain little, and progress would come in larger
@@ -148,19 +146,6 @@ ANSWER_GRACE_S = 10.0
 CANCEL_GRACE_S = 1.0
 # How often the main thread, and a worker that may not begin, look again.
 LOOK_S = 0.05
-# What is over sooner needs no progress bar.
-BAR_DELAY_S = 0.5
-
-# How often to ask whether a recording has been split, and for how long; the service names no limit.
-POLL_S = 1.0
-POLL_LIMIT_S = 30.0
-WAIT_LIMIT_S = 2 * 60 * 60.0
-
-VM_METADATA_ADDRESS = "169.254.169.254"
-VM_TOKEN_PATH = "/computeMetadata/v1/instance/service-accounts/default/token"
-VM_METADATA_TIMEOUT_S = 3.0
-# The documentation asks for a new token at least once an hour; it lives up to 12 hours.
-VM_TOKEN_AGE_LIMIT_S = 60 * 60.0
 
 # Limits of the service: SpeechSense documentation, "Supported audio formats" and "Quotas".
 SINGLE_MESSAGE_LIMIT_BYTES = 128 * 1024 * 1024
@@ -168,25 +153,8 @@ DURATION_LIMIT_S = 4 * 60 * 60
 SAMPLE_RATES_HZ = range(8_000, 48_000 + 1)
 SAMPLE_SIZE_BITS = 16
 METADATA_VALUE_LIMIT_BYTES = 1024
-
-# Limits of our own: a wrong file, named by mistake, is not read to its end.
+# A limit of our own: a wrong file, named by mistake, is not read to its end.
 SMALL_FILE_LIMIT_BYTES = 1024 * 1024
-WAV_CHUNKS_LIMIT = 10_000
-# Files dated further ahead than clocks differ are not young, but wrongly dated.
-CLOCK_SKEW_S = 24 * 60 * 60
-# As much of a value as a line of ours shows.
-SHOWN_CHARACTERS = 200
-
-# The placeholder fields of the service's guide, sent where no metadata was given.
-PLACEHOLDER_FIELDS = {
-    "operator_name": "Operator",
-    "operator_id": "1111",
-    "client_name": "Client",
-    "client_id": "2222",
-    "date_from": "2023-09-13T17:30:00.000Z",
-    "date_to": "2023-09-13T17:31:00.000Z",
-    "direction_outgoing": "true",
-}
 
 
 # --- 2. Errors, and the record of a recording ------------------------------------------------
@@ -277,7 +245,6 @@ class Recording:
     error: UploadError | None = None
     talk_ids: tuple[str, ...] = ()
     badge_id = operation_id = ""
-    duplicate_of = ""  # The path of another recording of this run with the same audio.
     settled = reported = False
 
     def __init__(self, path: str, named: bool = True) -> None:
@@ -319,12 +286,39 @@ class Recording:
 
 # --- 3. Finding files -------------------------------------------------------------------------
 
+# Files dated further ahead than clocks differ are not young, but wrongly dated.
+CLOCK_SKEW_S = 24 * 60 * 60
 
-def find_paths(args: argparse.Namespace) -> Iterator[tuple[str, bool, OSError | None]]:
+
+def find_recordings(args: argparse.Namespace) -> Iterator[Recording]:
     """Yield the files named, and the audio files in the folders named, in a stable order.
 
-    The second value says whether the path was named, the third why a folder cannot be read.
+    Each file comes once, whatever its names. What cannot be looked at has failed already.
     """
+    # Without a ledger this alone keeps a file with two names from becoming two dialogs.
+    seen: set[tuple[int, ...]] = set()
+    for path, named, folder_error in find_paths(args):
+        recording = Recording(path, named)
+        try:
+            if folder_error:
+                raise folder_error
+            recording.state = state = FileState.of(os.stat(path))
+        except (OSError, ValueError) as error:
+            recording.fail(unreadable(error))
+            yield recording
+            continue
+        age_s = time.time() - state.mtime_ns / 1e9
+        if args.min_age and -CLOCK_SKEW_S < age_s < args.min_age:
+            log.debug(f"{path}: younger than {args.min_age:g} s, left out")
+        elif state[2:] in seen:
+            log.debug(f"{path}: another name of a file that was found before, left out")
+        else:
+            seen.add(state[2:])
+            yield recording
+
+
+def find_paths(args: argparse.Namespace) -> Iterator[tuple[str, bool, OSError | None]]:
+    """Yield paths, whether each was named, and why a folder cannot be read."""
     visited: set[str] = set()
     unread: list[OSError] = []
     for path in args.audio_path:
@@ -384,14 +378,8 @@ def check_recording(
 
 WAV, MP3, OGG_OPUS, PCM = "WAV", "MP3", "OggOpus", "raw PCM"
 AUDIO_TYPES = {"wav": WAV, "mp3": MP3, "ogg-opus": OGG_OPUS, "pcm": PCM}
-AUDIO_SUFFIXES = {".wav": WAV, ".mp3": MP3, ".ogg": OGG_OPUS, ".opus": OGG_OPUS}
+AUDIO_SUFFIXES = (".wav", ".mp3", ".ogg", ".opus")
 PCM_SUFFIXES = (".pcm", ".raw")
-CONTAINER_TYPES = {
-    WAV: "CONTAINER_AUDIO_TYPE_WAV",
-    MP3: "CONTAINER_AUDIO_TYPE_MP3",
-    OGG_OPUS: "CONTAINER_AUDIO_TYPE_OGG_OPUS",
-}
-HEAD_BYTES = 64
 NEEDED = "WAV with 16 bit LPCM of 8,000 to 48,000 Hz, MP3 or OggOpus is needed"
 EXPORT_AGAIN = "record or export it again"
 
@@ -401,7 +389,7 @@ def check_audio(recording: Recording, file: BinaryIO, args: argparse.Namespace) 
     size_bytes = recording.size_bytes
     if not size_bytes:
         raise refused("the file is empty", "remove it or restore it from the recorder")
-    head = file.read(HEAD_BYTES)
+    head = file.read(64)
     kind = description = find_format(file.name, head, args.audio_type)
     if kind != AUDIO_TYPES.get(args.audio_type, kind):
         raise refused(f"this is {kind}", f"leave out --audio-type {args.audio_type}")
@@ -434,16 +422,13 @@ def check_audio(recording: Recording, file: BinaryIO, args: argparse.Namespace) 
         raise refused(f"{size_bytes:,} bytes: a single message must stay under {limit}", STREAM_IT)
     recording.description = description
     recording.audio = audio_format(kind, args)
-    suffix = os.path.splitext(recording.path)[1].lower()
-    if AUDIO_SUFFIXES.get(suffix, kind) != kind != PCM:
-        name = f"the name says {suffix}, the content is {kind}"
-        log.info(f"{recording.path}: {name}; uploading it as {kind}")
 
 
 def audio_format(kind: str, args: argparse.Namespace) -> audio_pb2.AudioMetadata:
     """Build the message that announces a format."""
     if kind != PCM:
-        container = audio_pb2.ContainerAudio(container_audio_type=CONTAINER_TYPES[kind])
+        name = f"CONTAINER_AUDIO_TYPE_{'OGG_OPUS' if kind == OGG_OPUS else kind}"
+        container = audio_pb2.ContainerAudio(container_audio_type=name)
         return audio_pb2.AudioMetadata(container_audio=container)
     raw = audio_pb2.RawAudio(
         audio_encoding=audio_pb2.RawAudio.AUDIO_ENCODING_LINEAR16_PCM,
@@ -517,16 +502,7 @@ WAVE_FORMAT_EXTENSIBLE = 0xFFFE
 UNSET_LENGTH = 0xFFFFFFFF
 # The end of every KSDATAFORMAT_SUBTYPE GUID that carries a format code in its first two bytes.
 SUBFORMAT_GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
-WAVE_FORMAT_NAMES = {
-    0x0001: "PCM",
-    0x0002: "Microsoft ADPCM",
-    0x0003: "floating point",
-    0x0006: "A-law",
-    0x0007: "mu-law",
-    0x0011: "IMA ADPCM",
-    0x0031: "GSM 6.10",
-    0x0055: "MP3 in a WAV file",
-}
+WAVE_FORMATS = {1: "PCM", 3: "floating point", 6: "A-law", 7: "mu-law", 0x31: "GSM 6.10"}
 
 
 def check_wav(file: BinaryIO, size_bytes: int) -> tuple[str, int, float]:
@@ -535,7 +511,7 @@ def check_wav(file: BinaryIO, size_bytes: int) -> tuple[str, int, float]:
     code, channels, rate_hz, bits = struct.unpack_from("<HHI6xH", chunk.ljust(16, b"\0"))
     if code == WAVE_FORMAT_EXTENSIBLE and chunk[26:40] == SUBFORMAT_GUID_TAIL:
         code = int.from_bytes(chunk[24:26], "little")
-    encoding = WAVE_FORMAT_NAMES.get(code, f"WAV format 0x{code:04x}")
+    encoding = WAVE_FORMATS.get(code, f"WAV format 0x{code:04x}")
     found = f"{encoding} {bits} bit, {rate_hz:,} Hz"
     # Writers that cannot seek back leave 0, 0xFFFFFFFF or something like 0x80000000 there.
     if data_bytes > there_bytes:
@@ -557,7 +533,7 @@ def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[bytes, int, int]:
     """Walk the chunks of a WAV file: its format, bytes of samples announced, and that are there."""
     wav_format, data, long_data_bytes = b"", None, 0
     position = 12
-    for _ in range(WAV_CHUNKS_LIMIT):
+    for _ in range(10_000):
         file.seek(position)
         name, length = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
         position += 8
@@ -583,6 +559,17 @@ def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[bytes, int, int]:
 
 # --- 5. Metadata ----------------------------------------------------------------------------
 
+# The placeholder fields of the service's guide, sent where no metadata was given.
+PLACEHOLDER_FIELDS = {
+    "operator_name": "Operator",
+    "operator_id": "1111",
+    "client_name": "Client",
+    "client_id": "2222",
+    "date_from": "2023-09-13T17:30:00.000Z",
+    "date_to": "2023-09-13T17:31:00.000Z",
+    "direction_outgoing": "true",
+}
+
 
 def collect_metadata(
     recording: Recording, args: argparse.Namespace, common: talk_service_pb2.TalkMetadata | None
@@ -599,8 +586,7 @@ def collect_metadata(
         metadata.MergeFrom(own)
     recording.has_placeholders = sidecar is None and common is None
     if recording.has_placeholders:
-        now = datetime.datetime.now(datetime.timezone.utc)
-        metadata.fields.update(PLACEHOLDER_FIELDS, date=now.isoformat(timespec="milliseconds"))
+        metadata.fields.update(PLACEHOLDER_FIELDS, date=utc())
     if args.settle_key and args.settle_key in metadata.fields:
         cause = f"its metadata has the key {shown(args.settle_key)}, which --settle-key fills"
         raise refused(cause, "remove the key from the metadata, or name another --settle-key")
@@ -631,77 +617,73 @@ def parse_metadata(content: bytes) -> talk_service_pb2.TalkMetadata:
     if len(content) > SMALL_FILE_LIMIT_BYTES:
         raise ValueError(f"larger than {SMALL_FILE_LIMIT_BYTES:,} bytes")
     try:
-        # An object becomes its pairs, so that no repeated key is lost; an array stays a list.
         # Numbers are sent as they are written: 1.50 stays 1.50. Only NaN and Infinity, which
         # Python's json reads although JSON has none, become floats.
         text = content.decode("utf-8-sig")
-        top = json.loads(text, object_pairs_hook=tuple, parse_int=str, parse_float=str)
+        fields = json.loads(text, object_pairs_hook=json_object, parse_int=str, parse_float=str)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno} column {error.colno}"
-        raise ValueError(f"not JSON: {error.msg}, {where}") from None
+        raise ValueError(f"not JSON: {error}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not isinstance(top, tuple):
+    if not isinstance(fields, dict):
         raise ValueError('not a JSON object, {"key": "value", ...}')
     metadata = talk_service_pb2.TalkMetadata()
-    fields = []
-    for key, value in top:
-        if key == "users" and isinstance(value, list) and not metadata.users:
-            for user in value:
+    if isinstance(fields.get("users"), list):
+        for number, user in enumerate(fields.pop("users"), 1):
+            try:
                 add_user(user, metadata)
-        else:
-            fields.append((key, value))
-    metadata.fields.update(parse_fields(fields))
+            except ValueError as error:
+                raise ValueError(f"user {number}: {error}") from None
+    metadata.fields.update(checked_fields(fields))
     return metadata
 
 
-def add_user(user: Any, metadata: talk_service_pb2.TalkMetadata) -> None:
-    """Add a participant of the call; raise ValueError naming which, and the reason."""
-    try:
-        given = dict(user) if isinstance(user, tuple) else {}
-        keys = given.keys()
-        if not {"id", "role"} <= keys <= {"id", "role", "fields"} or len(keys) < len(user):
-            raise ValueError("must be an object with id, role and perhaps fields")
-        role = str(given["role"]).upper().removeprefix("USER_ROLE_")
-        if role not in ("OPERATOR", "CLIENT", "BOT"):
-            raise ValueError(f"role {shown(given['role'])} is not operator, client or bot")
-        fields = given.get("fields", ())
-        if not isinstance(fields, tuple):
-            raise ValueError("fields must be an object")
-        user_id = parse_fields([("id", given["id"])])["id"]
-        metadata.users.add(id=user_id, role=f"USER_ROLE_{role}", fields=parse_fields(fields))
-    except ValueError as error:
-        raise ValueError(f"user {len(metadata.users) + 1}: {error}") from None
-
-
-def parse_fields(pairs: Sequence[tuple[str, Any]]) -> dict[str, str]:
-    """Make the fields of a JSON object; raise ValueError naming the key and the reason."""
-    fields: dict[str, str] = {}
+def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object; of a key that appears twice, Python's json would drop one value."""
+    fields = {}
     for key, value in pairs:
+        if key in fields:
+            raise ValueError(f"key {shown(key)}: the key appears twice")
+        fields[key] = value
+    return fields
+
+
+def add_user(user: Any, metadata: talk_service_pb2.TalkMetadata) -> None:
+    """Add a participant of the call; raise ValueError with the reason if it is not one."""
+    keys = user.keys() if isinstance(user, dict) else set()
+    if not {"id", "role"} <= keys <= {"id", "role", "fields"}:
+        raise ValueError("must be an object with id, role and perhaps fields")
+    role = str(user["role"]).upper().removeprefix("USER_ROLE_")
+    if role not in ("OPERATOR", "CLIENT", "BOT"):
+        raise ValueError(f"role {shown(user['role'])} is not operator, client or bot")
+    fields = user.get("fields", {})
+    if not isinstance(fields, dict):
+        raise ValueError("fields must be an object")
+    user_id = checked_fields({"id": user["id"]})["id"]
+    metadata.users.add(id=user_id, role=f"USER_ROLE_{role}", fields=checked_fields(fields))
+
+
+def checked_fields(fields: dict[str, Any]) -> dict[str, str]:
+    """Return fields as the service takes them; raise ValueError naming the key and the reason."""
+    checked = {}
+    for key, value in fields.items():
         try:
-            if key in fields:
-                raise ValueError("the key appears twice")
             if not key:
                 raise ValueError("the key is empty")
-            fields[metadata_value(key)] = metadata_value(value)
+            checked[metadata_value(key)] = metadata_value(value)
         except ValueError as error:
             raise ValueError(f"key {shown(key)}: {error}") from None
-    return fields
+    return checked
 
 
 def metadata_value(value: object) -> str:
     """Return a value as the service takes it; raise ValueError with the reason if it cannot be."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if value is None:
-        raise ValueError("null is not allowed; give a value, or leave the key out")
-    if isinstance(value, float):
-        raise ValueError("NaN and Infinity are not JSON")
     if not isinstance(value, str):
-        kind = "nested objects" if isinstance(value, tuple) else "lists"
-        raise ValueError(f"{kind} are not allowed; use a string, number or boolean")
+        raise ValueError(f"{shown(value)} is not a string, number or boolean")
     length_bytes = len(value.encode())  # Of half a surrogate pair: a ValueError, too.
     if length_bytes > METADATA_VALUE_LIMIT_BYTES:
         limit = f"{METADATA_VALUE_LIMIT_BYTES:,}"
@@ -712,7 +694,7 @@ def metadata_value(value: object) -> str:
 def shown(value: object) -> str:
     """Show a value as JSON, in the characters it has, shortened."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 ISO_DATE = re.compile(
@@ -740,6 +722,11 @@ NO_CREDENTIAL_ADVICE = (
     "use --key-file FILE, or export API_KEY or IAM_TOKEN (--key KEY is seen by every user of "
     "this machine)"
 )
+VM_METADATA_ADDRESS = "169.254.169.254"
+VM_TOKEN_PATH = "/computeMetadata/v1/instance/service-accounts/default/token"
+VM_METADATA_TIMEOUT_S = 3.0
+# The documentation asks for a new token at least once an hour; it lives up to 12 hours.
+VM_TOKEN_AGE_LIMIT_S = 60 * 60.0
 # Whatever has been in an authorization header; nothing of it is ever printed or stored.
 SECRETS: list[str] = []
 
@@ -751,15 +738,15 @@ def masked(text: str) -> str:
     return text
 
 
-def read_option_file(option: str, path: str) -> tuple[bytes, bool]:
-    """Read the file that an option names; the second value says whether it can be read again."""
+def read_option_file(option: str, path: str) -> bytes:
+    """Read the file that an option names; raise UploadError (EX_CONFIG) if that fails."""
     try:
         with open(path, "rb") as file:
-            is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-            return file.read(16 * SMALL_FILE_LIMIT_BYTES), is_regular
+            return file.read(16 * SMALL_FILE_LIMIT_BYTES)
     except (OSError, ValueError) as error:
-        cause = f"{option} {path} cannot be read: {getattr(error, 'strerror', None) or error}"
-        raise UploadError(os.EX_CONFIG, cause, CHECK_PATH) from error
+        failure = unreadable(error)
+        cause = f"{option} {path} {failure.cause}"
+        raise UploadError(os.EX_CONFIG, cause, failure.advice) from error
 
 
 def fetch_vm_token() -> str:
@@ -779,35 +766,59 @@ def fetch_vm_token() -> str:
             answer = response.read(SMALL_FILE_LIMIT_BYTES)
         if response.status != 200:
             raise ValueError(f"{response.status} {response.reason}")
-        token = json.loads(answer)["access_token"]
-        if not isinstance(token, str) or not token:
-            raise ValueError("no access_token in its answer")
-        return token
+        return "".join(json.loads(answer)["access_token"])
     except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or repr(error)
-        cause = f"no token from the VM's metadata service at {address}: {reason}"
+        cause = f"no token from the VM's metadata service at {address}: {error!r}"
         advice = "--key-type vm works on a cloud VM that has a service account"
         raise UploadError(os.EX_CONFIG, cause, advice) from error
 
 
+def find_credential(args: argparse.Namespace) -> tuple[str, str, str]:
+    """Return where the credential comes from, its type and its text; the first there is."""
+    if args.key_type == "vm":
+        return "the VM's metadata service", "vm", fetch_vm_token()
+    if args.key is not None:
+        return "--key", args.key_type, args.key
+    if args.key_file is not None:
+        text = read_option_file("--key-file", args.key_file).decode(errors="replace")
+        return f"--key-file {args.key_file}", args.key_type, text
+    for variable, key_type in (("API_KEY", args.key_type), ("IAM_TOKEN", "iam-token")):
+        if value := os.environ.get(variable, "").strip():
+            return variable, key_type, value
+    raise UploadError(os.EX_CONFIG, "no API key and no IAM token", NO_CREDENTIAL_ADVICE)
+
+
+def authorization(args: argparse.Namespace) -> str:
+    """Return the value of the authorization header; raise UploadError without a good key."""
+    source, key_type, text = find_credential(args)
+    key = text.strip().lstrip("\ufeff").strip()
+    if not key:
+        raise UploadError(os.EX_CONFIG, f"{source} is empty", NO_CREDENTIAL_ADVICE)
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        # grpc's "Invalid metadata" would not say which.
+        cause = f"the credential in {source} has a space, a line break or another "
+        advice = "copy the key again; it is one line of letters, digits, - and _"
+        raise UploadError(os.EX_CONFIG, f"{cause}character that no key has", advice)
+    SECRETS.append(key)
+    is_token = key.startswith("t1.") if key_type == "auto" else key_type != "api-key"
+    return f"{'Bearer' if is_token else 'Api-Key'} {key}"
+
+
 def adopt_proxy_settings() -> None:
-    """Make grpc see the proxy settings that curl and pip see: it reads only lower-case names.
+    """Make grpc see HTTPS_PROXY and NO_PROXY, as curl does: it reads only lower-case names.
 
     Where it cannot use the proxy's URL, it would go past the proxy without a word.
     """
     for name in ("https_proxy", "no_proxy"):
         if name.upper() in os.environ:
             os.environ.setdefault(name, os.environ[name.upper()])
-    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
-        if url := os.environ.get(name):
-            if "://" not in url:
-                os.environ[name] = url = f"http://{url}"
-            if not re.fullmatch(r"http://([^/@]*@)?[^/@]+:\d+/?", url):
-                # The URL is not shown: it may hold a password.
-                cause = f"gRPC cannot use the proxy in {name}"
-                advice = "write http://HOST:PORT; https:// does not work"
-                raise UploadError(os.EX_CONFIG, cause, advice)
-            return
+    url = os.environ.get("https_proxy")
+    if url and "://" not in url:
+        os.environ["https_proxy"] = url = f"http://{url}"
+    if url and not re.fullmatch(r"http://([^/@]*@)?[^/@]+:\d+/?", url):
+        # The URL is not shown: it may hold a password.
+        advice = "write http://HOST:PORT; https:// does not work"
+        raise UploadError(os.EX_CONFIG, "gRPC cannot use the proxy in https_proxy", advice)
 
 
 class Access:
@@ -819,61 +830,23 @@ class Access:
             cause = f"bad endpoint {args.endpoint!r}"
             raise UploadError(os.EX_CONFIG, cause, f"write HOST:PORT, such as {ENDPOINT}")
         self.endpoint = f"{match[1]}:{match[2] or 443}"
-        self._args = args
-        self._credential = ("", "", "")
-        self._keep_credential_until_s = 0.0
-        self._lock = threading.Lock()
-        self.header()
-        self._roots: bytes | None = None  # Those that grpc brings.
-        if args.ca_file:
-            self._roots, _ = read_option_file("--ca-file", args.ca_file)
-            # grpc would only say that it trusts no server.
-            pem = rb"-----BEGIN CERTIFICATE-----[\w+/=\s]+-----END CERTIFICATE-----"
-            if not re.search(pem, self._roots):
-                cause = f"--ca-file {args.ca_file}: no PEM certificate in it"
-                raise UploadError(os.EX_CONFIG, cause, "name a file of PEM certificates")
+        # None: those that grpc brings.
+        self._roots = read_option_file("--ca-file", args.ca_file) if args.ca_file else None
         adopt_proxy_settings()
+        self._args = args
+        self._authorization = authorization(args)
+        self._fetched_s = time.monotonic()
+        self._lock = threading.Lock()
         self._numbers = itertools.count(round(args.timeout * 1000))
 
     def header(self) -> tuple[str, str]:
-        """Return the authorization header, from a credential read anew where it may be another."""
+        """Return the authorization header, with a VM's token fetched anew each hour."""
         with self._lock:
-            if time.monotonic() >= self._keep_credential_until_s:
-                self._credential = self._read_credential()
-            source, key_type, text = self._credential
-        key = text.strip().lstrip("\ufeff").strip()
-        if not key:
-            raise UploadError(os.EX_CONFIG, f"{source} is empty", NO_CREDENTIAL_ADVICE)
-        if not re.fullmatch(r"[\x21-\x7e]+", key):
-            # grpc's "Invalid metadata" would not say which.
-            cause = f"the credential in {source} has a space, a line break or another "
-            advice = "copy the key again; it is one line of letters, digits, - and _"
-            raise UploadError(os.EX_CONFIG, f"{cause}character that no key has", advice)
-        if key not in SECRETS:
-            SECRETS.append(key)
-        is_token = key.startswith("t1.") if key_type == "auto" else key_type != "api-key"
-        return "authorization", f"{'Bearer' if is_token else 'Api-Key'} {key}"
-
-    def _read_credential(self) -> tuple[str, str, str]:
-        """Return where the credential comes from, its type and its text; the first there is."""
-        args = self._args
-        if args.key_type == "vm":
-            token = fetch_vm_token()
-            self._keep_credential_until_s = time.monotonic() + VM_TOKEN_AGE_LIMIT_S
-            return "the VM's metadata service", "vm", token
-        if args.key is not None:
-            return "--key", args.key_type, args.key
-        if args.key_file is not None:
-            content, can_be_read_again = read_option_file("--key-file", args.key_file)
-            # A file may be written anew during a run; a pipe has its bytes only once.
-            if not can_be_read_again:
-                self._keep_credential_until_s = math.inf
-            text = content.decode(errors="replace")  # No key has a replacement character.
-            return f"--key-file {args.key_file}", args.key_type, text
-        for variable, key_type in (("API_KEY", args.key_type), ("IAM_TOKEN", "iam-token")):
-            if value := os.environ.get(variable, "").strip():
-                return variable, key_type, value
-        raise UploadError(os.EX_CONFIG, "no API key and no IAM token", NO_CREDENTIAL_ADVICE)
+            age_s = time.monotonic() - self._fetched_s
+            if self._args.key_type == "vm" and age_s > VM_TOKEN_AGE_LIMIT_S:
+                self._authorization = authorization(self._args)
+                self._fetched_s = time.monotonic()
+            return "authorization", self._authorization
 
     def open_channel(self, endpoint: str) -> tuple[grpc.Channel, int]:
         """Make a TLS channel, which connects at its first call; return it and its user timeout.
@@ -901,20 +874,18 @@ class Access:
 
 
 def unacknowledged_bytes(user_timeout_ms: int) -> int:
-    """Return how many bytes of one connection the kernel still holds for its peer.
+    """Return how many bytes the kernel still holds for the peer of one channel.
 
     grpc lets go of a chunk once the kernel has it, and the kernel may hold several MB for a slow
-    line: only this tells a line that is slow from a service that is silent. 0 where the system
-    does not say (Linux does: TIOCOUTQ, tcp(7)).
+    line: only this tells a slow line from a silent service. 0 where the system does not say (Linux
+    does: TIOCOUTQ, tcp(7)).
     """
     held_bytes = 0
     names: list[str] = []
     with contextlib.suppress(OSError):
-        names = os.listdir("/proc/self/fd") if sys.platform == "linux" else []
+        names = os.listdir("/proc/self/fd")
     for name in names:
-        with contextlib.suppress(OSError):
-            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                continue
+        with contextlib.suppress(OSError):  # No socket, or closed meanwhile.
             connection = socket.socket(fileno=int(name))
             try:
                 option = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
@@ -968,8 +939,6 @@ class Transfer:
     finished: the commit point. Until it is True the service cannot have the whole recording,
     because the half-close that ends a stream is sent only after the requests have ended.
     error: why the requests ended before that, if they did.
-    on_finishing: called with the request ID right before the commit point; if it raises, the
-    point is not passed.
     refusal_wait_s: how long to wait, before the commit point, for a refusal on its way.
     """
 
@@ -978,13 +947,15 @@ class Transfer:
     error: Exception | None = None
     handed_over_bytes = 0
     finished = ended = False
-    on_finishing: Callable[[str], None] | None = None
-    refusal_wait_s = 0.0
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(
+        self, recording: Recording, ledger: Ledger | None = None, refusal_wait_s: float = 0.0
+    ) -> None:
         self.recording = recording
         self.request_id = str(uuid.uuid4())
         self.progress_s = time.monotonic()
+        self._ledger = ledger
+        self._refusal_wait_s = refusal_wait_s
         self._lock = threading.Lock()
 
     def requests(self) -> Iterator[talk_service_pb2.StreamTalkRequest]:
@@ -1038,15 +1009,15 @@ class Transfer:
         if state != self.recording.state or self.handed_over_bytes != state.size_bytes:
             raise file_changed("changed or was replaced while it was being uploaded")
         # A service that refuses everybody does so just after the last byte of a short recording.
-        until_s = time.monotonic() + self.refusal_wait_s
+        until_s = time.monotonic() + self._refusal_wait_s
         self._check_call()
         while time.monotonic() < until_s:
             time.sleep(0.005)
             self._check_call()
         # On disk first: dying here leaves "unknown" for what was not sent, the other way round
         # would leave "sending", and a second dialog, for what was.
-        if self.on_finishing:
-            self.on_finishing(self.request_id)
+        if self._ledger:
+            self._ledger.finishing(self.recording, self.request_id)
         with self._lock:
             # The call may have been cancelled while the disk took its time.
             self._check_call()
@@ -1057,25 +1028,18 @@ class Transfer:
         if self.ended or (self.call and self.call.done()):
             raise GivenUp("the call has ended")
 
-    @property
-    def live_bytes(self) -> int:
-        """Bytes handed over, unless the call has failed before its commit point."""
-        return self.handed_over_bytes if self.finished or not self.ended else 0
+    def end(self, unless_finished: bool = False) -> bool:
+        """Cancel the call, and have the commit point not passed any more; return whether it was.
 
-    def end(self) -> bool:
-        """Make sure that the commit point is not passed from now on; return whether it was."""
-        with self._lock:
-            self.ended = True
-            return self.finished
-
-    def cancel(self, unless_finished: bool = False) -> None:
-        """Cancel the call; unless_finished: not where only its answer is missing."""
+        unless_finished: not where only the answer is missing.
+        """
         with self._lock:
             if unless_finished and self.finished:
-                return
+                return True
             self.ended = True
         if self.call:
             self.call.cancel()
+        return self.finished
 
 
 def talk_metadata(
@@ -1233,51 +1197,88 @@ def split_result(operation: Any) -> tuple[str, ...]:
 
 # --- 9. The uploader --------------------------------------------------------------------------
 
+# Where the official SDK looks up the operations of every service.
+OPERATIONS_ENDPOINT = "operation.api.cloud.yandex.net:443"
+# How often to ask whether a recording has been split, and for how long; the service names no limit.
+POLL_S = 1.0
+POLL_LIMIT_S = 30.0
+WAIT_LIMIT_S = 2 * 60 * 60.0
 
-class Uploader:
-    """One worker's way to the service: a channel of its own, renewed after a call that failed.
+SAME_FOR_ALL = "stopped, because every other recording would meet the same error"
 
-    stopping: set when nothing more is to be begun; hold: called with the seconds that no worker
-    should begin another recording; refusal_wait_s: see Transfer.
+
+class Throttle:
+    """Whether another recording may be begun; one for all workers of a run.
+
+    stopping: set when nothing more is to be begun, and nothing tried again; cause: why.
+    in_doubt: the latest recording failed for reasons of the service or the network, so the next
+    ones are sent one at a time.
     """
 
+    cause = ""
+    _failures = 0
+    _resume_s = 0.0
+
+    def __init__(self, in_doubt: bool = False) -> None:
+        self.stopping = threading.Event()
+        self.in_doubt = self._began_in_doubt = in_doubt
+
+    def stop(self, cause: str) -> None:
+        """Have nothing more begun; what is under way may end, but is not tried again."""
+        self.cause = self.cause or cause
+        self.stopping.set()
+
+    def hold(self, delay_s: float) -> None:
+        """Have no recording begun for a while: nothing connects, or the quota is used up."""
+        self._resume_s = max(self._resume_s, time.monotonic() + delay_s)
+
+    def may_begin(self, is_first: bool) -> bool:
+        """Whether a recording may be begun now; is_first: no other is under way."""
+        return (is_first or not self.in_doubt) and time.monotonic() >= self._resume_s
+
+    def judge(self, recording: Recording) -> None:
+        """Stop where a recording's end shows an outage, or an error that is the same for all."""
+        error = recording.error
+        if recording.outcome == "uploaded" and not recording.settled:
+            self._failures = 0
+            self.in_doubt = self._began_in_doubt = False
+        elif error and error.outage:
+            self._failures += 1
+            self.in_doubt = True
+            limit = FAILURES_LIMIT_IN_DOUBT if self._began_in_doubt else FAILURES_LIMIT
+            if self._failures >= limit:
+                self.stop(f"{self._failures} recordings in a row were not delivered; {AGAIN} later")
+        if error and error.stops_run:
+            self.stop(SAME_FOR_ALL)
+
+
+class Uploader:
+    """One worker's way to the service: a channel of its own, renewed after a call that failed."""
+
     def __init__(
-        self,
-        args: argparse.Namespace,
-        access: Access,
-        stopping: threading.Event | None = None,
-        hold: Callable[[float], None] = lambda delay_s: None,
+        self, args: argparse.Namespace, access: Access, throttle: Throttle | None = None
     ) -> None:
-        self.stopping = stopping or threading.Event()
-        self.refusal_wait_s = 0.0
         self._args = args
         self._access = access
-        self._hold = hold
+        self._throttle = throttle or Throttle()
+        self._stopping = self._throttle.stopping
         self._endpoint = access.endpoint
         self._channel: grpc.Channel | None = None
         self._user_timeout_ms = 0
 
-    def upload(
-        self,
-        recording: Recording,
-        on_sending: Callable[[str], None] = lambda request_id: None,
-        on_finishing: Callable[[str], None] = lambda request_id: None,
-    ) -> None:
-        """Send a recording, again where that cannot make a second dialog.
-
-        on_sending, on_finishing: called with the request ID when a try begins, and right before
-        its commit point; what they raise ends the try.
-        Raises UploadError.
-        """
+    def upload(self, recording: Recording, ledger: Ledger | None = None) -> None:
+        """Send a recording, again where that cannot make a second dialog; raise UploadError."""
         single, split = self._args.single_message, self._args.split
         method = "Upload" if single else "UploadBadge" if split else "UploadAsStream"
         recording.metadata.connection_id = self._args.connection_id
+        wait_s = min(REFUSAL_WAIT_S, self._args.timeout / 2)
 
-        def one_try(transfer: Transfer) -> None:
-            transfer.on_finishing, transfer.refusal_wait_s = on_finishing, self.refusal_wait_s
+        def one_try() -> None:
+            transfer = Transfer(recording, ledger, wait_s if self._throttle.in_doubt else 0.0)
             if single:
                 self._connect(recording.path)
-            on_sending(transfer.request_id)
+            if ledger:
+                ledger.sending(recording, transfer.request_id)
             recording.transfer = transfer
             # Closed here: grpc lets go of an aborted stream's requests only when it likes.
             with open_unchanged(recording.path, recording.state) as transfer.audio:
@@ -1295,12 +1296,12 @@ class Uploader:
         # The commit point is never passed: to say the same twice makes no second dialog.
         self._ask_again(recording, "Upload", request)
 
-    def ask(self, name: str, method: str, request: Any) -> Any:
-        """Make one call that changes nothing; return its answer, or raise UploadError."""
-        return self._call(Transfer(Recording(name)), method, lambda: request)
+    def ask(self, recording: Recording, method: str, request: Any) -> Any:
+        """Make one call that sends no audio; return its answer, or raise UploadError."""
+        return self._call(Transfer(recording), method, lambda: request)
 
     def _ask_again(self, recording: Recording, method: str, request: Any) -> Any:
-        return self._retrying(recording, lambda each: self._call(each, method, lambda: request))
+        return self._retrying(recording, lambda: self.ask(recording, method, request))
 
     def follow(self, recording: Recording) -> None:
         """Wait, up to WAIT_LIMIT_S, until a recording has been split, and note its dialogs."""
@@ -1311,7 +1312,7 @@ class Uploader:
         until_s, pause_s = time.monotonic() + WAIT_LIMIT_S, POLL_S
         try:
             while True:
-                # Of a record of its own: the recording keeps its upload's request ID and tries.
+                # With a record of its own: the recording keeps its upload's request ID and tries.
                 operation = self._ask_again(Recording(recording.path), "GetOperation", request)
                 if operation.done:
                     break
@@ -1319,7 +1320,7 @@ class Uploader:
                     hours = f"{WAIT_LIMIT_S / 3600:g}"
                     cause = f"operation {operation_id} is still going after {hours} hours"
                     raise UploadError(os.EX_TEMPFAIL, cause, AGAIN)
-                if self.stopping.wait(pause_s):
+                if self._stopping.wait(pause_s):
                     raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
                 pause_s = min(pause_s * 1.5, POLL_LIMIT_S)
             recording.talk_ids = split_result(operation)
@@ -1327,7 +1328,7 @@ class Uploader:
             if error.details.startswith(("UNIMPLEMENTED", "NOT_FOUND")):
                 if self._endpoint == ENDPOINT:
                     # It may be where all services have theirs.
-                    other = Uploader(self._args, self._access, self.stopping, self._hold)
+                    other = Uploader(self._args, self._access, self._throttle)
                     other._endpoint = OPERATIONS_ENDPOINT
                     with contextlib.closing(other):
                         other.follow(recording)
@@ -1347,7 +1348,7 @@ class Uploader:
             threading.Thread(target=self._channel.close, daemon=True).start()
             self._channel = None
 
-    def _retrying(self, recording: Recording, one_try: Callable[[Transfer], T]) -> T:
+    def _retrying(self, recording: Recording, one_try: Callable[[], T]) -> T:
         """Make a call for a recording until it succeeds, or fails for good.
 
         The only place that sends anything a second time, and never without `retry`: call_error
@@ -1355,11 +1356,9 @@ class Uploader:
         """
         idle_s = 0.0
         while True:
-            transfer = Transfer(recording)
-            recording.request_id = transfer.request_id
             recording.tries += 1
             try:
-                return one_try(transfer)
+                return one_try()
             except UploadError as error:
                 # Full jitter: clients that failed together do not come back together.
                 import random
@@ -1368,12 +1367,12 @@ class Uploader:
                 delay_s = random.uniform(0, limit_s)
                 idle_s += error.idle_s + delay_s
                 again = recording.tries <= self._args.retries and idle_s <= TRIES_LIMIT_S
-                if not (error.retry and again) or self.stopping.is_set():
+                if not (error.retry and again) or self._stopping.is_set():
                     raise
                 if error.holds_run:
-                    self._hold(delay_s)
+                    self._throttle.hold(delay_s)
                 log.info(f"{recording.path}: {error.reason}; next try in {delay_s:.1f} s")
-                if self.stopping.wait(delay_s):
+                if self._stopping.wait(delay_s):
                     raise
 
     def _connect(self, name: str) -> None:
@@ -1383,24 +1382,26 @@ class Uploader:
         (grpc.health.v1), UNIMPLEMENTED too, is a connection.
         """
         try:
-            self.ask(name, "Check", b"")
+            self.ask(Recording(name), "Check", b"")
         except UploadError as error:
             if error.retry or error.details.startswith("UNAVAILABLE"):
                 raise
 
     def _call(self, transfer: Transfer, method: str, requests: Callable[[], Any]) -> Any:
         """Make one call; return its response, or raise UploadError with what its end means."""
-        if self.stopping.is_set():
+        if self._stopping.is_set():
             raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
+        recording = transfer.recording
+        recording.request_id = transfer.request_id
         headers = (self._access.header(), ("x-client-request-id", transfer.request_id))
-        log.debug(f"{transfer.recording.path}: calling {method} (request {transfer.request_id})")
+        log.debug(f"{recording.path}: calling {method} (request {transfer.request_id})")
         try:
             transfer.call = self._method(method).future(requests(), metadata=headers)
             # A signal may have come before there was a call to cancel.
-            if self.stopping.is_set():
-                transfer.cancel(unless_finished=True)
+            if self._stopping.is_set():
+                transfer.end(unless_finished=True)
             response = self._wait(transfer)
-            transfer.recording.server_ids = server_ids(transfer.call)
+            recording.server_ids = server_ids(transfer.call)
             return response
         except (grpc.RpcError, grpc.FutureCancelledError, GivenUp) as error:
             # First of all: from here on the reading thread cannot pass the commit point any more,
@@ -1468,19 +1469,20 @@ CREATE TABLE recordings (
     attempts        INTEGER NOT NULL DEFAULT 0,
     error           TEXT,
     updated_at      TEXT    NOT NULL,
+    settle_key      TEXT,  -- The metadata key under which the service has the SHA-256.
+    split           INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (connection_id, sha256)
 ) WITHOUT ROWID
 """
-LEDGER_PATH_INDEX = "CREATE INDEX recordings_by_path ON recordings (connection_id, path)"
 LEDGER_FROM_VERSION_1 = (
     "DROP INDEX recordings_under_way",
     # Its digests of metadata were made in another way, and compare with none of today's.
     "UPDATE recordings SET metadata_sha256 = ''",
-)
-LEDGER_SINCE_VERSION_2 = (
-    # The metadata key under which the service has the SHA-256, and whether it was to split.
     "ALTER TABLE recordings ADD COLUMN settle_key TEXT",
     "ALTER TABLE recordings ADD COLUMN split INTEGER NOT NULL DEFAULT 0",
+)
+LEDGER_INDEXES = (
+    "CREATE INDEX IF NOT EXISTS recordings_by_path ON recordings (connection_id, path)",
     "CREATE INDEX recordings_by_time ON recordings (updated_at)",
     "CREATE INDEX recordings_not_uploaded ON recordings (state) WHERE state <> 'uploaded'",
 )
@@ -1505,38 +1507,6 @@ class LedgerError(UploadError):
             self.advice += ", or restore it from a backup (a new ledger sends everything again)"
 
 
-class Row(NamedTuple):
-    """What the ledger knows of a recording."""
-
-    sha256: str
-    path: str
-    state: str
-    mtime_ns: int
-    metadata_sha256: str
-    talk_id: str | None
-    badge_id: str | None
-    operation_id: str | None
-    error: str | None
-    updated_at: str
-    settle_key: str | None
-    split: int
-
-    def add_to(self, recording: Recording) -> None:
-        """Give a recording what is known of it."""
-        recording.sha256 = self.sha256
-        recording.talk_ids = tuple((self.talk_id or "").split())
-        recording.badge_id = self.badge_id or ""
-        recording.operation_id = self.operation_id or ""
-        if self.state == "uploaded":
-            recording.outcome = "already"
-        elif self.state == "unknown":
-            cause = f"not sent; it may have been uploaded before: {self.error}"
-            recording.fail(UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST))
-        elif self.state == "rejected":
-            cause = f"not sent; it was rejected before: {self.error}"
-            recording.fail(refused(cause, "it is sent again once the file or its metadata changes"))
-
-
 class Ledger:
     """One SQLite file that remembers what became of each recording of one connection.
 
@@ -1549,27 +1519,30 @@ class Ledger:
 
     given_up = _was_moved = False
 
-    def __init__(self, path: str, connection_id: str, dry_run: bool) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         import sqlite3
 
         self._sqlite_error = sqlite3.Error
+        self._args = args
         # One file, one lock, by whatever name.
-        self.path = path = os.path.realpath(path)
-        self._connection_id = connection_id
+        self.path = path = os.path.realpath(args.ledger)
         self._lock = threading.Lock()
         self._identity: tuple[int, ...] | None = None
         with contextlib.ExitStack() as undo:
             try:
                 if os.path.exists(path) and not os.path.isfile(path):
                     raise LedgerError(path, "not a regular file")
-                if not dry_run:
+                if not args.dry_run:
                     undo.callback(os.close, self._lock_file())
                     self._identity = FileState.of(os.stat(path))[2:]
                 self._db = sqlite3.connect(
-                    ":memory:" if dry_run else path, isolation_level=None, check_same_thread=False
+                    ":memory:" if args.dry_run else path,
+                    isolation_level=None,
+                    check_same_thread=False,
                 )
                 undo.callback(self._db.close)
-                if dry_run and os.path.exists(path):
+                self._db.row_factory = sqlite3.Row
+                if args.dry_run and os.path.exists(path):
                     with contextlib.closing(open_read_only(path)) as source:
                         source.backup(self._db)
                 self._prepare()
@@ -1605,9 +1578,9 @@ class Ledger:
             raise LedgerError(self.path, "written by a newer upload_grpc")
         steps: tuple[str, ...] = ()
         if not tables:
-            steps = (LEDGER_TABLE, LEDGER_PATH_INDEX, *LEDGER_SINCE_VERSION_2)
+            steps = (LEDGER_TABLE, *LEDGER_INDEXES)
         elif version == 1:
-            steps = (*LEDGER_FROM_VERSION_1, *LEDGER_SINCE_VERSION_2)
+            steps = (*LEDGER_FROM_VERSION_1, *LEDGER_INDEXES)
         # Write-ahead log: people can read while we write, and a commit is one write, one sync.
         execute("PRAGMA journal_mode = WAL")
         execute("BEGIN IMMEDIATE")
@@ -1643,70 +1616,51 @@ class Ledger:
             self._was_moved = True
             raise LedgerError(self.path, "it was moved or removed during the run")
 
-    def find_uploaded(self, recording: Recording) -> Row | None:
+    def find_uploaded(self, recording: Recording) -> Any:
         """Look up a recording that was uploaded by its path, size and time: without a hash."""
         assert recording.state is not None
         where = "path = ? AND size_bytes = ? AND mtime_ns = ? AND state = 'uploaded'"
         key = (ledger_key(recording.path), *recording.state[:2])
-        return next(self._rows("recordings_by_path", where, *key), None)
+        return self._first("recordings_by_path", where, *key)
 
-    def find_audio(self, sha256: str) -> Row | None:
+    def find_audio(self, sha256: str) -> Any:
         """Look up a recording by its content."""
-        return next(self._rows("", "sha256 = ?", sha256), None)
+        return self._first("", "sha256 = ?", sha256)
 
     def has_failed(self, path: str) -> bool:
         """Whether a recording of this path was not delivered."""
         where = "path = ? AND state = 'failed'"
-        return any(self._rows("recordings_by_path", where, ledger_key(path)))
+        return bool(self._first("recordings_by_path", where, ledger_key(path)))
 
     def begins_in_doubt(self) -> bool:
         """Whether the latest recording was not delivered, or is unknown."""
         latest = self._do("SELECT state FROM recordings ORDER BY updated_at DESC LIMIT 1")
-        return latest[:1] in ([("failed",)], [("unknown",)])
+        return bool(latest) and latest[0]["state"] in ("failed", "unknown")
 
-    def unknown_with_key(self, settle_key: str) -> list[Row]:
-        """Return the unknown recordings that were sent with their SHA-256 under this key."""
+    def unknown_with_key(self) -> list[Any]:
+        """Return the unknown recordings that were sent with their SHA-256 under --settle-key."""
         # The second condition lets SQLite use the index that leaves out what is uploaded.
         where = "state = 'unknown' AND state <> 'uploaded' AND settle_key = ?"
         where += " ORDER BY updated_at DESC"
-        return list(self._rows("recordings_not_uploaded", where, settle_key))
+        return self._rows("recordings_not_uploaded", where, self._args.settle_key)
 
-    def latest_with_key(self, settle_key: str) -> Row | None:
-        """Return the latest recording uploaded with this key, if there is one."""
+    def latest_with_key(self) -> Any:
+        """Return the latest recording uploaded with --settle-key, if there is one."""
         where = "state = 'uploaded' AND settle_key = ? ORDER BY updated_at DESC LIMIT 1"
-        return next(self._rows("recordings_by_time", where, settle_key), None)
+        return self._first("recordings_by_time", where, self._args.settle_key)
 
-    def _rows(self, index: str, where: str, *values: object) -> Iterator[Row]:
+    def _first(self, index: str, where: str, *values: object) -> Any:
+        return next(iter(self._rows(index, where, *values)), None)
+
+    def _rows(self, index: str, where: str, *values: object) -> list[Any]:
         # Unless told, SQLite would read through all rows of the connection.
         table = f"recordings INDEXED BY {index}" if index else "recordings"
-        sql = f"SELECT {', '.join(Row._fields)} FROM {table} WHERE connection_id = ? AND {where}"
-        for sha256, path, *others in self._do(sql, (self._connection_id, *values)):
-            yield Row(sha256, os.fsdecode(path), *others)
+        sql = f"SELECT * FROM {table} WHERE connection_id = ? AND {where}"
+        return self._do(sql, (self._args.connection_id, *values))
 
-    def claim(self, recording: Recording, may_resend: Callable[[Row], bool]) -> Row | None:
-        """Take a recording for sending; or return the row that says why it is not to be sent.
-
-        It was uploaded, rejected, is unknown, or this run is sending the same content under
-        another name ("sending" or "finishing").
-        may_resend: asked about an unknown row.
-        """
+    def claim(self, recording: Recording) -> None:
+        """Note that a recording is going to be sent."""
         assert recording.state is not None
-        key, (size_bytes, mtime_ns) = ledger_key(recording.path), recording.state[:2]
-        now = (mtime_ns, recording.metadata_sha256)
-        row = self.find_audio(recording.sha256)
-        if row and row.state == "uploaded":
-            if row.path == os.path.abspath(recording.path) or not os.path.exists(row.path):
-                # So that its present name spares the next run the hash.
-                self._set(recording.sha256, path=key, mtime_ns=mtime_ns)
-            return row
-        if row and row.state in ("sending", "finishing"):
-            return row
-        if row and row.state == "rejected" and now == (row.mtime_ns, row.metadata_sha256):
-            return row
-        if row and row.state == "unknown":
-            if not may_resend(row):
-                return row
-            log.info(f"{recording.path}: sent again; this may create a duplicate")
         # Need not be on disk yet: whether a crash keeps this row or loses it, nothing was sent,
         # and the next run sends the recording.
         self._do(
@@ -1715,21 +1669,34 @@ class Ledger:
             "ON CONFLICT DO UPDATE SET path = excluded.path, mtime_ns = excluded.mtime_ns, "
             "metadata_sha256 = excluded.metadata_sha256, state = 'sending', error = NULL, "
             "request_id = NULL, updated_at = excluded.updated_at",
-            (self._connection_id, recording.sha256, key, size_bytes, *now, utc()),
+            (
+                self._args.connection_id,
+                recording.sha256,
+                ledger_key(recording.path),
+                *recording.state[:2],
+                recording.metadata_sha256,
+                utc(),
+            ),
         )
-        return None
 
-    def sending(self, sha256: str, request_id: str) -> None:
+    def moved(self, recording: Recording) -> None:
+        """Note another path of what was uploaded: it spares the next run the hash."""
+        assert recording.state is not None
+        key, mtime_ns = ledger_key(recording.path), recording.state.mtime_ns
+        self._set(recording, path=key, mtime_ns=mtime_ns)
+
+    def sending(self, recording: Recording, request_id: str) -> None:
         """Note that a try begins."""
-        self._set(sha256, state="sending", request_id=request_id)
+        self._set(recording, state="sending", request_id=request_id)
 
-    def finishing(self, sha256: str, args: argparse.Namespace, request_id: str) -> None:
+    def finishing(self, recording: Recording, request_id: str) -> None:
         """Put on disk that there may be a dialog from now on."""
+        args = self._args
         self._do(
             "UPDATE recordings SET state = 'finishing', settle_key = ?, split = ?, updated_at = ? "
             # Of a try that has been given up meanwhile this must not be said any more.
             "WHERE connection_id = ? AND sha256 = ? AND state = 'sending' AND request_id = ?",
-            (args.settle_key, args.split, utc(), self._connection_id, sha256, request_id),
+            (args.settle_key, args.split, utc(), args.connection_id, recording.sha256, request_id),
             synced=True,
         )
 
@@ -1749,15 +1716,15 @@ class Ledger:
         """Note the dialogs of a recording; without more columns: of one sent before."""
         columns["talk_id"] = " ".join(recording.talk_ids) or None
         columns["error"] = recording.error.reason if recording.error else None
-        self._set(recording.sha256, state=recording.outcome, **columns)
+        self._set(recording, state=recording.outcome, **columns)
 
-    def _set(self, sha256: str, **columns: object) -> None:
+    def _set(self, recording: Recording, **columns: object) -> None:
         names = ", ".join(f"{name} = ?" for name in columns)
         # Those of earlier runs count, too.
         names = names.replace("attempts = ?", "attempts = attempts + ?")
         self._do(
             f"UPDATE recordings SET {names} WHERE connection_id = ? AND sha256 = ?",
-            (*columns.values(), self._connection_id, sha256),
+            (*columns.values(), self._args.connection_id, recording.sha256),
         )
 
     def _do(self, sql: str, values: tuple[object, ...] = (), synced: bool = False) -> list[Any]:
@@ -1790,19 +1757,29 @@ def open_read_only(path: str) -> Any:
     from urllib.parse import quote
 
     # Without a log nobody writes, and SQLite need not make the files by which it would find out.
-    immutable = "" if os.path.exists(f"{path}-wal") else "&immutable=1"
-    if os.path.exists(f"{path}-shm"):
-        immutable += "&readonly_shm=1"
-    return sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro{immutable}", uri=True)
+    option = "readonly_shm=1" if os.path.exists(f"{path}-wal") else "immutable=1"
+    return sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro&{option}", uri=True)
 
 
-def ledger_key(path: str) -> Any:
-    """Return a path as it stands in the ledger: absolute, as bytes where it is not UTF-8."""
-    path = os.path.abspath(path)
-    with contextlib.suppress(UnicodeEncodeError):
-        path.encode()
-        return path
-    return os.fsencode(path)
+def ledger_key(path: str) -> str:
+    """Return a path as it stands in the ledger: absolute, with bytes that are not UTF-8 escaped."""
+    return os.fsencode(os.path.abspath(path)).decode(errors="backslashreplace")
+
+
+def add_row(recording: Recording, row: Any) -> None:
+    """Give a recording what the ledger knows of it."""
+    recording.sha256 = row["sha256"]
+    recording.talk_ids = tuple((row["talk_id"] or "").split())
+    recording.badge_id = row["badge_id"] or ""
+    recording.operation_id = row["operation_id"] or ""
+    if row["state"] == "unknown":
+        cause = f"not sent; it may have been uploaded before: {row['error']}"
+        recording.fail(UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST))
+    elif row["state"] == "rejected":
+        cause = f"not sent; it was rejected before: {row['error']}"
+        recording.fail(refused(cause, "it is sent again once the file or its metadata changes"))
+    else:  # Uploaded, or in a dry run to be sent under another name.
+        recording.outcome = "already"
 
 
 def hash_recording(
@@ -1845,8 +1822,9 @@ def utc() -> str:
 SETTLE_BATCH = 20
 SETTLE_CALLS_LIMIT = 30
 SETTLE_PAUSE_S = 1.0
+# A service that does not answer must not hold up the uploads.
 LOOKUP_TIMEOUT_S = 10.0
-SETTLE_PAGE_SIZE = 1000
+# The service's limit. A value has one dialog, so a batch is far from it.
 GET_LIMIT_TALKS = 100
 
 
@@ -1858,30 +1836,37 @@ class Settling:
     """
 
     def __init__(
-        self, args: argparse.Namespace, ledger: Ledger, uploader: Uploader, signals: Sequence[int]
+        self,
+        args: argparse.Namespace,
+        access: Access,
+        ledger: Ledger,
+        throttle: Throttle,
+        signals: Sequence[int],
     ) -> None:
         self.settled: dict[str, Recording] = {}
         self.not_found: dict[str, str] = {}
         self.missing: set[str] = set()
-        self._args = args
+        self._args = argparse.Namespace(**vars(args))
+        self._args.timeout = min(args.timeout, LOOKUP_TIMEOUT_S)
+        self._uploader = Uploader(self._args, access, throttle)
         self._ledger = ledger
-        self._uploader = uploader
+        self._stopping = throttle.stopping
         self._signals = signals
         self._calls = 0
         self._next_call_s = 0.0
 
-    def look_for(self, unknown: Sequence[Row]) -> None:
-        """Look for unknown recordings; what is found becomes `uploaded`.
+    def look_for(self, unknown: Sequence[Any]) -> None:
+        """Look for unknown recordings, rows of the ledger; what is found becomes `uploaded`.
 
         Raises UploadError for a credential that is refused; anything else that goes wrong is one
         line.
         """
-        control = self._ledger.latest_with_key(self._args.settle_key)
+        control = self._ledger.latest_with_key()
         for start in range(0, len(unknown), SETTLE_BATCH - 1):
             batch = unknown[start : start + SETTLE_BATCH - 1]
-            values = [row.sha256 for row in batch]
+            values = [row["sha256"] for row in batch]
             if control and self._args.retry_unknown:
-                values.append(control.sha256)
+                values.append(control["sha256"])
             try:
                 found, whole = self._find(values)
             except UploadError as error:
@@ -1890,22 +1875,12 @@ class Settling:
                 log.warning(f"unknown recordings could not be looked up: {error}")
                 return
             # Up to when a recording that is there is found.
-            seen_until = control.updated_at if control and control.sha256 in found else ""
+            seen_until = control["updated_at"] if control and control["sha256"] in found else ""
             for row in batch:
-                if row.sha256 in found:
-                    self._settle(row, found[row.sha256])
-                    continue
-                age_s = max(time.time() - seconds_of(row.updated_at), 0)
-                words = f"not found in the service {age_s:,.0f} s after it was sent"
-                # One that is being split has no dialog for a while.
-                if whole and not row.split and row.updated_at < seen_until:
-                    self.missing.add(row.sha256)
-                elif self._args.retry_unknown and seen_until:
-                    words += ", and nothing that was uploaded later proves that it is missing"
-                elif self._args.retry_unknown:
-                    key = shown(self._args.settle_key)
-                    words += f"; cannot see {key}: check it, the project and the role"
-                self.not_found[row.sha256] = words
+                if row["sha256"] in found:
+                    self._settle(row, found[row["sha256"]])
+                else:
+                    self._note_missing(row, seen_until, whole)
 
     def tell(self, recording: Recording) -> None:
         """Give an unknown recording what was found of it, or that nothing was."""
@@ -1920,52 +1895,59 @@ class Settling:
         """Let go of the channel."""
         self._uploader.close()
 
-    def _settle(self, row: Row, talks: list[tuple[float, str]]) -> None:
+    def _settle(self, row: Any, talks: list[tuple[float, str]]) -> None:
         """Note what was found of one recording: talk IDs with the times of their creation."""
-        recording = Recording(row.path)
-        recording.sha256, recording.settled = row.sha256, True
+        recording = Recording(row["path"])
+        recording.sha256, recording.settled = row["sha256"], True
         talk_ids = tuple(talk_id for _, talk_id in sorted(talks))
-        if row.split:
+        if row["split"]:
             recording.talk_ids = talk_ids
             cause = "it arrived and was split; the list of its dialogs may not be complete"
             recording.fail(UploadError(os.EX_PROTOCOL, cause, LOOK_FOR_IT))
         else:
             recording.talk_ids, recording.outcome = talk_ids[:1], "uploaded"
             if talk_ids[1:]:
-                log.warning(f"{row.path}: uploaded more than once: {', '.join(talk_ids)}")
+                log.warning(f"{recording.path}: uploaded more than once: {', '.join(talk_ids)}")
         self._ledger.note_dialogs(recording)
-        self.settled[row.sha256] = recording
+        self.settled[recording.sha256] = recording
+
+    def _note_missing(self, row: Any, seen_until: str, whole: bool) -> None:
+        """Note that one recording was not found; that alone does not prove that it is missing."""
+        age_s = max(time.time() - seconds_of(row["updated_at"]), 0)
+        words = f"not found in the service {age_s:,.0f} s after it was sent"
+        # One that is being split has no dialog for a while.
+        if whole and not row["split"] and row["updated_at"] < seen_until:
+            self.missing.add(row["sha256"])
+        elif self._args.retry_unknown and seen_until:
+            words += ", and nothing that was uploaded later proves that it is missing"
+        elif self._args.retry_unknown:
+            key = shown(self._args.settle_key)
+            words += f"; cannot see {key}: check it, the project and the role"
+        self.not_found[row["sha256"]] = words
 
     def _find(self, values: Sequence[str]) -> tuple[dict[str, list[tuple[float, str]]], bool]:
         """Return the talks that have these values under the key, and whether all were looked at.
 
         A search may match more than asked, or less exactly: proof is what Get returns.
         """
-        request = talk_service_pb2.SearchTalkRequest(page_size=SETTLE_PAGE_SIZE)
+        request = talk_service_pb2.SearchTalkRequest(page_size=GET_LIMIT_TALKS)
         key = f"userMeta.{self._args.settle_key}"
         request.filters.add(key=key).any_match.values.extend(values)
-        hits: dict[str, None] = {}
-        while True:
-            page = self._ask("Search", request)
-            hits.update(dict.fromkeys(page.talk_ids))
-            if not page.next_page_token:
-                break
-            request.page_token = page.next_page_token
+        page = self._ask("Search", request)
         found: dict[str, list[tuple[float, str]]] = collections.defaultdict(list)
-        talk_ids = list(hits)
-        for start in range(0, len(talk_ids), GET_LIMIT_TALKS):
-            get = talk_service_pb2.GetTalkRequest(
-                talk_ids=talk_ids[start : start + GET_LIMIT_TALKS]
-            )
+        talks = []
+        if page.talk_ids:
+            get = talk_service_pb2.GetTalkRequest(talk_ids=page.talk_ids)
             get.results_mask.SetInParent()
-            for talk in self._ask("Get", get).talk:
-                hits.pop(talk.id, None)
-                created_s = talk.created_at.seconds + talk.created_at.nanos / 1e9
-                for field in talk.talk_fields:
-                    is_ours = talk.connection_id == self._args.connection_id
-                    if is_ours and field.name == self._args.settle_key and field.value in values:
-                        found[field.value].append((created_s, talk.id))
-        return found, not hits
+            talks = self._ask("Get", get).talk
+        for talk in talks:
+            created_s = talk.created_at.seconds + talk.created_at.nanos / 1e9
+            for field in talk.talk_fields:
+                is_ours = talk.connection_id == self._args.connection_id
+                if is_ours and field.name == self._args.settle_key and field.value in values:
+                    found[field.value].append((created_s, talk.id))
+        seen_all = {talk.id for talk in talks} >= set(page.talk_ids)
+        return found, seen_all and not page.next_page_token
 
     def _ask(self, method: str, request: Any) -> Any:
         """Make one call, at most one a second and SETTLE_CALLS_LIMIT a run."""
@@ -1973,66 +1955,52 @@ class Settling:
             cause = f"{SETTLE_CALLS_LIMIT} calls a run are made"
             raise UploadError(os.EX_TEMPFAIL, cause, "the next run goes on")
         self._calls += 1
-        self._uploader.stopping.wait(self._next_call_s - time.monotonic())
+        self._stopping.wait(self._next_call_s - time.monotonic())
         if self._signals:
             raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
         self._next_call_s = time.monotonic() + SETTLE_PAUSE_S
-        request.organization_id = self._args.organization_id
-        request.space_id = self._args.space_id
-        request.connection_id = self._args.connection_id
-        request.project_id = self._args.project_id or ""
-        return self._uploader.ask("looking up unknown recordings", method, request)
+        for name in ("organization_id", "space_id", "connection_id", "project_id"):
+            setattr(request, name, getattr(self._args, name) or "")
+        return self._uploader.ask(Recording("looking up unknown recordings"), method, request)
 
 
 # --- 12. The run ------------------------------------------------------------------------------
-
-SAME_FOR_ALL = "stopped, because every other recording would meet the same error"
 
 
 class Run:
     """Everything from the recordings named to one exit code.
 
-    Workers take recordings from one iterator, in the order of their paths. What each of them
-    does with one is `_take`, `_send` and `report`; the rest of the class is about stopping, and
-    about outages.
+    Workers take recordings from one iterator, in the order of their paths; what each of them does
+    with one is `_take`, `_send` and `_report`.
     """
 
-    stop_cause = ""
-    # An outage, as it looks from here; see _judge.
-    _failures = 0
-    _resume_s = 0.0
     _settling: Settling | None = None
     _placeholders_told = False
     _bug: BaseException | None = None
 
     def __init__(
-        self,
-        args: argparse.Namespace,
-        access: Access | None,
-        ledger: Ledger | None,
-        console: Console,
+        self, args: argparse.Namespace, access: Access | None, console: Console, ledger: Any
     ) -> None:
-        self.args = args
-        self.access = access
-        self.ledger = ledger
-        self.console = console
-        self.stopping = threading.Event()
-        self.under_way: set[Recording] = set()
-        self.counts: collections.Counter[str] = collections.Counter()
-        self.exit_codes: set[int] = set()
-        self._in_doubt = self._began_in_doubt = bool(ledger and ledger.begins_in_doubt())
+        self._args = args
+        self._access = access
+        self._console = console
+        self._ledger: Ledger | None = ledger
+        self._throttle = Throttle(in_doubt=bool(ledger and ledger.begins_in_doubt()))
+        self._stopping = self._throttle.stopping
         self._common = read_metadata(args.meta_path, may_be_pipe=True) if args.meta_path else None
-        self._recordings = self._find()
+        self._recordings = self._in_order()
+        self._under_way: set[Recording] = set()
+        self._unknown: list[Recording] = []
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._exit_codes: set[int] = set()
+        self._signals: list[int] = []
         self._taking = threading.Lock()
         self._reporting = threading.RLock()
-        self._duplicates: list[Recording] = []
-        self._unknown: list[Recording] = []
-        self._signals: list[int] = []
 
     def main(self) -> int:
         """Upload all there is; return the exit code."""
         # Daemons: one that reads from a dead disk must not keep the program from ending.
-        jobs = self.args.jobs if self.console.several else 1
+        jobs = self._args.jobs if self._console.several else 1
         workers = [threading.Thread(target=self._work, daemon=True) for _ in range(jobs)]
         with signals_noted(self._signals):
             self._settle_earlier()
@@ -2040,6 +2008,7 @@ class Run:
                 worker.start()
             self._wait_for(workers)
             self._report_left()
+            self._settle_fresh()
         if self._bug:
             raise self._bug
         return self._end()
@@ -2049,86 +2018,56 @@ class Run:
         for recording in self._recordings:
             if self._prepare(recording) and not recording.outcome:
                 recording.outcome = "checked"
-                way = "as a single message" if self.args.single_message else "as a stream"
-                way += " to be split" if self.args.split else ""
+                way = "as a single message" if self._args.single_message else "as a stream"
+                way += " to be split" if self._args.split else ""
                 size = f"{recording.size_bytes or 0:,} bytes"
                 recording.description += f", {size} {way}, {described(recording.metadata)}"
             if recording.outcome:
-                self.report(recording)
-        for recording in self._duplicates:
-            recording.outcome = "already"
-            self.report(recording)
+                self._report(recording)
         return self._end()
 
-    # --- What a worker does
+    def _in_order(self) -> Iterator[Recording]:
+        """Yield the recordings named; in doubt, those that failed before come last."""
+        failed_before: list[Recording] = []
+        is_late = self._ledger.has_failed if self._ledger and self._throttle.in_doubt else None
+        for recording in find_recordings(self._args):
+            # One that always fails must not hold up the others.
+            if is_late and is_late(recording.path):
+                failed_before.append(recording)
+            else:
+                yield recording
+        yield from failed_before
 
     def _work(self) -> None:
         """Send one recording after the other, over a channel of this worker's own."""
-        assert self.access is not None
-        uploader = Uploader(self.args, self.access, self.stopping, self._hold)
+        assert self._access is not None
         try:
-            while recording := self._take():
-                wait_s = min(REFUSAL_WAIT_S, self.args.timeout / 2)
-                uploader.refusal_wait_s = wait_s if self._in_doubt else 0.0
-                self._send(recording, uploader)
-                self.report(recording)
+            uploader = Uploader(self._args, self._access, self._throttle)
+            with contextlib.closing(uploader):
+                while recording := self._take():
+                    self._send(recording, uploader)
+                    self._report(recording)
         except BaseException as bug:  # noqa: BLE001 - raised again by the main thread.
             self._bug = self._bug or bug
-            self.stop("a bug")
-        finally:
-            uploader.close()
+            self._throttle.stop("a bug")
 
     def _take(self) -> Recording | None:
         """Return the next recording that is to be sent, once the run may begin one."""
         # One at a time: of two recordings with the same audio the first by path is sent.
         with self._taking:
-            while not self.stopping.is_set():
-                in_turn = not (self._in_doubt and self.under_way)
-                if not in_turn or time.monotonic() < self._resume_s:
-                    self.stopping.wait(LOOK_S)
+            while not self._stopping.is_set():
+                if not self._throttle.may_begin(is_first=not self._under_way):
+                    self._stopping.wait(LOOK_S)
                     continue
                 recording = next(self._recordings, None)
                 if recording is None:
                     return None
                 if self._prepare(recording):
-                    self.under_way.add(recording)
+                    self._under_way.add(recording)
                     return recording
                 if recording.outcome:
-                    self.report(recording)
+                    self._report(recording)
         return None
-
-    def _hold(self, delay_s: float) -> None:
-        """Have no recording begun for a while: nothing connects, or the quota is used up."""
-        self._resume_s = max(self._resume_s, time.monotonic() + delay_s)
-
-    def _find(self) -> Iterator[Recording]:
-        """Yield the recordings named, each file once."""
-        # Without a ledger this alone keeps a file with two names from becoming two dialogs.
-        seen: set[tuple[int, int]] = set()
-        failed_before: list[Recording] = []
-        for path, named, folder_error in find_paths(self.args):
-            recording = Recording(path, named)
-            try:
-                if folder_error:
-                    raise folder_error
-                recording.state = state = FileState.of(os.stat(path))
-            except (OSError, ValueError) as error:
-                recording.fail(unreadable(error))
-                yield recording
-                continue
-            age_s = time.time() - state.mtime_ns / 1e9
-            if self.args.min_age and -CLOCK_SKEW_S < age_s < self.args.min_age:
-                log.debug(f"{path}: younger than {self.args.min_age:g} s, left out")
-            elif state[2:] in seen:
-                log.debug(f"{path}: another name of a file that was found before, left out")
-            else:
-                seen.add(state[2:])
-                # One that always fails must not hold up the others.
-                if self._began_in_doubt and self.ledger and self.ledger.has_failed(path):
-                    failed_before.append(recording)
-                else:
-                    yield recording
-        yield from failed_before
 
     def _prepare(self, recording: Recording) -> bool:
         """Look a recording up in the ledger, and check it; return whether a worker is needed.
@@ -2155,69 +2094,87 @@ class Run:
                     ".json file beside the recording"
                 )
             return True
-        digests = {row.metadata_sha256[:64], recording.metadata_sha256[:64]}
-        if len(digests) > 1 and "" not in digests:
-            advice = f"to change it: --talk-id {row.talk_id or 'ID'} --meta-path FILE"
-            if row.path != os.path.abspath(recording.path):
-                log.warning(
-                    f"{recording.path}: not sent, as {row.path} has the same audio; their "
-                    f"metadata differs, and the dialog has that of {row.path}; {advice}"
-                )
-            elif row.state == "uploaded":
-                log.info(f"{recording.path}: its metadata has changed since the upload; {advice}")
-        if row.state in ("sending", "finishing"):
-            recording.duplicate_of = row.path
-            self._duplicates.append(recording)
-        elif not (self._settling and row.sha256 in self._settling.settled):
-            row.add_to(recording)
+        self._tell_difference(recording, row)
+        if not (self._settling and row["sha256"] in self._settling.settled):
+            add_row(recording, row)
             if self._settling:
                 self._settling.tell(recording)
         return self._is_to_follow(recording)
 
-    def _find_row(self, recording: Recording) -> Row | None:
+    def _find_row(self, recording: Recording) -> Any:
         """Return the ledger's row of a recording that is not to be sent; check and claim others."""
-        row = self.ledger.find_uploaded(recording) if self.ledger else None
+        ledger = self._ledger
+        row = ledger.find_uploaded(recording) if ledger else None
         if row:
             sidecar = find_sidecar(recording.path)
             # Times of version 1 have no milliseconds.
-            if not sidecar or os.lstat(sidecar).st_mtime < seconds_of(row.updated_at) + 1:
+            if not sidecar or os.lstat(sidecar).st_mtime < seconds_of(row["updated_at"]) + 1:
                 return row
         try:
-            check_recording(recording, self.args, self._common)
+            check_recording(recording, self._args, self._common)
         except UploadError:
             if row:  # What is in the service need not be good here any more.
                 return row
             raise
-        if not self.ledger:
+        if not ledger:
             return None
-        hash_recording(recording, self.args, self.stopping)
-        return self.ledger.claim(recording, self._may_resend)
+        hash_recording(recording, self._args, self._stopping)
+        while True:
+            row = ledger.find_audio(recording.sha256)
+            if not (row and row["state"] in ("sending", "finishing") and self._access):
+                break
+            # This run is sending the same audio under another name: how that ends decides.
+            if self._stopping.wait(LOOK_S):
+                raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
+        if row and not self._may_resend(recording, row):
+            is_same_path = row["path"] == ledger_key(recording.path)
+            if row["state"] == "uploaded" and (is_same_path or not os.path.exists(row["path"])):
+                ledger.moved(recording)
+            return row
+        ledger.claim(recording)
+        return None
 
-    def _may_resend(self, row: Row) -> bool:
-        if not self.args.retry_unknown or row.talk_id:
-            return False
-        if self._settling and row.settle_key == self.args.settle_key:
-            return row.sha256 in self._settling.missing
-        return True
+    def _may_resend(self, recording: Recording, row: Any) -> bool:
+        """Whether a recording that the ledger knows may be sent."""
+        if row["state"] == "rejected":
+            assert recording.state is not None
+            present = (recording.state.mtime_ns, recording.metadata_sha256)
+            return present != (row["mtime_ns"], row["metadata_sha256"])
+        if row["state"] == "unknown":
+            may: bool = self._args.retry_unknown and not row["talk_id"]
+            if may and self._settling and row["settle_key"] == self._args.settle_key:
+                may = row["sha256"] in self._settling.missing
+            if may:
+                log.info(f"{recording.path}: sent again; this may create a duplicate")
+            return may
+        return bool(row["state"] == "failed")
+
+    def _tell_difference(self, recording: Recording, row: Any) -> None:
+        """Say where the audio of another recording is there, or the metadata has changed."""
+        path, other = recording.path, row["path"]
+        digests = {row["metadata_sha256"][:64], recording.metadata_sha256[:64]}
+        differs = len(digests) > 1 and "" not in digests
+        advice = f"to change it: --talk-id {row['talk_id'] or 'ID'} --meta-path FILE"
+        if other != ledger_key(path) and differs:
+            log.warning(
+                f"{path}: not sent, as {other} has the same audio; their metadata differs, and "
+                f"the dialog has that of {other}; {advice}"
+            )
+        elif differs and row["state"] == "uploaded":
+            log.info(f"{path}: its metadata has changed since the upload; {advice}")
 
     def _is_to_follow(self, recording: Recording) -> bool:
         """Whether it is being split, into dialogs not yet known, and they are waited for."""
         is_known = recording.talk_ids or recording.error
-        return bool(self.args.wait and recording.operation_id and not is_known)
+        return bool(self._args.wait and recording.operation_id and not is_known)
 
     def _send(self, recording: Recording, uploader: Uploader) -> None:
         """Upload a recording, or only wait for its dialogs, and note how that ended."""
-        ledger, args = self.ledger, self.args
         if not recording.outcome:
-            if args.settle_key:
-                recording.metadata.fields[args.settle_key] = recording.sha256
+            if self._args.settle_key:
+                recording.metadata.fields[self._args.settle_key] = recording.sha256
             try:
-                if ledger:
-                    sending = functools.partial(ledger.sending, recording.sha256)
-                    finishing = functools.partial(ledger.finishing, recording.sha256, args)
-                    uploader.upload(recording, sending, finishing)
-                else:
-                    uploader.upload(recording)
+                uploader.upload(recording, self._ledger)
             except UploadError as error:
                 recording.fail(error)
             self._note_end(recording)
@@ -2225,10 +2182,10 @@ class Run:
             try:
                 uploader.follow(recording)
                 recording.outcome = "uploaded"
-                if ledger:
-                    ledger.note_dialogs(recording)
+                if self._ledger:
+                    self._ledger.note_dialogs(recording)
             except UploadError as error:
-                if not ledger and error.exit_code == os.EX_TEMPFAIL:
+                if not self._ledger and error.exit_code == os.EX_TEMPFAIL:
                     # Running this again would upload it twice.
                     error.exit_code, error.advice = os.EX_PROTOCOL, LOOK_FOR_IT
                 recording.error = error
@@ -2238,10 +2195,10 @@ class Run:
         """Have the ledger note how sending a recording ended, or say that it cannot."""
         # Where the ledger itself failed, its row may say anything up to finishing: that is less
         # than what happened, and never more.
-        if not self.ledger or isinstance(recording.error, LedgerError):
+        if not self._ledger or isinstance(recording.error, LedgerError):
             return
         try:
-            self.ledger.end(recording)
+            self._ledger.end(recording)
         except LedgerError as error:
             if recording.outcome == "uploaded":
                 made = " ".join(recording.talk_ids) or recording.operation_id
@@ -2250,145 +2207,105 @@ class Run:
                 recording.error = error
             else:
                 log.warning(f"{recording.path}: {error}")
-                self.exit_codes.add(error.exit_code)
-                self.stop(SAME_FOR_ALL)
+                self._exit_codes.add(error.exit_code)
+                self._throttle.stop(SAME_FOR_ALL)
 
-    # --- What becomes of the run
-
-    def report(self, recording: Recording) -> None:
+    def _report(self, recording: Recording) -> None:
         """Print what became of a recording, and see what it means for the run."""
         with self._reporting:
             if recording.reported:  # By the main thread, which did not wait any longer.
                 return
             recording.reported = True
-            self._judge(recording)
-            self.under_way.discard(recording)
+            self._throttle.judge(recording)
+            self._under_way.discard(recording)
             if recording.outcome == "unknown" and recording.tries and self._settling:
                 self._unknown.append(recording)  # Until the service has been asked.
             else:
                 self._print(recording)
-        if self.console.output_lost:
-            self.stop("stdout cannot be written")
 
     def _print(self, recording: Recording) -> None:
-        self.counts["settled" if recording.settled else recording.outcome] += 1
+        self._counts["settled" if recording.settled else recording.outcome] += 1
         if recording.error:
-            self.exit_codes.add(recording.error.exit_code)
-        self.console.result(recording)
-
-    def _judge(self, recording: Recording) -> None:
-        """Tell an outage: recordings in a row that failed for reasons of service or network."""
-        error = recording.error
-        if recording.outcome == "uploaded" and not recording.settled:
-            self._failures = 0
-            self._in_doubt = self._began_in_doubt = False
-        elif error and error.outage:
-            self._failures += 1
-            self._in_doubt = True
-            limit = FAILURES_LIMIT_IN_DOUBT if self._began_in_doubt else FAILURES_LIMIT
-            if self._failures >= limit:
-                self.stop(f"{self._failures} recordings in a row were not delivered; {AGAIN} later")
-        if error and error.stops_run:
-            self.stop(SAME_FOR_ALL)
-
-    def stop(self, cause: str) -> None:
-        """Have nothing more begun; what is under way may end, but is not tried again."""
-        self.stop_cause = self.stop_cause or cause
-        self.stopping.set()
-
-    def _transfers(self) -> list[Transfer]:
-        # A copy first: workers add to the set meanwhile.
-        return [each.transfer for each in list(self.under_way) if each.transfer]
+            self._exit_codes.add(recording.error.exit_code)
+        self._console.result(recording)
+        if self._console.output_lost:
+            self._exit_codes.add(os.EX_IOERR)
+            self._throttle.stop("stdout cannot be written")
 
     def _wait_for(self, workers: Sequence[threading.Thread]) -> None:
         """Wait until the workers have ended, or a signal and a grace period have come."""
         signalled_s, answers_due_s = math.inf, time.monotonic()
         while any(worker.is_alive() for worker in workers):
+            next(filter(threading.Thread.is_alive, workers), workers[0]).join(LOOK_S)
+            # A copy first: workers add to the set meanwhile.
+            transfers = [each.transfer for each in list(self._under_way) if each.transfer]
             # Not while somebody is reporting: the bar would step back.
             if self._reporting.acquire(blocking=False):
-                try:
-                    self.console.show_progress(sum(each.live_bytes for each in self._transfers()))
-                finally:
-                    self._reporting.release()
-            next(filter(threading.Thread.is_alive, workers), workers[0]).join(LOOK_S)
-            now_s, transfers = time.monotonic(), self._transfers()
+                self._console.show_progress(sum(each.handed_over_bytes for each in transfers))
+                self._reporting.release()
+            now_s = time.monotonic()
             if not self._signals or any(each.finished and not each.ended for each in transfers):
                 answers_due_s = now_s
             if self._signals:
                 signalled_s = min(signalled_s, now_s)
-                self.stop(f"stopped by {signal.Signals(self._signals[0]).name}")
+                self._throttle.stop(f"stopped by {signal.Signals(self._signals[0]).name}")
                 impatient = len(self._signals) > 1 or now_s > signalled_s + ANSWER_GRACE_S
                 for transfer in transfers:
-                    transfer.cancel(unless_finished=not impatient)
+                    transfer.end(unless_finished=not impatient)
                 # Who does not end now is stuck, with a disk that hangs, say.
                 if now_s > answers_due_s + CANCEL_GRACE_S:
-                    if self.ledger:
-                        self.ledger.given_up = True
+                    if self._ledger:
+                        self._ledger.given_up = True
                     break
-        self.console.end_progress()
+        self._console.end_progress()
 
     def _report_left(self) -> None:
         """Report what was left when the workers ended or were given up."""
-        for recording in list(self.under_way):
-            cause = f"{self.stop_cause or STOPPED} while it was under way"
-            if recording.outcome == "uploaded":
-                self._note_end(recording)
-            elif recording.transfer and recording.transfer.end():
-                cause += "; the dialog may or may not exist"
-                recording.fail(UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST))
-            else:
-                recording.fail(UploadError(os.EX_TEMPFAIL, cause, AGAIN))
-            self.report(recording)
-        self._settle_fresh()
-        for recording in self._duplicates:
-            self._report_unsent(recording)
+        for recording in list(self._under_way):  # Of workers that are stuck.
+            if not recording.outcome:
+                cause = f"{self._throttle.cause} while it was under way"
+                error = UploadError(os.EX_TEMPFAIL, cause, AGAIN)
+                if recording.transfer and recording.transfer.end():
+                    cause += "; the dialog may or may not exist"
+                    error = UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST)
+                recording.fail(error)
+            self._report(recording)
         # A worker that is stuck may have the iterator.
-        if self.stopping.is_set() and self._taking.acquire(timeout=CANCEL_GRACE_S):
+        if self._stopping.is_set() and self._taking.acquire(timeout=CANCEL_GRACE_S):
             for recording in self._recordings:
-                self._report_unsent(recording)
-
-    def _report_unsent(self, recording: Recording) -> None:
-        """Report a recording that another was sent in place of, or that the run did not reach."""
-        row, is_duplicate = None, bool(recording.duplicate_of)
-        with contextlib.suppress(LedgerError):
-            if self.ledger and is_duplicate:
-                row = self.ledger.find_audio(recording.sha256)
-            elif self.ledger and not recording.outcome:
-                row = self.ledger.find_uploaded(recording)
-        if row and row.state in ("uploaded", "unknown", "rejected"):
-            row.add_to(recording)
-        elif is_duplicate:
-            cause = f"same audio as {recording.duplicate_of}, which was not uploaded"
-            recording.fail(UploadError(os.EX_TEMPFAIL, cause, "see there"))
-        elif not recording.outcome:
-            cause = f"not tried: {self.stop_cause}"
-            recording.fail(UploadError(os.EX_TEMPFAIL, cause, AGAIN))
-            recording.outcome = "not tried"
-        self.report(recording)
+                if not recording.outcome:
+                    row = None
+                    with contextlib.suppress(LedgerError):
+                        row = self._ledger.find_uploaded(recording) if self._ledger else None
+                    if row:
+                        add_row(recording, row)
+                    else:
+                        cause = f"not tried: {self._throttle.cause}"
+                        recording.fail(UploadError(os.EX_TEMPFAIL, cause, AGAIN))
+                        recording.outcome = "not tried"
+                self._report(recording)
 
     def _settle_earlier(self) -> None:
         """Look up what earlier runs left unknown; a credential that is refused ends the run."""
-        if self.args.settle_key and self.ledger and self.access:
-            # A service that does not answer must not hold up the uploads.
-            timeout_s = min(self.args.timeout, LOOKUP_TIMEOUT_S)
-            args = argparse.Namespace(**{**vars(self.args), "timeout": timeout_s})
-            uploader = Uploader(args, self.access, self.stopping)
-            self._settling = Settling(self.args, self.ledger, uploader, self._signals)
-            self._settling.look_for(self.ledger.unknown_with_key(self.args.settle_key))
+        if self._args.settle_key and self._ledger and self._access:
+            self._settling = Settling(
+                self._args, self._access, self._ledger, self._throttle, self._signals
+            )
+            self._settling.look_for(self._ledger.unknown_with_key())
             for recording in self._settling.settled.values():
-                self.report(recording)
+                self._report(recording)
 
     def _settle_fresh(self) -> None:
         """Look up what this run left unknown, and report it."""
-        if not self._settling or not self.ledger:
+        if not self._settling or not self._ledger:
             return
         try:
-            if not self.stopping.is_set():
-                rows = [self.ledger.find_audio(recording.sha256) for recording in self._unknown]
-                self._settling.look_for([row for row in rows if row and row.state == "unknown"])
+            if not self._stopping.is_set():
+                rows = [self._ledger.find_audio(recording.sha256) for recording in self._unknown]
+                self._settling.look_for([row for row in rows if row and row["state"] == "unknown"])
         except UploadError as error:
             log.warning(f"unknown recordings could not be looked up: {error}")
-            self.exit_codes.add(error.exit_code)
+            self._exit_codes.add(error.exit_code)
         for recording in self._unknown:
             self._settling.tell(recording)
             self._print(recording)
@@ -2396,17 +2313,17 @@ class Run:
 
     def _end(self) -> int:
         """Say how the run ended; return its exit code."""
-        counts = self.counts
+        counts = self._counts
         if self._signals:  # Perhaps after the workers had ended.
-            self.stop(f"stopped by {signal.Signals(self._signals[0]).name}")
+            self._throttle.stop(f"stopped by {signal.Signals(self._signals[0]).name}")
         if self._signals or counts["not tried"]:
             left = f"{counts['unknown']} unknown, {counts['not tried']:,} not tried"
-            log.warning(f"{self.stop_cause}; {left}")
+            log.warning(f"{self._throttle.cause}; {left}")
         elif not counts:
-            looked_for = ", ".join(audio_suffixes(self.args))
-            folders = ", ".join(self.args.audio_path)
+            looked_for = ", ".join(audio_suffixes(self._args))
+            folders = ", ".join(self._args.audio_path)
             log.info(f"{folders}: no recordings found (looked for {looked_for})")
-        elif counts.total() > 1 or self.console.several:
+        elif counts.total() > 1 or self._console.several:
             settled = f", {counts['settled']} settled" if counts["settled"] else ""
             failed = counts["failed"] + counts["rejected"]
             log.info(
@@ -2415,9 +2332,7 @@ class Run:
             )
         if self._signals:
             return 128 + self._signals[0]
-        if self.console.output_lost:
-            self.exit_codes.add(os.EX_IOERR)
-        return next((code for code in GRAVEST_FIRST if code in self.exit_codes), os.EX_OK)
+        return next((code for code in GRAVEST_FIRST if code in self._exit_codes), os.EX_OK)
 
 
 def described(metadata: talk_service_pb2.TalkMetadata) -> str:
@@ -2487,7 +2402,7 @@ class Console(logging.Handler):
         self._args = args
         self._bar: Any = None
         watched = sys.stderr.isatty() and not args.quiet
-        self._draw_bar_at_s = time.monotonic() + BAR_DELAY_S if watched else math.inf
+        self._draw_bar_at_s = time.monotonic() + 0.5 if watched else math.inf
         self._done = self._done_bytes = self._all = 0
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A name that is not UTF-8 leaves as the bytes it came as.
@@ -2548,15 +2463,12 @@ class Console(logging.Handler):
             except ImportError:
                 self._draw_bar_at_s = math.inf
                 return
-            total_bytes = 0
-            for path, _, _ in find_paths(self._args):
-                self._all += 1
-                with contextlib.suppress(OSError, ValueError):
-                    total_bytes += os.path.getsize(path)
+            sizes = [each.size_bytes or 0 for each in find_recordings(self._args)]
+            self._all, total_bytes = len(sizes), sum(sizes)
             # One average rate: that of a moment says little where several uploads share a line.
             options: dict[str, Any] = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
             self._bar = tqdm(total=total_bytes, smoothing=0, leave=False, **options)
-            self._bar.start_t -= BAR_DELAY_S
+            self._bar.start_t -= 0.5
         self._bar.set_description(f"{self._done} of {self._all} recordings", refresh=False)
         self._bar.update(self._done_bytes + sent_bytes - self._bar.n)
 
@@ -2737,9 +2649,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         access = None if args.dry_run else Access(args)
         if args.talk_id:
             return update_talk(args, access, console)
-        ledger = Ledger(args.ledger, args.connection_id, args.dry_run) if args.ledger else None
+        ledger = Ledger(args) if args.ledger else None
         with contextlib.closing(ledger) if ledger else contextlib.nullcontext():
-            run = Run(args, access, ledger, console)
+            run = Run(args, access, console, ledger)
             return run.plan() if args.dry_run else run.main()
     except UploadError as error:
         log.log(logging.INFO if getattr(error, "in_use", False) else logging.ERROR, str(error))

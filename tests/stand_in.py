@@ -431,7 +431,6 @@ class StandIn:
         self.search_everywhere = False
         self.project_id = "project-1"
         self.search_page = SEARCH_PAGE_LIMIT
-        self.endless_pages = False
         self.viewer_role = True
         # At most so many talks in an answer of Get, each with so many bytes more.
         self.get_talks = GET_TALKS_LIMIT
@@ -775,7 +774,7 @@ class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
             start = int(request.page_token or 0)
             end = start + min(request.page_size or 100, service.search_page)
             response = SearchTalkResponse(talk_ids=found[start:end], talks_count=len(found))
-            if end < len(found) or (service.endless_pages and len(service.searches) < 200):
+            if end < len(found):
                 response.next_page_token = str(end)
             self._answer_late(call)
             return f"{len(response.talk_ids)} talks", response

@@ -62,7 +62,7 @@ def test_a_ca_file_without_certificates_is_refused(
     good = service.ca_file.read_bytes()
     for content in (b"", trustme.CA().private_key_pem.bytes(), good[: len(good) // 2]):
         (tmp_path / "bad.pem").write_bytes(content)
-        assert_failed(send("--ca-file", tmp_path / "bad.pem"), CONFIG, "--ca-file", "bad.pem")
+        assert_failed(send("--ca-file", tmp_path / "bad.pem"), CONFIG, "--ca-file")
     for path in (tmp_path / "missing.pem", tmp_path):
         assert_failed(send("--ca-file", path), CONFIG, "--ca-file", str(path))
     assert service.calls == []

@@ -208,36 +208,6 @@ def test_a_pipe_can_be_the_key_file(bare: Bare, service: StandIn, call: Path) ->
     assert sent(service) == [f"Api-Key {SECRET}"] * 2
 
 
-def test_a_key_file_is_read_again_for_each_try(
-    bare: Bare, service: StandIn, call: Path, tmp_path: Path
-) -> None:
-    """A token that is renewed while the program runs serves the rest of the run."""
-    sparse_wav(call, LARGE_BYTES)
-    key_file = tmp_path / "key"
-    key_file.write_text("old-key")
-    service.calls = Arrivals(lambda: key_file.write_text("t1.new-token"))
-    service.script.append(Fail(STATUS.UNAVAILABLE, "with old-key", after_bytes=0))
-    service.script.append(Fail(STATUS.NOT_FOUND, "after old-key t1.new-token", after_bytes=0))
-    outcome = bare("--key-file", key_file)
-    assert outcome.code == 78
-    assert sent(service) == ["Api-Key old-key", "Bearer t1.new-token"]
-    assert "after *** ***" in outcome.err
-    assert "old-key" not in outcome.err and "new-token" not in outcome.err
-
-
-def test_a_key_file_that_goes_away_ends_the_run(
-    bare: Bare, service: StandIn, tmp_path: Path
-) -> None:
-    key_file = tmp_path / "key"
-    key_file.write_text(SECRET)
-    service.calls = Arrivals(key_file.unlink)
-    others = [make_wav(tmp_path / f"{number}.wav", 1_000) for number in range(3)]
-    outcome = bare("--key-file", key_file, "--jobs", 1, "--audio-path", *others)
-    assert outcome.code == 78
-    assert f"--key-file {key_file}" in outcome.err and "No such file" in outcome.err
-    assert (len(service.calls), len(service.talks)) == (1, 1)
-
-
 def test_a_refused_key_ends_the_run(bare: Bare, service: StandIn, tmp_path: Path) -> None:
     service.keys = {"another"}
     other = make_wav(tmp_path / "other.wav", 1_000)

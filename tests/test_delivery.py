@@ -349,20 +349,6 @@ def test_tries_that_failed_keep_no_connection(send: Send, service: StandIn, shor
     assert counts[1] - counts[0] < 20
 
 
-def test_each_try_reads_the_key_file(
-    send: Send, service: StandIn, short: Path, tmp_path: Path
-) -> None:
-    key_file, renewed = tmp_path / "key", tmp_path / "renewed"
-    key_file.write_text("old-key")
-    renewed.write_text(KEY)
-    service.script += [busy(0)] * 10
-    with when(lambda: service.calls, lambda: renewed.replace(key_file)):
-        outcome = send(short, "--key-file", key_file, "--retries", 10)
-    assert_uploaded(outcome, service, short)
-    sent = [call.metadata["authorization"] for call in service.calls]
-    assert (sent[0], sent[-1]) == ("Api-Key old-key", f"Api-Key {KEY}")
-
-
 def test_a_message_too_large_is_refused(send: Send, short: Path, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.sqlite"
     limit = (("grpc.max_receive_message_length", 300_000),)

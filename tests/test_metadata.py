@@ -122,7 +122,7 @@ WRONG_FILES: list[tuple[str | bytes, str]] = [
     # Values.
     ('{"note": null}', '"note"'),
     ('{"note": ["a", "b"]}', '"note"'),
-    ('{"note": {"a": 1, "a": 2}}', '"note"'),
+    ('{"note": {"a": 1}}', '"note"'),
     (json.dumps({"note": "x" * (LIMIT + 1)}), "1,025"),
     (json.dumps({"note": "я" * (LIMIT // 2 + 1)}), "1,026"),
     (f'{{"note": {"9" * (LIMIT + 1)}}}', "1,025"),
@@ -157,7 +157,6 @@ WRONG_USERS = [
     ('{"id": "1"}', "role"),
     ('{"role": "bot"}', "id"),
     ('{"id": "1", "role": "bot", "name": "x"}', ""),
-    ('{"id": "1", "id": "2", "role": "bot"}', ""),
     ('{"id": "1", "role": "boss"}', '"boss"'),
     ('{"id": "1", "role": null}', "role"),
     ('{"id": "1", "role": ["bot"]}', "role"),
@@ -167,8 +166,11 @@ WRONG_USERS = [
     ('{"id": "1", "role": "bot", "fields": []}', "fields"),
     ('{"id": "1", "role": "bot", "fields": {"a": null}}', '"a"'),
     ('{"id": "1", "role": "bot", "fields": {"": "x"}}', '""'),
-    ('{"id": "1", "role": "bot", "fields": {"a": 1, "a": 1}}', '"a"'),
     (json.dumps({"id": "1", "role": "bot", "fields": {"a": "я" * LIMIT}}), "2,048"),
+]
+WRONG_FILES += [
+    ('{"users": [{"id": "1", "id": "2", "role": "bot"}]}', '"id"'),
+    ('{"users": [{"id": "1", "role": "bot", "fields": {"a": 1, "a": 1}}]}', '"a"'),
 ]
 WRONG_FILES += [(f'{{"users": [{written}]}}', f"user 1.*{key}") for written, key in WRONG_USERS]
 
