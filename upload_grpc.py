@@ -54,8 +54,9 @@ import time
 import traceback
 import types
 import uuid
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO
 
 try:
     import fcntl
@@ -101,6 +102,7 @@ try:
     import grpc
     from google.protobuf.message import DecodeError
     from yandex.cloud.speechsense.v1 import audio_pb2, talk_service_pb2, talk_service_pb2_grpc
+    from yandex.cloud.speechsense.v1.talk_service_pb2 import TalkMetadata
 except Exception as failure:  # Missing packages, missing stubs, or stubs of another protobuf.
     if __name__ != "__main__":
         raise
@@ -119,7 +121,6 @@ logging.getLogger("grpc._channel").setLevel(logging.CRITICAL)
 log = logging.getLogger("upload_grpc")
 
 __version__ = "2.0.0"
-T = TypeVar("T")
 
 ENDPOINT = "api.speechsense.yandexcloud.net:443"
 
@@ -234,7 +235,7 @@ class Recording:
     state: FileState | None = None
     audio: audio_pb2.AudioMetadata
     description = ""
-    metadata: talk_service_pb2.TalkMetadata
+    metadata: TalkMetadata
     has_placeholders = False
     sha256 = metadata_sha256 = ""
     started_s = seconds = 0.0
@@ -290,58 +291,56 @@ class Recording:
 CLOCK_SKEW_S = 24 * 60 * 60
 
 
-def find_recordings(args: argparse.Namespace) -> Iterator[Recording]:
+def find_recordings(args: Namespace) -> Iterator[Recording]:
     """Yield the files named, and the audio files in the folders named, in a stable order.
 
     Each file comes once, whatever its names. What cannot be looked at has failed already.
     """
     # Without a ledger this alone keeps a file with two names from becoming two dialogs.
     seen: set[tuple[int, ...]] = set()
-    for path, named, folder_error in find_paths(args):
-        recording = Recording(path, named)
-        try:
-            if folder_error:
-                raise folder_error
-            recording.state = state = FileState.of(os.stat(path))
-        except (OSError, ValueError) as error:
-            recording.fail(unreadable(error))
-            yield recording
-            continue
-        age_s = time.time() - state.mtime_ns / 1e9
-        if args.min_age and -CLOCK_SKEW_S < age_s < args.min_age:
-            log.debug(f"{path}: younger than {args.min_age:g} s, left out")
-        elif state[2:] in seen:
-            log.debug(f"{path}: another name of a file that was found before, left out")
-        else:
-            seen.add(state[2:])
-            yield recording
-
-
-def find_paths(args: argparse.Namespace) -> Iterator[tuple[str, bool, OSError | None]]:
-    """Yield paths, whether each was named, and why a folder cannot be read."""
-    visited: set[str] = set()
     unread: list[OSError] = []
-    for path in args.audio_path:
-        if not os.path.isdir(path):
-            yield path, True, None
-            continue
-        for folder, subfolders, files in os.walk(path, followlinks=True, onerror=unread.append):
-            real = os.path.realpath(folder)
-            if real in visited:  # By a link, or named twice.
-                subfolders.clear()
+    for named in args.audio_path:
+        is_folder = os.path.isdir(named)
+        for path in search_folder(named, args, unread) if is_folder else [named]:
+            recording = Recording(path, named=not is_folder)
+            try:
+                recording.state = state = FileState.of(os.stat(path))
+            except (OSError, ValueError) as error:
+                recording.fail(unreadable(error))
+                yield recording
                 continue
-            visited.add(real)
-            subfolders.sort()
-            for name in sorted(files):
-                if name.lower().endswith(audio_suffixes(args)):
-                    yield os.path.join(folder, name), False, None
-    for error in unread:
-        yield error.filename, False, error
+            age_s = time.time() - state.mtime_ns / 1e9
+            if args.min_age and -CLOCK_SKEW_S < age_s < args.min_age:
+                log.debug(f"{path}: younger than {args.min_age:g} s, left out")
+            elif state[2:] in seen:
+                log.debug(f"{path}: another name of a file that was found before, left out")
+            else:
+                seen.add(state[2:])
+                yield recording
+    for unread_error in unread:
+        recording = Recording(unread_error.filename, named=False)
+        recording.fail(unreadable(unread_error))
+        yield recording
 
 
-def audio_suffixes(args: argparse.Namespace) -> tuple[str, ...]:
+def search_folder(top: str, args: Namespace, unread: list[OSError]) -> Iterator[str]:
+    """Yield the audio files in a folder and its subfolders; add what cannot be read to unread."""
+    visited = set()
+    for folder, subfolders, files in os.walk(top, followlinks=True, onerror=unread.append):
+        real = os.path.realpath(folder)
+        if real in visited:  # By a link.
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders.sort()
+        for name in sorted(files):
+            if name.lower().endswith(audio_suffixes(args)):
+                yield os.path.join(folder, name)
+
+
+def audio_suffixes(args: Namespace) -> tuple[str, ...]:
     """Return what folders are searched for."""
-    return PCM_SUFFIXES if args.audio_type == "pcm" else tuple(AUDIO_SUFFIXES)
+    return PCM_SUFFIXES if args.audio_type == "pcm" else AUDIO_SUFFIXES
 
 
 def find_sidecar(path: str) -> str | None:
@@ -361,9 +360,7 @@ def open_regular_file(path: str) -> BinaryIO:
         raise unreadable(error) from error
 
 
-def check_recording(
-    recording: Recording, args: argparse.Namespace, common: talk_service_pb2.TalkMetadata | None
-) -> None:
+def check_recording(recording: Recording, args: Namespace, common: TalkMetadata | None) -> None:
     """Check a file's header and collect its metadata; common: that of --meta-path."""
     try:
         with open_regular_file(recording.path) as file:
@@ -384,7 +381,7 @@ NEEDED = "WAV with 16 bit LPCM of 8,000 to 48,000 Hz, MP3 or OggOpus is needed"
 EXPORT_AGAIN = "record or export it again"
 
 
-def check_audio(recording: Recording, file: BinaryIO, args: argparse.Namespace) -> None:
+def check_audio(recording: Recording, file: BinaryIO, args: Namespace) -> None:
     """Tell a recording's format from its headers and check it; raise UploadError if it is bad."""
     size_bytes = recording.size_bytes
     if not size_bytes:
@@ -424,7 +421,7 @@ def check_audio(recording: Recording, file: BinaryIO, args: argparse.Namespace) 
     recording.audio = audio_format(kind, args)
 
 
-def audio_format(kind: str, args: argparse.Namespace) -> audio_pb2.AudioMetadata:
+def audio_format(kind: str, args: Namespace) -> audio_pb2.AudioMetadata:
     """Build the message that announces a format."""
     if kind != PCM:
         name = f"CONTAINER_AUDIO_TYPE_{'OGG_OPUS' if kind == OGG_OPUS else kind}"
@@ -571,11 +568,9 @@ PLACEHOLDER_FIELDS = {
 }
 
 
-def collect_metadata(
-    recording: Recording, args: argparse.Namespace, common: talk_service_pb2.TalkMetadata | None
-) -> None:
+def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata | None) -> None:
     """Give a recording its metadata: its sidecar's over that of --meta-path, or placeholders."""
-    recording.metadata = metadata = talk_service_pb2.TalkMetadata()
+    recording.metadata = metadata = TalkMetadata()
     if common is not None:
         metadata.CopyFrom(common)
     sidecar = find_sidecar(recording.path)
@@ -592,7 +587,7 @@ def collect_metadata(
         raise refused(cause, "remove the key from the metadata, or name another --settle-key")
 
 
-def read_metadata(path: str, may_be_pipe: bool = False) -> talk_service_pb2.TalkMetadata:
+def read_metadata(path: str, may_be_pipe: bool = False) -> TalkMetadata:
     """Read a JSON object of metadata fields, and perhaps `users`; raise UploadError naming it."""
     try:
         # --meta-path may be <(...); a sidecar that is a pipe would block the run for ever.
@@ -612,7 +607,7 @@ def read_metadata(path: str, may_be_pipe: bool = False) -> talk_service_pb2.Talk
     raise failure
 
 
-def parse_metadata(content: bytes) -> talk_service_pb2.TalkMetadata:
+def parse_metadata(content: bytes) -> TalkMetadata:
     """Read metadata from JSON; raise ValueError with the reason, in words, if that fails."""
     if len(content) > SMALL_FILE_LIMIT_BYTES:
         raise ValueError(f"larger than {SMALL_FILE_LIMIT_BYTES:,} bytes")
@@ -629,7 +624,7 @@ def parse_metadata(content: bytes) -> talk_service_pb2.TalkMetadata:
         raise ValueError("nested too deeply") from None
     if not isinstance(fields, dict):
         raise ValueError('not a JSON object, {"key": "value", ...}')
-    metadata = talk_service_pb2.TalkMetadata()
+    metadata = TalkMetadata()
     if isinstance(fields.get("users"), list):
         for number, user in enumerate(fields.pop("users"), 1):
             try:
@@ -650,7 +645,7 @@ def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def add_user(user: Any, metadata: talk_service_pb2.TalkMetadata) -> None:
+def add_user(user: Any, metadata: TalkMetadata) -> None:
     """Add a participant of the call; raise ValueError with the reason if it is not one."""
     keys = user.keys() if isinstance(user, dict) else set()
     if not {"id", "role"} <= keys <= {"id", "role", "fields"}:
@@ -702,7 +697,7 @@ ISO_DATE = re.compile(
 )
 
 
-def warn_of_dates(path: str, metadata: talk_service_pb2.TalkMetadata) -> None:
+def warn_of_dates(path: str, metadata: TalkMetadata) -> None:
     """Name the dates that the service would read as something else than what was meant."""
     for fields in (metadata.fields, *(user.fields for user in metadata.users)):
         for key in filter(lambda key: key.startswith("date"), fields):
@@ -773,7 +768,7 @@ def fetch_vm_token() -> str:
         raise UploadError(os.EX_CONFIG, cause, advice) from error
 
 
-def find_credential(args: argparse.Namespace) -> tuple[str, str, str]:
+def find_credential(args: Namespace) -> tuple[str, str, str]:
     """Return where the credential comes from, its type and its text; the first there is."""
     if args.key_type == "vm":
         return "the VM's metadata service", "vm", fetch_vm_token()
@@ -788,7 +783,7 @@ def find_credential(args: argparse.Namespace) -> tuple[str, str, str]:
     raise UploadError(os.EX_CONFIG, "no API key and no IAM token", NO_CREDENTIAL_ADVICE)
 
 
-def authorization(args: argparse.Namespace) -> str:
+def authorization(args: Namespace) -> str:
     """Return the value of the authorization header; raise UploadError without a good key."""
     source, key_type, text = find_credential(args)
     key = text.strip().lstrip("\ufeff").strip()
@@ -824,7 +819,7 @@ def adopt_proxy_settings() -> None:
 class Access:
     """What every connection of the run needs; raises UploadError (EX_CONFIG) for bad settings."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: Namespace) -> None:
         match = re.fullmatch(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?", args.endpoint)
         if not match or not 0 < int(match[2] or 443) < 65_536:
             cause = f"bad endpoint {args.endpoint!r}"
@@ -1042,11 +1037,9 @@ class Transfer:
         return self.finished
 
 
-def talk_metadata(
-    connection_id: int | str, fields: Mapping[str, str]
-) -> talk_service_pb2.TalkMetadata:
+def talk_metadata(connection_id: int | str, fields: Mapping[str, str]) -> TalkMetadata:
     """Build the message that says whose dialog this is."""
-    return talk_service_pb2.TalkMetadata(connection_id=str(connection_id), fields=fields)
+    return TalkMetadata(connection_id=str(connection_id), fields=fields)
 
 
 def upload_audio_requests_iterator(
@@ -1055,7 +1048,7 @@ def upload_audio_requests_iterator(
     """Yield the requests that send a WAV file, as the guide's function of this name does."""
     recording = Recording(audio_path)
     recording.metadata = talk_metadata(connection_id, metadata)
-    recording.audio = audio_format(WAV, argparse.Namespace())
+    recording.audio = audio_format(WAV, Namespace())
     transfer = Transfer(recording)
     with open_unchanged(audio_path, None) as transfer.audio:
         recording.state = FileState.of(os.fstat(transfer.audio.fileno()))
@@ -1255,9 +1248,7 @@ class Throttle:
 class Uploader:
     """One worker's way to the service: a channel of its own, renewed after a call that failed."""
 
-    def __init__(
-        self, args: argparse.Namespace, access: Access, throttle: Throttle | None = None
-    ) -> None:
+    def __init__(self, args: Namespace, access: Access, throttle: Throttle | None = None) -> None:
         self._args = args
         self._access = access
         self._throttle = throttle or Throttle()
@@ -1348,7 +1339,7 @@ class Uploader:
             threading.Thread(target=self._channel.close, daemon=True).start()
             self._channel = None
 
-    def _retrying(self, recording: Recording, one_try: Callable[[], T]) -> T:
+    def _retrying(self, recording: Recording, one_try: Callable[[], Any]) -> Any:
         """Make a call for a recording until it succeeds, or fails for good.
 
         The only place that sends anything a second time, and never without `retry`: call_error
@@ -1519,7 +1510,7 @@ class Ledger:
 
     given_up = _was_moved = False
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: Namespace) -> None:
         import sqlite3
 
         self._sqlite_error = sqlite3.Error
@@ -1782,9 +1773,7 @@ def add_row(recording: Recording, row: Any) -> None:
         recording.outcome = "already"
 
 
-def hash_recording(
-    recording: Recording, args: argparse.Namespace, stopping: threading.Event
-) -> None:
+def hash_recording(recording: Recording, args: Namespace, stopping: threading.Event) -> None:
     """Note the SHA-256 of the audio and of the metadata, in hexadecimal; raise UploadError."""
     import hashlib
 
@@ -1795,7 +1784,7 @@ def hash_recording(
                 raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
             digest.update(data)
     recording.sha256 = digest.hexdigest()
-    sent = talk_service_pb2.TalkMetadata()
+    sent = TalkMetadata()
     sent.CopyFrom(recording.metadata)
     if recording.has_placeholders:  # Their date is another each time.
         del sent.fields["date"]
@@ -1837,7 +1826,7 @@ class Settling:
 
     def __init__(
         self,
-        args: argparse.Namespace,
+        args: Namespace,
         access: Access,
         ledger: Ledger,
         throttle: Throttle,
@@ -1846,7 +1835,7 @@ class Settling:
         self.settled: dict[str, Recording] = {}
         self.not_found: dict[str, str] = {}
         self.missing: set[str] = set()
-        self._args = argparse.Namespace(**vars(args))
+        self._args = Namespace(**vars(args))
         self._args.timeout = min(args.timeout, LOOKUP_TIMEOUT_S)
         self._uploader = Uploader(self._args, access, throttle)
         self._ledger = ledger
@@ -1979,7 +1968,7 @@ class Run:
     _bug: BaseException | None = None
 
     def __init__(
-        self, args: argparse.Namespace, access: Access | None, console: Console, ledger: Any
+        self, args: Namespace, access: Access | None, console: Console, ledger: Any
     ) -> None:
         self._args = args
         self._access = access
@@ -2335,7 +2324,7 @@ class Run:
         return next((code for code in GRAVEST_FIRST if code in self._exit_codes), os.EX_OK)
 
 
-def described(metadata: talk_service_pb2.TalkMetadata) -> str:
+def described(metadata: TalkMetadata) -> str:
     """Say what metadata would be sent."""
     fields = json.dumps(dict(sorted(metadata.fields.items())), ensure_ascii=False)
     count = len(metadata.users)
@@ -2343,7 +2332,7 @@ def described(metadata: talk_service_pb2.TalkMetadata) -> str:
     return f"metadata {fields}{users}"
 
 
-def update_talk(args: argparse.Namespace, access: Access | None, console: Console) -> int:
+def update_talk(args: Namespace, access: Access | None, console: Console) -> int:
     """Send new metadata for a dialog that exists; return the exit code."""
     recording = Recording(args.talk_id)
     recording.metadata = read_metadata(args.meta_path, may_be_pipe=True)
@@ -2395,7 +2384,7 @@ def signals_noted(signals: list[int]) -> Iterator[None]:
 class Console(logging.Handler):
     """The only place that prints: results on stdout, one line a problem on stderr."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: Namespace) -> None:
         super().__init__()
         self.output_lost = False
         self.several = len(args.audio_path) > 1 or any(map(os.path.isdir, args.audio_path))
@@ -2534,10 +2523,8 @@ def make_parser() -> Parser:
     option("--channels", type=int, default=0, metavar="N", help="of raw samples")
     option("--min-age", type=float, default=0, metavar="S",
            help="leave out files changed less than S seconds ago: they may still be written to")
-
     option = parser.add_argument_group("access").add_argument
-    option("--key", metavar="KEY",
-           help="API key or IAM token; every user sees it in the process list")
+    option("--key", metavar="KEY", help="API key or IAM token; every user sees it in process lists")
     option("--key-file", metavar="FILE", help="file that holds the key or token")
     option("--key-type", choices=("auto", "api-key", "iam-token", "vm"), default="auto",
            help="auto (default): t1. begins an IAM token; without --key and --key-file API_KEY is "
@@ -2545,11 +2532,9 @@ def make_parser() -> Parser:
                 "service account, from its metadata service (YC_METADATA_ADDR: another address)")
     option("--endpoint", metavar="HOST:PORT", default=ENDPOINT, help="default: %(default)s")
     option("--ca-file", metavar="FILE", help="PEM certificates to trust instead of the public ones")
-
     option = parser.add_argument_group("how").add_argument
     option("--single-message", action="store_true",
-           help="one message instead of a stream: under 128 MB, all of it in memory, and no way to "
-                "tell how far a call came that breaks off")
+           help="one message instead of a stream: under 128 MB, all of it in memory")
     option("--split", action="store_true",
            help="have the service split a long recording of one channel, WAV or MP3, into dialogs")
     option("--wait", action="store_true",
@@ -2564,7 +2549,6 @@ def make_parser() -> Parser:
            help="send again what the ledger has as unknown: this may create duplicates")
     option("--dry-run", action="store_true",
            help="check everything, say what would be sent, send nothing")
-
     option = parser.add_argument_group("settling unknown recordings (with --ledger)").add_argument
     option("--settle-key", metavar="KEY",
            help="a string key of the connection's metadata: send each recording's SHA-256 under "
@@ -2572,7 +2556,6 @@ def make_parser() -> Parser:
     option("--organization-id", metavar="ID", help="where the connection is")
     option("--space-id", metavar="ID", help="where the connection is")
     option("--project-id", metavar="ID", help="look only in this project")
-
     option = parser.add_argument_group("output").add_argument
     option("--format", choices=("text", "json"), default="text", help="of stdout")
     option("--quiet", action="store_true", help="on stderr: only failures and doubtful metadata")
@@ -2582,7 +2565,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     """Read the command line; exit with 2 where options are missing or contradict each other."""
     parser = make_parser()
     args, rest = parser.parse_known_args(argv)
