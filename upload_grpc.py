@@ -246,7 +246,7 @@ class Recording:
     error: UploadError | None = None
     talk_ids: tuple[str, ...] = ()
     badge_id = operation_id = ""
-    settled = reported = False
+    settled = False
 
     def __init__(self, path: str, named: bool = True) -> None:
         self.path = path
@@ -304,7 +304,10 @@ def find_recordings(args: Namespace) -> Iterator[Recording]:
         for path in search_folder(named, args, unread) if is_folder else [named]:
             recording = Recording(path, named=not is_folder)
             try:
-                recording.state = state = FileState.of(os.stat(path))
+                status = os.stat(path)
+                if not stat.S_ISREG(status.st_mode):  # To open a FIFO would wait for a writer.
+                    raise OSError("not a regular file")
+                recording.state = state = FileState.of(status)
             except (OSError, ValueError) as error:
                 recording.fail(unreadable(error))
                 yield recording
@@ -334,13 +337,8 @@ def search_folder(top: str, args: Namespace, unread: list[OSError]) -> Iterator[
         visited.add(real)
         subfolders.sort()
         for name in sorted(files):
-            if name.lower().endswith(audio_suffixes(args)):
+            if name.lower().endswith(args.suffixes):
                 yield os.path.join(folder, name)
-
-
-def audio_suffixes(args: Namespace) -> tuple[str, ...]:
-    """Return what folders are searched for."""
-    return PCM_SUFFIXES if args.audio_type == "pcm" else AUDIO_SUFFIXES
 
 
 def find_sidecar(path: str) -> str | None:
@@ -349,21 +347,10 @@ def find_sidecar(path: str) -> str | None:
     return next(filter(os.path.lexists, (f"{stem}.json", f"{stem}.JSON")), None)
 
 
-def open_regular_file(path: str) -> BinaryIO:
-    """Open a file for reading; raise UploadError (EX_NOINPUT) for anything that is not a file."""
-    try:
-        # A FIFO would wait for a writer for ever, were it opened before it is looked at.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UploadError(os.EX_NOINPUT, "not a regular file", CHECK_PATH)
-        return open(path, "rb")
-    except (OSError, ValueError) as error:
-        raise unreadable(error) from error
-
-
 def check_recording(recording: Recording, args: Namespace, common: TalkMetadata | None) -> None:
     """Check a file's header and collect its metadata; common: that of --meta-path."""
     try:
-        with open_regular_file(recording.path) as file:
+        with open(recording.path, "rb") as file:
             recording.state = FileState.of(os.fstat(file.fileno()))
             check_audio(recording, file, args)
     except OSError as error:
@@ -454,7 +441,7 @@ def find_format(path: str, head: bytes, audio_type: str) -> str:
     raise refused("neither WAV nor MP3 nor OggOpus", conversion(path, NEEDED))
 
 
-def conversion(path: str, when: str, sample_rate_hz: int = SAMPLE_RATES_HZ[0]) -> str:
+def conversion(path: str, when: str) -> str:
     """Return the FFmpeg command that makes a WAV file which the service takes, and when to run it.
 
     If there is such a file already, the original beside it would be refused in every run.
@@ -465,9 +452,7 @@ def conversion(path: str, when: str, sample_rate_hz: int = SAMPLE_RATES_HZ[0]) -
     target = f"{stem}-16bit.wav"
     if os.path.lexists(target):
         return f"already converted: move {os.path.basename(path)} out of the folder"
-    rate_hz = min(max(sample_rate_hz, SAMPLE_RATES_HZ[0]), SAMPLE_RATES_HZ[-1])
-    resample = f"-ar {rate_hz} " if rate_hz != sample_rate_hz else ""
-    line = f"ffmpeg -i {shlex.quote(path)} {resample}-c:a pcm_s16le {shlex.quote(target)}"
+    line = f"ffmpeg -i {shlex.quote(path)} -c:a pcm_s16le {shlex.quote(target)}"
     if sidecar := find_sidecar(path):
         line += f" && cp {shlex.quote(sidecar)} {shlex.quote(f'{stem}-16bit.json')}"
     return f"{when}: {line}"
@@ -483,12 +468,10 @@ MP3_SEARCH_BYTES = 64 * 1024
 
 def count_mp3_channels(file: BinaryIO, head: bytes) -> int:
     """Return the channels of an MP3 file's first frame, behind its ID3v2 tag if it has one."""
-    start = 0
-    if head.startswith(b"ID3"):
-        _, flags, *size = struct.unpack("5s5B", head[:10].ljust(10, b"\0"))
-        tag_bytes = functools.reduce(lambda total, byte: total << 7 | byte & 0x7F, size, 0)
-        start = 10 + tag_bytes + (10 if flags & 0x10 else 0)
-    file.seek(start)
+    file.seek(0)
+    if head.startswith(b"ID3"):  # The tag's length is four times 7 bits.
+        a, b, c, d = head[6:10].ljust(4, b"\0")
+        file.seek(10 + (a << 21 | b << 14 | c << 7 | d))
     frame = MP3_FRAMES.search(file.read(MP3_SEARCH_BYTES))
     if not frame:
         raise refused("no MP3 audio where it should begin", EXPORT_AGAIN)
@@ -515,11 +498,11 @@ def check_wav(file: BinaryIO, size_bytes: int) -> tuple[str, int, float]:
         announced = f"the header announces {data_bytes:,} bytes of audio, {there_bytes:,} are there"
         closed = "upload it when the recorder has closed it; if it has"
         cause = f"truncated or still being recorded: {announced}"
-        raise refused(cause, conversion(file.name, closed, rate_hz))
-    if not channels or not rate_hz:
-        raise refused("damaged WAV header: no channels or no sample rate", EXPORT_AGAIN)
-    if (encoding, bits) != ("PCM", SAMPLE_SIZE_BITS) or rate_hz not in SAMPLE_RATES_HZ:
-        raise refused(found, conversion(file.name, NEEDED, rate_hz))
+        raise refused(cause, conversion(file.name, closed))
+    if not channels or rate_hz not in SAMPLE_RATES_HZ:
+        raise refused(f"{found}, {channels} channels: {NEEDED}", EXPORT_AGAIN)
+    if (encoding, bits) != ("PCM", SAMPLE_SIZE_BITS):
+        raise refused(found, conversion(file.name, NEEDED))
     frame_bytes = channels * SAMPLE_SIZE_BITS // 8
     if data_bytes < frame_bytes:
         raise refused("no audio in it, not one sample", EXPORT_AGAIN)
@@ -587,15 +570,11 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
         raise refused(cause, "remove the key from the metadata, or name another --settle-key")
 
 
-def read_metadata(path: str, may_be_pipe: bool = False) -> TalkMetadata:
+def read_metadata(path: str) -> TalkMetadata:
     """Read a JSON object of metadata fields, and perhaps `users`; raise UploadError naming it."""
     try:
-        # --meta-path may be <(...); a sidecar that is a pipe would block the run for ever.
-        with open(path, "rb") if may_be_pipe else open_regular_file(path) as file:
-            content = file.read(SMALL_FILE_LIMIT_BYTES + 1)
-        metadata = parse_metadata(content)
-    except UploadError as error:
-        failure = error
+        with open(path, "rb") as file:
+            metadata = parse_metadata(file.read(SMALL_FILE_LIMIT_BYTES + 1))
     except OSError as error:
         failure = unreadable(error)
     except ValueError as error:
@@ -664,26 +643,21 @@ def checked_fields(fields: dict[str, Any]) -> dict[str, str]:
     """Return fields as the service takes them; raise ValueError naming the key and the reason."""
     checked = {}
     for key, value in fields.items():
+        text = str(value).lower() if isinstance(value, bool) else value
         try:
             if not key:
                 raise ValueError("the key is empty")
-            checked[metadata_value(key)] = metadata_value(value)
+            if not isinstance(text, str):
+                raise ValueError(f"{shown(value)} is not a string, number or boolean")
+            # Of half a surrogate pair encode() raises a ValueError, too.
+            length_bytes = max(len(key.encode()), len(text.encode()))
+            if length_bytes > METADATA_VALUE_LIMIT_BYTES:
+                limit = f"{METADATA_VALUE_LIMIT_BYTES:,}"
+                raise ValueError(f"{length_bytes:,} bytes long, the service takes {limit}")
         except ValueError as error:
             raise ValueError(f"key {shown(key)}: {error}") from None
+        checked[key] = text
     return checked
-
-
-def metadata_value(value: object) -> str:
-    """Return a value as the service takes it; raise ValueError with the reason if it cannot be."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if not isinstance(value, str):
-        raise ValueError(f"{shown(value)} is not a string, number or boolean")
-    length_bytes = len(value.encode())  # Of half a surrogate pair: a ValueError, too.
-    if length_bytes > METADATA_VALUE_LIMIT_BYTES:
-        limit = f"{METADATA_VALUE_LIMIT_BYTES:,}"
-        raise ValueError(f"{length_bytes:,} bytes long, the service takes {limit}")
-    return value
 
 
 def shown(value: object) -> str:
@@ -768,27 +742,24 @@ def fetch_vm_token() -> str:
         raise UploadError(os.EX_CONFIG, cause, advice) from error
 
 
-def find_credential(args: Namespace) -> tuple[str, str, str]:
-    """Return where the credential comes from, its type and its text; the first there is."""
-    if args.key_type == "vm":
-        return "the VM's metadata service", "vm", fetch_vm_token()
-    if args.key is not None:
-        return "--key", args.key_type, args.key
-    if args.key_file is not None:
-        text = read_option_file("--key-file", args.key_file).decode(errors="replace")
-        return f"--key-file {args.key_file}", args.key_type, text
-    for variable, key_type in (("API_KEY", args.key_type), ("IAM_TOKEN", "iam-token")):
-        if value := os.environ.get(variable, "").strip():
-            return variable, key_type, value
-    raise UploadError(os.EX_CONFIG, "no API key and no IAM token", NO_CREDENTIAL_ADVICE)
-
-
 def authorization(args: Namespace) -> str:
-    """Return the value of the authorization header; raise UploadError without a good key."""
-    source, key_type, text = find_credential(args)
+    """Return the authorization header, from the first credential there is; raise UploadError."""
+    key_type = args.key_type
+    if key_type == "vm":
+        source, text = "the VM's metadata service", fetch_vm_token()
+    elif args.key is not None:
+        source, text = "--key", args.key
+    elif args.key_file is not None:
+        source = f"--key-file {args.key_file}"
+        text = read_option_file("--key-file", args.key_file).decode(errors="replace")
+    elif text := os.environ.get("API_KEY", "").strip():
+        source = "API_KEY"
+    else:
+        source, text, key_type = "IAM_TOKEN", os.environ.get("IAM_TOKEN", ""), "iam-token"
     key = text.strip().lstrip("\ufeff").strip()
     if not key:
-        raise UploadError(os.EX_CONFIG, f"{source} is empty", NO_CREDENTIAL_ADVICE)
+        cause = "no API key and no IAM token" if source == "IAM_TOKEN" else f"{source} is empty"
+        raise UploadError(os.EX_CONFIG, cause, NO_CREDENTIAL_ADVICE)
     if not re.fullmatch(r"[\x21-\x7e]+", key):
         # grpc's "Invalid metadata" would not say which.
         cause = f"the credential in {source} has a space, a line break or another "
@@ -831,17 +802,15 @@ class Access:
         self._args = args
         self._authorization = authorization(args)
         self._fetched_s = time.monotonic()
-        self._lock = threading.Lock()
         self._numbers = itertools.count(round(args.timeout * 1000))
 
     def header(self) -> tuple[str, str]:
         """Return the authorization header, with a VM's token fetched anew each hour."""
-        with self._lock:
-            age_s = time.monotonic() - self._fetched_s
-            if self._args.key_type == "vm" and age_s > VM_TOKEN_AGE_LIMIT_S:
-                self._authorization = authorization(self._args)
-                self._fetched_s = time.monotonic()
-            return "authorization", self._authorization
+        age_s = time.monotonic() - self._fetched_s
+        if self._args.key_type == "vm" and age_s > VM_TOKEN_AGE_LIMIT_S:
+            self._authorization = authorization(self._args)
+            self._fetched_s = time.monotonic()
+        return "authorization", self._authorization
 
     def open_channel(self, endpoint: str) -> tuple[grpc.Channel, int]:
         """Make a TLS channel, which connects at its first call; return it and its user timeout.
@@ -1037,17 +1006,12 @@ class Transfer:
         return self.finished
 
 
-def talk_metadata(connection_id: int | str, fields: Mapping[str, str]) -> TalkMetadata:
-    """Build the message that says whose dialog this is."""
-    return TalkMetadata(connection_id=str(connection_id), fields=fields)
-
-
 def upload_audio_requests_iterator(
     connection_id: int | str, metadata: Mapping[str, str], audio_path: str
 ) -> Iterator[talk_service_pb2.StreamTalkRequest]:
     """Yield the requests that send a WAV file, as the guide's function of this name does."""
     recording = Recording(audio_path)
-    recording.metadata = talk_metadata(connection_id, metadata)
+    recording.metadata = TalkMetadata(connection_id=str(connection_id), fields=metadata)
     recording.audio = audio_format(WAV, Namespace())
     transfer = Transfer(recording)
     with open_unchanged(audio_path, None) as transfer.audio:
@@ -1252,7 +1216,8 @@ class Uploader:
         self._args = args
         self._access = access
         self._throttle = throttle or Throttle()
-        self._stopping = self._throttle.stopping
+        self.stopping = self._throttle.stopping
+        self.timeout_s = args.timeout
         self._endpoint = access.endpoint
         self._channel: grpc.Channel | None = None
         self._user_timeout_ms = 0
@@ -1262,14 +1227,14 @@ class Uploader:
         single, split = self._args.single_message, self._args.split
         method = "Upload" if single else "UploadBadge" if split else "UploadAsStream"
         recording.metadata.connection_id = self._args.connection_id
-        wait_s = min(REFUSAL_WAIT_S, self._args.timeout / 2)
+        wait_s = min(REFUSAL_WAIT_S, self.timeout_s / 2)
 
         def one_try() -> None:
             transfer = Transfer(recording, ledger, wait_s if self._throttle.in_doubt else 0.0)
             if single:
                 self._connect(recording.path)
             if ledger:
-                ledger.sending(recording, transfer.request_id)
+                ledger.note(recording, state="sending", request_id=transfer.request_id)
             recording.transfer = transfer
             # Closed here: grpc lets go of an aborted stream's requests only when it likes.
             with open_unchanged(recording.path, recording.state) as transfer.audio:
@@ -1279,19 +1244,12 @@ class Uploader:
 
         self._retrying(recording, one_try)
 
-    def update(self, recording: Recording) -> None:
-        """Give a dialog, named in place of a path, other metadata; raise UploadError."""
-        metadata = recording.metadata
-        metadata.connection_id = self._args.connection_id
-        request = talk_service_pb2.UploadTalkRequest(talk_id=recording.path, metadata=metadata)
-        # The commit point is never passed: to say the same twice makes no second dialog.
-        self._ask_again(recording, "Upload", request)
-
     def ask(self, recording: Recording, method: str, request: Any) -> Any:
         """Make one call that sends no audio; return its answer, or raise UploadError."""
         return self._call(Transfer(recording), method, lambda: request)
 
-    def _ask_again(self, recording: Recording, method: str, request: Any) -> Any:
+    def ask_again(self, recording: Recording, method: str, request: Any) -> Any:
+        """Make such a call until it succeeds, or fails for good."""
         return self._retrying(recording, lambda: self.ask(recording, method, request))
 
     def follow(self, recording: Recording) -> None:
@@ -1304,14 +1262,14 @@ class Uploader:
         try:
             while True:
                 # With a record of its own: the recording keeps its upload's request ID and tries.
-                operation = self._ask_again(Recording(recording.path), "GetOperation", request)
+                operation = self.ask_again(Recording(recording.path), "GetOperation", request)
                 if operation.done:
                     break
                 if time.monotonic() + pause_s > until_s:
                     hours = f"{WAIT_LIMIT_S / 3600:g}"
                     cause = f"operation {operation_id} is still going after {hours} hours"
                     raise UploadError(os.EX_TEMPFAIL, cause, AGAIN)
-                if self._stopping.wait(pause_s):
+                if self.stopping.wait(pause_s):
                     raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
                 pause_s = min(pause_s * 1.5, POLL_LIMIT_S)
             recording.talk_ids = split_result(operation)
@@ -1358,12 +1316,12 @@ class Uploader:
                 delay_s = random.uniform(0, limit_s)
                 idle_s += error.idle_s + delay_s
                 again = recording.tries <= self._args.retries and idle_s <= TRIES_LIMIT_S
-                if not (error.retry and again) or self._stopping.is_set():
+                if not (error.retry and again) or self.stopping.is_set():
                     raise
                 if error.holds_run:
                     self._throttle.hold(delay_s)
                 log.info(f"{recording.path}: {error.reason}; next try in {delay_s:.1f} s")
-                if self._stopping.wait(delay_s):
+                if self.stopping.wait(delay_s):
                     raise
 
     def _connect(self, name: str) -> None:
@@ -1380,7 +1338,7 @@ class Uploader:
 
     def _call(self, transfer: Transfer, method: str, requests: Callable[[], Any]) -> Any:
         """Make one call; return its response, or raise UploadError with what its end means."""
-        if self._stopping.is_set():
+        if self.stopping.is_set():
             raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
         recording = transfer.recording
         recording.request_id = transfer.request_id
@@ -1389,7 +1347,7 @@ class Uploader:
         try:
             transfer.call = self._method(method).future(requests(), metadata=headers)
             # A signal may have come before there was a call to cancel.
-            if self._stopping.is_set():
+            if self.stopping.is_set():
                 transfer.end(unless_finished=True)
             response = self._wait(transfer)
             recording.server_ids = server_ids(transfer.call)
@@ -1427,7 +1385,7 @@ class Uploader:
         would be taken for abuse by a server that does not want pings. Progress is that grpc takes
         a chunk. While the kernel still holds bytes for the peer, TCP_USER_TIMEOUT watches.
         """
-        timeout_s = self._args.timeout
+        timeout_s = self.timeout_s
         while True:
             left_s = transfer.progress_s + timeout_s - time.monotonic()
             if left_s <= 0 and transfer.call.cancel():
@@ -1505,10 +1463,9 @@ class Ledger:
     a finishing row is on disk before the half-close can leave, so a run that dies leaves either
     no dialog (a sending row, or none) or a row that says there may be one.
     Every method raises LedgerError. A dry run has a copy in memory, and takes no lock.
-    given_up: a thread that was given up may have the lock for ever, because the disk hangs.
     """
 
-    given_up = _was_moved = False
+    _was_moved = False
 
     def __init__(self, args: Namespace) -> None:
         import sqlite3
@@ -1591,8 +1548,6 @@ class Ledger:
 
     def close(self) -> None:
         """Close the file, and make sure that it is still there; the lock ends with the process."""
-        if self.given_up:
-            return
         with self._lock, contextlib.suppress(self._sqlite_error):  # All that matters is written.
             self._undo.close()
         if not self._was_moved:
@@ -1670,16 +1625,6 @@ class Ledger:
             ),
         )
 
-    def moved(self, recording: Recording) -> None:
-        """Note another path of what was uploaded: it spares the next run the hash."""
-        assert recording.state is not None
-        key, mtime_ns = ledger_key(recording.path), recording.state.mtime_ns
-        self._set(recording, path=key, mtime_ns=mtime_ns)
-
-    def sending(self, recording: Recording, request_id: str) -> None:
-        """Note that a try begins."""
-        self._set(recording, state="sending", request_id=request_id)
-
     def finishing(self, recording: Recording, request_id: str) -> None:
         """Put on disk that there may be a dialog from now on."""
         args = self._args
@@ -1707,11 +1652,11 @@ class Ledger:
         """Note the dialogs of a recording; without more columns: of one sent before."""
         columns["talk_id"] = " ".join(recording.talk_ids) or None
         columns["error"] = recording.error.reason if recording.error else None
-        self._set(recording, state=recording.outcome, **columns)
+        self.note(recording, state=recording.outcome, **columns)
 
-    def _set(self, recording: Recording, **columns: object) -> None:
+    def note(self, recording: Recording, **columns: object) -> None:
+        """Change some columns of a recording's row; attempts are added to those of earlier runs."""
         names = ", ".join(f"{name} = ?" for name in columns)
-        # Those of earlier runs count, too.
         names = names.replace("attempts = ?", "attempts = attempts + ?")
         self._do(
             f"UPDATE recordings SET {names} WHERE connection_id = ? AND sha256 = ?",
@@ -1723,8 +1668,6 @@ class Ledger:
 
         Raises LedgerError, also where an UPDATE finds no row: somebody has deleted it.
         """
-        if self.given_up:
-            raise LedgerError(self.path, "I/O does not end")
         with self._lock:
             try:
                 if synced:
@@ -1811,7 +1754,6 @@ def utc() -> str:
 SETTLE_BATCH = 20
 SETTLE_CALLS_LIMIT = 30
 SETTLE_PAUSE_S = 1.0
-# A service that does not answer must not hold up the uploads.
 LOOKUP_TIMEOUT_S = 10.0
 # The service's limit. A value has one dialog, so a batch is far from it.
 GET_LIMIT_TALKS = 100
@@ -1825,21 +1767,14 @@ class Settling:
     """
 
     def __init__(
-        self,
-        args: Namespace,
-        access: Access,
-        ledger: Ledger,
-        throttle: Throttle,
-        signals: Sequence[int],
+        self, args: Namespace, uploader: Uploader, ledger: Ledger, signals: Sequence[int]
     ) -> None:
         self.settled: dict[str, Recording] = {}
         self.not_found: dict[str, str] = {}
         self.missing: set[str] = set()
-        self._args = Namespace(**vars(args))
-        self._args.timeout = min(args.timeout, LOOKUP_TIMEOUT_S)
-        self._uploader = Uploader(self._args, access, throttle)
+        self._args = args
+        self._uploader = uploader
         self._ledger = ledger
-        self._stopping = throttle.stopping
         self._signals = signals
         self._calls = 0
         self._next_call_s = 0.0
@@ -1944,12 +1879,14 @@ class Settling:
             cause = f"{SETTLE_CALLS_LIMIT} calls a run are made"
             raise UploadError(os.EX_TEMPFAIL, cause, "the next run goes on")
         self._calls += 1
-        self._stopping.wait(self._next_call_s - time.monotonic())
+        self._uploader.stopping.wait(self._next_call_s - time.monotonic())
         if self._signals:
             raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
         self._next_call_s = time.monotonic() + SETTLE_PAUSE_S
         for name in ("organization_id", "space_id", "connection_id", "project_id"):
             setattr(request, name, getattr(self._args, name) or "")
+        # A service that does not answer must not hold up the uploads.
+        self._uploader.timeout_s = min(self._args.timeout, LOOKUP_TIMEOUT_S)
         return self._uploader.ask(Recording("looking up unknown recordings"), method, request)
 
 
@@ -1976,7 +1913,7 @@ class Run:
         self._ledger: Ledger | None = ledger
         self._throttle = Throttle(in_doubt=bool(ledger and ledger.begins_in_doubt()))
         self._stopping = self._throttle.stopping
-        self._common = read_metadata(args.meta_path, may_be_pipe=True) if args.meta_path else None
+        self._common = read_metadata(args.meta_path) if args.meta_path else None
         self._recordings = self._in_order()
         self._under_way: set[Recording] = set()
         self._unknown: list[Recording] = []
@@ -1996,7 +1933,8 @@ class Run:
             for worker in workers:
                 worker.start()
             self._wait_for(workers)
-            self._report_left()
+            if self._stopping.is_set():
+                self._report_not_tried()
             self._settle_fresh()
         if self._bug:
             raise self._bug
@@ -2007,10 +1945,8 @@ class Run:
         for recording in self._recordings:
             if self._prepare(recording) and not recording.outcome:
                 recording.outcome = "checked"
-                way = "as a single message" if self._args.single_message else "as a stream"
-                way += " to be split" if self._args.split else ""
                 size = f"{recording.size_bytes or 0:,} bytes"
-                recording.description += f", {size} {way}, {described(recording.metadata)}"
+                recording.description += f", {size}, {described(recording.metadata)}"
             if recording.outcome:
                 self._report(recording)
         return self._end()
@@ -2116,9 +2052,11 @@ class Run:
             if self._stopping.wait(LOOK_S):
                 raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
         if row and not self._may_resend(recording, row):
-            is_same_path = row["path"] == ledger_key(recording.path)
-            if row["state"] == "uploaded" and (is_same_path or not os.path.exists(row["path"])):
-                ledger.moved(recording)
+            key, there = ledger_key(recording.path), os.path.exists(row["path"])
+            if row["state"] == "uploaded" and (row["path"] == key or not there):
+                # Its present name and time spare the next run the hash.
+                assert recording.state is not None
+                ledger.note(recording, path=key, mtime_ns=recording.state.mtime_ns)
             return row
         ledger.claim(recording)
         return None
@@ -2202,9 +2140,6 @@ class Run:
     def _report(self, recording: Recording) -> None:
         """Print what became of a recording, and see what it means for the run."""
         with self._reporting:
-            if recording.reported:  # By the main thread, which did not wait any longer.
-                return
-            recording.reported = True
             self._throttle.judge(recording)
             self._under_way.discard(recording)
             if recording.outcome == "unknown" and recording.tries and self._settling:
@@ -2241,45 +2176,42 @@ class Run:
                 impatient = len(self._signals) > 1 or now_s > signalled_s + ANSWER_GRACE_S
                 for transfer in transfers:
                     transfer.end(unless_finished=not impatient)
-                # Who does not end now is stuck, with a disk that hangs, say.
                 if now_s > answers_due_s + CANCEL_GRACE_S:
-                    if self._ledger:
-                        self._ledger.given_up = True
-                    break
+                    self._abandon()
         self._console.end_progress()
 
-    def _report_left(self) -> None:
-        """Report what was left when the workers ended or were given up."""
-        for recording in list(self._under_way):  # Of workers that are stuck.
+    def _abandon(self) -> NoReturn:
+        """End although workers are stuck, with a disk that hangs, say: it is as after kill -9."""
+        for recording in list(self._under_way):
             if not recording.outcome:
                 cause = f"{self._throttle.cause} while it was under way"
                 error = UploadError(os.EX_TEMPFAIL, cause, AGAIN)
-                if recording.transfer and recording.transfer.end():
+                if recording.transfer and recording.transfer.finished:
                     cause += "; the dialog may or may not exist"
                     error = UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST)
                 recording.fail(error)
             self._report(recording)
-        # A worker that is stuck may have the iterator.
-        if self._stopping.is_set() and self._taking.acquire(timeout=CANCEL_GRACE_S):
-            for recording in self._recordings:
-                if not recording.outcome:
-                    row = None
-                    with contextlib.suppress(LedgerError):
-                        row = self._ledger.find_uploaded(recording) if self._ledger else None
-                    if row:
-                        add_row(recording, row)
-                    else:
-                        cause = f"not tried: {self._throttle.cause}"
-                        recording.fail(UploadError(os.EX_TEMPFAIL, cause, AGAIN))
-                        recording.outcome = "not tried"
-                self._report(recording)
+        os._exit(self._end())
+
+    def _report_not_tried(self) -> None:
+        """Report what a run that was stopped did not come to."""
+        for recording in self._recordings:
+            row = None
+            with contextlib.suppress(LedgerError):
+                row = self._ledger.find_uploaded(recording) if self._ledger else None
+            if row:
+                add_row(recording, row)
+            elif not recording.outcome:
+                cause = f"not tried: {self._throttle.cause}"
+                recording.fail(UploadError(os.EX_TEMPFAIL, cause, AGAIN))
+                recording.outcome = "not tried"
+            self._report(recording)
 
     def _settle_earlier(self) -> None:
         """Look up what earlier runs left unknown; a credential that is refused ends the run."""
         if self._args.settle_key and self._ledger and self._access:
-            self._settling = Settling(
-                self._args, self._access, self._ledger, self._throttle, self._signals
-            )
+            uploader = Uploader(self._args, self._access, self._throttle)
+            self._settling = Settling(self._args, uploader, self._ledger, self._signals)
             self._settling.look_for(self._ledger.unknown_with_key())
             for recording in self._settling.settled.values():
                 self._report(recording)
@@ -2309,7 +2241,7 @@ class Run:
             left = f"{counts['unknown']} unknown, {counts['not tried']:,} not tried"
             log.warning(f"{self._throttle.cause}; {left}")
         elif not counts:
-            looked_for = ", ".join(audio_suffixes(self._args))
+            looked_for = ", ".join(self._args.suffixes)
             folders = ", ".join(self._args.audio_path)
             log.info(f"{folders}: no recordings found (looked for {looked_for})")
         elif counts.total() > 1 or self._console.several:
@@ -2327,20 +2259,21 @@ class Run:
 def described(metadata: TalkMetadata) -> str:
     """Say what metadata would be sent."""
     fields = json.dumps(dict(sorted(metadata.fields.items())), ensure_ascii=False)
-    count = len(metadata.users)
-    users = f", {count} user{'s' * (count != 1)}" if count else ""
-    return f"metadata {fields}{users}"
+    return f"metadata {fields}, {len(metadata.users)} users"
 
 
 def update_talk(args: Namespace, access: Access | None, console: Console) -> int:
     """Send new metadata for a dialog that exists; return the exit code."""
     recording = Recording(args.talk_id)
-    recording.metadata = read_metadata(args.meta_path, may_be_pipe=True)
+    recording.metadata = metadata = read_metadata(args.meta_path)
+    metadata.connection_id = args.connection_id
+    request = talk_service_pb2.UploadTalkRequest(talk_id=args.talk_id, metadata=metadata)
     if access is None:
-        recording.outcome, recording.description = "checked", described(recording.metadata)
+        recording.outcome, recording.description = "checked", described(metadata)
     else:
         try:
-            Uploader(args, access).update(recording)
+            # To say the same twice makes no second dialog.
+            Uploader(args, access).ask_again(recording, "Upload", request)
             recording.outcome, recording.talk_ids = "updated", (args.talk_id,)
         except UploadError as error:
             recording.fail(error)
@@ -2360,7 +2293,7 @@ def upload_talk(
     given = (f"--connection-id={connection_id}", f"--key={api_key}", f"--audio-path={audio_path}")
     args = parse_arguments(given)
     recording = Recording(audio_path)
-    check_recording(recording, args, talk_metadata(connection_id, metadata))
+    check_recording(recording, args, TalkMetadata(fields=metadata))
     with contextlib.closing(Uploader(args, Access(args))) as uploader:
         uploader.upload(recording)
     return recording.talk_ids[0]
@@ -2579,7 +2512,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
         if value == "" and name != "key":
             parser.error(f"--{name.replace('_', '-')} is empty")
     given = {name for name, value in vars(args).items() if value not in (None, 0, [], "auto")}
-    with_audio = {"audio_path", "audio_type", "min_age", "split", "single_message"} & given
+    with_audio = {"audio_path", "audio_type", "min_age", "split", "single_message", "ledger"}
     pcm_format = {"sample_rate", "channels"} & given
     settling = ("organization_id", "space_id", "ledger")
     missing = ", ".join(f"--{each.replace('_', '-')}" for each in settling if each not in given)
@@ -2590,8 +2523,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
         (not args.talk_id and not args.audio_path, "--audio-path is missing"),
         ("" in args.audio_path, "--audio-path is empty"),
         (args.talk_id and not args.meta_path, "--talk-id needs --meta-path"),
-        (args.talk_id and with_audio, "--talk-id sends metadata only: leave out all about audio"),
-        (args.talk_id and args.ledger, "--talk-id does not use --ledger: repeating it is harmless"),
+        (args.talk_id and with_audio & given, "--talk-id sends metadata only, and no audio"),
         (pcm and len(pcm_format) < 2, "--audio-type pcm needs --sample-rate and --channels"),
         (pcm_format and not pcm, "--sample-rate and --channels are for --audio-type pcm"),
         (pcm and not good_rate, "--sample-rate: must be from 8000 to 48000"),
@@ -2613,6 +2545,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     for is_wrong, reason in wrong:
         if is_wrong:
             parser.error(reason)
+    args.suffixes = PCM_SUFFIXES if pcm else AUDIO_SUFFIXES
     return args
 
 

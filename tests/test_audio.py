@@ -284,9 +284,6 @@ REFUSED: dict[str, tuple[str, Audio]] = {
     "WAV format 0x0011": (".wav", lambda: sound("WAV", "IMA_ADPCM")),
     "GSM 6.10": (".wav", lambda: sound("WAV", "GSM610")),
     "WAV format 0x0055": (".wav", lambda: ffmpeg(".wav", "-c:a", "libmp3lame")),
-    "7,999 Hz": (".wav", lambda: wav(7_999)),
-    "48,001 Hz": (".wav", lambda: wav(48_001)),
-    "96,000 Hz": (".wav", lambda: sound("WAV", "FLOAT", rate_hz=96_000)),
     "big-endian WAV": (".wav", lambda: sound("WAV", "PCM_16", endian="BIG")),
     "FLAC": (".flac", lambda: sound("FLAC")),
     "Ogg Vorbis": (".ogg", lambda: sound("OGG", "VORBIS")),
@@ -296,7 +293,6 @@ REFUSED: dict[str, tuple[str, Audio]] = {
     "WMA": (".wma", lambda: ffmpeg(".wma")),
     "layer II": (".mp2", lambda: ffmpeg(".mp2")),
 }
-RESAMPLED_HZ = {"7,999 Hz": 8_000, "48,001 Hz": 48_000, "96,000 Hz": 48_000}
 
 
 @pytest.mark.parametrize("called", REFUSED)
@@ -309,8 +305,6 @@ def test_another_format_is_refused_and_the_line_converts_it(
     outcome = send(f"{folder.name}/call{suffix}", make())
     fact = called if suffix == ".wav" and "big" not in called else "neither WAV nor"
     assert_refused(outcome, service, f"call{suffix}: ", fact, "16 bit")
-    rates = re.findall(r" -ar (\d+) -c:a ", outcome.err)
-    assert rates == ([str(RESAMPLED_HZ[called])] if called in RESAMPLED_HZ else [])
 
     convert(outcome, folder, tmp_path)
     outcome = send(f"{folder.name}/call-16bit.wav", None)
