@@ -100,7 +100,6 @@ if __name__ == "__main__":
 import_error: Exception | None = None
 try:
     import grpc
-    from google.protobuf.message import DecodeError
     from yandex.cloud.speechsense.v1 import audio_pb2, talk_service_pb2, talk_service_pb2_grpc
     from yandex.cloud.speechsense.v1.talk_service_pb2 import TalkMetadata
 except Exception as failure:  # Missing packages, missing stubs, or stubs of another protobuf.
@@ -1119,8 +1118,7 @@ def take_answer(recording: Recording, response: Any, transfer: Transfer) -> None
         talk_id = response.talk_id
     elif response is not None:  # OK without any message is no answer.
         operation_id = response.id
-        with contextlib.suppress(DecodeError):
-            response.metadata.Unpack(badge)
+        response.metadata.Unpack(badge)
     made = talk_id or badge.badge_id or operation_id
     if not (transfer.finished and made):
         early = f"before it had the whole file (ID: {made})" if made else "without an ID"
@@ -1143,9 +1141,7 @@ def split_result(operation: Any) -> tuple[str, ...]:
     Raises UploadError (EX_DATAERR) if the operation failed, or has no dialog.
     """
     badge = talk_service_pb2.UploadBadgeResponse()
-    with contextlib.suppress(DecodeError):
-        if operation.WhichOneof("result") == "response":
-            operation.response.Unpack(badge)
+    operation.response.Unpack(badge)  # Empty where there is an error instead.
     if not badge.talk_ids:
         reason = masked(operation.error.message) or "its result has no dialog"
         raise refused(f"uploaded, but not split: {reason}, operation {operation.id}", LOOK_FOR_IT)
@@ -2007,9 +2003,6 @@ class Run:
         except UploadError as error:
             recording.fail(error)
             return False
-        except OSError as error:  # The sidecar has gone meanwhile.
-            recording.fail(unreadable(error))
-            return False
         if row is None:
             if recording.has_placeholders and not self._placeholders_told:
                 self._placeholders_told = True
@@ -2032,9 +2025,10 @@ class Run:
         row = ledger.find_uploaded(recording) if ledger else None
         if row:
             sidecar = find_sidecar(recording.path)
-            # Times of version 1 have no milliseconds.
-            if not sidecar or os.lstat(sidecar).st_mtime < seconds_of(row["updated_at"]) + 1:
-                return row
+            with contextlib.suppress(OSError):  # It may go meanwhile.
+                # Times of version 1 have no milliseconds.
+                if not sidecar or os.lstat(sidecar).st_mtime < seconds_of(row["updated_at"]) + 1:
+                    return row
         try:
             check_recording(recording, self._args, self._common)
         except UploadError:

@@ -358,6 +358,8 @@ def test_the_format_is_read_from_the_headers(refuse: Callable[..., None]) -> Non
         "cut GUID": (fmt(EXTENSIBLE, extra=bytes(2)), "0xfffe"),
         # PCM 24932 bit, the beginning of "data", was once said of it.
         "no sample size": (chunk(b"fmt ", fmt()[8:22]), "PCM 0 bit, 8,000 Hz"),
+        "low rate": (fmt(rate_hz=7_999), "PCM 16 bit, 7,999 Hz"),
+        "high rate": (fmt(rate_hz=48_001), "PCM 16 bit, 48,001 Hz"),
     }
     audio = {name: (riff(head, DATA), fact) for name, (head, fact) in heads.items()}
     refuse(".wav", audio)
