@@ -210,8 +210,12 @@ def refused(cause: str, advice: str) -> UploadError:
 
 def unreadable(error: Exception) -> UploadError:
     """Say that a file cannot be read."""
-    cause = f"cannot be read: {getattr(error, 'strerror', None) or error}"
-    return UploadError(os.EX_NOINPUT, cause, CHECK_PATH)
+    return UploadError(os.EX_NOINPUT, f"cannot be read: {reason_of(error)}", CHECK_PATH)
+
+
+def reason_of(error: Exception) -> str:
+    """Return what the system says of an error, without number and file name."""
+    return getattr(error, "strerror", None) or str(error) or repr(error)
 
 
 class FileState(NamedTuple):
@@ -223,15 +227,18 @@ class FileState(NamedTuple):
     inode: int
 
     @classmethod
-    def of(cls, status: os.stat_result) -> FileState:
-        """Take it from what os.stat or os.fstat returned."""
+    def of(cls, file: str | int) -> FileState:
+        """Look at a path or a descriptor; raise OSError also where that is no regular file."""
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):  # To open a FIFO would wait for a writer.
+            raise OSError("not a regular file")
         return cls(status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
 
 
 class Recording:
     """One recording, from its file's name to its result; each step adds what it finds out."""
 
-    state: FileState | None = None
+    state = FileState(0, 0, 0, 0)
     audio: audio_pb2.AudioMetadata
     description = ""
     metadata: TalkMetadata
@@ -250,11 +257,6 @@ class Recording:
     def __init__(self, path: str, named: bool = True) -> None:
         self.path = path
         self.named = named  # On the command line, not found in a folder.
-
-    @property
-    def size_bytes(self) -> int | None:
-        """The file's size, None if it could not be looked at."""
-        return self.state.size_bytes if self.state else None
 
     def fail(self, error: UploadError) -> None:
         """Note what went wrong."""
@@ -275,7 +277,7 @@ class Recording:
             "error": masked(str(self.error)) if self.error else None,
             "exit_code": self.error.exit_code if self.error else os.EX_OK,
             "request_id": self.request_id or None,
-            "bytes": self.size_bytes,
+            "bytes": self.state.size_bytes or None,
             "seconds": round(self.seconds, 3),
             "tries": self.tries,
             "settled": self.settled,
@@ -297,47 +299,45 @@ def find_recordings(args: Namespace) -> Iterator[Recording]:
     """
     # Without a ledger this alone keeps a file with two names from becoming two dialogs.
     seen: set[tuple[int, ...]] = set()
-    unread: list[OSError] = []
-    for named in args.audio_path:
-        is_folder = os.path.isdir(named)
-        for path in search_folder(named, args, unread) if is_folder else [named]:
-            recording = Recording(path, named=not is_folder)
-            try:
-                status = os.stat(path)
-                if not stat.S_ISREG(status.st_mode):  # To open a FIFO would wait for a writer.
-                    raise OSError("not a regular file")
-                recording.state = state = FileState.of(status)
-            except (OSError, ValueError) as error:
-                recording.fail(unreadable(error))
-                yield recording
-                continue
-            age_s = time.time() - state.mtime_ns / 1e9
-            if args.min_age and -CLOCK_SKEW_S < age_s < args.min_age:
-                log.debug(f"{path}: younger than {args.min_age:g} s, left out")
-            elif state[2:] in seen:
-                log.debug(f"{path}: another name of a file that was found before, left out")
-            else:
-                seen.add(state[2:])
-                yield recording
-    for unread_error in unread:
-        recording = Recording(unread_error.filename, named=False)
-        recording.fail(unreadable(unread_error))
-        yield recording
-
-
-def search_folder(top: str, args: Namespace, unread: list[OSError]) -> Iterator[str]:
-    """Yield the audio files in a folder and its subfolders; add what cannot be read to unread."""
-    visited = set()
-    for folder, subfolders, files in os.walk(top, followlinks=True, onerror=unread.append):
-        real = os.path.realpath(folder)
-        if real in visited:  # By a link.
-            subfolders.clear()
+    for path, named, error in find_paths(args):
+        recording = Recording(path, named)
+        try:
+            if error:
+                raise error
+            recording.state = state = FileState.of(path)
+        except (OSError, ValueError) as failure:
+            recording.fail(unreadable(failure))
+            yield recording
             continue
-        visited.add(real)
-        subfolders.sort()
-        for name in sorted(files):
-            if name.lower().endswith(args.suffixes):
-                yield os.path.join(folder, name)
+        age_s = time.time() - state.mtime_ns / 1e9
+        if args.min_age and -CLOCK_SKEW_S < age_s < args.min_age:
+            log.debug(f"{path}: younger than {args.min_age:g} s, left out")
+        elif state[2:] in seen:
+            log.debug(f"{path}: another name of a file that was found before, left out")
+        else:
+            seen.add(state[2:])
+            yield recording
+
+
+def find_paths(args: Namespace) -> Iterator[tuple[str, bool, OSError | None]]:
+    """Yield paths, whether each was named, and why a folder cannot be read."""
+    unread: list[OSError] = []
+    for path in args.audio_path:
+        if not os.path.isdir(path):
+            yield path, True, None
+            continue
+        visited = set()
+        for folder, subfolders, files in os.walk(path, followlinks=True, onerror=unread.append):
+            real = os.path.realpath(folder)
+            if real in visited:  # By a link.
+                subfolders.clear()
+                continue
+            visited.add(real)
+            subfolders.sort()
+            for name in sorted(files):
+                if name.lower().endswith(args.suffixes):
+                    yield os.path.join(folder, name), False, None
+    yield from ((error.filename, False, error) for error in unread)
 
 
 def find_sidecar(path: str) -> str | None:
@@ -350,7 +350,7 @@ def check_recording(recording: Recording, args: Namespace, common: TalkMetadata 
     """Check a file's header and collect its metadata; common: that of --meta-path."""
     try:
         with open(recording.path, "rb") as file:
-            recording.state = FileState.of(os.fstat(file.fileno()))
+            recording.state = FileState.of(file.fileno())
             check_audio(recording, file, args)
     except OSError as error:
         raise unreadable(error) from error
@@ -369,7 +369,7 @@ EXPORT_AGAIN = "record or export it again"
 
 def check_audio(recording: Recording, file: BinaryIO, args: Namespace) -> None:
     """Tell a recording's format from its headers and check it; raise UploadError if it is bad."""
-    size_bytes = recording.size_bytes
+    size_bytes = recording.state.size_bytes
     if not size_bytes:
         raise refused("the file is empty", "remove it or restore it from the recorder")
     head = file.read(64)
@@ -383,7 +383,7 @@ def check_audio(recording: Recording, file: BinaryIO, args: Namespace) -> None:
         channels, frame_bytes = args.channels, args.channels * SAMPLE_SIZE_BITS // 8
         duration_s = size_bytes / frame_bytes / args.sample_rate
         if size_bytes % frame_bytes:
-            cause = f"{size_bytes:,} bytes are no whole number of frames of {frame_bytes} bytes"
+            cause = f"{size_bytes:,} bytes are no whole number of {frame_bytes}-byte frames"
             raise refused(cause, "check --channels, and that it is 16 bit PCM")
     elif kind == MP3:
         channels = count_mp3_channels(file, head)
@@ -396,8 +396,7 @@ def check_audio(recording: Recording, file: BinaryIO, args: Namespace) -> None:
     if args.split and (kind not in (WAV, MP3) or channels != 1):
         cause = f"{description}: only WAV and MP3 of one channel can be split"
         raise refused(cause, "leave out --split")
-    # How long a recording may be that the service splits, it does not say.
-    if duration_s > DURATION_LIMIT_S and not args.split:
+    if duration_s > DURATION_LIMIT_S and not args.split:  # For splitting no limit is known.
         cause = f"{duration_s / 3600:.2f} hours long, the service takes 4"
         raise refused(cause, "cut it into parts of at most 4 hours")
     if args.single_message and size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
@@ -441,15 +440,12 @@ def find_format(path: str, head: bytes, audio_type: str) -> str:
 
 
 def conversion(path: str, when: str) -> str:
-    """Return the FFmpeg command that makes a WAV file which the service takes, and when to run it.
-
-    If there is such a file already, the original beside it would be refused in every run.
-    """
+    """Return when to run the FFmpeg command that makes a WAV file which the service takes."""
     if re.match("-|.*:", path):  # FFmpeg would see an option, or a protocol before the colon.
         path = os.path.join(".", path)
     stem = os.path.splitext(path)[0]
     target = f"{stem}-16bit.wav"
-    if os.path.lexists(target):
+    if os.path.lexists(target):  # The original beside it would be refused in every run.
         return f"already converted: move {os.path.basename(path)} out of the folder"
     line = f"ffmpeg -i {shlex.quote(path)} -c:a pcm_s16le {shlex.quote(target)}"
     if sidecar := find_sidecar(path):
@@ -494,10 +490,9 @@ def check_wav(file: BinaryIO, size_bytes: int) -> tuple[str, int, float]:
     found = f"{encoding} {bits} bit, {rate_hz:,} Hz"
     # Writers that cannot seek back leave 0, 0xFFFFFFFF or something like 0x80000000 there.
     if data_bytes > there_bytes:
-        announced = f"the header announces {data_bytes:,} bytes of audio, {there_bytes:,} are there"
-        closed = "upload it when the recorder has closed it; if it has"
-        cause = f"truncated or still being recorded: {announced}"
-        raise refused(cause, conversion(file.name, closed))
+        cause = "truncated or still being recorded: the header announces "
+        cause += f"{data_bytes:,} bytes of audio, {there_bytes:,} are there"
+        raise refused(cause, conversion(file.name, "run again when it is closed; if it is"))
     if not channels or rate_hz not in SAMPLE_RATES_HZ:
         raise refused(f"{found}, {channels} channels: {NEEDED}", EXPORT_AGAIN)
     if (encoding, bits) != ("PCM", SAMPLE_SIZE_BITS):
@@ -532,7 +527,7 @@ def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[bytes, int, int]:
             break
     if not wav_format or not data:
         cause = f"damaged or truncated WAV file: no {'data' if wav_format else 'format'} chunk"
-        raise refused(cause, f"upload it when the recorder has closed it, or {EXPORT_AGAIN}")
+        raise refused(cause, f"run again when it is closed, or {EXPORT_AGAIN}")
     return wav_format, *data
 
 
@@ -566,7 +561,7 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
         metadata.fields.update(PLACEHOLDER_FIELDS, date=utc())
     if args.settle_key and args.settle_key in metadata.fields:
         cause = f"its metadata has the key {shown(args.settle_key)}, which --settle-key fills"
-        raise refused(cause, "remove the key from the metadata, or name another --settle-key")
+        raise refused(cause, "remove it there, or name another --settle-key")
 
 
 def read_metadata(path: str) -> TalkMetadata:
@@ -590,10 +585,8 @@ def parse_metadata(content: bytes) -> TalkMetadata:
     if len(content) > SMALL_FILE_LIMIT_BYTES:
         raise ValueError(f"larger than {SMALL_FILE_LIMIT_BYTES:,} bytes")
     try:
-        # Numbers are sent as they are written: 1.50 stays 1.50. Only NaN and Infinity, which
-        # Python's json reads although JSON has none, become floats.
-        text = content.decode("utf-8-sig")
-        fields = json.loads(text, object_pairs_hook=json_object, parse_int=str, parse_float=str)
+        # Numbers are sent as they are written: 1.50 stays 1.50.
+        fields = json.loads(content.decode("utf-8-sig"), parse_int=str, parse_float=str)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -611,16 +604,6 @@ def parse_metadata(content: bytes) -> TalkMetadata:
                 raise ValueError(f"user {number}: {error}") from None
     metadata.fields.update(checked_fields(fields))
     return metadata
-
-
-def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object; of a key that appears twice, Python's json would drop one value."""
-    fields = {}
-    for key, value in pairs:
-        if key in fields:
-            raise ValueError(f"key {shown(key)}: the key appears twice")
-        fields[key] = value
-    return fields
 
 
 def add_user(user: Any, metadata: TalkMetadata) -> None:
@@ -678,18 +661,14 @@ def warn_of_dates(path: str, metadata: TalkMetadata) -> None:
             with contextlib.suppress(ValueError):  # The 30th of February.
                 if match and datetime.datetime.fromisoformat(match[1]).year:
                     continue
-            log.warning(
-                f"{path}: metadata key {shown(key)}: {shown(fields[key])} is not an ISO 8601 date "
-                "with an offset; write 2026-01-31T09:30:00+03:00 or 2026-01-31T06:30:00Z"
-            )
+            what = f"{shown(fields[key])} is not an ISO 8601 date with an offset"
+            example = "2026-01-31T09:30:00+03:00"
+            log.warning(f"{path}: metadata key {shown(key)}: {what}, such as {example}")
 
 
 # --- 6. Access: credential, certificates, proxy, channel -------------------------------------
 
-NO_CREDENTIAL_ADVICE = (
-    "use --key-file FILE, or export API_KEY or IAM_TOKEN (--key KEY is seen by every user of "
-    "this machine)"
-)
+NO_CREDENTIAL_ADVICE = "use --key-file FILE, or export API_KEY or IAM_TOKEN"
 VM_METADATA_ADDRESS = "169.254.169.254"
 VM_TOKEN_PATH = "/computeMetadata/v1/instance/service-accounts/default/token"
 VM_METADATA_TIMEOUT_S = 3.0
@@ -712,9 +691,8 @@ def read_option_file(option: str, path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read(16 * SMALL_FILE_LIMIT_BYTES)
     except (OSError, ValueError) as error:
-        failure = unreadable(error)
-        cause = f"{option} {path} {failure.cause}"
-        raise UploadError(os.EX_CONFIG, cause, failure.advice) from error
+        cause = f"{option} {path} cannot be read: {reason_of(error)}"
+        raise UploadError(os.EX_CONFIG, cause, CHECK_PATH) from error
 
 
 def fetch_vm_token() -> str:
@@ -736,8 +714,8 @@ def fetch_vm_token() -> str:
             raise ValueError(f"{response.status} {response.reason}")
         return "".join(json.loads(answer)["access_token"])
     except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError) as error:
-        cause = f"no token from the VM's metadata service at {address}: {error!r}"
-        advice = "--key-type vm works on a cloud VM that has a service account"
+        cause = f"no token from the VM's metadata service at {address}: {reason_of(error)}"
+        advice = "--key-type vm is for a cloud VM with a service account"
         raise UploadError(os.EX_CONFIG, cause, advice) from error
 
 
@@ -761,19 +739,15 @@ def authorization(args: Namespace) -> str:
         raise UploadError(os.EX_CONFIG, cause, NO_CREDENTIAL_ADVICE)
     if not re.fullmatch(r"[\x21-\x7e]+", key):
         # grpc's "Invalid metadata" would not say which.
-        cause = f"the credential in {source} has a space, a line break or another "
-        advice = "copy the key again; it is one line of letters, digits, - and _"
-        raise UploadError(os.EX_CONFIG, f"{cause}character that no key has", advice)
+        cause = f"the credential in {source} has a space, or a character that no key has"
+        raise UploadError(os.EX_CONFIG, cause, "copy the key again; it is one line")
     SECRETS.append(key)
     is_token = key.startswith("t1.") if key_type == "auto" else key_type != "api-key"
     return f"{'Bearer' if is_token else 'Api-Key'} {key}"
 
 
 def adopt_proxy_settings() -> None:
-    """Make grpc see HTTPS_PROXY and NO_PROXY, as curl does: it reads only lower-case names.
-
-    Where it cannot use the proxy's URL, it would go past the proxy without a word.
-    """
+    """Make grpc see HTTPS_PROXY and NO_PROXY, as curl does: it reads only lower-case names."""
     for name in ("https_proxy", "no_proxy"):
         if name.upper() in os.environ:
             os.environ.setdefault(name, os.environ[name.upper()])
@@ -781,9 +755,9 @@ def adopt_proxy_settings() -> None:
     if url and "://" not in url:
         os.environ["https_proxy"] = url = f"http://{url}"
     if url and not re.fullmatch(r"http://([^/@]*@)?[^/@]+:\d+/?", url):
-        # The URL is not shown: it may hold a password.
-        advice = "write http://HOST:PORT; https:// does not work"
-        raise UploadError(os.EX_CONFIG, "gRPC cannot use the proxy in https_proxy", advice)
+        # grpc would go past it without a word. It is not shown: it may hold a password.
+        cause = "gRPC cannot use the proxy in https_proxy"
+        raise UploadError(os.EX_CONFIG, cause, "write http://HOST:PORT, not https://")
 
 
 class Access:
@@ -869,14 +843,14 @@ def file_changed(what: str) -> UploadError:
     return UploadError(os.EX_TEMPFAIL, cause, "run again when it is complete")
 
 
-def open_unchanged(path: str, state: FileState | None) -> io.FileIO:
+def open_unchanged(path: str, state: FileState) -> io.FileIO:
     """Open a recording; raise UploadError if it is not the one that was checked, or unreadable."""
     try:
         # Unbuffered, because closing a buffered file waits for a read that hangs.
         audio = io.FileIO(path)
     except OSError as error:
-        raise file_changed(f"became unreadable ({error.strerror})") from error
-    if state and FileState.of(os.fstat(audio.fileno())) != state:
+        raise file_changed(f"became unreadable ({reason_of(error)})") from error
+    if FileState.of(audio.fileno()) != state:
         audio.close()
         raise file_changed("changed after it was checked")
     return audio
@@ -888,7 +862,7 @@ def read_chunks(audio: io.FileIO, size_bytes: int) -> Iterator[bytes]:
         while data := audio.read(size_bytes):
             yield data
     except OSError as error:
-        raise file_changed(f"became unreadable ({error.strerror})") from error
+        raise file_changed(f"became unreadable ({reason_of(error)})") from error
 
 
 class GivenUp(Exception):
@@ -966,9 +940,9 @@ class Transfer:
         try:
             # Of the path, which may lead to another file by now. As ours is still open, no other
             # can have its inode: what is the same here is the same file, unchanged.
-            state = FileState.of(os.stat(self.recording.path))
+            state = FileState.of(self.recording.path)
         except OSError as error:
-            raise file_changed(f"became unreadable ({error.strerror})") from error
+            raise file_changed(f"became unreadable ({reason_of(error)})") from error
         if state != self.recording.state or self.handed_over_bytes != state.size_bytes:
             raise file_changed("changed or was replaced while it was being uploaded")
         # A service that refuses everybody does so just after the last byte of a short recording.
@@ -1012,9 +986,9 @@ def upload_audio_requests_iterator(
     recording = Recording(audio_path)
     recording.metadata = TalkMetadata(connection_id=str(connection_id), fields=metadata)
     recording.audio = audio_format(WAV, Namespace())
+    recording.state = FileState.of(audio_path)
     transfer = Transfer(recording)
-    with open_unchanged(audio_path, None) as transfer.audio:
-        recording.state = FileState.of(os.fstat(transfer.audio.fileno()))
+    with open_unchanged(audio_path, recording.state) as transfer.audio:
         yield from transfer.requests()
 
 
@@ -1478,7 +1452,7 @@ class Ledger:
                     raise LedgerError(path, "not a regular file")
                 if not args.dry_run:
                     undo.callback(os.close, self._lock_file())
-                    self._identity = FileState.of(os.stat(path))[2:]
+                    self._identity = FileState.of(path)[2:]
                 self._db = sqlite3.connect(
                     ":memory:" if args.dry_run else path,
                     isolation_level=None,
@@ -1491,8 +1465,7 @@ class Ledger:
                         source.backup(self._db)
                 self._prepare()
             except (OSError, sqlite3.Error) as error:
-                cause = getattr(error, "strerror", None) or str(error)
-                raise LedgerError(path, cause) from error
+                raise LedgerError(path, reason_of(error)) from error
             self._undo = undo.pop_all()
 
     def _lock_file(self) -> int:
@@ -1553,14 +1526,13 @@ class Ledger:
         """Raise LedgerError if the path leads to another file than at first, or to none."""
         present = None
         with contextlib.suppress(OSError):
-            present = FileState.of(os.stat(self.path))[2:]
+            present = FileState.of(self.path)[2:]
         if self._identity and present != self._identity:
             self._was_moved = True
             raise LedgerError(self.path, "it was moved or removed during the run")
 
     def find_uploaded(self, recording: Recording) -> Any:
         """Look up a recording that was uploaded by its path, size and time: without a hash."""
-        assert recording.state is not None
         where = "path = ? AND size_bytes = ? AND mtime_ns = ? AND state = 'uploaded'"
         key = (ledger_key(recording.path), *recording.state[:2])
         return self._first("recordings_by_path", where, *key)
@@ -1602,7 +1574,6 @@ class Ledger:
 
     def claim(self, recording: Recording) -> None:
         """Note that a recording is going to be sent."""
-        assert recording.state is not None
         # Need not be on disk yet: whether a crash keeps this row or loses it, nothing was sent,
         # and the next run sends the recording.
         self._do(
@@ -1930,7 +1901,7 @@ class Run:
                 worker.start()
             self._wait_for(workers)
             if self._stopping.is_set():
-                self._report_not_tried()
+                self._count_not_tried()
             self._settle_fresh()
         if self._bug:
             raise self._bug
@@ -1941,7 +1912,7 @@ class Run:
         for recording in self._recordings:
             if self._prepare(recording) and not recording.outcome:
                 recording.outcome = "checked"
-                size = f"{recording.size_bytes or 0:,} bytes"
+                size = f"{recording.state.size_bytes:,} bytes"
                 recording.description += f", {size}, {described(recording.metadata)}"
             if recording.outcome:
                 self._report(recording)
@@ -2006,11 +1977,8 @@ class Run:
         if row is None:
             if recording.has_placeholders and not self._placeholders_told:
                 self._placeholders_told = True
-                log.warning(
-                    f"{recording.path}: no metadata given, so placeholder fields are sent "
-                    "(operator_name Operator and so on; said once a run); use --meta-path, or a "
-                    ".json file beside the recording"
-                )
+                what = "no metadata given, so placeholder fields are sent (said once a run)"
+                log.warning(f"{recording.path}: {what}; use --meta-path or call.json")
             return True
         self._tell_difference(recording, row)
         if not (self._settling and row["sha256"] in self._settling.settled):
@@ -2049,7 +2017,6 @@ class Run:
             key, there = ledger_key(recording.path), os.path.exists(row["path"])
             if row["state"] == "uploaded" and (row["path"] == key or not there):
                 # Its present name and time spare the next run the hash.
-                assert recording.state is not None
                 ledger.note(recording, path=key, mtime_ns=recording.state.mtime_ns)
             return row
         ledger.claim(recording)
@@ -2058,7 +2025,6 @@ class Run:
     def _may_resend(self, recording: Recording, row: Any) -> bool:
         """Whether a recording that the ledger knows may be sent."""
         if row["state"] == "rejected":
-            assert recording.state is not None
             present = (recording.state.mtime_ns, recording.metadata_sha256)
             return present != (row["mtime_ns"], row["metadata_sha256"])
         if row["state"] == "unknown":
@@ -2077,10 +2043,8 @@ class Run:
         differs = len(digests) > 1 and "" not in digests
         advice = f"to change it: --talk-id {row['talk_id'] or 'ID'} --meta-path FILE"
         if other != ledger_key(path) and differs:
-            log.warning(
-                f"{path}: not sent, as {other} has the same audio; their metadata differs, and "
-                f"the dialog has that of {other}; {advice}"
-            )
+            what = f"not sent, as {other} has the same audio; their metadata differs"
+            log.warning(f"{path}: {what}; {advice}")
         elif differs and row["state"] == "uploaded":
             log.info(f"{path}: its metadata has changed since the upload; {advice}")
 
@@ -2187,19 +2151,15 @@ class Run:
             self._report(recording)
         os._exit(self._end())
 
-    def _report_not_tried(self) -> None:
-        """Report what a run that was stopped did not come to."""
+    def _count_not_tried(self) -> None:
+        """Count what a run that was stopped did not come to."""
         for recording in self._recordings:
             row = None
             with contextlib.suppress(LedgerError):
                 row = self._ledger.find_uploaded(recording) if self._ledger else None
-            if row:
-                add_row(recording, row)
-            elif not recording.outcome:
-                cause = f"not tried: {self._throttle.cause}"
-                recording.fail(UploadError(os.EX_TEMPFAIL, cause, AGAIN))
-                recording.outcome = "not tried"
-            self._report(recording)
+            if not row:
+                self._counts["not tried"] += 1
+                self._exit_codes.add(os.EX_TEMPFAIL)
 
     def _settle_earlier(self) -> None:
         """Look up what earlier runs left unknown; a credential that is refused ends the run."""
@@ -2331,7 +2291,7 @@ class Console(logging.Handler):
     def result(self, recording: Recording) -> None:
         """Print what became of a recording."""
         self._done += 1
-        self._done_bytes += recording.size_bytes or 0
+        self._done_bytes += recording.state.size_bytes
         path, outcome = recording.path, recording.outcome
         is_new = outcome in ("uploaded", "updated")
         lines = [f"Dialog ID: {talk_id}" for talk_id in recording.talk_ids]
@@ -2339,7 +2299,7 @@ class Console(logging.Handler):
             lines.insert(0, f"Badge ID: {recording.badge_id}")
         elif recording.operation_id:
             lines.insert(0, f"Operation ID: {recording.operation_id}")
-        if recording.error and outcome != "not tried":
+        if recording.error:
             log.error(f"{path}: {recording.error}")
         elif recording.tries:
             ids = f"request {recording.request_id}{recording.server_ids}"
@@ -2379,7 +2339,7 @@ class Console(logging.Handler):
             except ImportError:
                 self._draw_bar_at_s = math.inf
                 return
-            sizes = [each.size_bytes or 0 for each in find_recordings(self._args)]
+            sizes = [each.state.size_bytes for each in find_recordings(self._args)]
             self._all, total_bytes = len(sizes), sum(sizes)
             # One average rate: that of a moment says little where several uploads share a line.
             options: dict[str, Any] = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}

@@ -527,7 +527,7 @@ def test_raw_pcm_and_nothing_else_needs_rate_and_channels(
 
 def test_raw_pcm_is_whole_frames_and_no_container(check: Check, service: StandIn) -> None:
     outcome = check("call.pcm", bytes(16_002), *PCM_WORDS)
-    assert_refused(outcome, service, "call.pcm", "16,002 bytes", "4 bytes")
+    assert_refused(outcome, service, "call.pcm", "16,002 bytes", "4-byte")
     assert_refused(check("call.pcm", b"", *PCM_WORDS), service, "call.pcm", "empty")
     for audio in (wav(), ogg_opus()):
         outcome = check("call.pcm", audio + bytes(-len(audio) % 4), *PCM_WORDS)

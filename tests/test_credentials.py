@@ -116,7 +116,7 @@ def test_an_empty_variable_is_none_but_an_empty_key_is_an_error(
     bare: Bare, service: StandIn
 ) -> None:
     """As with `--key "${API_KEY}"`, where API_KEY was never exported."""
-    assert_refused(bare(), service, "--key-file", "API_KEY", "IAM_TOKEN", "--key ")
+    assert_refused(bare(), service, "--key-file", "API_KEY", "IAM_TOKEN")
     assert_refused(bare("--key", "", IAM_TOKEN=TOKEN), service, "--key ")
     assert bare(API_KEY=" ", IAM_TOKEN=TOKEN).code == 0
     assert sent(service) == [f"Bearer {TOKEN}"]

@@ -11,6 +11,7 @@ import contextlib
 import glob
 import itertools
 import json
+import re
 import signal
 import socket
 import sqlite3
@@ -82,11 +83,14 @@ def ledger(tmp_path: Path) -> Path:
     return tmp_path / "ledger.sqlite"
 
 
-def outcomes(out: str) -> collections.Counter[str]:
-    """Count what became of the recordings, each of which has one line."""
+def outcomes(out: str, err: str = "") -> collections.Counter[str]:
+    """Count what became of the recordings: one line each, and a number of those not tried."""
     results = [json.loads(line) for line in out.splitlines()]
     assert len({result["path"] for result in results}) == len(results)
-    return collections.Counter(result["outcome"] for result in results)
+    counts = collections.Counter(result["outcome"] for result in results)
+    if found := re.search(r"([\d,]+) not tried", err):
+        counts["not tried"] = int(found[1].replace(",", ""))
+    return counts
 
 
 def states(ledger: Path) -> collections.Counter[str]:
@@ -98,7 +102,7 @@ def states(ledger: Path) -> collections.Counter[str]:
 
 def assert_stopped(outcome: Outcome, code: int) -> collections.Counter[str]:
     """The run was stopped: a line each for what was tried, and one that says why, and the rest."""
-    counts = outcomes(outcome.out)
+    counts = outcomes(outcome.out, outcome.err)
     assert outcome.code == code
     *failures, last = outcome.err.splitlines()
     assert len(failures) == COUNT - counts["not tried"] - counts["uploaded"]
@@ -306,7 +310,7 @@ def test_in_doubt_a_refusal_on_its_way_is_waited_for(
     service.script = Script(step)
     outcome = upload(*words, calls)
     assert outcome.code == AGAIN
-    assert outcomes(outcome.out) == {"failed": 2, "not tried": COUNT - 2}
+    assert outcomes(outcome.out, outcome.err) == {"failed": 2, "not tried": COUNT - 2}
 
 
 # --- A quota -------------------------------------------------------------------------
@@ -369,8 +373,9 @@ def test_a_signal_leaves_nothing_unknown(
         process.send_signal(signal.Signals[name])
         out, err = process.communicate(timeout=10)
     assert process.returncode == 128 + signal.Signals[name]
-    counts = outcomes(out)
+    counts = outcomes(out, err)
     assert counts["uploaded"] == len(service.talks) >= JOBS
+    assert sum(counts.values()) == COUNT
     assert counts["unknown"] == 0 and counts["not tried"] >= COUNT - 2 * JOBS
     last = err.splitlines()[-1]
     assert name in last and "0 unknown" in last and f"{counts['not tried']} not tried" in last
@@ -426,7 +431,7 @@ def test_a_ledger_that_is_moved_stops_the_run(
     with when(lambda: service.talks, lambda: ledger.rename(moved)):
         outcome = upload(*words, "--ledger", ledger, "--audio-path", calls)
     assert outcome.code == CONFIG
-    counts = outcomes(outcome.out)
+    counts = outcomes(outcome.out, outcome.err)
     assert 1 <= counts["uploaded"] == len(service.talks) <= JOBS
     assert counts["not tried"] >= COUNT - 2 * JOBS
     assert str(ledger) in outcome.err and f"{counts['not tried']} not tried" in outcome.err
