@@ -669,6 +669,7 @@ def warn_of_dates(path: str, metadata: TalkMetadata) -> None:
 # --- 6. Access: credential, certificates, proxy, channel -------------------------------------
 
 NO_CREDENTIAL_ADVICE = "use --key-file FILE, or export API_KEY or IAM_TOKEN"
+# Yandex Cloud documentation, "Getting an IAM token in a VM".
 VM_METADATA_ADDRESS = "169.254.169.254"
 VM_TOKEN_PATH = "/computeMetadata/v1/instance/service-accounts/default/token"
 VM_METADATA_TIMEOUT_S = 3.0
@@ -696,10 +697,7 @@ def read_option_file(option: str, path: str) -> bytes:
 
 
 def fetch_vm_token() -> str:
-    """Ask a cloud VM's metadata service for the IAM token of its service account.
-
-    Source: Yandex Cloud documentation, "Getting an IAM token in a VM".
-    """
+    """Ask a cloud VM's metadata service for the IAM token of its service account."""
     from http.client import HTTPConnection, HTTPException
 
     address = os.environ.get("YC_METADATA_ADDR") or VM_METADATA_ADDRESS
@@ -870,20 +868,16 @@ class GivenUp(Exception):
 
 
 class Transfer:
-    """One call, as the thread that reads the file and the one that waits for the answer see it.
-
-    handed_over_bytes: audio that grpc has taken.
-    finished: the commit point. Until it is True the service cannot have the whole recording,
-    because the half-close that ends a stream is sent only after the requests have ended.
-    error: why the requests ended before that, if they did.
-    refusal_wait_s: how long to wait, before the commit point, for a refusal on its way.
-    """
+    """One call, as the thread that reads the file and the one that waits for the answer see it."""
 
     audio: io.FileIO
     call: Any = None
-    error: Exception | None = None
-    handed_over_bytes = 0
-    finished = ended = False
+    error: Exception | None = None  # Why the requests ended before the commit point.
+    handed_over_bytes = 0  # Audio that grpc has taken.
+    # The commit point. Until it is passed the service cannot have the whole recording, because
+    # the half-close that ends a stream is sent only after the requests have ended.
+    finished = False
+    ended = False  # It cannot be passed any more.
 
     def __init__(
         self, recording: Recording, ledger: Ledger | None = None, refusal_wait_s: float = 0.0
@@ -1137,12 +1131,11 @@ SAME_FOR_ALL = "stopped, because every other recording would meet the same error
 class Throttle:
     """Whether another recording may be begun; one for all workers of a run.
 
-    stopping: set when nothing more is to be begun, and nothing tried again; cause: why.
     in_doubt: the latest recording failed for reasons of the service or the network, so the next
     ones are sent one at a time.
     """
 
-    cause = ""
+    cause = ""  # Why it was stopped.
     _failures = 0
     _resume_s = 0.0
 
@@ -1408,10 +1401,7 @@ LEDGER_INDEXES = (
 
 
 class LedgerError(UploadError):
-    """The ledger cannot be used, and nothing is sent without it.
-
-    in_use: another run goes on: nothing has failed, and cron need not mail it every few minutes.
-    """
+    """The ledger cannot be used, and nothing is sent without it; in_use: by another run."""
 
     def __init__(self, path: str, cause: str, in_use: bool = False) -> None:
         super().__init__(os.EX_CONFIG, f"ledger {path}: {cause}", "check --ledger")
@@ -1727,17 +1717,14 @@ GET_LIMIT_TALKS = 100
 
 
 class Settling:
-    """Asks the service about recordings whose answer was lost, by the SHA-256 in their metadata.
-
-    settled: what was found, by SHA-256. not_found: in what words it was not. missing: what is not
-    there, although something uploaded later is: it may be sent again.
-    """
+    """Asks the service about recordings whose answer was lost, by the SHA-256 in their metadata."""
 
     def __init__(
         self, args: Namespace, uploader: Uploader, ledger: Ledger, signals: Sequence[int]
     ) -> None:
-        self.settled: dict[str, Recording] = {}
-        self.not_found: dict[str, str] = {}
+        self.settled: dict[str, Recording] = {}  # What was found, by SHA-256.
+        self.not_found: dict[str, str] = {}  # In what words to say that it was not.
+        # What is not there, although something uploaded later is: it may be sent again.
         self.missing: set[str] = set()
         self._args = args
         self._uploader = uploader
@@ -1809,9 +1796,7 @@ class Settling:
         # One that is being split has no dialog for a while.
         if whole and not row["split"] and row["updated_at"] < seen_until:
             self.missing.add(row["sha256"])
-        elif self._args.retry_unknown and seen_until:
-            words += ", and nothing that was uploaded later proves that it is missing"
-        elif self._args.retry_unknown:
+        elif self._args.retry_unknown and not seen_until:
             key = shown(self._args.settle_key)
             words += f"; cannot see {key}: check it, the project and the role"
         self.not_found[row["sha256"]] = words
@@ -2524,6 +2509,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = Run(args, access, console, ledger)
             return run.plan() if args.dry_run else run.main()
     except UploadError as error:
+        # A run that finds another busy has not failed: cron need not mail it every few minutes.
         log.log(logging.INFO if getattr(error, "in_use", False) else logging.ERROR, str(error))
         return error.exit_code
     except Exception:  # noqa: BLE001 - a bug, whatever it is, is told and has its exit code.
