@@ -121,7 +121,7 @@ def settle(port: int, folder: Path, report: Report) -> None:
     values = [hashlib.sha256(SAMPLE.read_bytes()).hexdigest()]
     condition = {"key": f"userMeta.{SETTLE_KEY}", "any_match": {"values": values}}
     # Numbers of 64 bits are strings in JSON.
-    search = {**place, "filters": [condition], "page_size": "1000"}
+    search = {**place, "filters": [condition], "page_size": "100"}
     requests = {"Search": search, "Get": {**place, "talk_ids": ["talk-3"], "results_mask": ""}}
     for rpc, request in requests.items():
         received = json.loads((folder / f"{rpc}.json").read_text(encoding="utf-8"))
