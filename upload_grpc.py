@@ -848,10 +848,11 @@ def open_unchanged(path: str, state: FileState) -> io.FileIO:
         audio = io.FileIO(path)
     except OSError as error:
         raise file_changed(f"became unreadable ({reason_of(error)})") from error
-    if FileState.of(audio.fileno()) != state:
-        audio.close()
-        raise file_changed("changed after it was checked")
-    return audio
+    with contextlib.suppress(OSError):
+        if FileState.of(audio.fileno()) == state:
+            return audio
+    audio.close()
+    raise file_changed("changed after it was checked")
 
 
 def read_chunks(audio: io.FileIO, size_bytes: int) -> Iterator[bytes]:
@@ -870,7 +871,6 @@ class GivenUp(Exception):
 class Transfer:
     """One call, as the thread that reads the file and the one that waits for the answer see it."""
 
-    audio: io.FileIO
     call: Any = None
     error: Exception | None = None  # Why the requests ended before the commit point.
     handed_over_bytes = 0  # Audio that grpc has taken.
@@ -888,6 +888,22 @@ class Transfer:
         self._ledger = ledger
         self._refusal_wait_s = refusal_wait_s
         self._lock = threading.Lock()
+        self._audio: io.FileIO | None = None
+
+    def open(self) -> io.FileIO:
+        """Open the file in the thread that reads it: if the disk hangs, --timeout ends the try."""
+        audio = open_unchanged(self.recording.path, self.recording.state)
+        with self._lock:
+            if not self.ended:
+                self._audio = audio
+                return audio
+        audio.close()
+        raise GivenUp("the call has ended")
+
+    def close(self) -> None:
+        """Close the file: grpc lets go of an aborted stream's requests only when it likes."""
+        if self._audio:
+            self._audio.close()
 
     def requests(self) -> Iterator[talk_service_pb2.StreamTalkRequest]:
         """Yield the requests of one stream: the metadata, the audio format, the audio in chunks.
@@ -896,10 +912,11 @@ class Transfer:
         exception makes grpc cancel the call, an end makes it a dialog.
         """
         try:
+            file = self.open()
             yield talk_service_pb2.StreamTalkRequest(metadata=self.recording.metadata)
             audio = audio_pb2.AudioStreamingRequest(audio_metadata=self.recording.audio)
             yield talk_service_pb2.StreamTalkRequest(audio=audio)
-            for data in self._chunks(CHUNK_SIZE_BYTES):
+            for data in self._chunks(file, CHUNK_SIZE_BYTES):
                 audio = audio_pb2.AudioStreamingRequest(chunk=audio_pb2.AudioChunk(data=data))
                 yield talk_service_pb2.StreamTalkRequest(audio=audio)
         except GivenUp:
@@ -913,13 +930,13 @@ class Transfer:
 
         Once its call has begun, nobody can tell how far it came.
         """
-        data = b"".join(self._chunks(SINGLE_MESSAGE_LIMIT_BYTES))
+        data = b"".join(self._chunks(self.open(), SINGLE_MESSAGE_LIMIT_BYTES))
         chunk = audio_pb2.AudioChunk(data=data)
         audio = audio_pb2.AudioRequest(audio_metadata=self.recording.audio, audio_data=chunk)
         return talk_service_pb2.UploadTalkRequest(metadata=self.recording.metadata, audio=audio)
 
-    def _chunks(self, size_bytes: int) -> Iterator[bytes]:
-        for data in read_chunks(self.audio, size_bytes):
+    def _chunks(self, file: io.FileIO, size_bytes: int) -> Iterator[bytes]:
+        for data in read_chunks(file, size_bytes):
             yield data
             # Asked for more, so grpc has taken this.
             self.handed_over_bytes += len(data)
@@ -982,7 +999,7 @@ def upload_audio_requests_iterator(
     recording.audio = audio_format(WAV, Namespace())
     recording.state = FileState.of(audio_path)
     transfer = Transfer(recording)
-    with open_unchanged(audio_path, recording.state) as transfer.audio:
+    with contextlib.closing(transfer):
         yield from transfer.requests()
 
 
@@ -1199,8 +1216,7 @@ class Uploader:
             if ledger:
                 ledger.note(recording, state="sending", request_id=transfer.request_id)
             recording.transfer = transfer
-            # Closed here: grpc lets go of an aborted stream's requests only when it likes.
-            with open_unchanged(recording.path, recording.state) as transfer.audio:
+            with contextlib.closing(transfer):
                 build = transfer.message if single else transfer.requests
                 response = self._call(transfer, method, build)
             take_answer(recording, response, transfer)
@@ -1387,7 +1403,7 @@ CREATE TABLE recordings (
 ) WITHOUT ROWID
 """
 LEDGER_FROM_VERSION_1 = (
-    "DROP INDEX recordings_under_way",
+    "DROP INDEX IF EXISTS recordings_under_way",
     # Its digests of metadata were made in another way, and compare with none of today's.
     "UPDATE recordings SET metadata_sha256 = ''",
     "ALTER TABLE recordings ADD COLUMN settle_key TEXT",
@@ -1648,8 +1664,10 @@ def open_read_only(path: str) -> Any:
     from urllib.parse import quote
 
     # Without a log nobody writes, and SQLite need not make the files by which it would find out.
-    option = "readonly_shm=1" if os.path.exists(f"{path}-wal") else "immutable=1"
-    return sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro&{option}", uri=True)
+    options = "" if os.path.exists(f"{path}-wal") else "&immutable=1"
+    if os.path.exists(f"{path}-shm"):
+        options += "&readonly_shm=1"
+    return sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro{options}", uri=True)
 
 
 def ledger_key(path: str) -> str:
@@ -1775,7 +1793,7 @@ class Settling:
 
     def _settle(self, row: Any, talks: list[tuple[float, str]]) -> None:
         """Note what was found of one recording: talk IDs with the times of their creation."""
-        recording = Recording(row["path"])
+        recording = Recording(os.fsdecode(row["path"]))  # Earlier versions have stored bytes, too.
         recording.sha256, recording.settled = row["sha256"], True
         talk_ids = tuple(talk_id for _, talk_id in sorted(talks))
         if row["split"]:
@@ -1869,6 +1887,8 @@ class Run:
         self._recordings = self._in_order()
         self._under_way: set[Recording] = set()
         self._unknown: list[Recording] = []
+        self._claimed: set[str] = set()  # The SHA-256 of what this run sends.
+        self._duplicates: list[Recording] = []
         self._counts: collections.Counter[str] = collections.Counter()
         self._exit_codes: set[int] = set()
         self._signals: list[int] = []
@@ -1888,6 +1908,7 @@ class Run:
             if self._stopping.is_set():
                 self._count_not_tried()
             self._settle_fresh()
+            self._report_duplicates()
         if self._bug:
             raise self._bug
         return self._end()
@@ -1901,6 +1922,7 @@ class Run:
                 recording.description += f", {size}, {described(recording.metadata)}"
             if recording.outcome:
                 self._report(recording)
+        self._report_duplicates()
         return self._end()
 
     def _in_order(self) -> Iterator[Recording]:
@@ -1966,7 +1988,10 @@ class Run:
                 log.warning(f"{recording.path}: {what}; use --meta-path or call.json")
             return True
         self._tell_difference(recording, row)
-        if not (self._settling and row["sha256"] in self._settling.settled):
+        if row["sha256"] in self._claimed and row["state"] in ("sending", "finishing", "unknown"):
+            # The same audio under another name: never sent before it is known how that ends.
+            self._duplicates.append(recording)
+        elif not (self._settling and row["sha256"] in self._settling.settled):
             add_row(recording, row)
             if self._settling:
                 self._settling.tell(recording)
@@ -1991,13 +2016,7 @@ class Run:
         if not ledger:
             return None
         hash_recording(recording, self._args, self._stopping)
-        while True:
-            row = ledger.find_audio(recording.sha256)
-            if not (row and row["state"] in ("sending", "finishing") and self._access):
-                break
-            # This run is sending the same audio under another name: how that ends decides.
-            if self._stopping.wait(LOOK_S):
-                raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
+        row = ledger.find_audio(recording.sha256)
         if row and not self._may_resend(recording, row):
             key, there = ledger_key(recording.path), os.path.exists(row["path"])
             if row["state"] == "uploaded" and (row["path"] == key or not there):
@@ -2005,6 +2024,7 @@ class Run:
                 ledger.note(recording, path=key, mtime_ns=recording.state.mtime_ns)
             return row
         ledger.claim(recording)
+        self._claimed.add(recording.sha256)
         return None
 
     def _may_resend(self, recording: Recording, row: Any) -> bool:
@@ -2014,6 +2034,8 @@ class Run:
             return present != (row["mtime_ns"], row["metadata_sha256"])
         if row["state"] == "unknown":
             may: bool = self._args.retry_unknown and not row["talk_id"]
+            # Nor what became unknown in this run: nobody has looked for it yet.
+            may = may and row["sha256"] not in self._claimed
             if may and self._settling and row["settle_key"] == self._args.settle_key:
                 may = row["sha256"] in self._settling.missing
             if may:
@@ -2125,16 +2147,20 @@ class Run:
 
     def _abandon(self) -> NoReturn:
         """End although workers are stuck, with a disk that hangs, say: it is as after kill -9."""
-        for recording in list(self._under_way):
-            if not recording.outcome:
-                cause = f"{self._throttle.cause} while it was under way"
-                error = UploadError(os.EX_TEMPFAIL, cause, AGAIN)
-                if recording.transfer and recording.transfer.finished:
-                    cause += "; the dialog may or may not exist"
-                    error = UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST)
-                recording.fail(error)
-            self._report(recording)
-        os._exit(self._end())
+        with self._reporting:
+            self._console.end_progress()
+            for recording in list(self._under_way):
+                if not recording.outcome:
+                    cause = f"{self._throttle.cause} while it was under way"
+                    error = UploadError(os.EX_TEMPFAIL, cause, AGAIN)
+                    if recording.transfer and recording.transfer.finished:
+                        cause += "; the dialog may or may not exist"
+                        error = UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST)
+                    recording.fail(error)
+                self._report(recording)
+            for recording in self._unknown:
+                self._print(recording)
+            os._exit(self._end("the others not tried"))
 
     def _count_not_tried(self) -> None:
         """Count what a run that was stopped did not come to."""
@@ -2145,6 +2171,20 @@ class Run:
             if not row:
                 self._counts["not tried"] += 1
                 self._exit_codes.add(os.EX_TEMPFAIL)
+
+    def _report_duplicates(self) -> None:
+        """Report recordings whose audio was sent under another name, with what became of that."""
+        for recording in self._duplicates:
+            row = None
+            with contextlib.suppress(LedgerError):
+                row = self._ledger.find_audio(recording.sha256) if self._ledger else None
+            # A dry run has claimed it and sends nothing.
+            if row and (row["state"] in ("uploaded", "unknown", "rejected") or not self._access):
+                add_row(recording, row)
+            else:
+                cause = "the same audio was sent under another name, and not uploaded"
+                recording.fail(UploadError(os.EX_TEMPFAIL, cause, AGAIN))
+            self._report(recording)
 
     def _settle_earlier(self) -> None:
         """Look up what earlier runs left unknown; a credential that is refused ends the run."""
@@ -2171,14 +2211,14 @@ class Run:
             self._print(recording)
         self._settling.close()
 
-    def _end(self) -> int:
+    def _end(self, not_tried: str = "") -> int:
         """Say how the run ended; return its exit code."""
         counts = self._counts
         if self._signals:  # Perhaps after the workers had ended.
             self._throttle.stop(f"stopped by {signal.Signals(self._signals[0]).name}")
         if self._signals or counts["not tried"]:
-            left = f"{counts['unknown']} unknown, {counts['not tried']:,} not tried"
-            log.warning(f"{self._throttle.cause}; {left}")
+            not_tried = not_tried or f"{counts['not tried']:,} not tried"
+            log.warning(f"{self._throttle.cause}; {counts['unknown']} unknown, {not_tried}")
         elif not counts:
             looked_for = ", ".join(self._args.suffixes)
             folders = ", ".join(self._args.audio_path)

@@ -276,6 +276,35 @@ def test_of_two_names_for_one_content_the_second_shares_its_failure_or_is_sent(
     assert all("b.wav: " in line and step.details in line for line in of_second)
 
 
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_of_two_names_for_one_unknown_content_one_is_sent_again(
+    remember: Run, service: Service, jobs: int
+) -> None:
+    paths = [make_wav(Path(f"{name}.wav"), 3_000, seed=1) for name in "abc"]
+    service.script += [LOST, LOST]
+    assert remember(*paths, "--jobs", jobs).code == os.EX_PROTOCOL
+    assert remember(*paths, "--jobs", jobs, "--retry-unknown").code == os.EX_PROTOCOL
+    assert len(service.talks) == 2
+
+
+def test_a_file_that_is_replaced_by_a_device_fails_alone(
+    remember: Run, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [make_wav(Path(f"{number}.wav"), 3_000, seed=number) for number in range(2)]
+    check = upload_grpc.check_recording
+
+    def check_then_replace(recording: Any, *more: Any) -> None:
+        check(recording, *more)
+        if recording.path.endswith("0.wav"):
+            os.remove(recording.path)
+            os.symlink("/dev/null", recording.path)
+
+    monkeypatch.setattr(upload_grpc, "check_recording", check_then_replace)
+    outcome = remember(*paths)
+    assert (outcome.code, len(service.talks)) == (os.EX_TEMPFAIL, 1)
+    assert "0.wav: changed after it was checked" in outcome.err
+
+
 def test_of_two_names_with_other_metadata_the_first_by_path_counts(
     remember: Run, service: Service
 ) -> None:
@@ -383,6 +412,18 @@ def test_an_unknown_one_is_named_until_somebody_decides(remember: Run, service: 
 
 def ledger_files() -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path().glob("ledger.sqlite*")}
+
+
+def test_a_dry_run_reads_a_copy_of_a_ledger_with_its_log(remember: Run) -> None:
+    assert remember(CALL).code == os.EX_OK
+    Path("copy").mkdir()
+    with contextlib.closing(sqlite3.connect(LEDGER)) as ledger, ledger:
+        ledger.execute("UPDATE recordings SET attempts = 2")
+        ledger.commit()
+        for name in (LEDGER, Path(f"{LEDGER}-wal")):
+            shutil.copy(name, "copy")
+    outcome = remember(CALL, "--dry-run", "--ledger", Path("copy") / LEDGER)
+    assert (outcome.code, "would be sent" in outcome.out) == (os.EX_OK, False), outcome.err
 
 
 def test_a_dry_run_neither_makes_nor_changes_a_ledger(remember: Run, service: Service) -> None:

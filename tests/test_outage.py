@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -417,6 +418,23 @@ def test_a_signal_while_the_ledgers_disk_hangs(
     service.wait_until_idle()
     named = {talk_id for line in out.splitlines() for talk_id in json.loads(line)["talk_ids"]}
     assert {talk["talk_id"] for talk in stored_talks(service.store)} == named
+
+
+def test_a_disk_that_hangs_at_open_ends_with_the_timeout(
+    upload: Run, words: Words, calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = upload_grpc.open_unchanged
+
+    def hang(path: str, state: Any) -> Any:
+        if path.endswith("00.wav"):
+            time.sleep(30)
+        return opened(path, state)
+
+    monkeypatch.setattr(upload_grpc, "open_unchanged", hang)
+    started_s = time.monotonic()
+    outcome = upload(*words, "--audio-path", calls, "--retries", 1)
+    assert time.monotonic() - started_s < 10
+    assert (outcome.code, outcomes(outcome.out)) == (75, {"failed": 1, "uploaded": COUNT - 1})
 
 
 # --- A ledger that goes away ---------------------------------------------------------

@@ -261,6 +261,23 @@ def test_what_a_page_leaves_out_is_not_missing(office: Office) -> None:
     assert office.methods == ["Search", "GetTalks"]
 
 
+def test_a_second_name_of_what_is_settled_in_the_end_is_there_already(office: Office) -> None:
+    path = office.record("a.wav")
+    (office.folder / "b.wav").write_bytes(path.read_bytes())
+    office.service.script[:] = [MADE]
+    result = office.run()
+    assert (result.code, len(office.copies("a.wav"))) == (0, 1)
+    assert "1 already there, 1 settled" in result.err
+
+
+def test_a_name_that_version_1_stored_as_bytes(office: Office) -> None:
+    office.unknown("a.wav")
+    with contextlib.closing(sqlite3.connect(office.ledger)) as ledger, ledger:
+        ledger.execute("UPDATE recordings SET path = ?", (b"/calls/\xff.wav",))
+    result = office.run("--format", "json")
+    assert (result.code, json.loads(result.out)["path"]) == (0, "/calls/\udcff.wav")
+
+
 def test_an_answer_of_more_than_4_mb_is_taken(office: Office) -> None:
     office.unknown("a.wav", "b.wav")
     office.service.get_padding_bytes = 3 * 1024 * 1024
