@@ -288,9 +288,6 @@ class Recording:
 
 # --- 3. Finding files -------------------------------------------------------------------------
 
-# Files dated further ahead than clocks differ are not young, but wrongly dated.
-CLOCK_SKEW_S = 24 * 60 * 60
-
 
 def find_recordings(args: Namespace) -> Iterator[Recording]:
     """Yield the files named, and the audio files in the folders named, in a stable order.
@@ -309,8 +306,8 @@ def find_recordings(args: Namespace) -> Iterator[Recording]:
             recording.fail(unreadable(failure))
             yield recording
             continue
-        age_s = time.time() - state.mtime_ns / 1e9
-        if args.min_age and -CLOCK_SKEW_S < age_s < args.min_age:
+        # Far ahead is not young, but wrongly dated; a little: another machine's clock.
+        if abs(time.time() - state.mtime_ns / 1e9) < args.min_age:
             log.debug(f"{path}: younger than {args.min_age:g} s, left out")
         elif state[2:] in seen:
             log.debug(f"{path}: another name of a file that was found before, left out")
@@ -1782,8 +1779,9 @@ class Settling:
         """Give an unknown recording what was found of it, or that nothing was."""
         found = self.settled.get(recording.sha256)
         if found:
-            recording.outcome, recording.error = found.outcome, found.error
-            recording.talk_ids, recording.settled = found.talk_ids, True
+            recording.error, recording.talk_ids = found.error, found.talk_ids
+            recording.settled = recording.tries > 0  # Not what was sent under another name.
+            recording.outcome = found.outcome if recording.settled or found.error else "already"
         elif recording.error and recording.sha256 in self.not_found:
             recording.error.cause += f"; {self.not_found[recording.sha256]}"
 
@@ -1888,7 +1886,6 @@ class Run:
         self._under_way: set[Recording] = set()
         self._unknown: list[Recording] = []
         self._claimed: set[str] = set()  # The SHA-256 of what this run sends.
-        self._duplicates: list[Recording] = []
         self._counts: collections.Counter[str] = collections.Counter()
         self._exit_codes: set[int] = set()
         self._signals: list[int] = []
@@ -1908,7 +1905,6 @@ class Run:
             if self._stopping.is_set():
                 self._count_not_tried()
             self._settle_fresh()
-            self._report_duplicates()
         if self._bug:
             raise self._bug
         return self._end()
@@ -1922,7 +1918,6 @@ class Run:
                 recording.description += f", {size}, {described(recording.metadata)}"
             if recording.outcome:
                 self._report(recording)
-        self._report_duplicates()
         return self._end()
 
     def _in_order(self) -> Iterator[Recording]:
@@ -1988,10 +1983,7 @@ class Run:
                 log.warning(f"{recording.path}: {what}; use --meta-path or call.json")
             return True
         self._tell_difference(recording, row)
-        if row["sha256"] in self._claimed and row["state"] in ("sending", "finishing", "unknown"):
-            # The same audio under another name: never sent before it is known how that ends.
-            self._duplicates.append(recording)
-        elif not (self._settling and row["sha256"] in self._settling.settled):
+        if not (self._settling and row["sha256"] in self._settling.settled):
             add_row(recording, row)
             if self._settling:
                 self._settling.tell(recording)
@@ -2017,6 +2009,11 @@ class Run:
             return None
         hash_recording(recording, self._args, self._stopping)
         row = ledger.find_audio(recording.sha256)
+        # A worker is sending the same audio under another name: first see how that ends.
+        while row and row["state"] in ("sending", "finishing") and self._access:
+            if self._stopping.wait(LOOK_S):
+                raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
+            row = ledger.find_audio(recording.sha256)
         if row and not self._may_resend(recording, row):
             key, there = ledger_key(recording.path), os.path.exists(row["path"])
             if row["state"] == "uploaded" and (row["path"] == key or not there):
@@ -2107,7 +2104,8 @@ class Run:
         with self._reporting:
             self._throttle.judge(recording)
             self._under_way.discard(recording)
-            if recording.outcome == "unknown" and recording.tries and self._settling:
+            fresh = recording.outcome == "unknown" and recording.sha256 in self._claimed
+            if fresh and self._settling:
                 self._unknown.append(recording)  # Until the service has been asked.
             else:
                 self._print(recording)
@@ -2172,20 +2170,6 @@ class Run:
                 self._counts["not tried"] += 1
                 self._exit_codes.add(os.EX_TEMPFAIL)
 
-    def _report_duplicates(self) -> None:
-        """Report recordings whose audio was sent under another name, with what became of that."""
-        for recording in self._duplicates:
-            row = None
-            with contextlib.suppress(LedgerError):
-                row = self._ledger.find_audio(recording.sha256) if self._ledger else None
-            # A dry run has claimed it and sends nothing.
-            if row and (row["state"] in ("uploaded", "unknown", "rejected") or not self._access):
-                add_row(recording, row)
-            else:
-                cause = "the same audio was sent under another name, and not uploaded"
-                recording.fail(UploadError(os.EX_TEMPFAIL, cause, AGAIN))
-            self._report(recording)
-
     def _settle_earlier(self) -> None:
         """Look up what earlier runs left unknown; a credential that is refused ends the run."""
         if self._args.settle_key and self._ledger and self._access:
@@ -2201,7 +2185,8 @@ class Run:
             return
         try:
             if not self._stopping.is_set():
-                rows = [self._ledger.find_audio(recording.sha256) for recording in self._unknown]
+                hashes = {recording.sha256 for recording in self._unknown}
+                rows = [self._ledger.find_audio(sha256) for sha256 in hashes]
                 self._settling.look_for([row for row in rows if row and row["state"] == "unknown"])
         except UploadError as error:
             log.warning(f"unknown recordings could not be looked up: {error}")
