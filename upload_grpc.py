@@ -1378,7 +1378,7 @@ class Uploader:
 LEDGER_APPLICATION_ID = 0x53534C47
 LEDGER_VERSION = 2
 LEDGER_TABLE = """
-CREATE TABLE recordings (
+CREATE TABLE IF NOT EXISTS recordings (
     connection_id   TEXT    NOT NULL,
     sha256          TEXT    NOT NULL,
     path            TEXT    NOT NULL,
@@ -1408,8 +1408,9 @@ LEDGER_FROM_VERSION_1 = (
 )
 LEDGER_INDEXES = (
     "CREATE INDEX IF NOT EXISTS recordings_by_path ON recordings (connection_id, path)",
-    "CREATE INDEX recordings_by_time ON recordings (updated_at)",
-    "CREATE INDEX recordings_not_uploaded ON recordings (state) WHERE state <> 'uploaded'",
+    "CREATE INDEX IF NOT EXISTS recordings_by_time ON recordings (updated_at)",
+    "CREATE INDEX IF NOT EXISTS recordings_not_uploaded ON recordings (state) "
+    "WHERE state <> 'uploaded'",
 )
 
 
@@ -1496,15 +1497,11 @@ class Ledger:
             raise LedgerError(self.path, "not a ledger, but a database of another program")
         if version > LEDGER_VERSION:
             raise LedgerError(self.path, "written by a newer upload_grpc")
-        steps: tuple[str, ...] = ()
-        if not tables:
-            steps = (LEDGER_TABLE, *LEDGER_INDEXES)
-        elif version == 1:
-            steps = (*LEDGER_FROM_VERSION_1, *LEDGER_INDEXES)
+        from_version_1 = LEDGER_FROM_VERSION_1 if version == 1 else ()
         # Write-ahead log: people can read while we write, and a commit is one write, one sync.
         execute("PRAGMA journal_mode = WAL")
         execute("BEGIN IMMEDIATE")
-        for step in steps:
+        for step in (LEDGER_TABLE, *from_version_1, *LEDGER_INDEXES):
             execute(step)
         execute(f"PRAGMA application_id = {LEDGER_APPLICATION_ID}")
         # Written even where it changes nothing: a disk that is full says so before we send.
