@@ -838,11 +838,10 @@ def file_changed(what: str) -> UploadError:
     return UploadError(os.EX_TEMPFAIL, cause, "run again when it is complete")
 
 
-def open_unchanged(path: str, state: FileState) -> io.FileIO:
+def open_unchanged(path: str, state: FileState) -> BinaryIO:
     """Open a recording; raise UploadError if it is not the one that was checked, or unreadable."""
     try:
-        # Unbuffered, because closing a buffered file waits for a read that hangs.
-        audio = io.FileIO(path)
+        audio = open(path, "rb")
     except OSError as error:
         raise file_changed(f"became unreadable ({reason_of(error)})") from error
     with contextlib.suppress(OSError):
@@ -852,7 +851,7 @@ def open_unchanged(path: str, state: FileState) -> io.FileIO:
     raise file_changed("changed after it was checked")
 
 
-def read_chunks(audio: io.FileIO, size_bytes: int) -> Iterator[bytes]:
+def read_chunks(audio: BinaryIO, size_bytes: int) -> Iterator[bytes]:
     """Yield what is left of a file; raise UploadError if it cannot be read any more."""
     try:
         while data := audio.read(size_bytes):
@@ -885,22 +884,6 @@ class Transfer:
         self._ledger = ledger
         self._refusal_wait_s = refusal_wait_s
         self._lock = threading.Lock()
-        self._audio: io.FileIO | None = None
-
-    def open(self) -> io.FileIO:
-        """Open the file in the thread that reads it: if the disk hangs, --timeout ends the try."""
-        audio = open_unchanged(self.recording.path, self.recording.state)
-        with self._lock:
-            if not self.ended:
-                self._audio = audio
-                return audio
-        audio.close()
-        raise GivenUp("the call has ended")
-
-    def close(self) -> None:
-        """Close the file: grpc lets go of an aborted stream's requests only when it likes."""
-        if self._audio:
-            self._audio.close()
 
     def requests(self) -> Iterator[talk_service_pb2.StreamTalkRequest]:
         """Yield the requests of one stream: the metadata, the audio format, the audio in chunks.
@@ -909,11 +892,10 @@ class Transfer:
         exception makes grpc cancel the call, an end makes it a dialog.
         """
         try:
-            file = self.open()
             yield talk_service_pb2.StreamTalkRequest(metadata=self.recording.metadata)
             audio = audio_pb2.AudioStreamingRequest(audio_metadata=self.recording.audio)
             yield talk_service_pb2.StreamTalkRequest(audio=audio)
-            for data in self._chunks(file, CHUNK_SIZE_BYTES):
+            for data in self._chunks(CHUNK_SIZE_BYTES):
                 audio = audio_pb2.AudioStreamingRequest(chunk=audio_pb2.AudioChunk(data=data))
                 yield talk_service_pb2.StreamTalkRequest(audio=audio)
         except GivenUp:
@@ -927,18 +909,20 @@ class Transfer:
 
         Once its call has begun, nobody can tell how far it came.
         """
-        data = b"".join(self._chunks(self.open(), SINGLE_MESSAGE_LIMIT_BYTES))
+        data = b"".join(self._chunks(SINGLE_MESSAGE_LIMIT_BYTES))
         chunk = audio_pb2.AudioChunk(data=data)
         audio = audio_pb2.AudioRequest(audio_metadata=self.recording.audio, audio_data=chunk)
         return talk_service_pb2.UploadTalkRequest(metadata=self.recording.metadata, audio=audio)
 
-    def _chunks(self, file: io.FileIO, size_bytes: int) -> Iterator[bytes]:
-        for data in read_chunks(file, size_bytes):
-            yield data
-            # Asked for more, so grpc has taken this.
-            self.handed_over_bytes += len(data)
-            self.progress_s = time.monotonic()
-        self.finish()
+    def _chunks(self, size_bytes: int) -> Iterator[bytes]:
+        # Opened by the thread that reads it: if the disk hangs, --timeout ends the try.
+        with open_unchanged(self.recording.path, self.recording.state) as file:
+            for data in read_chunks(file, size_bytes):
+                yield data
+                # Asked for more, so grpc has taken this.
+                self.handed_over_bytes += len(data)
+                self.progress_s = time.monotonic()
+            self.finish()
 
     def finish(self) -> None:
         """Pass the commit point; raise UploadError unless every byte of an unchanged file went.
@@ -995,9 +979,7 @@ def upload_audio_requests_iterator(
     recording.metadata = TalkMetadata(connection_id=str(connection_id), fields=metadata)
     recording.audio = audio_format(WAV, Namespace())
     recording.state = FileState.of(audio_path)
-    transfer = Transfer(recording)
-    with contextlib.closing(transfer):
-        yield from transfer.requests()
+    yield from Transfer(recording).requests()
 
 
 # --- 8. What the end of a call means ---------------------------------------------------------
@@ -1213,10 +1195,8 @@ class Uploader:
             if ledger:
                 ledger.note(recording, state="sending", request_id=transfer.request_id)
             recording.transfer = transfer
-            with contextlib.closing(transfer):
-                build = transfer.message if single else transfer.requests
-                response = self._call(transfer, method, build)
-            take_answer(recording, response, transfer)
+            build = transfer.message if single else transfer.requests
+            take_answer(recording, self._call(transfer, method, build), transfer)
 
         self._retrying(recording, one_try)
 
@@ -1782,10 +1762,6 @@ class Settling:
         elif recording.error and recording.sha256 in self.not_found:
             recording.error.cause += f"; {self.not_found[recording.sha256]}"
 
-    def close(self) -> None:
-        """Let go of the channel."""
-        self._uploader.close()
-
     def _settle(self, row: Any, talks: list[tuple[float, str]]) -> None:
         """Note what was found of one recording: talk IDs with the times of their creation."""
         recording = Recording(os.fsdecode(row["path"]))  # Earlier versions have stored bytes, too.
@@ -2039,14 +2015,15 @@ class Run:
 
     def _tell_difference(self, recording: Recording, row: Any) -> None:
         """Say where the audio of another recording is there, or the metadata has changed."""
-        path, other = recording.path, row["path"]
         digests = {row["metadata_sha256"][:64], recording.metadata_sha256[:64]}
-        differs = len(digests) > 1 and "" not in digests
+        if len(digests) == 1 or "" in digests:  # The same, or one of them is not known.
+            return
+        path, other = recording.path, row["path"]
         advice = f"to change it: --talk-id {row['talk_id'] or 'ID'} --meta-path FILE"
-        if other != ledger_key(path) and differs:
+        if other != ledger_key(path):
             what = f"not sent, as {other} has the same audio; their metadata differs"
             log.warning(f"{path}: {what}; {advice}")
-        elif differs and row["state"] == "uploaded":
+        elif row["state"] == "uploaded":
             log.info(f"{path}: its metadata has changed since the upload; {advice}")
 
     def _is_to_follow(self, recording: Recording) -> bool:
@@ -2191,7 +2168,6 @@ class Run:
         for recording in self._unknown:
             self._settling.tell(recording)
             self._print(recording)
-        self._settling.close()
 
     def _end(self, not_tried: str = "") -> int:
         """Say how the run ended; return its exit code."""
