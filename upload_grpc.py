@@ -172,7 +172,7 @@ GRAVEST_FIRST = (77, 78, 74, 76, 65, 66, 75)
 class UploadError(Exception):
     """Why a recording, or the whole run, did not go through, and what to do next.
 
-    details: gRPC's status and text, if there was a call; ids: what the service's support asks for.
+    details: gRPC's status and text, and the IDs that the service's support asks for.
     """
 
     # Set by call_error:
@@ -181,26 +181,22 @@ class UploadError(Exception):
     outage = False  # The service or the network failed; it says nothing about this recording.
     idle_s = 0.0  # For so long nothing had moved.
 
-    def __init__(
-        self, exit_code: int, cause: str, advice: str, details: str = "", ids: str = ""
-    ) -> None:
+    def __init__(self, exit_code: int, cause: str, advice: str, details: str = "") -> None:
         super().__init__(cause)
         self.exit_code = exit_code
         self.cause = cause
         self.advice = advice
         self.details = details
-        self.ids = ids
         # Every other recording of the run would meet the same error.
         self.stops_run = exit_code in (os.EX_NOPERM, os.EX_CONFIG)
 
     @property
     def reason(self) -> str:
-        """Cause and details, without the IDs of one call."""
+        """What happened, without advice: for the ledger."""
         return f"{self.cause} ({self.details})" if self.details else self.cause
 
     def __str__(self) -> str:
-        facts = ", ".join(filter(None, (self.details, self.ids)))
-        return f"{self.cause}; {self.advice}" + (f" ({facts})" if facts else "")
+        return f"{self.cause}; {self.advice}" + (f" ({self.details})" if self.details else "")
 
 
 def refused(cause: str, advice: str) -> UploadError:
@@ -1053,7 +1049,7 @@ def call_error(error: Exception, transfer: Transfer) -> UploadError:
     fitting = (rule for rule in rules if re.match(rule[0], details, re.IGNORECASE))
     rule = next(fitting, UNKNOWN if transfer.finished else FAILED)
     ids = f"request {transfer.request_id}{server_ids(transfer.call)}"
-    failure = UploadError(*rule[1:], details, ids)
+    failure = UploadError(*rule[1:], f"{details}, {ids}")
     failure.retry = failure.exit_code == os.EX_TEMPFAIL
     failure.outage = failure.retry or failure.exit_code == os.EX_PROTOCOL
     failure.holds_run = failure.retry and rule is not FAILED
@@ -1067,7 +1063,7 @@ def server_ids(call: Any) -> str:
         return ""
     pairs = (*(call.initial_metadata() or ()), *(call.trailing_metadata() or ()))
     names = ("x-request-id", "x-server-trace-id")
-    return "".join(f", {key} {value!s}" for key, value in pairs if key in names)
+    return masked("".join(f", {key} {value!s}" for key, value in pairs if key in names))
 
 
 def take_answer(recording: Recording, response: Any, transfer: Transfer) -> None:
@@ -1088,7 +1084,7 @@ def take_answer(recording: Recording, response: Any, transfer: Transfer) -> None
         early = f"before it had the whole file (ID: {made})" if made else "without an ID"
         cause = f"the service answered {early}; the dialog may be missing or incomplete"
         ids = f"request {transfer.request_id}{recording.server_ids}"
-        failure = UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST, "OK", ids)
+        failure = UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST, f"OK, {ids}")
         failure.outage = True
         raise failure
     recording.outcome = "uploaded"
