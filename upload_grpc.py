@@ -563,14 +563,12 @@ def read_metadata(path: str) -> TalkMetadata:
         with open(path, "rb") as file:
             metadata = parse_metadata(file.read(SMALL_FILE_LIMIT_BYTES + 1))
     except OSError as error:
-        failure = unreadable(error)
+        cause = f"metadata file {path}: cannot be read: {reason_of(error)}"
+        raise UploadError(os.EX_NOINPUT, cause, CHECK_PATH) from error
     except ValueError as error:
-        failure = refused(str(error), "fix the file")
-    else:
-        warn_of_dates(path, metadata)
-        return metadata
-    failure.cause = f"metadata file {path}: {failure.cause}"
-    raise failure
+        raise refused(f"metadata file {path}: {error}", "fix the file") from error
+    warn_of_dates(path, metadata)
+    return metadata
 
 
 def parse_metadata(content: bytes) -> TalkMetadata:
@@ -582,10 +580,8 @@ def parse_metadata(content: bytes) -> TalkMetadata:
         fields = json.loads(content.decode("utf-8-sig"), parse_int=str, parse_float=str)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start})") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
     if not isinstance(fields, dict):
         raise ValueError('not a JSON object, {"key": "value", ...}')
     metadata = TalkMetadata()
@@ -834,24 +830,12 @@ def file_changed(what: str) -> UploadError:
     return UploadError(os.EX_TEMPFAIL, cause, "run again when it is complete")
 
 
-def open_unchanged(path: str, state: FileState) -> BinaryIO:
-    """Open a recording; raise UploadError if it is not the one that was checked, or unreadable."""
+def read_chunks(path: str, size_bytes: int) -> Iterator[bytes]:
+    """Yield a file in pieces; raise UploadError if it cannot be read any more."""
     try:
-        audio = open(path, "rb")
-    except OSError as error:
-        raise file_changed(f"became unreadable ({reason_of(error)})") from error
-    with contextlib.suppress(OSError):
-        if FileState.of(audio.fileno()) == state:
-            return audio
-    audio.close()
-    raise file_changed("changed after it was checked")
-
-
-def read_chunks(audio: BinaryIO, size_bytes: int) -> Iterator[bytes]:
-    """Yield what is left of a file; raise UploadError if it cannot be read any more."""
-    try:
-        while data := audio.read(size_bytes):
-            yield data
+        with open(path, "rb") as audio:
+            while data := audio.read(size_bytes):
+                yield data
     except OSError as error:
         raise file_changed(f"became unreadable ({reason_of(error)})") from error
 
@@ -911,14 +895,12 @@ class Transfer:
         return talk_service_pb2.UploadTalkRequest(metadata=self.recording.metadata, audio=audio)
 
     def _chunks(self, size_bytes: int) -> Iterator[bytes]:
-        # Opened by the thread that reads it: if the disk hangs, --timeout ends the try.
-        with open_unchanged(self.recording.path, self.recording.state) as file:
-            for data in read_chunks(file, size_bytes):
-                yield data
-                # Asked for more, so grpc has taken this.
-                self.handed_over_bytes += len(data)
-                self.progress_s = time.monotonic()
-            self.finish()
+        for data in read_chunks(self.recording.path, size_bytes):
+            yield data
+            # Asked for more, so grpc has taken this.
+            self.handed_over_bytes += len(data)
+            self.progress_s = time.monotonic()
+        self.finish()
 
     def finish(self) -> None:
         """Pass the commit point; raise UploadError unless every byte of an unchanged file went.
@@ -926,8 +908,8 @@ class Transfer:
         A stream that ended here would be a truncated dialog then, and a successful one.
         """
         try:
-            # Of the path, which may lead to another file by now. As ours is still open, no other
-            # can have its inode: what is the same here is the same file, unchanged.
+            # Of the path, which may lead to another file by now: that one has another inode, as
+            # ours was open when it came.
             state = FileState.of(self.recording.path)
         except OSError as error:
             raise file_changed(f"became unreadable ({reason_of(error)})") from error
@@ -1666,11 +1648,10 @@ def hash_recording(recording: Recording, args: Namespace, stopping: threading.Ev
     import hashlib
 
     digest = hashlib.sha256()
-    with open_unchanged(recording.path, recording.state) as audio:
-        for data in read_chunks(audio, SMALL_FILE_LIMIT_BYTES):
-            if stopping.is_set():
-                raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
-            digest.update(data)
+    for data in read_chunks(recording.path, SMALL_FILE_LIMIT_BYTES):
+        if stopping.is_set():
+            raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
+        digest.update(data)
     recording.sha256 = digest.hexdigest()
     sent = TalkMetadata()
     sent.CopyFrom(recording.metadata)

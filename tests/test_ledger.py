@@ -302,7 +302,7 @@ def test_a_file_that_is_replaced_by_a_device_fails_alone(
     monkeypatch.setattr(upload_grpc, "check_recording", check_then_replace)
     outcome = remember(*paths)
     assert (outcome.code, len(service.talks)) == (os.EX_TEMPFAIL, 1)
-    assert "0.wav: changed after it was checked" in outcome.err
+    assert "0.wav: became unreadable (not a regular file)" in outcome.err
 
 
 def test_of_two_names_with_other_metadata_the_first_by_path_counts(

@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -423,14 +422,14 @@ def test_a_signal_while_the_ledgers_disk_hangs(
 def test_a_disk_that_hangs_at_open_ends_with_the_timeout(
     upload: Run, words: Words, calls: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = upload_grpc.open_unchanged
+    read = upload_grpc.read_chunks
 
-    def hang(path: str, state: Any) -> Any:
+    def hang(path: str, size_bytes: int) -> Iterator[bytes]:
         if path.endswith("00.wav"):
             time.sleep(30)
-        return opened(path, state)
+        return read(path, size_bytes)
 
-    monkeypatch.setattr(upload_grpc, "open_unchanged", hang)
+    monkeypatch.setattr(upload_grpc, "read_chunks", hang)
     started_s = time.monotonic()
     outcome = upload(*words, "--audio-path", calls, "--retries", 1)
     assert time.monotonic() - started_s < 10
