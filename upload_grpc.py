@@ -1833,6 +1833,7 @@ class Run:
         self._stopping = self._throttle.stopping
         self._common = read_metadata(args.meta_path) if args.meta_path else None
         self._recordings = self._in_order()
+        self._to_send = self._prepared()
         self._under_way: set[Recording] = set()
         self._unknown: list[Recording] = []
         self._claimed: set[str] = set()  # The SHA-256 of what this run sends.
@@ -1861,13 +1862,12 @@ class Run:
 
     def plan(self) -> int:
         """Say what main() would do; return the exit code."""
-        for recording in self._recordings:
-            if self._prepare(recording) and not recording.outcome:
+        for recording in self._to_send:
+            if not recording.outcome:
                 recording.outcome = "checked"
                 size = f"{recording.state.size_bytes:,} bytes"
                 recording.description += f", {size}, {described(recording.metadata)}"
-            if recording.outcome:
-                self._report(recording)
+            self._report(recording)
         return self._end()
 
     def _in_order(self) -> Iterator[Recording]:
@@ -1896,51 +1896,50 @@ class Run:
             self._throttle.stop("a bug")
 
     def _take(self) -> Recording | None:
-        """Return the next recording that is to be sent, once the run may begin one."""
+        """Return the next recording for a worker, once the run may begin one."""
         # One at a time: of two recordings with the same audio the first by path is sent.
         with self._taking:
             while not self._stopping.is_set():
-                if not self._throttle.may_begin(is_first=not self._under_way):
-                    self._stopping.wait(LOOK_S)
-                    continue
-                recording = next(self._recordings, None)
-                if recording is None:
-                    return None
-                if self._prepare(recording):
-                    self._under_way.add(recording)
+                if self._throttle.may_begin(is_first=not self._under_way):
+                    recording = next(self._to_send, None)
+                    if recording:
+                        self._under_way.add(recording)
                     return recording
-                if recording.outcome:
-                    self._report(recording)
+                self._stopping.wait(LOOK_S)
         return None
 
-    def _prepare(self, recording: Recording) -> bool:
-        """Look a recording up in the ledger, and check it; return whether a worker is needed.
-
-        Otherwise its outcome says why, or is empty where nothing is to be reported.
-        """
-        recording.started_s = time.monotonic()
-        if recording.outcome:
-            return False
-        try:
-            row = self._find_row(recording)
-        except UploadError as error:
-            recording.fail(error)
-            return False
-        if row is None:
-            if recording.has_placeholders and not self._placeholders_told:
-                self._placeholders_told = True
-                what = "no metadata given, so placeholder fields are sent (said once a run)"
-                log.warning(f"{recording.path}: {what}; use --meta-path or call.json")
-            return True
-        self._tell_difference(recording, row)
-        if not (self._settling and row["sha256"] in self._settling.settled):
+    def _prepared(self) -> Iterator[Recording]:
+        """Look up and check the recordings; yield those for a worker, and report the others."""
+        while not self._stopping.is_set() and (recording := next(self._recordings, None)):
+            recording.started_s = time.monotonic()
+            try:
+                row = self._find_row(recording)
+            except UploadError as error:
+                recording.fail(error)
+                self._report(recording)
+                continue
+            if row is None:
+                if recording.has_placeholders and not self._placeholders_told:
+                    self._placeholders_told = True
+                    what = "no metadata given, so placeholder fields are sent (said once a run)"
+                    log.warning(f"{recording.path}: {what}; use --meta-path or call.json")
+                yield recording
+                continue
+            self._tell_difference(recording, row)
+            if self._settling and row["sha256"] in self._settling.settled:
+                continue  # Reported already.
             add_row(recording, row)
             if self._settling:
                 self._settling.tell(recording)
-        return self._is_to_follow(recording)
+            if self._is_to_follow(recording):
+                yield recording
+            else:
+                self._report(recording)
 
     def _find_row(self, recording: Recording) -> Any:
         """Return the ledger's row of a recording that is not to be sent; check and claim others."""
+        if recording.error:
+            raise recording.error
         ledger = self._ledger
         row = ledger.find_uploaded(recording) if ledger else None
         if row:
