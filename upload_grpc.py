@@ -577,7 +577,8 @@ def parse_metadata(content: bytes) -> TalkMetadata:
         raise ValueError(f"larger than {SMALL_FILE_LIMIT_BYTES:,} bytes")
     try:
         # Numbers are sent as they are written: 1.50 stays 1.50.
-        fields = json.loads(content.decode("utf-8-sig"), parse_int=str, parse_float=str)
+        text = content.decode("utf-8-sig")
+        fields = json.loads(text, parse_int=str, parse_float=str, object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start})") from None
     except (json.JSONDecodeError, RecursionError) as error:
@@ -593,6 +594,16 @@ def parse_metadata(content: bytes) -> TalkMetadata:
                 raise ValueError(f"user {number}: {error}") from None
     metadata.fields.update(checked_fields(fields))
     return metadata
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON; raise ValueError if a key appears twice, as one would be lost."""
+    fields: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in fields:
+            raise ValueError(f"key {shown(key)}: it appears twice")
+        fields[key] = value
+    return fields
 
 
 def add_user(user: Any, metadata: TalkMetadata) -> None:

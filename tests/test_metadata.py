@@ -129,6 +129,9 @@ WRONG_FILES: list[tuple[str | bytes, str]] = [
     ('{"note": "\\ud83d"}', '"note"'),
     # Keys.
     ('{"": "value"}', '""'),
+    ('{"note": "same", "other": "b", "note": "same"}', '"note"'),
+    ('{"note": 1, "not\\u0065": 1}', '"note"'),
+    ('{"users": [{"id": "1", "id": "2", "role": "bot"}]}', '"id"'),
     (json.dumps({"k" * (LIMIT + 1): "value"}), "kkk"),
     ('{"имя": null}', '"имя"'),
     # Files.
