@@ -698,19 +698,16 @@ def read_option_file(option: str, path: str) -> bytes:
 
 def fetch_vm_token() -> str:
     """Ask a cloud VM's metadata service for the IAM token of its service account."""
-    from http.client import HTTPConnection, HTTPException
+    from http.client import HTTPException
+    from urllib.request import ProxyHandler, Request, build_opener
 
     address = os.environ.get("YC_METADATA_ADDR") or VM_METADATA_ADDRESS
+    # The service is the machine's own: a proxy could only give away the token.
+    opener = build_opener(ProxyHandler({}))
     try:
-        # The service is the machine's own: a proxy could only give away the token.
-        connection = HTTPConnection(address, timeout=VM_METADATA_TIMEOUT_S)
-        with contextlib.closing(connection):
-            connection.request("GET", VM_TOKEN_PATH, headers={"Metadata-Flavor": "Google"})
-            response = connection.getresponse()
-            answer = response.read(SMALL_FILE_LIMIT_BYTES)
-        if response.status != 200:
-            raise ValueError(f"{response.status} {response.reason}")
-        return "".join(json.loads(answer)["access_token"])
+        request = Request(f"http://{address}{VM_TOKEN_PATH}", headers={"Metadata-Flavor": "Google"})
+        with opener.open(request, timeout=VM_METADATA_TIMEOUT_S) as response:
+            return "".join(json.loads(response.read(SMALL_FILE_LIMIT_BYTES))["access_token"])
     except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError) as error:
         cause = f"no token from the VM's metadata service at {address}: {reason_of(error)}"
         advice = "--key-type vm is for a cloud VM with a service account"
@@ -816,10 +813,7 @@ def unacknowledged_bytes(user_timeout_ms: int) -> int:
     does: TIOCOUTQ, tcp(7)).
     """
     held_bytes = 0
-    names: list[str] = []
-    with contextlib.suppress(OSError):
-        names = os.listdir("/proc/self/fd")
-    for name in names:
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
         with contextlib.suppress(OSError):  # No socket, or closed meanwhile.
             connection = socket.socket(fileno=int(name))
             try:
@@ -1065,14 +1059,12 @@ def take_answer(recording: Recording, response: Any, transfer: Transfer) -> None
     response: UploadTalkResponse, or the Operation of a recording to be split.
     Raises UploadError (EX_PROTOCOL) otherwise.
     """
-    talk_id = operation_id = ""
+    # OK without any message is no answer.
+    talk_id, operation_id = getattr(response, "talk_id", ""), getattr(response, "id", "")
     badge = talk_service_pb2.UploadBadgeMetadata()
-    if isinstance(response, talk_service_pb2.UploadTalkResponse):
-        talk_id = response.talk_id
-    elif response is not None:  # OK without any message is no answer.
-        operation_id = response.id
+    if operation_id:
         response.metadata.Unpack(badge)
-    made = talk_id or badge.badge_id or operation_id
+    made = talk_id or operation_id
     if not (transfer.finished and made):
         early = f"before it had the whole file (ID: {made})" if made else "without an ID"
         cause = f"the service answered {early}; the dialog may be missing or incomplete"
