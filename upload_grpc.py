@@ -65,8 +65,8 @@ except ImportError:
     print("upload_grpc: this system has no fcntl; use Linux, macOS or WSL", file=sys.stderr)
     sys.exit(78)
 
-# Importing grpc makes tens of thousands of objects and no garbage; letting the collector look
-# through them would take a twentieth of the time of a short upload.
+# Importing grpc makes tens of thousands of objects and no garbage; collecting meanwhile would cost
+# a twentieth of the time of a short upload.
 gc.disable()
 # Before grpc is imported: cron would mail its lines about failed handshakes.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -75,7 +75,7 @@ sys.path.insert(0, os.path.join(HERE, "generated"))
 
 
 def import_later(name: str) -> None:
-    """Have a module imported only when something of it is used."""
+    """Import a module only when one of its attributes is used."""
 
     def first_use(attribute: str) -> object:
         if sys.modules.get(name) is placeholder:
@@ -89,14 +89,14 @@ def import_later(name: str) -> None:
 
 if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # But for the uploading itself there is nothing to be tidied up, and nothing to be told.
+        # Outside the upload itself nothing needs cleaning up, so Ctrl-C may simply end the process.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # grpc and protobuf import these, and nothing here makes them use them: a third of the time
-    # that a short upload takes. importlib.util.LazyLoader would import grpc to find grpc.aio.
+    # grpc and protobuf import these modules without needing them here; that is a third of the time
+    # of a short upload. importlib.util.LazyLoader would import grpc to find grpc.aio.
     for unused in ("asyncio", "grpc.aio", "inspect", "google.protobuf.internal.python_message"):
         import_later(unused)
 
-# Why grpc or the stubs could not be loaded; said after --help and --version have been answered.
+# Why grpc or the stubs could not be loaded; reported later, so that --help and --version work.
 import_error: Exception | None = None
 try:
     import grpc
@@ -105,7 +105,7 @@ try:
 except Exception as failure:  # Missing packages, missing stubs, or stubs of another protobuf.
     if __name__ != "__main__":
         raise
-    # `make` puts the packages into .venv: start again with its Python, once, as it may lack them.
+    # `make` installs the packages in .venv: start again with its Python, but only once.
     if "UPLOAD_GRPC_VENV" not in os.environ:
         os.environ["UPLOAD_GRPC_VENV"] = python = os.path.join(HERE, ".venv/bin/python")
         with contextlib.suppress(OSError):
@@ -114,9 +114,9 @@ except Exception as failure:  # Missing packages, missing stubs, or stubs of ano
 gc.freeze()
 gc.enable()
 
-# grpc logs a traceback where reading the file fails; the cause is in a line of our own.
+# grpc logs a traceback when reading the file fails; our own error line has the cause.
 logging.getLogger("grpc._channel").setLevel(logging.CRITICAL)
-# WARNING and above are shown with --quiet, too; DEBUG only with --verbose.
+# With --quiet only WARNING and above are shown; DEBUG only with --verbose.
 log = logging.getLogger("upload_grpc")
 
 __version__ = "2.0.0"
@@ -128,23 +128,23 @@ ENDPOINT = "api.speechsense.yandexcloud.net:443"
 # steps; a gRPC server takes 4 MiB a message by default.
 CHUNK_SIZE_BYTES = 256 * 1024
 
-# A try that is given up after its last byte was sent makes work for a person, so rather late.
+# Long, because giving up after the last byte was sent leaves an unknown recording to a person.
 TIMEOUT_S = 120.0
 BACKOFF_S = 0.5
 BACKOFF_LIMIT_S = 30.0
-# Waiting and silence that one recording's tries may add up to; moving bytes do not count.
+# Limit for the time that one recording's tries spend waiting; time in which bytes move is free.
 TRIES_LIMIT_S = 120.0
 
-# So many failures in a row, of the service or the network, are an outage and end the run; fewer
-# where the run began in doubt, so that cron's runs cost little each.
+# This many failures of the service or the network in a row are an outage and end the run; fewer if
+# the run began in doubt, so that each cron run during an outage costs little.
 FAILURES_LIMIT = 5
 FAILURES_LIMIT_IN_DOUBT = 2
-# How long a recording that is sent in doubt waits, before its half-close, for a refusal.
+# How long a recording that is sent in doubt waits for a refusal before its half-close.
 REFUSAL_WAIT_S = 1.0
-# After a signal: how long an answer that is due may still come, and cancelled calls may take.
+# After a signal: how long to wait for answers that are due, and for cancelled calls to end.
 ANSWER_GRACE_S = 10.0
 CANCEL_GRACE_S = 1.0
-# How often the main thread, and a worker that may not begin, look again.
+# Polling interval of the main thread, and of a worker that may not begin.
 LOOK_S = 0.05
 
 # Limits of the service: SpeechSense documentation, "Supported audio formats" and "Quotas".
@@ -153,7 +153,7 @@ DURATION_LIMIT_S = 4 * 60 * 60
 SAMPLE_RATES_HZ = range(8_000, 48_000 + 1)
 SAMPLE_SIZE_BITS = 16
 METADATA_VALUE_LIMIT_BYTES = 1024
-# A limit of our own: a wrong file, named by mistake, is not read to its end.
+# Our own limit, so that a file named by mistake is not read to its end.
 SMALL_FILE_LIMIT_BYTES = 1024 * 1024
 
 
@@ -165,7 +165,7 @@ LOOK_FOR_IT = "look for it in the console"
 LOOK_FIRST = f"{LOOK_FOR_IT}; if it is not there, send it again (with --ledger: --retry-unknown)"
 STREAM_IT = "leave out --single-message to send it as a stream"
 STOPPED = "the run was stopped"
-# The exit code of a run in which recordings ended differently: the first of these (os.EX_*).
+# If recordings ended differently, the exit code is the first of these (os.EX_*) that occurred.
 GRAVEST_FIRST = (77, 78, 74, 76, 65, 66, 75)
 
 
@@ -178,8 +178,8 @@ class UploadError(Exception):
     # Set by call_error:
     retry = False  # The same recording may be sent again at once.
     holds_run = False  # The others had better wait, too.
-    outage = False  # The service or the network failed; it says nothing about this recording.
-    idle_s = 0.0  # For so long nothing had moved.
+    outage = False  # The service or the network failed, not this recording.
+    idle_s = 0.0  # How long nothing had moved.
 
     def __init__(self, exit_code: int, cause: str, advice: str, details: str = "") -> None:
         super().__init__(cause)
@@ -200,22 +200,22 @@ class UploadError(Exception):
 
 
 def refused(cause: str, advice: str) -> UploadError:
-    """Say that the service would not take a file."""
+    """Return the error for a file that the service would not accept."""
     return UploadError(os.EX_DATAERR, cause, advice)
 
 
 def unreadable(error: Exception) -> UploadError:
-    """Say that a file cannot be read."""
+    """Return the error for a file that cannot be read."""
     return UploadError(os.EX_NOINPUT, f"cannot be read: {reason_of(error)}", CHECK_PATH)
 
 
 def reason_of(error: Exception) -> str:
-    """Return what the system says of an error, without number and file name."""
+    """Return the text of an error, without errno and file name."""
     return getattr(error, "strerror", None) or str(error) or repr(error)
 
 
 class FileState(NamedTuple):
-    """What tells whether a file is still the one that was checked."""
+    """Identifies a file and its version: if equal, it is still the file that was checked."""
 
     size_bytes: int
     mtime_ns: int
@@ -224,7 +224,7 @@ class FileState(NamedTuple):
 
     @classmethod
     def of(cls, file: str | int) -> FileState:
-        """Look at a path or a descriptor; raise OSError also where that is no regular file."""
+        """Stat a path or a descriptor; raise OSError, also if it is not a regular file."""
         status = os.stat(file)
         if not stat.S_ISREG(status.st_mode):  # To open a FIFO would wait for a writer.
             raise OSError("not a regular file")
@@ -255,7 +255,7 @@ class Recording:
         self.named = named  # On the command line, not found in a folder.
 
     def fail(self, error: UploadError) -> None:
-        """Note what went wrong."""
+        """Record an error and the outcome that it means."""
         outcomes = {os.EX_DATAERR: "rejected", os.EX_PROTOCOL: "unknown"}
         self.outcome = outcomes.get(error.exit_code, "failed")
         self.error = error
@@ -290,7 +290,7 @@ def find_recordings(args: Namespace) -> Iterator[Recording]:
 
     Each file comes once, whatever its names. What cannot be looked at has failed already.
     """
-    # Without a ledger this alone keeps a file with two names from becoming two dialogs.
+    # Without a ledger, only this keeps a file with two names from becoming two dialogs.
     seen: set[tuple[int, ...]] = set()
     for path, named, error in find_paths(args):
         recording = Recording(path, named)
@@ -302,7 +302,7 @@ def find_recordings(args: Namespace) -> Iterator[Recording]:
             recording.fail(unreadable(failure))
             yield recording
             continue
-        # Far ahead is not young, but wrongly dated; a little: another machine's clock.
+        # A date far in the future is wrong rather than young; slightly ahead is clock skew.
         if abs(time.time() - state.mtime_ns / 1e9) < args.min_age:
             log.debug(f"{path}: younger than {args.min_age:g} s, left out")
         elif state[2:] in seen:
@@ -313,7 +313,7 @@ def find_recordings(args: Namespace) -> Iterator[Recording]:
 
 
 def find_paths(args: Namespace) -> Iterator[tuple[str, bool, OSError | None]]:
-    """Yield paths, whether each was named, and why a folder cannot be read."""
+    """Yield each path, whether it was named, and the error of a folder that cannot be read."""
     unread: list[OSError] = []
     for path in args.audio_path:
         if not os.path.isdir(path):
@@ -361,7 +361,7 @@ EXPORT_AGAIN = "record or export it again"
 
 
 def check_audio(recording: Recording, file: BinaryIO, args: Namespace) -> None:
-    """Tell a recording's format from its headers and check it; raise UploadError if it is bad."""
+    """Detect a recording's format from its headers and check it; raise UploadError if it is bad."""
     size_bytes = recording.state.size_bytes
     if not size_bytes:
         raise refused("the file is empty", "remove it or restore it from the recorder")
@@ -414,7 +414,7 @@ def audio_format(kind: str, args: Namespace) -> audio_pb2.AudioMetadata:
 
 
 def find_format(path: str, head: bytes, audio_type: str) -> str:
-    """Tell a format by what the file begins with; raise UploadError for another."""
+    """Detect the format from the first bytes; raise UploadError if it is not supported."""
     suffix = os.path.splitext(path)[1].lower()
     if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return WAV
@@ -424,7 +424,7 @@ def find_format(path: str, head: bytes, audio_type: str) -> str:
         return MP3
     if audio_type == "pcm":
         return PCM
-    # Players find the frames behind whatever is in front of them; so do we where MP3 is promised.
+    # Players skip whatever precedes the first frame; so do we if the file is said to be MP3.
     if audio_type == "mp3" or suffix == ".mp3" or MP3_FRAME.match(head):
         return MP3
     if suffix in PCM_SUFFIXES:
@@ -433,7 +433,7 @@ def find_format(path: str, head: bytes, audio_type: str) -> str:
 
 
 def conversion(path: str, when: str) -> str:
-    """Return when to run the FFmpeg command that makes a WAV file which the service takes."""
+    """Return advice: when to convert the file, and the FFmpeg command that does it."""
     if re.match("-|.*:", path):  # FFmpeg would see an option, or a protocol before the colon.
         path = os.path.join(".", path)
     stem = os.path.splitext(path)[0]
@@ -450,7 +450,7 @@ def conversion(path: str, when: str) -> str:
 # 11172-3, 13818-3, and MPEG-2.5): sync and version, a bit rate that exists, the channels' byte.
 MP3_FRAME = re.compile(rb"(\xff[\xe2\xe3\xf2\xf3\xfa\xfb])[\x10-\xef](.)", re.DOTALL)
 MP3_FRAMES = re.compile(MP3_FRAME.pattern + rb"(?:.{20,1438}?\1[\x10-\xef]){2}", re.DOTALL)
-# Encoders leave some padding between tag and audio; further in there is none to be found.
+# Encoders leave some padding between tag and audio, but not more than this.
 MP3_SEARCH_BYTES = 64 * 1024
 
 
@@ -497,7 +497,7 @@ def check_wav(file: BinaryIO, size_bytes: int) -> tuple[str, int, float]:
 
 
 def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[bytes, int, int]:
-    """Walk the chunks of a WAV file: its format, bytes of samples announced, and that are there."""
+    """Return a WAV file's fmt chunk, and its data length: as announced, and as present (bytes)."""
     wav_format, data, long_data_bytes = b"", None, 0
     position = 12
     for _ in range(10_000):
@@ -511,7 +511,7 @@ def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[bytes, int, int]:
         elif name == b"data":
             if length == UNSET_LENGTH and long_data_bytes:
                 length = long_data_bytes
-            # No samples, and yet something that is not a chunk: a length that was never set.
+            # Length 0, but what follows is not a chunk: the length was never filled in.
             elif length == 0 and not re.fullmatch(rb"[ -~]{4}|", file.read(4)):
                 length = UNSET_LENGTH
             data = length, size_bytes - position
@@ -539,7 +539,7 @@ PLACEHOLDER_FIELDS = {
 
 
 def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata | None) -> None:
-    """Give a recording its metadata: its sidecar's over that of --meta-path, or placeholders."""
+    """Set a recording's metadata: its sidecar's over that of --meta-path, or placeholders."""
     recording.metadata = metadata = TalkMetadata()
     if common is not None:
         metadata.CopyFrom(common)
@@ -572,11 +572,11 @@ def read_metadata(path: str) -> TalkMetadata:
 
 
 def parse_metadata(content: bytes) -> TalkMetadata:
-    """Read metadata from JSON; raise ValueError with the reason, in words, if that fails."""
+    """Parse metadata from JSON; raise ValueError with a readable reason."""
     if len(content) > SMALL_FILE_LIMIT_BYTES:
         raise ValueError(f"larger than {SMALL_FILE_LIMIT_BYTES:,} bytes")
     try:
-        # Numbers are sent as they are written: 1.50 stays 1.50.
+        # Numbers are sent as written: 1.50 stays 1.50.
         text = content.decode("utf-8-sig")
         fields = json.loads(text, parse_int=str, parse_float=str, object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
@@ -597,7 +597,7 @@ def parse_metadata(content: bytes) -> TalkMetadata:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of JSON; raise ValueError if a key appears twice, as one would be lost."""
+    """Build a JSON object; raise ValueError if a key appears twice, as one would be lost."""
     fields: dict[str, Any] = {}
     for key, value in pairs:
         if key in fields:
@@ -607,7 +607,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def add_user(user: Any, metadata: TalkMetadata) -> None:
-    """Add a participant of the call; raise ValueError with the reason if it is not one."""
+    """Add a participant of the call; raise ValueError with the reason if it is malformed."""
     keys = user.keys() if isinstance(user, dict) else set()
     if not {"id", "role"} <= keys <= {"id", "role", "fields"}:
         raise ValueError("must be an object with id, role and perhaps fields")
@@ -622,7 +622,7 @@ def add_user(user: Any, metadata: TalkMetadata) -> None:
 
 
 def checked_fields(fields: dict[str, Any]) -> dict[str, str]:
-    """Return fields as the service takes them; raise ValueError naming the key and the reason."""
+    """Return fields as strings; raise ValueError with key and reason if one is not accepted."""
     checked = {}
     for key, value in fields.items():
         text = str(value).lower() if isinstance(value, bool) else value
@@ -631,7 +631,7 @@ def checked_fields(fields: dict[str, Any]) -> dict[str, str]:
                 raise ValueError("the key is empty")
             if not isinstance(text, str):
                 raise ValueError(f"{shown(value)} is not a string, number or boolean")
-            # Of half a surrogate pair encode() raises a ValueError, too.
+            # encode() raises a ValueError for half a surrogate pair, too.
             length_bytes = max(len(key.encode()), len(text.encode()))
             if length_bytes > METADATA_VALUE_LIMIT_BYTES:
                 limit = f"{METADATA_VALUE_LIMIT_BYTES:,}"
@@ -643,7 +643,7 @@ def checked_fields(fields: dict[str, Any]) -> dict[str, str]:
 
 
 def shown(value: object) -> str:
-    """Show a value as JSON, in the characters it has, shortened."""
+    """Return a value as JSON for a message, shortened, without escapes."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
@@ -654,7 +654,7 @@ ISO_DATE = re.compile(
 
 
 def warn_of_dates(path: str, metadata: TalkMetadata) -> None:
-    """Name the dates that the service would read as something else than what was meant."""
+    """Warn of dates that the service would misread."""
     for fields in (metadata.fields, *(user.fields for user in metadata.users)):
         for key in filter(lambda key: key.startswith("date"), fields):
             match = ISO_DATE.fullmatch(fields[key])
@@ -675,12 +675,12 @@ VM_TOKEN_PATH = "/computeMetadata/v1/instance/service-accounts/default/token"
 VM_METADATA_TIMEOUT_S = 3.0
 # The documentation asks for a new token at least once an hour; it lives up to 12 hours.
 VM_TOKEN_AGE_LIMIT_S = 60 * 60.0
-# Whatever has been in an authorization header; nothing of it is ever printed or stored.
+# Every credential used in this run; none is ever printed or stored.
 SECRETS: list[str] = []
 
 
 def masked(text: str) -> str:
-    """Take the secrets out of a text."""
+    """Replace the secrets in a text."""
     for secret in SECRETS:
         text = text.replace(secret, "***")
     return text
@@ -697,12 +697,12 @@ def read_option_file(option: str, path: str) -> bytes:
 
 
 def fetch_vm_token() -> str:
-    """Ask a cloud VM's metadata service for the IAM token of its service account."""
+    """Fetch the IAM token of a cloud VM's service account from the VM's metadata service."""
     from http.client import HTTPException
     from urllib.request import ProxyHandler, Request, build_opener
 
     address = os.environ.get("YC_METADATA_ADDR") or VM_METADATA_ADDRESS
-    # The service is the machine's own: a proxy could only give away the token.
+    # The service is on this machine: a proxy could only leak the token.
     opener = build_opener(ProxyHandler({}))
     try:
         request = Request(f"http://{address}{VM_TOKEN_PATH}", headers={"Metadata-Flavor": "Google"})
@@ -715,7 +715,7 @@ def fetch_vm_token() -> str:
 
 
 def authorization(args: Namespace) -> str:
-    """Return the authorization header, from the first credential there is; raise UploadError."""
+    """Return the authorization header for the first credential given; raise UploadError."""
     key_type = args.key_type
     if key_type == "vm":
         source, text = "the VM's metadata service", fetch_vm_token()
@@ -733,7 +733,7 @@ def authorization(args: Namespace) -> str:
         cause = "no API key and no IAM token" if source == "IAM_TOKEN" else f"{source} is empty"
         raise UploadError(os.EX_CONFIG, cause, NO_CREDENTIAL_ADVICE)
     if not re.fullmatch(r"[\x21-\x7e]+", key):
-        # grpc's "Invalid metadata" would not say which.
+        # grpc would only say "Invalid metadata".
         cause = f"the credential in {source} has a space, or a character that no key has"
         raise UploadError(os.EX_CONFIG, cause, "copy the key again; it is one line")
     SECRETS.append(key)
@@ -742,7 +742,7 @@ def authorization(args: Namespace) -> str:
 
 
 def adopt_proxy_settings() -> None:
-    """Make grpc see HTTPS_PROXY and NO_PROXY, as curl does: it reads only lower-case names."""
+    """Make grpc, which reads only the lower-case names, see HTTPS_PROXY and NO_PROXY."""
     for name in ("https_proxy", "no_proxy"):
         if name.upper() in os.environ:
             os.environ.setdefault(name, os.environ[name.upper()])
@@ -750,13 +750,13 @@ def adopt_proxy_settings() -> None:
     if url and "://" not in url:
         os.environ["https_proxy"] = url = f"http://{url}"
     if url and not re.fullmatch(r"http://([^/@]*@)?[^/@]+:\d+/?", url):
-        # grpc would go past it without a word. It is not shown: it may hold a password.
+        # grpc would silently bypass it. The URL is not shown, as it may contain a password.
         cause = "gRPC cannot use the proxy in https_proxy"
         raise UploadError(os.EX_CONFIG, cause, "write http://HOST:PORT, not https://")
 
 
 class Access:
-    """What every connection of the run needs; raises UploadError (EX_CONFIG) for bad settings."""
+    """Settings that every connection needs; raises UploadError (EX_CONFIG) for bad ones."""
 
     def __init__(self, args: Namespace) -> None:
         match = re.fullmatch(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?", args.endpoint)
@@ -764,7 +764,7 @@ class Access:
             cause = f"bad endpoint {args.endpoint!r}"
             raise UploadError(os.EX_CONFIG, cause, f"write HOST:PORT, such as {ENDPOINT}")
         self.endpoint = f"{match[1]}:{match[2] or 443}"
-        # None: those that grpc brings.
+        # None: the certificates bundled with grpc.
         self._roots = read_option_file("--ca-file", args.ca_file) if args.ca_file else None
         adopt_proxy_settings()
         self._args = args
@@ -781,24 +781,24 @@ class Access:
         return "authorization", self._authorization
 
     def open_channel(self, endpoint: str) -> tuple[grpc.Channel, int]:
-        """Make a TLS channel, which connects at its first call; return it and its user timeout.
+        """Create a TLS channel, which connects at its first call; return it and its user timeout.
 
-        Each channel has another timeout, by a millisecond, which tells its socket from the others;
-        see unacknowledged_bytes.
+        The timeouts differ by a millisecond, which identifies each channel's socket; see
+        unacknowledged_bytes.
         """
         user_timeout_ms = next(self._numbers)
         options = (
             ("grpc.primary_user_agent", f"upload_grpc/{__version__}"),
-            # grpc's own retries would send a recording a second time behind our back.
+            # grpc's own retries could send a recording twice without our knowledge.
             ("grpc.enable_retries", 0),
-            # Channels of one process share connections otherwise, and a new one helps nothing.
+            # Otherwise a new channel would share, and so reuse, the connection of an old one.
             ("grpc.use_local_subchannel_pool", 1),
-            # Without an acknowledgement for TCP_USER_TIMEOUT the kernel ends the connection. It
-            # comes only with keepalive (gRFC A18), whose pings a server may take for abuse: so the
-            # first ping is due in 24 days.
+            # TCP_USER_TIMEOUT: the kernel ends a connection whose peer stops acknowledging. grpc
+            # sets it only with keepalive (gRFC A18); servers may take its pings for abuse, so the
+            # first one is due in 24 days.
             ("grpc.keepalive_time_ms", 2**31 - 2),
             ("grpc.keepalive_timeout_ms", user_timeout_ms),
-            # Get may bring all that the service has found out about 100 dialogs.
+            # An answer of Get holds all analyses of up to 100 dialogs.
             ("grpc.max_receive_message_length", 64 * 1024 * 1024),
         )
         credentials = grpc.ssl_channel_credentials(root_certificates=self._roots)
@@ -806,11 +806,10 @@ class Access:
 
 
 def unacknowledged_bytes(user_timeout_ms: int) -> int:
-    """Return how many bytes the kernel still holds for the peer of one channel.
+    """Return how many bytes the kernel has not yet delivered on one channel's connection.
 
-    grpc lets go of a chunk once the kernel has it, and the kernel may hold several MB for a slow
-    line: only this tells a slow line from a silent service. 0 where the system does not say (Linux
-    does: TIOCOUTQ, tcp(7)).
+    grpc counts a chunk as sent once the kernel has it, and the kernel buffers several MB: only this
+    tells a slow line from a silent service. Linux only (TIOCOUTQ, tcp(7)); 0 elsewhere.
     """
     held_bytes = 0
     for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
@@ -830,13 +829,13 @@ def unacknowledged_bytes(user_timeout_ms: int) -> int:
 
 
 def file_changed(what: str) -> UploadError:
-    """Say that a file is not the one that was checked: nothing of it may become a dialog."""
+    """Return the error for a file that changed after it was checked, so it must not be sent."""
     cause = f"{what}, so nothing was uploaded"
     return UploadError(os.EX_TEMPFAIL, cause, "run again when it is complete")
 
 
 def read_chunks(path: str, size_bytes: int) -> Iterator[bytes]:
-    """Yield a file in pieces; raise UploadError if it cannot be read any more."""
+    """Yield a file in chunks; raise UploadError if it can no longer be read."""
     try:
         with open(path, "rb") as audio:
             while data := audio.read(size_bytes):
@@ -846,19 +845,19 @@ def read_chunks(path: str, size_bytes: int) -> Iterator[bytes]:
 
 
 class GivenUp(Exception):
-    """A call has ended, or we have cancelled it: str() says why; see call_error."""
+    """The call has ended, or we cancelled it; str() gives the reason."""
 
 
 class Transfer:
-    """One call, as the thread that reads the file and the one that waits for the answer see it."""
+    """The state of one call, shared by the thread that reads the file and the one that waits."""
 
     call: Any = None
     error: Exception | None = None  # Why the requests ended before the commit point.
     handed_over_bytes = 0  # Audio that grpc has taken.
-    # The commit point. Until it is passed the service cannot have the whole recording, because
-    # the half-close that ends a stream is sent only after the requests have ended.
+    # Whether the commit point is passed. Before it the service cannot have the whole recording,
+    # because the half-close that ends a stream is sent only after the last request.
     finished = False
-    ended = False  # It cannot be passed any more.
+    ended = False  # The commit point can no longer be passed.
 
     def __init__(
         self, recording: Recording, ledger: Ledger | None = None, refusal_wait_s: float = 0.0
@@ -871,10 +870,10 @@ class Transfer:
         self._lock = threading.Lock()
 
     def requests(self) -> Iterator[talk_service_pb2.StreamTalkRequest]:
-        """Yield the requests of one stream: the metadata, the audio format, the audio in chunks.
+        """Yield the requests of one stream: metadata, audio format, audio chunks.
 
-        Raises UploadError, and never just ends, if the file is not the same from end to end: an
-        exception makes grpc cancel the call, an end makes it a dialog.
+        If the file changed meanwhile this must raise UploadError, so that grpc cancels the call: a
+        normal end would make a truncated dialog.
         """
         try:
             yield talk_service_pb2.StreamTalkRequest(metadata=self.recording.metadata)
@@ -890,9 +889,9 @@ class Transfer:
             raise
 
     def message(self) -> talk_service_pb2.UploadTalkRequest:
-        """Build the one message that holds all, and pass the commit point before it is sent.
+        """Build the single message, and pass the commit point before it is sent.
 
-        Once its call has begun, nobody can tell how far it came.
+        Once its call has begun, nobody can tell how much of it has arrived.
         """
         data = b"".join(self._chunks(SINGLE_MESSAGE_LIMIT_BYTES))
         chunk = audio_pb2.AudioChunk(data=data)
@@ -902,36 +901,36 @@ class Transfer:
     def _chunks(self, size_bytes: int) -> Iterator[bytes]:
         for data in read_chunks(self.recording.path, size_bytes):
             yield data
-            # Asked for more, so grpc has taken this.
+            # grpc asks for the next chunk when it has sent this one.
             self.handed_over_bytes += len(data)
             self.progress_s = time.monotonic()
         self.finish()
 
     def finish(self) -> None:
-        """Pass the commit point; raise UploadError unless every byte of an unchanged file went.
+        """Pass the commit point; raise UploadError unless every byte of an unchanged file was sent.
 
-        A stream that ended here would be a truncated dialog then, and a successful one.
+        Without this check, a file that shrank would become a truncated, and successful, dialog.
         """
         try:
-            # Of the path, which may lead to another file by now: that one has another inode, as
-            # ours was open when it came.
+            # Of the path: a file that replaced ours while we had it open has another inode.
             state = FileState.of(self.recording.path)
         except OSError as error:
             raise file_changed(f"became unreadable ({reason_of(error)})") from error
         if state != self.recording.state or self.handed_over_bytes != state.size_bytes:
             raise file_changed("changed or was replaced while it was being uploaded")
-        # A service that refuses everybody does so just after the last byte of a short recording.
+        # A service that refuses every call does so just after the last byte of a short recording.
         until_s = time.monotonic() + self._refusal_wait_s
         self._check_call()
         while time.monotonic() < until_s:
             time.sleep(0.005)
             self._check_call()
-        # On disk first: dying here leaves "unknown" for what was not sent, the other way round
-        # would leave "sending", and a second dialog, for what was.
+        # On disk first: a crash between the two leaves "finishing" for a recording that was not
+        # sent, which a person can resolve. In the other order it would leave "sending" for one that
+        # was, and the next run would make a second dialog.
         if self._ledger:
             self._ledger.finishing(self.recording, self.request_id)
         with self._lock:
-            # The call may have been cancelled while the disk took its time.
+            # The call may have been cancelled while the disk was writing.
             self._check_call()
             self.progress_s = time.monotonic()
             self.finished = True
@@ -941,9 +940,9 @@ class Transfer:
             raise GivenUp("the call has ended")
 
     def end(self, unless_finished: bool = False) -> bool:
-        """Cancel the call, and have the commit point not passed any more; return whether it was.
+        """Cancel the call and bar the commit point; return whether it had been passed.
 
-        unless_finished: not where only the answer is missing.
+        unless_finished: leave a call alone that only waits for its answer.
         """
         with self._lock:
             if unless_finished and self.finished:
@@ -982,8 +981,8 @@ FIX_IT = "fix the recording or its metadata"
 BAD_FILE = (os.EX_DATAERR, "the service refused the recording", FIX_IT)
 TOO_LARGE = (os.EX_DATAERR, "the message is too large for the service", STREAM_IT)
 
-# The retry policy: how "STATUS: details" begins, and what that means; the first line that fits
-# counts. None of these calls made a dialog, and with EX_TEMPFAIL another try may do better.
+# The retry policy: a pattern for "STATUS: details", and what it means; the first match counts. None
+# of these calls made a dialog; those with EX_TEMPFAIL are retried.
 RULES = (
     ("UNAUTHENTICATED|PERMISSION_DENIED", *BAD_KEY),
     ("NOT_FOUND", os.EX_CONFIG, "not known to the service", "check --connection-id, --talk-id"),
@@ -993,8 +992,8 @@ RULES = (
     ("RESOURCE_EXHAUSTED: .*larger than max", *TOO_LARGE),
     ("RESOURCE_EXHAUSTED", os.EX_TEMPFAIL, "the quota is used up", "run again later"),
 )
-# For a call that never got a connection, so that nothing was sent; the words are grpc's own, and
-# tests hold them against the grpc that is installed.
+# For calls that never got a connection, so that nothing was sent. These are grpc's own words; tests
+# check them against the installed grpc.
 NO_CONNECTION_RULES = (
     ("UNAVAILABLE: .*(CERTIFICATE_VERIFY_FAILED|in peer certificate)", *UNTRUSTED),
     ("UNAVAILABLE: .*(Hostname Verification|security handshaker)", *UNTRUSTED),
@@ -1006,13 +1005,13 @@ NO_CONNECTION_RULES = (
     ("UNAVAILABLE: (failed to connect to all addresses|errors resolving)", *NO_CONNECTION),
     ("UNAVAILABLE: DNS resolution failed", *NO_CONNECTION),
 )
-# All others, and calls that we gave up: it may be the service's word or gRPC's own, so the outcome
-# is unknown. Before the commit point no dialog exists, after it one may.
+# Everything else, including calls that we gave up: the status may be the service's or gRPC's own.
+# Before the commit point no dialog exists; after it one may, so the outcome is unknown.
 FAILED = ("", os.EX_TEMPFAIL, "the upload failed before it was complete", AGAIN)
 BROKE = "the connection broke, or the service failed, after the whole recording was sent"
 UNKNOWN = ("", os.EX_PROTOCOL, f"{BROKE}; the dialog may or may not exist", LOOK_FIRST)
-# Past the commit point this is no refusal either: grpc turns a broken stream, or an answer too
-# large, into any status (grpc/doc/PROTOCOL-HTTP2.md, "Errors").
+# After the commit point these are not refusals either: grpc turns a broken stream, or too large an
+# answer, into any status (grpc/doc/PROTOCOL-HTTP2.md, "Errors").
 LOST_ANSWER = "Stream removed|CLIENT:|.*RST_STREAM|.*metadata size exceeds"
 
 
@@ -1026,13 +1025,13 @@ def call_error(error: Exception, transfer: Transfer) -> UploadError:
     if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
         text = masked(" ".join((error.details() or "no details").split()))
         details = f"{error.code().name}: {text}"
-        # A service may pass on such words of its own calls, after it has stored what we sent: they
-        # say something of our connection only where nothing has gone or come over it.
+        # A service may forward such words from calls of its own, after it has stored the recording.
+        # They describe our connection only if nothing was sent or received on it.
         used = transfer.handed_over_bytes or error.initial_metadata() or error.trailing_metadata()
         if not (transfer.finished and re.match(LOST_ANSWER, text)):
             rules = RULES if used else NO_CONNECTION_RULES + RULES
-    # Past the commit point only the service's own refusal is proof that no dialog was made; all
-    # else may be an answer that got lost, and must not be sent again without being asked.
+    # After the commit point only the service's own refusal proves that no dialog was made. Anything
+    # else may be a lost answer: sending again without being asked could make a second dialog.
     fitting = (rule for rule in rules if re.match(rule[0], details, re.IGNORECASE))
     rule = next(fitting, UNKNOWN if transfer.finished else FAILED)
     ids = f"request {transfer.request_id}{server_ids(transfer.call)}"
@@ -1045,7 +1044,7 @@ def call_error(error: Exception, transfer: Transfer) -> UploadError:
 
 
 def server_ids(call: Any) -> str:
-    """Return the IDs that the service gave to a call that has ended, if it got that far."""
+    """Return the IDs that the service gave to a call that has ended, if any, for messages."""
     if call is None:
         return ""
     pairs = (*(call.initial_metadata() or ()), *(call.trailing_metadata() or ()))
@@ -1054,12 +1053,12 @@ def server_ids(call: Any) -> str:
 
 
 def take_answer(recording: Recording, response: Any, transfer: Transfer) -> None:
-    """Take an answer as success only if it names a dialog that can have all of the file.
+    """Accept an answer only if it has an ID and came after the last byte.
 
     response: UploadTalkResponse, or the Operation of a recording to be split.
     Raises UploadError (EX_PROTOCOL) otherwise.
     """
-    # OK without any message is no answer.
+    # OK without a message: neither attribute.
     talk_id, operation_id = getattr(response, "talk_id", ""), getattr(response, "id", "")
     badge = talk_service_pb2.UploadBadgeMetadata()
     if operation_id:
@@ -1081,7 +1080,7 @@ def take_answer(recording: Recording, response: Any, transfer: Transfer) -> None
 
 
 def split_result(operation: Any) -> tuple[str, ...]:
-    """Return the dialogs that a recording was split into.
+    """Return the IDs of the dialogs that a recording was split into.
 
     Raises UploadError (EX_DATAERR) if the operation failed, or has no dialog.
     """
@@ -1106,10 +1105,10 @@ SAME_FOR_ALL = "stopped, because every other recording would meet the same error
 
 
 class Throttle:
-    """Whether another recording may be begun; one for all workers of a run.
+    """Decides whether workers may begin another recording; one for the whole run.
 
-    in_doubt: the latest recording failed for reasons of the service or the network, so the next
-    ones are sent one at a time.
+    in_doubt: the latest recording failed because of the service or the network, so recordings are
+    sent one at a time until one is uploaded.
     """
 
     cause = ""  # Why it was stopped.
@@ -1121,20 +1120,20 @@ class Throttle:
         self.in_doubt = self._began_in_doubt = in_doubt
 
     def stop(self, cause: str) -> None:
-        """Have nothing more begun; what is under way may end, but is not tried again."""
+        """Begin nothing more; calls under way may end, but are not retried."""
         self.cause = self.cause or cause
         self.stopping.set()
 
     def hold(self, delay_s: float) -> None:
-        """Have no recording begun for a while: nothing connects, or the quota is used up."""
+        """Begin no recording for a while: nothing connects, or the quota is used up."""
         self._resume_s = max(self._resume_s, time.monotonic() + delay_s)
 
     def may_begin(self, is_first: bool) -> bool:
-        """Whether a recording may be begun now; is_first: no other is under way."""
+        """Return whether a recording may begin now; is_first: no other is under way."""
         return (is_first or not self.in_doubt) and time.monotonic() >= self._resume_s
 
     def judge(self, recording: Recording) -> None:
-        """Stop where a recording's end shows an outage, or an error that is the same for all."""
+        """Stop the run if a recording's result shows an outage, or an error that all would meet."""
         error = recording.error
         if recording.outcome == "uploaded" and not recording.settled:
             self._failures = 0
@@ -1150,7 +1149,7 @@ class Throttle:
 
 
 class Uploader:
-    """One worker's way to the service: a channel of its own, renewed after a call that failed."""
+    """One worker's connection to the service: its own channel, replaced after a failed call."""
 
     def __init__(self, args: Namespace, access: Access, throttle: Throttle | None = None) -> None:
         self._args = args
@@ -1163,7 +1162,7 @@ class Uploader:
         self._user_timeout_ms = 0
 
     def upload(self, recording: Recording, ledger: Ledger | None = None) -> None:
-        """Send a recording, again where that cannot make a second dialog; raise UploadError."""
+        """Send a recording; retry only if that cannot make a second dialog; raise UploadError."""
         single, split = self._args.single_message, self._args.split
         method = "Upload" if single else "UploadBadge" if split else "UploadAsStream"
         recording.metadata.connection_id = self._args.connection_id
@@ -1186,11 +1185,11 @@ class Uploader:
         return self._call(Transfer(recording), method, lambda: request)
 
     def ask_again(self, recording: Recording, method: str, request: Any) -> Any:
-        """Make such a call until it succeeds, or fails for good."""
+        """Make such a call, with retries; return its answer, or raise UploadError."""
         return self._retrying(recording, lambda: self.ask(recording, method, request))
 
     def follow(self, recording: Recording) -> None:
-        """Wait, up to WAIT_LIMIT_S, until a recording has been split, and note its dialogs."""
+        """Wait, up to WAIT_LIMIT_S, until a recording has been split, and set its talk IDs."""
         from yandex.cloud.operation import operation_service_pb2
 
         operation_id = recording.operation_id
@@ -1198,7 +1197,7 @@ class Uploader:
         until_s, pause_s = time.monotonic() + WAIT_LIMIT_S, POLL_S
         try:
             while True:
-                # With a record of its own: the recording keeps its upload's request ID and tries.
+                # On another Recording: this one keeps its upload's request ID and tries.
                 operation = self.ask_again(Recording(recording.path), "GetOperation", request)
                 if operation.done:
                     break
@@ -1213,32 +1212,31 @@ class Uploader:
         except UploadError as error:
             if error.details.startswith(("UNIMPLEMENTED", "NOT_FOUND")):
                 if self._endpoint == ENDPOINT:
-                    # It may be where all services have theirs.
+                    # Perhaps the operation is where the SDK looks for those of all services.
                     other = Uploader(self._args, self._access, self._throttle)
                     other._endpoint = OPERATIONS_ENDPOINT
                     with contextlib.closing(other):
                         other.follow(recording)
                     return
-                # One recording's, not the run's.
+                # This concerns one recording, not the run.
                 error.exit_code, error.advice, error.stops_run = os.EX_DATAERR, LOOK_FOR_IT, False
             if not error.cause.startswith("uploaded"):
                 error.cause = f"uploaded, but not yet split: {error.cause}"
             raise
 
     def close(self) -> None:
-        """Let go of the channel."""
+        """Close the channel."""
         if self._channel:
-            # In a thread of its own: where a connection froze, grpc may wait for ever, for a
-            # write that was under way. Left to the garbage collector, a bad day would keep
-            # hundreds of connections open.
+            # In a thread: if the connection froze, close() may wait forever for a pending write.
+            # Left to the garbage collector, hundreds of connections could stay open.
             threading.Thread(target=self._channel.close, daemon=True).start()
             self._channel = None
 
     def _retrying(self, recording: Recording, one_try: Callable[[], Any]) -> Any:
-        """Make a call for a recording until it succeeds, or fails for good.
+        """Call one_try until it succeeds, or fails for good; return its answer.
 
-        The only place that sends anything a second time, and never without `retry`: call_error
-        sets that only where no dialog can have been made.
+        Only this sends anything a second time, and only if the error has `retry`, which call_error
+        sets only where no dialog can have been made.
         """
         idle_s = 0.0
         while True:
@@ -1246,7 +1244,7 @@ class Uploader:
             try:
                 return one_try()
             except UploadError as error:
-                # Full jitter: clients that failed together do not come back together.
+                # Full jitter, so that clients that failed together do not retry together.
                 import random
 
                 limit_s = min(BACKOFF_LIMIT_S, BACKOFF_S * 2.0**recording.tries)
@@ -1262,10 +1260,10 @@ class Uploader:
                     raise
 
     def _connect(self, name: str) -> None:
-        """Make sure that there is a connection, before a single message is sent over it.
+        """Make sure that there is a connection before a single message is sent.
 
-        Without this, one that never left would be unknown. Any answer to a health check
-        (grpc.health.v1), UNIMPLEMENTED too, is a connection.
+        Otherwise a message that was never sent would count as unknown. Any answer to a health check
+        (grpc.health.v1), even UNIMPLEMENTED, shows a connection.
         """
         try:
             self.ask(Recording(name), "Check", b"")
@@ -1274,7 +1272,7 @@ class Uploader:
                 raise
 
     def _call(self, transfer: Transfer, method: str, requests: Callable[[], Any]) -> Any:
-        """Make one call; return its response, or raise UploadError with what its end means."""
+        """Make one call; return its response, or raise the UploadError that its end means."""
         if self.stopping.is_set():
             raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
         recording = transfer.recording
@@ -1283,15 +1281,15 @@ class Uploader:
         log.debug(f"{recording.path}: calling {method} (request {transfer.request_id})")
         try:
             transfer.call = self._method(method).future(requests(), metadata=headers)
-            # A signal may have come before there was a call to cancel.
+            # A signal may have come when there was no call to cancel yet.
             if self.stopping.is_set():
                 transfer.end(unless_finished=True)
             response = self._wait(transfer)
             recording.server_ids = server_ids(transfer.call)
             return response
         except (grpc.RpcError, grpc.FutureCancelledError, GivenUp) as error:
-            # First of all: from here on the reading thread cannot pass the commit point any more,
-            # so `finished`, by which call_error tells unsent from unknown, is final.
+            # First: now the reading thread can no longer pass the commit point, so that `finished`,
+            # by which call_error tells unsent from unknown, is final.
             transfer.end()
             if transfer.error is not None:
                 raise transfer.error from None
@@ -1304,7 +1302,7 @@ class Uploader:
             transfer.end()
 
     def _method(self, name: str) -> Any:
-        """Return what calls a method, over the channel there is or a new one."""
+        """Return the callable for a method, on the present channel or a new one."""
         if self._channel is None:
             self._channel, self._user_timeout_ms = self._access.open_channel(self._endpoint)
         if name == "Check":
@@ -1318,9 +1316,9 @@ class Uploader:
     def _wait(self, transfer: Transfer) -> Any:
         """Wait for the answer; cancel the call and raise GivenUp if nothing moves.
 
-        gRPC's deadline is for a whole call, and would cut a slow but steady upload; its keepalive
-        would be taken for abuse by a server that does not want pings. Progress is that grpc takes
-        a chunk. While the kernel still holds bytes for the peer, TCP_USER_TIMEOUT watches.
+        gRPC's deadline covers a whole call, and would cut off a slow but steady upload; servers may
+        take keepalive pings for abuse. Progress means that grpc takes a chunk. While the kernel
+        still has bytes to deliver, TCP_USER_TIMEOUT watches the connection instead.
         """
         timeout_s = self.timeout_s
         while True:
@@ -1362,7 +1360,7 @@ CREATE TABLE IF NOT EXISTS recordings (
 """
 LEDGER_FROM_VERSION_1 = (
     "DROP INDEX IF EXISTS recordings_under_way",
-    # Its digests of metadata were made in another way, and compare with none of today's.
+    # Version 1 hashed metadata in another way, so its digests cannot be compared.
     "UPDATE recordings SET metadata_sha256 = ''",
     "ALTER TABLE recordings ADD COLUMN settle_key TEXT",
     "ALTER TABLE recordings ADD COLUMN split INTEGER NOT NULL DEFAULT 0",
@@ -1376,13 +1374,13 @@ LEDGER_INDEXES = (
 
 
 class LedgerError(UploadError):
-    """The ledger cannot be used, and nothing is sent without it; in_use: by another run."""
+    """The ledger cannot be used, so nothing is sent; in_use: another run has it."""
 
     def __init__(self, path: str, cause: str, in_use: bool = False) -> None:
         super().__init__(os.EX_CONFIG, f"ledger {path}: {cause}", "check --ledger")
         self.in_use = in_use
         self.stops_run = True
-        # A full or busy disk may get better with time; a file of another kind will not.
+        # A full or busy disk may recover; a wrong or damaged file will not.
         if in_use or re.search("full|locked|I/O|space|quota|too large", cause):
             self.exit_code, self.advice = os.EX_TEMPFAIL, "wait for that to end, then run again"
         elif "moved" in cause:
@@ -1407,7 +1405,7 @@ class Ledger:
 
         self._sqlite_error = sqlite3.Error
         self._args = args
-        # One file, one lock, by whatever name.
+        # By whatever name, one file has one lock.
         self.path = path = os.path.realpath(args.ledger)
         self._lock = threading.Lock()
         self._identity: tuple[int, ...] | None = None
@@ -1444,12 +1442,12 @@ class Ledger:
         except BlockingIOError:
             os.close(lock_file)
             raise LedgerError(self.path, "another run is using it", in_use=True) from None
-        # SQLite gives its other files the permissions that this one has.
+        # SQLite gives its -wal and -shm files the permissions of this one.
         os.close(os.open(self.path, flags, 0o600))
         return lock_file
 
     def _prepare(self) -> None:
-        """Make the table in a new file, or make sure that it is ours and up to date; tidy up."""
+        """Create the table, or check and upgrade it; take over what a killed run left."""
         execute = self._db.execute
         (application_id,) = execute("PRAGMA application_id").fetchone()
         (version,) = execute("PRAGMA user_version").fetchone()
@@ -1459,13 +1457,13 @@ class Ledger:
         if version > LEDGER_VERSION:
             raise LedgerError(self.path, "written by a newer upload_grpc")
         from_version_1 = LEDGER_FROM_VERSION_1 if version == 1 else ()
-        # Write-ahead log: people can read while we write, and a commit is one write, one sync.
+        # Write-ahead log: others can read while we write, and a commit is one write and one sync.
         execute("PRAGMA journal_mode = WAL")
         execute("BEGIN IMMEDIATE")
         for step in (LEDGER_TABLE, *from_version_1, *LEDGER_INDEXES):
             execute(step)
         execute(f"PRAGMA application_id = {LEDGER_APPLICATION_ID}")
-        # Written even where it changes nothing: a disk that is full says so before we send.
+        # Written even if it changes nothing, so that a full disk is noticed before we send.
         execute(f"PRAGMA user_version = {LEDGER_VERSION}")
         for state, after in (("sending", "failed"), ("finishing", "unknown")):
             execute(
@@ -1477,14 +1475,14 @@ class Ledger:
         execute("PRAGMA synchronous = NORMAL")
 
     def close(self) -> None:
-        """Close the file, and make sure that it is still there; the lock ends with the process."""
+        """Close the file and release the lock; raise LedgerError if the file was moved."""
         with self._lock, contextlib.suppress(self._sqlite_error):  # All that matters is written.
             self._undo.close()
         if not self._was_moved:
             self._check_identity()
 
     def _check_identity(self) -> None:
-        """Raise LedgerError if the path leads to another file than at first, or to none."""
+        """Raise LedgerError if the path no longer leads to the file that was opened."""
         present = None
         with contextlib.suppress(OSError):
             present = FileState.of(self.path)[2:]
@@ -1493,22 +1491,22 @@ class Ledger:
             raise LedgerError(self.path, "it was moved or removed during the run")
 
     def find_uploaded(self, recording: Recording) -> Any:
-        """Look up a recording that was uploaded by its path, size and time: without a hash."""
+        """Look up an uploaded recording by path, size and mtime, which spares the hash."""
         where = "path = ? AND size_bytes = ? AND mtime_ns = ? AND state = 'uploaded'"
         key = (ledger_key(recording.path), *recording.state[:2])
         return self._first("recordings_by_path", where, *key)
 
     def find_audio(self, sha256: str) -> Any:
-        """Look up a recording by its content."""
+        """Look up a recording by its audio."""
         return self._first("", "sha256 = ?", sha256)
 
     def has_failed(self, path: str) -> bool:
-        """Whether a recording of this path was not delivered."""
+        """Return whether the recording at this path failed before."""
         where = "path = ? AND state = 'failed'"
         return bool(self._first("recordings_by_path", where, ledger_key(path)))
 
     def begins_in_doubt(self) -> bool:
-        """Whether the latest recording was not delivered, or is unknown."""
+        """Return whether the latest recording failed or is unknown."""
         latest = self._do("SELECT state FROM recordings ORDER BY updated_at DESC LIMIT 1")
         return bool(latest) and latest[0]["state"] in ("failed", "unknown")
 
@@ -1520,7 +1518,7 @@ class Ledger:
         return self._rows("recordings_not_uploaded", where, self._args.settle_key)
 
     def latest_with_key(self) -> Any:
-        """Return the latest recording uploaded with --settle-key, if there is one."""
+        """Return the latest recording uploaded with --settle-key, or None."""
         where = "state = 'uploaded' AND settle_key = ? ORDER BY updated_at DESC LIMIT 1"
         return self._first("recordings_by_time", where, self._args.settle_key)
 
@@ -1528,15 +1526,15 @@ class Ledger:
         return next(iter(self._rows(index, where, *values)), None)
 
     def _rows(self, index: str, where: str, *values: object) -> list[Any]:
-        # Unless told, SQLite would read through all rows of the connection.
+        # Left to choose, SQLite would scan all rows of the connection.
         table = f"recordings INDEXED BY {index}" if index else "recordings"
         sql = f"SELECT * FROM {table} WHERE connection_id = ? AND {where}"
         return self._do(sql, (self._args.connection_id, *values))
 
     def claim(self, recording: Recording) -> None:
-        """Note that a recording is going to be sent."""
-        # Need not be on disk yet: whether a crash keeps this row or loses it, nothing was sent,
-        # and the next run sends the recording.
+        """Record that a recording is about to be sent."""
+        # Not synced: whether a crash keeps or loses this row, nothing was sent, and the next run
+        # sends the recording.
         self._do(
             "INSERT INTO recordings (connection_id, sha256, path, size_bytes, mtime_ns, "
             "metadata_sha256, state, updated_at) VALUES (?, ?, ?, ?, ?, ?, 'sending', ?) "
@@ -1554,20 +1552,20 @@ class Ledger:
         )
 
     def finishing(self, recording: Recording, request_id: str) -> None:
-        """Put on disk that there may be a dialog from now on."""
+        """Record, on disk, that a dialog may exist from now on."""
         args = self._args
         self._do(
             "UPDATE recordings SET state = 'finishing', settle_key = ?, split = ?, updated_at = ? "
-            # Of a try that has been given up meanwhile this must not be said any more.
+            # Not for a try that was given up meanwhile.
             "WHERE connection_id = ? AND sha256 = ? AND state = 'sending' AND request_id = ?",
             (args.settle_key, args.split, utc(), args.connection_id, recording.sha256, request_id),
             synced=True,
         )
 
     def end(self, recording: Recording) -> None:
-        """Note how sending a recording ended."""
-        # Not synced: if the power fails now, the row still says finishing, and a run that finds
-        # that names the recording as unknown. The next sync, or close(), brings it to disk.
+        """Record how sending a recording ended."""
+        # Not synced: after a power failure the row still says finishing, and the next run calls the
+        # recording unknown. The next sync, or close(), writes it to disk.
         self.note_dialogs(
             recording,
             updated_at=utc(),
@@ -1577,13 +1575,13 @@ class Ledger:
         )
 
     def note_dialogs(self, recording: Recording, **columns: object) -> None:
-        """Note the dialogs of a recording; without more columns: of one sent before."""
+        """Record a recording's outcome, dialogs and error, and other columns if given."""
         columns["talk_id"] = " ".join(recording.talk_ids) or None
         columns["error"] = recording.error.reason if recording.error else None
         self.note(recording, state=recording.outcome, **columns)
 
     def note(self, recording: Recording, **columns: object) -> None:
-        """Change some columns of a recording's row; attempts are added to those of earlier runs."""
+        """Update columns of a recording's row; attempts are added to those of earlier runs."""
         names = ", ".join(f"{name} = ?" for name in columns)
         names = names.replace("attempts = ?", "attempts = attempts + ?")
         self._do(
@@ -1592,9 +1590,9 @@ class Ledger:
         )
 
     def _do(self, sql: str, values: tuple[object, ...] = (), synced: bool = False) -> list[Any]:
-        """Execute a statement, and return its rows; synced: it is on disk after that.
+        """Execute a statement and return its rows; synced: wait until it is on disk.
 
-        Raises LedgerError, also where an UPDATE finds no row: somebody has deleted it.
+        Raises LedgerError, also if an UPDATE finds no row, because somebody deleted it.
         """
         with self._lock:
             try:
@@ -1614,11 +1612,11 @@ class Ledger:
 
 
 def open_read_only(path: str) -> Any:
-    """Open a ledger so that SQLite neither makes nor changes a file."""
+    """Open a ledger so that SQLite neither creates nor changes a file."""
     import sqlite3
     from urllib.parse import quote
 
-    # Without a log nobody writes, and SQLite need not make the files by which it would find out.
+    # Without a -wal file nobody is writing, and `immutable` keeps SQLite from creating one.
     options = "" if os.path.exists(f"{path}-wal") else "&immutable=1"
     if os.path.exists(f"{path}-shm"):
         options += "&readonly_shm=1"
@@ -1626,12 +1624,12 @@ def open_read_only(path: str) -> Any:
 
 
 def ledger_key(path: str) -> str:
-    """Return a path as it stands in the ledger: absolute, with bytes that are not UTF-8 escaped."""
+    """Return a path as the ledger stores it: absolute, bytes that are not UTF-8 escaped."""
     return os.fsencode(os.path.abspath(path)).decode(errors="backslashreplace")
 
 
 def add_row(recording: Recording, row: Any) -> None:
-    """Give a recording what the ledger knows of it."""
+    """Set a recording's result from its row in the ledger."""
     recording.sha256 = row["sha256"]
     recording.talk_ids = tuple((row["talk_id"] or "").split())
     recording.badge_id = row["badge_id"] or ""
@@ -1647,7 +1645,7 @@ def add_row(recording: Recording, row: Any) -> None:
 
 
 def hash_recording(recording: Recording, args: Namespace, stopping: threading.Event) -> None:
-    """Note the SHA-256 of the audio and of the metadata, in hexadecimal; raise UploadError."""
+    """Set the SHA-256 of the audio and of the metadata, in hexadecimal; raise UploadError."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -1658,7 +1656,7 @@ def hash_recording(recording: Recording, args: Namespace, stopping: threading.Ev
     recording.sha256 = digest.hexdigest()
     sent = TalkMetadata()
     sent.CopyFrom(recording.metadata)
-    if recording.has_placeholders:  # Their date is another each time.
+    if recording.has_placeholders:  # Their date changes each time.
         del sent.fields["date"]
     metadata = hashlib.sha256(sent.SerializeToString(deterministic=True)).hexdigest()
     way = f"{args.audio_type}{' split' * args.split}{' single' * args.single_message}"
@@ -1666,7 +1664,7 @@ def hash_recording(recording: Recording, args: Namespace, stopping: threading.Ev
 
 
 def seconds_of(time_text: str) -> float:
-    """Return a time of the ledger in seconds since 1970."""
+    """Convert a time in the ledger to seconds since 1970."""
     return datetime.datetime.fromisoformat(f"{time_text[:19]}+00:00").timestamp()
 
 
@@ -1678,25 +1676,26 @@ def utc() -> str:
 
 # --- 11. Settling what is unknown -------------------------------------------------------------
 
-# Values a search, and calls a run: the service's quota for looking up is 20/s, 200/min and
-# 2,000/h a project, console views included.
+# Values per search, and calls per run. The service's quota per project, used by the
+# console, too, is 20/s, 200/min and 2,000/h.
 SETTLE_BATCH = 20
 SETTLE_CALLS_LIMIT = 30
 SETTLE_PAUSE_S = 1.0
 LOOKUP_TIMEOUT_S = 10.0
-# The service's limit. A value has one dialog, so a batch is far from it.
+# The service's limit. A value should have one dialog, so a batch stays far below it.
 GET_LIMIT_TALKS = 100
 
 
 class Settling:
-    """Asks the service about recordings whose answer was lost, by the SHA-256 in their metadata."""
+    """Looks up recordings whose answer was lost, by the SHA-256 in their metadata."""
 
     def __init__(
         self, args: Namespace, uploader: Uploader, ledger: Ledger, signals: Sequence[int]
     ) -> None:
-        self.settled: dict[str, Recording] = {}  # What was found, by SHA-256.
-        self.not_found: dict[str, str] = {}  # In what words to say that it was not.
-        # What is not there, although something uploaded later is: it may be sent again.
+        # By SHA-256: what was found, and how to say that something was not.
+        self.settled: dict[str, Recording] = {}
+        self.not_found: dict[str, str] = {}
+        # Not found, although something uploaded later was: these may be sent again.
         self.missing: set[str] = set()
         self._args = args
         self._uploader = uploader
@@ -1706,10 +1705,9 @@ class Settling:
         self._next_call_s = 0.0
 
     def look_for(self, unknown: Sequence[Any]) -> None:
-        """Look for unknown recordings, rows of the ledger; what is found becomes `uploaded`.
+        """Look up unknown recordings (rows of the ledger); what is found becomes `uploaded`.
 
-        Raises UploadError for a credential that is refused; anything else that goes wrong is one
-        line.
+        Raises UploadError for a refused credential; any other failure is only a warning.
         """
         control = self._ledger.latest_with_key()
         for start in range(0, len(unknown), SETTLE_BATCH - 1):
@@ -1724,7 +1722,7 @@ class Settling:
                     raise
                 log.warning(f"unknown recordings could not be looked up: {error}")
                 return
-            # Up to when a recording that is there is found.
+            # What was sent before this time should be found by now.
             seen_until = control["updated_at"] if control and control["sha256"] in found else ""
             for row in batch:
                 if row["sha256"] in found:
@@ -1732,18 +1730,18 @@ class Settling:
                 else:
                     self._note_missing(row, seen_until, whole)
 
-    def tell(self, recording: Recording) -> None:
-        """Give an unknown recording what was found of it, or that nothing was."""
+    def apply_to(self, recording: Recording) -> None:
+        """Set what was found of an unknown recording, or say that it was not found."""
         found = self.settled.get(recording.sha256)
         if found:
             recording.error, recording.talk_ids = found.error, found.talk_ids
-            recording.settled = recording.tries > 0  # Not what was sent under another name.
+            recording.settled = recording.tries > 0  # Not for a copy under another name.
             recording.outcome = found.outcome if recording.settled or found.error else "already"
         elif recording.error and recording.sha256 in self.not_found:
             recording.error.cause += f"; {self.not_found[recording.sha256]}"
 
     def _settle(self, row: Any, talks: list[tuple[float, str]]) -> None:
-        """Note what was found of one recording: talk IDs with the times of their creation."""
+        """Record what was found of one recording; talks: creation times with talk IDs."""
         recording = Recording(os.fsdecode(row["path"]))  # Earlier versions have stored bytes, too.
         recording.sha256, recording.settled = row["sha256"], True
         talk_ids = tuple(talk_id for _, talk_id in sorted(talks))
@@ -1759,10 +1757,10 @@ class Settling:
         self.settled[recording.sha256] = recording
 
     def _note_missing(self, row: Any, seen_until: str, whole: bool) -> None:
-        """Note that one recording was not found; that alone does not prove that it is missing."""
+        """Record that one recording was not found, which alone does not prove it missing."""
         age_s = max(time.time() - seconds_of(row["updated_at"]), 0)
         words = f"not found in the service {age_s:,.0f} s after it was sent"
-        # One that is being split has no dialog for a while.
+        # A recording that is being split has no dialogs yet.
         if whole and not row["split"] and row["updated_at"] < seen_until:
             self.missing.add(row["sha256"])
         elif self._args.retry_unknown and not seen_until:
@@ -1771,9 +1769,9 @@ class Settling:
         self.not_found[row["sha256"]] = words
 
     def _find(self, values: Sequence[str]) -> tuple[dict[str, list[tuple[float, str]]], bool]:
-        """Return the talks that have these values under the key, and whether all were looked at.
+        """Return the talks that have these values under the key, and whether that is all of them.
 
-        A search may match more than asked, or less exactly: proof is what Get returns.
+        A search may match more than it was asked for, so only what Get returns is proof.
         """
         request = talk_service_pb2.SearchTalkRequest(page_size=GET_LIMIT_TALKS)
         key = f"userMeta.{self._args.settle_key}"
@@ -1795,7 +1793,7 @@ class Settling:
         return found, seen_all and not page.next_page_token
 
     def _ask(self, method: str, request: Any) -> Any:
-        """Make one call, at most one a second and SETTLE_CALLS_LIMIT a run."""
+        """Make one call: at most one a second, and SETTLE_CALLS_LIMIT a run."""
         if self._calls == SETTLE_CALLS_LIMIT:
             cause = f"{SETTLE_CALLS_LIMIT} calls a run are made"
             raise UploadError(os.EX_TEMPFAIL, cause, "the next run goes on")
@@ -1806,7 +1804,7 @@ class Settling:
         self._next_call_s = time.monotonic() + SETTLE_PAUSE_S
         for name in ("organization_id", "space_id", "connection_id", "project_id"):
             setattr(request, name, getattr(self._args, name) or "")
-        # A service that does not answer must not hold up the uploads.
+        # A lookup that gets no answer must not hold up the uploads for long.
         self._uploader.timeout_s = min(self._args.timeout, LOOKUP_TIMEOUT_S)
         return self._uploader.ask(Recording("looking up unknown recordings"), method, request)
 
@@ -1815,14 +1813,13 @@ class Settling:
 
 
 class Run:
-    """Everything from the recordings named to one exit code.
+    """One run of the program, from the paths named to the exit code.
 
-    Workers take recordings from one iterator, in the order of their paths; what each of them does
-    with one is `_take`, `_send` and `_report`.
+    The workers share one iterator of recordings; each repeats `_take`, `_send` and `_report`.
     """
 
     _settling: Settling | None = None
-    _placeholders_told = False
+    _placeholders_reported = False
     _bug: BaseException | None = None
 
     def __init__(
@@ -1839,7 +1836,7 @@ class Run:
         self._to_send = self._prepared()
         self._under_way: set[Recording] = set()
         self._unknown: list[Recording] = []
-        self._claimed: set[str] = set()  # The SHA-256 of what this run sends.
+        self._claimed: set[str] = set()  # SHA-256 of what this run sends.
         self._counts: collections.Counter[str] = collections.Counter()
         self._exit_codes: set[int] = set()
         self._signals: list[int] = []
@@ -1847,8 +1844,8 @@ class Run:
         self._reporting = threading.RLock()
 
     def main(self) -> int:
-        """Upload all there is; return the exit code."""
-        # Daemons: one that reads from a dead disk must not keep the program from ending.
+        """Upload everything; return the exit code."""
+        # Daemons, as a worker that hangs in a read must not keep the program from ending.
         jobs = self._args.jobs if self._console.several else 1
         workers = [threading.Thread(target=self._work, daemon=True) for _ in range(jobs)]
         with signals_noted(self._signals):
@@ -1864,7 +1861,7 @@ class Run:
         return self._end()
 
     def plan(self) -> int:
-        """Say what main() would do; return the exit code."""
+        """Report what main() would do; return the exit code."""
         for recording in self._to_send:
             if not recording.outcome:
                 recording.outcome = "checked"
@@ -1874,11 +1871,11 @@ class Run:
         return self._end()
 
     def _in_order(self) -> Iterator[Recording]:
-        """Yield the recordings named; in doubt, those that failed before come last."""
+        """Yield the recordings; in doubt, those that failed before come last."""
         failed_before: list[Recording] = []
         is_late = self._ledger.has_failed if self._ledger and self._throttle.in_doubt else None
         for recording in find_recordings(self._args):
-            # One that always fails must not hold up the others.
+            # Otherwise one that always fails could hold up the others.
             if is_late and is_late(recording.path):
                 failed_before.append(recording)
             else:
@@ -1886,7 +1883,7 @@ class Run:
         yield from failed_before
 
     def _work(self) -> None:
-        """Send one recording after the other, over a channel of this worker's own."""
+        """Send one recording after the other over this worker's own channel."""
         assert self._access is not None
         try:
             uploader = Uploader(self._args, self._access, self._throttle)
@@ -1899,8 +1896,8 @@ class Run:
             self._throttle.stop("a bug")
 
     def _take(self) -> Recording | None:
-        """Return the next recording for a worker, once the run may begin one."""
-        # One at a time: of two recordings with the same audio the first by path is sent.
+        """Return the next recording to send, once the run may begin one; None at the end."""
+        # One worker at a time, so that of two recordings with the same audio the first is sent.
         with self._taking:
             while not self._stopping.is_set():
                 if self._throttle.may_begin(is_first=not self._under_way):
@@ -1912,7 +1909,7 @@ class Run:
         return None
 
     def _prepared(self) -> Iterator[Recording]:
-        """Look up and check the recordings; yield those for a worker, and report the others."""
+        """Look up and check the recordings; yield those to send, and report the others."""
         while not self._stopping.is_set() and (recording := next(self._recordings, None)):
             recording.started_s = time.monotonic()
             try:
@@ -1922,46 +1919,46 @@ class Run:
                 self._report(recording)
                 continue
             if row is None:
-                if recording.has_placeholders and not self._placeholders_told:
-                    self._placeholders_told = True
+                if recording.has_placeholders and not self._placeholders_reported:
+                    self._placeholders_reported = True
                     what = "no metadata given, so placeholder fields are sent (said once a run)"
                     log.warning(f"{recording.path}: {what}; use --meta-path or call.json")
                 yield recording
                 continue
-            self._tell_difference(recording, row)
+            self._warn_of_difference(recording, row)
             if self._settling and row["sha256"] in self._settling.settled:
                 continue  # Reported already.
             add_row(recording, row)
             if self._settling:
-                self._settling.tell(recording)
+                self._settling.apply_to(recording)
             if self._is_to_follow(recording):
                 yield recording
             else:
                 self._report(recording)
 
     def _find_row(self, recording: Recording) -> Any:
-        """Return the ledger's row of a recording that is not to be sent; check and claim others."""
+        """Return the row of a recording that is not to be sent; check and claim any other."""
         if recording.error:
             raise recording.error
         ledger = self._ledger
         row = ledger.find_uploaded(recording) if ledger else None
         if row:
             sidecar = find_sidecar(recording.path)
-            with contextlib.suppress(OSError):  # It may go meanwhile.
-                # Times of version 1 have no milliseconds.
+            with contextlib.suppress(OSError):  # The sidecar may be removed meanwhile.
+                # Plus 1 s, as times of version 1 have no milliseconds.
                 if not sidecar or os.lstat(sidecar).st_mtime < seconds_of(row["updated_at"]) + 1:
                     return row
         try:
             check_recording(recording, self._args, self._common)
         except UploadError:
-            if row:  # What is in the service need not be good here any more.
+            if row:  # What is in the service need not pass the checks again.
                 return row
             raise
         if not ledger:
             return None
         hash_recording(recording, self._args, self._stopping)
         row = ledger.find_audio(recording.sha256)
-        # A worker is sending the same audio under another name: first see how that ends.
+        # Another worker is sending the same audio under another name: wait for its result.
         while row and row["state"] in ("sending", "finishing") and self._access:
             if self._stopping.wait(LOOK_S):
                 raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
@@ -1969,7 +1966,7 @@ class Run:
         if row and not self._may_resend(recording, row):
             key, there = ledger_key(recording.path), os.path.exists(row["path"])
             if row["state"] == "uploaded" and (row["path"] == key or not there):
-                # Its present name and time spare the next run the hash.
+                # Spares the next run the hash.
                 ledger.note(recording, path=key, mtime_ns=recording.state.mtime_ns)
             return row
         ledger.claim(recording)
@@ -1977,13 +1974,13 @@ class Run:
         return None
 
     def _may_resend(self, recording: Recording, row: Any) -> bool:
-        """Whether a recording that the ledger knows may be sent."""
+        """Return whether a recording that the ledger knows may be sent."""
         if row["state"] == "rejected":
             present = (recording.state.mtime_ns, recording.metadata_sha256)
             return present != (row["mtime_ns"], row["metadata_sha256"])
         if row["state"] == "unknown":
             may: bool = self._args.retry_unknown and not row["talk_id"]
-            # Nor what became unknown in this run: nobody has looked for it yet.
+            # Not if it became unknown in this run: nobody can have looked for it yet.
             may = may and row["sha256"] not in self._claimed
             if may and self._settling and row["settle_key"] == self._args.settle_key:
                 may = row["sha256"] in self._settling.missing
@@ -1992,10 +1989,10 @@ class Run:
             return may
         return bool(row["state"] == "failed")
 
-    def _tell_difference(self, recording: Recording, row: Any) -> None:
-        """Say where the audio of another recording is there, or the metadata has changed."""
+    def _warn_of_difference(self, recording: Recording, row: Any) -> None:
+        """Warn that a recording is not sent although its metadata is not what was sent."""
         digests = {row["metadata_sha256"][:64], recording.metadata_sha256[:64]}
-        if len(digests) == 1 or "" in digests:  # The same, or one of them is not known.
+        if len(digests) == 1 or "" in digests:  # The same, or not known.
             return
         path, other = recording.path, row["path"]
         advice = f"to change it: --talk-id {row['talk_id'] or 'ID'} --meta-path FILE"
@@ -2006,12 +2003,12 @@ class Run:
             log.info(f"{path}: its metadata has changed since the upload; {advice}")
 
     def _is_to_follow(self, recording: Recording) -> bool:
-        """Whether it is being split, into dialogs not yet known, and they are waited for."""
+        """Return whether to wait for the dialogs that a recording is being split into."""
         is_known = recording.talk_ids or recording.error
         return bool(self._args.wait and recording.operation_id and not is_known)
 
     def _send(self, recording: Recording, uploader: Uploader) -> None:
-        """Upload a recording, or only wait for its dialogs, and note how that ended."""
+        """Upload a recording, or only wait for its dialogs, and record the result."""
         if not recording.outcome:
             if self._args.settle_key:
                 recording.metadata.fields[self._args.settle_key] = recording.sha256
@@ -2034,9 +2031,9 @@ class Run:
         recording.seconds = time.monotonic() - recording.started_s
 
     def _note_end(self, recording: Recording) -> None:
-        """Have the ledger note how sending a recording ended, or say that it cannot."""
-        # Where the ledger itself failed, its row may say anything up to finishing: that is less
-        # than what happened, and never more.
+        """Record in the ledger how sending ended; if that fails, say so and stop the run."""
+        # If the ledger itself failed, its row says at most `finishing`: less than what happened,
+        # never more.
         if not self._ledger or isinstance(recording.error, LedgerError):
             return
         try:
@@ -2053,13 +2050,13 @@ class Run:
                 self._throttle.stop(SAME_FOR_ALL)
 
     def _report(self, recording: Recording) -> None:
-        """Print what became of a recording, and see what it means for the run."""
+        """Print a recording's result, and judge what it means for the run."""
         with self._reporting:
             self._throttle.judge(recording)
             self._under_way.discard(recording)
             fresh = recording.outcome == "unknown" and recording.sha256 in self._claimed
             if fresh and self._settling:
-                self._unknown.append(recording)  # Until the service has been asked.
+                self._unknown.append(recording)  # Printed once it has been looked up.
             else:
                 self._print(recording)
 
@@ -2073,13 +2070,13 @@ class Run:
             self._throttle.stop("stdout cannot be written")
 
     def _wait_for(self, workers: Sequence[threading.Thread]) -> None:
-        """Wait until the workers have ended, or a signal and a grace period have come."""
+        """Wait until the workers have ended, or until the grace period after a signal is over."""
         signalled_s, answers_due_s = math.inf, time.monotonic()
         while any(worker.is_alive() for worker in workers):
             next(filter(threading.Thread.is_alive, workers), workers[0]).join(LOOK_S)
-            # A copy first: workers add to the set meanwhile.
+            # Of a copy, as workers change the set meanwhile.
             transfers = [each.transfer for each in list(self._under_way) if each.transfer]
-            # Not while somebody is reporting: the bar would step back.
+            # Not while a worker is reporting, or the bar would step back.
             if self._reporting.acquire(blocking=False):
                 self._console.show_progress(sum(each.handed_over_bytes for each in transfers))
                 self._reporting.release()
@@ -2097,7 +2094,7 @@ class Run:
         self._console.end_progress()
 
     def _abandon(self) -> NoReturn:
-        """End although workers are stuck, with a disk that hangs, say: it is as after kill -9."""
+        """End although workers are stuck, say in a disk that hangs; for the ledger, a kill -9."""
         with self._reporting:
             self._console.end_progress()
             for recording in list(self._under_way):
@@ -2114,7 +2111,7 @@ class Run:
             os._exit(self._end("the others not tried"))
 
     def _count_not_tried(self) -> None:
-        """Count what a run that was stopped did not come to."""
+        """Count what a stopped run did not get to."""
         for recording in self._recordings:
             row = None
             with contextlib.suppress(LedgerError):
@@ -2124,7 +2121,7 @@ class Run:
                 self._exit_codes.add(os.EX_TEMPFAIL)
 
     def _settle_earlier(self) -> None:
-        """Look up what earlier runs left unknown; a credential that is refused ends the run."""
+        """Look up what earlier runs left unknown; a refused credential ends the run."""
         if self._args.settle_key and self._ledger and self._access:
             uploader = Uploader(self._args, self._access, self._throttle)
             self._settling = Settling(self._args, uploader, self._ledger, self._signals)
@@ -2145,11 +2142,11 @@ class Run:
             log.warning(f"unknown recordings could not be looked up: {error}")
             self._exit_codes.add(error.exit_code)
         for recording in self._unknown:
-            self._settling.tell(recording)
+            self._settling.apply_to(recording)
             self._print(recording)
 
     def _end(self, not_tried: str = "") -> int:
-        """Say how the run ended; return its exit code."""
+        """Print the summary; return the exit code."""
         counts = self._counts
         if self._signals:  # Perhaps after the workers had ended.
             self._throttle.stop(f"stopped by {signal.Signals(self._signals[0]).name}")
@@ -2173,7 +2170,7 @@ class Run:
 
 
 def described(metadata: TalkMetadata) -> str:
-    """Say what metadata would be sent."""
+    """Describe the metadata that would be sent."""
     fields = json.dumps(dict(sorted(metadata.fields.items())), ensure_ascii=False)
     return f"metadata {fields}, {len(metadata.users)} users"
 
@@ -2188,7 +2185,7 @@ def update_talk(args: Namespace, access: Access | None, console: Console) -> int
         recording.outcome, recording.description = "checked", described(metadata)
     else:
         try:
-            # To say the same twice makes no second dialog.
+            # Retrying is safe: the same update twice makes no second dialog.
             Uploader(args, access).ask_again(recording, "Upload", request)
             recording.outcome, recording.talk_ids = "updated", (args.talk_id,)
         except UploadError as error:
@@ -2217,7 +2214,7 @@ def upload_talk(
 
 @contextlib.contextmanager
 def signals_noted(signals: list[int]) -> Iterator[None]:
-    """Note SIGINT, SIGTERM and SIGHUP, but for those that whoever started us ignores."""
+    """Collect SIGINT, SIGTERM and SIGHUP, unless they were ignored when we started."""
     with contextlib.ExitStack() as undo:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             in_main_thread = threading.current_thread() is threading.main_thread()
@@ -2231,7 +2228,7 @@ def signals_noted(signals: list[int]) -> Iterator[None]:
 
 
 class Console(logging.Handler):
-    """The only place that prints: results on stdout, one line a problem on stderr."""
+    """The only place that prints: results to stdout, one line per problem to stderr."""
 
     def __init__(self, args: Namespace) -> None:
         super().__init__()
@@ -2243,7 +2240,7 @@ class Console(logging.Handler):
         self._draw_bar_at_s = time.monotonic() + 0.5 if watched else math.inf
         self._done = self._done_bytes = self._all = 0
         if isinstance(sys.stdout, io.TextIOWrapper):
-            # A name that is not UTF-8 leaves as the bytes it came as.
+            # File names that are not UTF-8 are printed as their bytes.
             utf8 = sys.stdout.encoding.lower().startswith("utf")
             sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
         log.setLevel("DEBUG" if args.verbose else "WARNING" if args.quiet else "INFO")
@@ -2251,7 +2248,7 @@ class Console(logging.Handler):
         log.propagate = False
 
     def result(self, recording: Recording) -> None:
-        """Print what became of a recording."""
+        """Print the result of a recording."""
         self._done += 1
         self._done_bytes += recording.state.size_bytes
         path, outcome = recording.path, recording.outcome
@@ -2271,14 +2268,14 @@ class Console(logging.Handler):
         elif outcome == "checked":
             self._print(f"{path}: would be sent: {recording.description}", is_new)
         elif is_new or recording.named or self._args.verbose:
-            # What an earlier run left may be another recording than the one that was named.
+            # What an earlier run left unknown may not be the recording that was named.
             is_earlier = recording.settled and not recording.tries
             prefix = f"{path}: " if self.several or is_earlier else ""
             for line in lines:
                 self._print(prefix + line, is_new)
 
     def _print(self, line: str, is_new: bool) -> None:
-        """Print a line on stdout, or a new dialog's ID on stderr where that fails."""
+        """Print a line to stdout, or, if that fails, a new dialog's ID to stderr."""
         line = one_line(line)
         if not self.output_lost:
             try:
@@ -2292,7 +2289,7 @@ class Console(logging.Handler):
             log.error(line)
 
     def show_progress(self, sent_bytes: int) -> None:
-        """Draw a bar for a person who watches; sent_bytes: of what is under way."""
+        """Draw the bar on a terminal; sent_bytes: of the recordings under way."""
         if time.monotonic() < self._draw_bar_at_s:
             return
         if self._bar is None:
@@ -2303,7 +2300,7 @@ class Console(logging.Handler):
                 return
             sizes = [each.state.size_bytes for each in find_recordings(self._args)]
             self._all, total_bytes = len(sizes), sum(sizes)
-            # One average rate: that of a moment says little where several uploads share a line.
+            # smoothing=0: the average rate, as several uploads share the line.
             options: dict[str, Any] = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
             self._bar = tqdm(total=total_bytes, smoothing=0, leave=False, **options)
             self._bar.start_t -= 0.5
@@ -2311,7 +2308,7 @@ class Console(logging.Handler):
         self._bar.update(self._done_bytes + sent_bytes - self._bar.n)
 
     def end_progress(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -2321,24 +2318,24 @@ class Console(logging.Handler):
         return contextlib.nullcontext() if bar is None else bar.external_write_mode()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a message of the log, without secrets, to stderr."""
+        """Write a log message to stderr, without secrets."""
         line = one_line(masked(f"upload_grpc: {record.getMessage()}"))
-        # Where stderr is closed or full there is nobody to tell.
+        # If stderr is closed or full there is nowhere to report it.
         with contextlib.suppress(OSError, ValueError), self._above_bar(sys.stderr):
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
 
 def one_line(text: str) -> str:
-    """Show control characters as escapes: a file's name, or the service, may hold any."""
+    """Escape control characters, which file names and the service's texts may contain."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that never repeats a value in an error: it may be a key in the wrong place."""
+    """argparse whose errors never show a value, as it may be a misplaced key."""
 
     def error(self, message: str) -> NoReturn:
-        """Exit with 2; of "--x: invalid choice: 'KEY' (choose from ...)" the choices are shown."""
+        """Exit with 2; "--x: invalid choice: 'KEY' (choose from ...)" is shown without the KEY."""
         message = message.removeprefix("argument ")
         pattern = r"(\S+): (?:invalid|ignored)( float| int)?.*?( \(choose from [^()]*\))?"
         if match := re.fullmatch(pattern, message, re.DOTALL):
@@ -2353,7 +2350,7 @@ def make_parser() -> Parser:
         prog="upload_grpc.py",
         description=(__doc__ or "").partition("\n\n")[0],
         epilog=(__doc__ or "").partition("\n\n")[2],
-        # To ask a terminal for its width would import shutil, and that all sorts, at each start.
+        # A fixed width, as asking the terminal for its width imports shutil at each start.
         formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, width=100),
         allow_abbrev=False,
     )
@@ -2415,16 +2412,16 @@ def make_parser() -> Parser:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> Namespace:
-    """Read the command line; exit with 2 where options are missing or contradict each other."""
+    """Parse the command line; exit with 2 if options are missing or contradictory."""
     parser = make_parser()
     args, rest = parser.parse_known_args(argv)
     if rest:
-        # A key may be glued to its option.
+        # Not --key=SECRET or the like.
         options = [word for word in rest if re.fullmatch("--[a-z-]{1,20}", word)]
         parser.error(f"unknown option: {' '.join(options)}" if options else "unexpected argument")
     args.connection_id = args.connection_id.strip()
     for name, value in vars(args).items():
-        # An unset $LEDGER expands to ''; reject it. (An empty --key is said to be empty.)
+        # An unset $LEDGER expands to ''; reject it. (authorization() reports an empty --key.)
         if value == "" and name != "key":
             parser.error(f"--{name.replace('_', '-')} is empty")
     given = {name for name, value in vars(args).items() if value not in (None, 0, [], "auto")}
@@ -2486,10 +2483,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = Run(args, access, console, ledger)
             return run.plan() if args.dry_run else run.main()
     except UploadError as error:
-        # A run that finds another busy has not failed: cron need not mail it every few minutes.
+        # Another run holds the ledger: no failure that cron should mail every few minutes.
         log.log(logging.INFO if getattr(error, "in_use", False) else logging.ERROR, str(error))
         return error.exit_code
-    except Exception:  # noqa: BLE001 - a bug, whatever it is, is told and has its exit code.
+    except Exception:  # noqa: BLE001 - a bug, whatever it is, is reported with its exit code.
         for line in traceback.format_exc().splitlines():
             log.error(line)
         log.error("this is a bug: report it with the lines above")
@@ -2500,6 +2497,6 @@ if __name__ == "__main__":
     code = main()
     with contextlib.suppress(OSError, AttributeError):  # Full, or closed from the beginning.
         sys.stdout.flush()
-    # Past the interpreter's tidying up: it takes longer than sending a short recording, and would
-    # wait for a thread that reads from a dead disk.
+    # Skip the interpreter's cleanup: it takes longer than sending a short recording, and would wait
+    # for a thread that hangs in a read.
     os._exit(code)
