@@ -303,7 +303,7 @@ def find_recordings(args: Namespace) -> Iterator[Recording]:
             yield recording
             continue
         # A date far in the future is wrong rather than young; slightly ahead is clock skew.
-        if abs(time.time() - state.mtime_ns / 1e9) < args.min_age:
+        if args.min_age and abs(time.time() - state.mtime_ns / 1e9) < args.min_age:
             log.debug(f"{path}: younger than {args.min_age:g} s, left out")
         elif state[2:] in seen:
             log.debug(f"{path}: another name of a file that was found before, left out")
@@ -1943,7 +1943,8 @@ class Run:
         ledger = self._ledger
         row = ledger.find_uploaded(recording) if ledger else None
         if row:
-            sidecar = find_sidecar(recording.path)
+            # That it has changed is only reported, and not with --quiet.
+            sidecar = None if self._args.quiet else find_sidecar(recording.path)
             with contextlib.suppress(OSError):  # The sidecar may be removed meanwhile.
                 # Plus 1 s, as times of version 1 have no milliseconds.
                 if not sidecar or os.lstat(sidecar).st_mtime < seconds_of(row["updated_at"]) + 1:
@@ -1991,8 +1992,8 @@ class Run:
 
     def _warn_of_difference(self, recording: Recording, row: Any) -> None:
         """Warn that a recording is not sent although its metadata is not what was sent."""
-        digests = {row["metadata_sha256"][:64], recording.metadata_sha256[:64]}
-        if len(digests) == 1 or "" in digests:  # The same, or not known.
+        present, sent = recording.metadata_sha256[:64], row["metadata_sha256"][:64]
+        if present == sent or not present or not sent:
             return
         path, other = recording.path, row["path"]
         advice = f"to change it: --talk-id {row['talk_id'] or 'ID'} --meta-path FILE"
@@ -2004,8 +2005,8 @@ class Run:
 
     def _is_to_follow(self, recording: Recording) -> bool:
         """Return whether to wait for the dialogs that a recording is being split into."""
-        is_known = recording.talk_ids or recording.error
-        return bool(self._args.wait and recording.operation_id and not is_known)
+        split = self._args.wait and recording.operation_id
+        return bool(split and not recording.talk_ids and not recording.error)
 
     def _send(self, recording: Recording, uploader: Uploader) -> None:
         """Upload a recording, or only wait for its dialogs, and record the result."""

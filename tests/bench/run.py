@@ -492,7 +492,7 @@ STAT_ALL = "import os, sys; f = sys.argv[1]; [os.stat(f'{f}/{name}') for name in
 
 def rerun(bench: Bench) -> Iterator[Row]:
     folder = bench.recordings(bench.size.ledger, 16_000)
-    options = ["--jobs", 4, "--ledger", bench.folder / "all.sqlite"]
+    options = ["--jobs", 4, "--quiet", "--ledger", bench.folder / "all.sqlite"]
     command = bench.ours(folder, options=options)
     bench.run(command, folder)
     script, stats = in_turn(
@@ -501,7 +501,7 @@ def rerun(bench: Bench) -> Iterator[Row]:
         bench.side([sys.executable, "-c", STAT_ALL, folder]),
     )
     shutil.rmtree(folder)
-    what = f"rerun over {bench.size.ledger:,} recordings that the ledger has"
+    what = f"rerun with `--quiet` over {bench.size.ledger:,} recordings that the ledger has"
     yield at_most(10, what, wall_s(script), "Python, `os.stat` of each", wall_s(stats))
 
 
