@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import pytest
 from conftest import Outcome, Run, arguments, make_wav, start
-from stand_in import Delay, Fail, Freeze, StandIn, Talk
+from stand_in import Delay, Fail, Freeze, Slow, StandIn, Talk
 
 import upload_grpc
 
@@ -603,3 +603,27 @@ def test_stopped_while_looking_up_at_the_end(office: Office) -> None:
     result = office.run()
     assert (result.code, len(result.out.splitlines())) == (0, 1)
     assert len(office.copies("a.wav")) == 1
+
+
+def test_what_waits_to_be_looked_up_is_named_if_the_run_is_left(office: Office) -> None:
+    """After a signal, workers that hang in the disk are left; nothing is printed twice."""
+    office.record("a.wav")
+    office.record("b.wav")
+    office.service.script[:] = [MADE, Slow(4_000)]
+    given = arguments(office.service, *office.words("--jobs", 1, "--format", "json", "--quiet"))
+    with start(*given) as process, contextlib.ExitStack() as undo:
+        undo.callback(process.kill)
+        deadline_s = time.monotonic() + 20
+        while len(office.service.calls) < 2:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        other = undo.enter_context(contextlib.closing(sqlite3.connect(office.ledger)))
+        other.execute("BEGIN IMMEDIATE")  # Whoever writes has to wait, as for a disk.
+        time.sleep(1.8)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=10)
+    results = [json.loads(line) for line in out.splitlines()]
+    named = [(Path(result["path"]).name, result["outcome"]) for result in results]
+    assert (process.returncode, sorted(named)) == (143, [("a.wav", "unknown"), ("b.wav", "failed")])
+    assert [err.count(f"{name}.wav: ") for name in "ab"] == [1, 1]
+    assert "1 unknown" in err.splitlines()[-1]
