@@ -844,10 +844,6 @@ def read_chunks(path: str, size_bytes: int) -> Iterator[bytes]:
         raise file_changed(f"became unreadable ({reason_of(error)})") from error
 
 
-class GivenUp(Exception):
-    """The call has ended, or we cancelled it; str() gives the reason."""
-
-
 class Transfer:
     """The state of one call, shared by the thread that reads the file and the one that waits."""
 
@@ -882,7 +878,7 @@ class Transfer:
             for data in self._chunks(CHUNK_SIZE_BYTES):
                 audio = audio_pb2.AudioStreamingRequest(chunk=audio_pb2.AudioChunk(data=data))
                 yield talk_service_pb2.StreamTalkRequest(audio=audio)
-        except GivenUp:
+        except grpc.FutureCancelledError:
             raise
         except Exception as error:
             self.error = error  # grpc only says "Exception iterating requests!".
@@ -937,7 +933,7 @@ class Transfer:
 
     def _check_call(self) -> None:
         if self.ended or (self.call and self.call.done()):
-            raise GivenUp("the call has ended")
+            raise grpc.FutureCancelledError
 
     def end(self, unless_finished: bool = False) -> bool:
         """Cancel the call and bar the commit point; return whether it had been passed.
@@ -1018,9 +1014,9 @@ LOST_ANSWER = "Stream removed|CLIENT:|.*RST_STREAM|.*metadata size exceeds"
 def call_error(error: Exception, transfer: Transfer) -> UploadError:
     """Say what a call that brought no answer means for the recording it was to upload.
 
-    error: grpc.RpcError, or GivenUp with the reason why we cancelled the call.
+    error: grpc.RpcError, or grpc's exception for a call that we cancelled.
     """
-    details = str(error)
+    details = str(error) or STOPPED
     rules: tuple[tuple[str, int, str, str], ...] = ()
     if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
         text = masked(" ".join((error.details() or "no details").split()))
@@ -1287,14 +1283,13 @@ class Uploader:
             response = self._wait(transfer)
             recording.server_ids = server_ids(transfer.call)
             return response
-        except (grpc.RpcError, grpc.FutureCancelledError, GivenUp) as error:
+        except (grpc.RpcError, grpc.FutureCancelledError, grpc.FutureTimeoutError) as error:
             # First: now the reading thread can no longer pass the commit point, so that `finished`,
             # by which call_error tells unsent from unknown, is final.
             transfer.end()
             if transfer.error is not None:
                 raise transfer.error from None
-            cancelled = isinstance(error, grpc.FutureCancelledError)
-            failure = call_error(GivenUp(STOPPED) if cancelled else error, transfer)
+            failure = call_error(error, transfer)
             if failure.outage:
                 self.close()
             raise failure from error
@@ -1314,7 +1309,7 @@ class Uploader:
         return getattr(talk_service_pb2_grpc.TalkServiceStub(self._channel), name)
 
     def _wait(self, transfer: Transfer) -> Any:
-        """Wait for the answer; cancel the call and raise GivenUp if nothing moves.
+        """Wait for the answer; cancel the call and raise FutureTimeoutError if nothing moves.
 
         gRPC's deadline covers a whole call, and would cut off a slow but steady upload; servers may
         take keepalive pings for abuse. Progress means that grpc takes a chunk. While the kernel
@@ -1324,7 +1319,7 @@ class Uploader:
         while True:
             left_s = transfer.progress_s + timeout_s - time.monotonic()
             if left_s <= 0 and transfer.call.cancel():
-                raise GivenUp(f"no progress for {timeout_s:g} s")
+                raise grpc.FutureTimeoutError(f"no progress for {timeout_s:g} s")
             try:
                 return transfer.call.result(timeout=min(max(left_s, 0), timeout_s / 4))
             except grpc.FutureTimeoutError:
@@ -1848,17 +1843,23 @@ class Run:
         # Daemons, as a worker that hangs in a read must not keep the program from ending.
         jobs = self._args.jobs if self._console.several else 1
         workers = [threading.Thread(target=self._work, daemon=True) for _ in range(jobs)]
-        with signals_noted(self._signals):
-            self._settle_earlier()
-            for worker in workers:
-                worker.start()
-            self._wait_for(workers)
-            if self._stopping.is_set():
-                self._count_not_tried()
-            self._settle_fresh()
+        self._collect_signals()
+        self._settle_earlier()
+        for worker in workers:
+            worker.start()
+        self._wait_for(workers)
+        if self._stopping.is_set():
+            self._count_not_tried()
+        self._settle_fresh()
         if self._bug:
             raise self._bug
         return self._end()
+
+    def _collect_signals(self) -> None:
+        """Note SIGINT, SIGTERM and SIGHUP, unless they were ignored when we started."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda number, frame: self._signals.append(number))
 
     def plan(self) -> int:
         """Report what main() would do; return the exit code."""
@@ -2211,18 +2212,6 @@ def upload_talk(
     with contextlib.closing(Uploader(args, Access(args))) as uploader:
         uploader.upload(recording)
     return recording.talk_ids[0]
-
-
-@contextlib.contextmanager
-def signals_noted(signals: list[int]) -> Iterator[None]:
-    """Collect SIGINT, SIGTERM and SIGHUP, unless they were ignored when we started."""
-    with contextlib.ExitStack() as undo:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            in_main_thread = threading.current_thread() is threading.main_thread()
-            if in_main_thread and signal.getsignal(number) is not signal.SIG_IGN:
-                before = signal.signal(number, lambda number, frame: signals.append(number))
-                undo.callback(signal.signal, number, before)
-        yield
 
 
 # --- 13. Output, options, main ----------------------------------------------------------------

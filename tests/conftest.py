@@ -82,12 +82,14 @@ def sparse_wav(path: Path, size_bytes: int) -> Path:
 def _own_environment() -> Iterator[None]:
     """Take the machine's settings away, and undo whatever the program sets."""
     before = dict(os.environ)
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
     # Where the tests run in the background SIGINT is ignored, and programs inherit that.
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    handlers[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in FOREIGN_VARIABLES:
         os.environ.pop(name, None)
     yield
-    signal.signal(signal.SIGINT, handler)
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
     os.environ.clear()
     os.environ.update(before)
 
