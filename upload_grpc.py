@@ -100,6 +100,7 @@ if __name__ == "__main__":
 import_error: Exception | None = None
 try:
     import grpc
+    from google.protobuf.message import DecodeError
     from yandex.cloud.speechsense.v1 import audio_pb2, talk_service_pb2, talk_service_pb2_grpc
     from yandex.cloud.speechsense.v1.talk_service_pb2 import TalkMetadata
 except Exception as failure:  # Missing packages, missing stubs, or stubs of another protobuf.
@@ -226,7 +227,7 @@ class FileState(NamedTuple):
     def of(cls, file: str | int) -> FileState:
         """Stat a path or a descriptor; raise OSError, also if it is not a regular file."""
         status = os.stat(file)
-        if not stat.S_ISREG(status.st_mode):  # To open a FIFO would wait for a writer.
+        if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
         return cls(status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
 
@@ -560,12 +561,14 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
 def read_metadata(path: str) -> TalkMetadata:
     """Read a JSON object of metadata fields, and perhaps `users`; raise UploadError naming it."""
     try:
+        if not path.startswith("/dev/fd/"):  # --meta-path <(jq ...)
+            FileState.of(path)  # Raises OSError for a FIFO: opening it would wait for a writer.
         with open(path, "rb") as file:
             metadata = parse_metadata(file.read(SMALL_FILE_LIMIT_BYTES + 1))
     except OSError as error:
         cause = f"metadata file {path}: cannot be read: {reason_of(error)}"
         raise UploadError(os.EX_NOINPUT, cause, CHECK_PATH) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise refused(f"metadata file {path}: {error}", "fix the file") from error
     warn_of_dates(path, metadata)
     return metadata
@@ -581,7 +584,7 @@ def parse_metadata(content: bytes) -> TalkMetadata:
         fields = json.loads(text, parse_int=str, parse_float=str, object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start})") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise ValueError('not a JSON object, {"key": "value", ...}')
@@ -1058,7 +1061,8 @@ def take_answer(recording: Recording, response: Any, transfer: Transfer) -> None
     talk_id, operation_id = getattr(response, "talk_id", ""), getattr(response, "id", "")
     badge = talk_service_pb2.UploadBadgeMetadata()
     if operation_id:
-        response.metadata.Unpack(badge)
+        with contextlib.suppress(DecodeError):
+            response.metadata.Unpack(badge)
     made = talk_id or operation_id
     if not (transfer.finished and made):
         early = f"before it had the whole file (ID: {made})" if made else "without an ID"
@@ -1081,7 +1085,8 @@ def split_result(operation: Any) -> tuple[str, ...]:
     Raises UploadError (EX_DATAERR) if the operation failed, or has no dialog.
     """
     badge = talk_service_pb2.UploadBadgeResponse()
-    operation.response.Unpack(badge)  # Empty where there is an error instead.
+    with contextlib.suppress(DecodeError):
+        operation.response.Unpack(badge)  # Empty where there is an error instead.
     if not badge.talk_ids:
         reason = masked(operation.error.message) or "its result has no dialog"
         raise refused(f"uploaded, but not split: {reason}, operation {operation.id}", LOOK_FOR_IT)

@@ -442,6 +442,7 @@ class StandIn:
         self.badge_talks = 2
         self.badge_polls = 2
         self.badge_error: tuple[grpc.StatusCode, str] | None = None
+        self.badge_damaged = False  # Its metadata and its result cannot be parsed.
         self._discard = discard
         self._options = tuple(options)
         self._server: grpc.Server | None = None
@@ -740,6 +741,8 @@ class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
         operation.created_at.GetCurrentTime()
         operation.modified_at.GetCurrentTime()
         operation.metadata.Pack(UploadBadgeMetadata(badge_id=badge_id))
+        if self._service.badge_damaged:
+            operation.metadata.value = b"\xff"
         if call.makes_talk:
             audio = recording.keep(self._service.store / f"{badge_id}.audio")
             if self._service.badge_error is None:
@@ -870,6 +873,8 @@ class _OperationService(operation_service_pb2_grpc.OperationServiceServicer):
         badge.operation.modified_at.GetCurrentTime()
         if self._service.badge_error is None:
             badge.operation.response.Pack(badge.response)
+            if self._service.badge_damaged:
+                badge.operation.response.value = b"\xff"
         else:
             code, badge.operation.error.message = self._service.badge_error
             badge.operation.error.code = code.value[0]

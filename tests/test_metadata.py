@@ -143,7 +143,7 @@ WRONG_FILES: list[tuple[str | bytes, str]] = [
     (b'{"note": "text"} {}', "JSON"),
     (b'{"note": NaN}', "NaN"),
     (b'{"note": -Infinity}', "Infinity"),
-    (b'{"a": ' * 100_000, "not JSON"),
+    (b'{"a": ' * 100_000, "recursion"),
     (b"null", "object"),
     (b'[{"note": "text"}]', "object"),
     (b'{"note": "' + bytes(2_000_000) + b'"}', "1,048,576"),
@@ -183,7 +183,7 @@ def test_what_the_service_does_not_take_is_refused(
         assert word not in outcome.err
 
 
-@pytest.mark.parametrize("what", ["missing", "folder", "loop"])
+@pytest.mark.parametrize("what", ["missing", "folder", "loop", "pipe"])
 @pytest.mark.parametrize("own", [False, True])
 def test_a_file_that_cannot_be_read_is_no_input(
     upload: Run, service: StandIn, call: Path, tmp_path: Path, what: str, own: bool
@@ -191,6 +191,8 @@ def test_a_file_that_cannot_be_read_is_no_input(
     path = call.with_suffix(".json") if own else tmp_path / "fields.json"
     if what == "folder":
         path.mkdir()
+    elif what == "pipe":
+        os.mkfifo(path)  # Nobody ever writes to it.
     elif what == "loop" or own:
         path.symlink_to(path if what == "loop" else "nowhere")
     outcome = upload("--audio-path", call, *(() if own else ("--meta-path", path)))
@@ -207,6 +209,17 @@ def test_a_pipe_can_be_the_metadata_file(upload: Run, service: StandIn, call: Pa
     os.close(reader)
     assert (outcome.code, outcome.err) == (0, "")
     assert only_talk(service).fields == {"client_id": "1"}
+
+
+def test_metadata_nested_almost_too_deeply_is_refused(
+    upload: Run, service: StandIn, call: Path, metadata: Path
+) -> None:
+    """Near the limit it can be read, and not shown any more."""
+    for depth in range(900, 1_000):
+        metadata.write_text('{"a": ' * depth + '"x"' + "}" * depth)
+        outcome = upload("--audio-path", call, "--meta-path", metadata)
+        assert (outcome.code, outcome.out) == (65, ""), depth
+    assert service.calls == []
 
 
 # --- The recording's own metadata --------------------------------------------------------

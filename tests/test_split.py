@@ -218,6 +218,18 @@ def test_an_operation_that_fails_is_told_with_its_reason_and_never_sent_again(
     assert methods(service).count("UploadBadge") == 1
 
 
+def test_an_operation_that_cannot_be_parsed_is_no_bug_of_ours(
+    split: Run, service: StandIn, call: Path, ledger: Path
+) -> None:
+    service.badge_damaged = True
+    outcome = split(call, "--wait", "--ledger", ledger)
+    [operation_id] = service.badges
+    assert (outcome.code, outcome.out) == (65, f"Operation ID: {operation_id}\n")
+    [line] = outcome.err.splitlines()
+    assert operation_id in line and "no dialog" in line
+    assert row(ledger)["state"] == "uploaded"
+
+
 @pytest.mark.parametrize(("remembered", "code"), [(False, 76), (True, 75)])
 def test_an_operation_that_goes_on_can_be_waited_for_later_with_a_ledger(
     split: Run, service: StandIn, call: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch,
