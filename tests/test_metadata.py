@@ -212,12 +212,12 @@ def test_a_pipe_can_be_the_metadata_file(upload: Run, service: StandIn, call: Pa
 
 
 def test_metadata_nested_almost_too_deeply_is_refused(
-    upload: Run, service: StandIn, call: Path, metadata: Path
+    upload: Run, service: StandIn, call: Path
 ) -> None:
     """Near the limit it can be read, and not shown any more."""
-    for depth in range(900, 1_000):
-        metadata.write_text('{"a": ' * depth + '"x"' + "}" * depth)
-        outcome = upload("--audio-path", call, "--meta-path", metadata)
+    for depth in range(940, 1_000):
+        call.with_suffix(".json").write_text('{"a": ' + "[" * depth + "]" * depth + "}")
+        outcome = upload("--audio-path", call)
         assert (outcome.code, outcome.out) == (65, ""), depth
     assert service.calls == []
 
