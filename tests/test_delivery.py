@@ -544,14 +544,14 @@ def replace(path: Path) -> None:
     other.rename(path)
 
 
-def break_reading(path: Path) -> None:
-    """Make reading fail for whoever has the file open, as a broken disk does."""
-    folder = os.open(path.parent, os.O_RDONLY)
+def break_reading(path: Path, other: str) -> None:
+    """Give whoever has the file open something else to read, as a broken disk does."""
+    descriptor = os.open(other, os.O_RDONLY)
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             if os.readlink(f"/proc/self/fd/{name}") == str(path):
-                os.dup2(folder, int(name))
-    os.close(folder)
+                os.dup2(descriptor, int(name))
+    os.close(descriptor)
 
 
 CHANGES: dict[str, Callable[[Path], Any]] = {
@@ -560,7 +560,8 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
     "overwritten": overwrite,
     "replaced": replace,
     "removed": os.unlink,
-    "unreadable": break_reading,
+    "unreadable": lambda path: break_reading(path, "/"),  # A folder: EISDIR.
+    "ends early": lambda path: break_reading(path, os.devnull),
 }
 
 
