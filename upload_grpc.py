@@ -2102,20 +2102,21 @@ class Run:
 
     def _abandon(self) -> NoReturn:
         """End although workers are stuck, say in a disk that hangs; for the ledger, a kill -9."""
-        with self._reporting:
-            self._console.end_progress()
-            for recording in list(self._under_way):
-                if not recording.outcome:
-                    cause = f"{self._throttle.cause} while it was under way"
-                    error = UploadError(os.EX_TEMPFAIL, cause, AGAIN)
-                    if recording.transfer and recording.transfer.finished:
-                        cause += "; the dialog may or may not exist"
-                        error = UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST)
-                    recording.fail(error)
-                self._report(recording)
-            for recording in self._unknown:
-                self._print(recording)
-            os._exit(self._end("the others not tried"))
+        if not self._reporting.acquire(timeout=CANCEL_GRACE_S):
+            os._exit(128 + self._signals[0])  # A worker hangs in printing.
+        self._console.end_progress()
+        for recording in list(self._under_way):
+            if not recording.outcome:
+                cause = f"{self._throttle.cause} while it was under way"
+                error = UploadError(os.EX_TEMPFAIL, cause, AGAIN)
+                if recording.transfer and recording.transfer.finished:
+                    cause += "; the dialog may or may not exist"
+                    error = UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST)
+                recording.fail(error)
+            self._report(recording)
+        for recording in self._unknown:
+            self._print(recording)
+        os._exit(self._end("the others not tried"))
 
     def _count_not_tried(self) -> None:
         """Count what a stopped run did not get to."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import fcntl
 import glob
 import itertools
 import json
@@ -417,6 +418,20 @@ def test_a_signal_while_the_ledgers_disk_hangs(
     service.wait_until_idle()
     named = {talk_id for line in out.splitlines() for talk_id in json.loads(line)["talk_ids"]}
     assert {talk["talk_id"] for talk in stored_talks(service.store)} == named
+
+
+def test_a_signal_while_nobody_reads_stdout(service: StandIn, words: Words, calls: Path) -> None:
+    with start(*arguments(service, *words, "--audio-path", calls)) as process:
+        assert process.stdout
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        wait_for(lambda: len(service.talks) > JOBS)
+        time.sleep(1)
+        assert len(service.talks) < COUNT, "the pipe is not full"
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(timeout=6) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
 
 
 def test_a_disk_that_hangs_at_open_ends_with_the_timeout(
