@@ -2158,20 +2158,18 @@ class Run:
         counts = self._counts
         if self._signals:  # Perhaps after the workers had ended.
             self._throttle.stop(f"stopped by {signal.Signals(self._signals[0]).name}")
+        settled = f", {counts['settled']} settled" if counts["settled"] else ""
+        summary = f"{counts['uploaded']} uploaded, {counts['already']} already there{settled}, "
+        summary += f"{counts['failed'] + counts['rejected']} failed, {counts['unknown']} unknown"
         if self._signals or counts["not tried"]:
             not_tried = not_tried or f"{counts['not tried']:,} not tried"
-            log.warning(f"{self._throttle.cause}; {counts['unknown']} unknown, {not_tried}")
+            log.warning(f"{self._throttle.cause}; {summary}, {not_tried}")
         elif not counts:
             looked_for = ", ".join(self._args.suffixes)
             folders = ", ".join(self._args.audio_path)
             log.info(f"{folders}: no recordings found (looked for {looked_for})")
         elif counts.total() > 1 or self._console.several:
-            settled = f", {counts['settled']} settled" if counts["settled"] else ""
-            failed = counts["failed"] + counts["rejected"]
-            log.info(
-                f"{counts['uploaded']} uploaded, {counts['already']} already there{settled}, "
-                f"{failed} failed, {counts['unknown']} unknown"
-            )
+            log.info(summary)
         if self._signals:
             return 128 + self._signals[0]
         return next((code for code in GRAVEST_FIRST if code in self._exit_codes), os.EX_OK)

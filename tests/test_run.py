@@ -240,7 +240,8 @@ def test_what_every_recording_would_meet_stops_the_run(
     assert (outcome.code, outcome.out) == (code, "")
     assert 1 <= outcome.err.count(status) <= 4
     assert len(service.calls) <= 4
-    assert summary(outcome.err) == {"not tried": 20 - outcome.err.count(".wav: ")}
+    failed = outcome.err.count(".wav: ")
+    assert summary(outcome.err) == {"failed": failed, "not tried": 20 - failed}
 
 
 def test_good_recordings_before_the_key_is_refused_are_reported(
@@ -251,7 +252,7 @@ def test_good_recordings_before_the_key_is_refused_are_reported(
     outcome = upload("--jobs", 1, "--audio-path", folder)
     assert outcome.code == os.EX_NOPERM
     assert list(dialog_ids(outcome.out).values()) == list(service.talks)
-    assert summary(outcome.err) == {"not tried": 3}
+    assert summary(outcome.err) == {"uploaded": 2, "failed": 1, "not tried": 3}
 
 
 def test_jobs_go_side_by_side(service: StandIn, folder: Path) -> None:
@@ -386,7 +387,7 @@ def test_a_signal_leaves_no_dialog_without_a_line(service: StandIn, folder: Path
     [doubtful] = [line for line in err.splitlines() if "--retry-unknown" in line]
     [path] = [path for path in folder.glob("*.wav") if f"{path}: " in doubtful]
     assert hashlib.sha256(path.read_bytes()).hexdigest() == made[unnamed]
-    assert summary(err) == {"unknown": 1, "not tried": 4}
+    assert summary(err) == {"uploaded": 4, "unknown": 1, "not tried": 4}
 
 
 @pytest.mark.parametrize(
