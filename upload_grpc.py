@@ -938,18 +938,14 @@ class Transfer:
         if self.ended or (self.call and self.call.done()):
             raise grpc.FutureCancelledError
 
-    def end(self, unless_finished: bool = False) -> bool:
-        """Cancel the call and bar the commit point; return whether it had been passed.
-
-        unless_finished: leave a call alone that only waits for its answer.
-        """
+    def end(self, unless_finished: bool = False) -> None:
+        """Cancel the call and bar the commit point; unless_finished: not if it was passed."""
         with self._lock:
             if unless_finished and self.finished:
-                return True
+                return
             self.ended = True
         if self.call:
             self.call.cancel()
-        return self.finished
 
 
 def upload_audio_requests_iterator(
