@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
+import time
 import wave
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -76,6 +79,28 @@ def sparse_wav(path: Path, size_bytes: int) -> Path:
     path.write_bytes(head)
     os.truncate(path, size_bytes)
     return path
+
+
+def wait_for(condition: Callable[[], object], limit_s: float = 15) -> None:
+    """Wait until the condition holds; fail after limit_s seconds."""
+    deadline_s = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "the moment for it never came"
+        time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def when(condition: Callable[[], object], act: Callable[[], object]) -> Iterator[None]:
+    """Do something, on a thread, as soon as the condition holds; it has to become true."""
+
+    def wait_and_act() -> None:
+        wait_for(condition)
+        act()
+
+    thread = threading.Thread(target=wait_and_act)
+    thread.start()
+    yield
+    thread.join()
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from typing import Any
 import grpc
 import pytest
 import trustme
-from conftest import KEY, Outcome, Run, arguments, make_wav, start
+from conftest import KEY, Outcome, Run, arguments, make_wav, start, wait_for, when
 from fault_proxy import Fault, FaultProxy
 from stand_in import AnswerEarly, Delay, EmptyAnswer, Fail, Freeze, Slow, StandIn, stored_talks
 
@@ -99,27 +99,6 @@ def send(upload: Run, proxy: FaultProxy, service: StandIn, monkeypatch: pytest.M
         return outcome
 
     return run
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    deadline_s = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline_s, "the moment for it never came"
-        time.sleep(0.001)
-
-
-@contextlib.contextmanager
-def when(condition: Callable[[], Any], act: Callable[[], Any]) -> Iterator[None]:
-    """Do something, on a thread, as soon as the condition holds; it has to become true."""
-
-    def wait_and_act() -> None:
-        wait_for(condition)
-        act()
-
-    thread = threading.Thread(target=wait_and_act)
-    thread.start()
-    yield
-    thread.join()
 
 
 def arriving(service: StandIn) -> bool:

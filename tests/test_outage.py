@@ -16,14 +16,13 @@ import re
 import signal
 import socket
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
 import pytest
-from conftest import Outcome, Run, arguments, make_wav, start
+from conftest import Outcome, Run, arguments, make_wav, start, wait_for, when
 from fault_proxy import Fault, FaultProxy
 from stand_in import Delay, Fail, Freeze, Slow, StandIn, Step, _Refused, stored_talks
 from yandex.cloud.speechsense.v1.talk_service_pb2 import TalkMetadata
@@ -119,27 +118,6 @@ def assert_stopped(outcome: Outcome, code: int) -> collections.Counter[str]:
 def closed_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return int(listening.getsockname()[1])
-
-
-def wait_for(condition: Callable[[], object], limit_s: float = 15) -> None:
-    deadline_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "the moment for it never came"
-        time.sleep(0.005)
-
-
-@contextlib.contextmanager
-def when(condition: Callable[[], object], act: Callable[[], object]) -> Iterator[None]:
-    """Do something, on a thread, as soon as the condition holds."""
-
-    def wait_and_act() -> None:
-        wait_for(condition)
-        act()
-
-    thread = threading.Thread(target=wait_and_act)
-    thread.start()
-    yield
-    thread.join()
 
 
 # --- Connections that die, while new ones work ---------------------------------------

@@ -10,13 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
 import trustme
-from conftest import SCRIPT, Outcome, Run, arguments, make_wav, start
+from conftest import SCRIPT, Outcome, Run, arguments, make_wav, start, wait_for
 from stand_in import Delay, Fail, Freeze, StandIn, Step, stored_talks
 
 import upload_grpc
@@ -71,13 +70,6 @@ def summary(err: str) -> dict[str, int]:
     line = err.splitlines()[-1]
     found = re.findall(r"(\d+) (uploaded|already there|settled|failed|unknown|not tried)", line)
     return {words: int(count) for count, words in found if count != "0"}
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.005)
 
 
 # --- Which recordings ----------------------------------------------------------------
