@@ -815,16 +815,17 @@ def unacknowledged_bytes(user_timeout_ms: int) -> int:
     tells a slow line from a silent service. Linux only (TIOCOUTQ, tcp(7)); 0 elsewhere.
     """
     held_bytes = 0
-    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
-        with contextlib.suppress(OSError):  # No socket, or closed meanwhile.
-            connection = socket.socket(fileno=int(name))
-            try:
-                option = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-                if option == user_timeout_ms:
-                    held = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
-                    held_bytes += struct.unpack("=i", held)[0]
-            finally:
-                connection.detach()  # It is grpc's, and stays open.
+    with contextlib.suppress(OSError):  # No /proc.
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):  # No socket, or closed meanwhile.
+                connection = socket.socket(fileno=int(name))
+                try:
+                    option = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+                    if option == user_timeout_ms:
+                        held = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
+                        held_bytes += struct.unpack("=i", held)[0]
+                finally:
+                    connection.detach()  # It is grpc's, and stays open.
     return held_bytes
 
 
