@@ -1952,12 +1952,7 @@ class Run:
                 # Plus 1 s, as times of version 1 have no milliseconds.
                 if not sidecar or os.lstat(sidecar).st_mtime < seconds_of(row["updated_at"]) + 1:
                     return row
-        try:
-            check_recording(recording, self._args, self._common)
-        except UploadError:
-            if row:  # What is in the service need not pass the checks again.
-                return row
-            raise
+        check_recording(recording, self._args, self._common)
         if not ledger:
             return None
         hash_recording(recording, self._args, self._stopping)

@@ -333,6 +333,10 @@ def test_metadata_edited_after_the_upload_is_told_of(remember: Run, service: Ser
     assert (outcome.code, outcome.out) == (os.EX_OK, done.out)
     [talk_id] = service.talks
     assert re.fullmatch(rf"upload_grpc: \S+/call.wav: .*--talk-id {talk_id} .*\n", outcome.err)
+    sidecar.write_text("{")
+    os.utime(sidecar, (time.time() + 60, time.time() + 60))
+    outcome = remember(CALL)
+    assert outcome.code == os.EX_DATAERR and f"{sidecar.name}: not JSON" in outcome.err
     assert remember(CALL, "--quiet") == done
     assert len(service.calls) == 1
 
