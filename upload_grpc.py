@@ -146,7 +146,7 @@ REFUSAL_WAIT_S = 1.0
 ANSWER_GRACE_S = 10.0
 CANCEL_GRACE_S = 1.0
 # Polling interval of the main thread, and of a worker that may not begin.
-LOOK_S = 0.05
+TICK_S = 0.05
 
 # Limits of the service: SpeechSense documentation, "Supported audio formats" and "Quotas".
 SINGLE_MESSAGE_LIMIT_BYTES = 128 * 1024 * 1024
@@ -1625,7 +1625,7 @@ def ledger_key(path: str) -> str:
     return os.fsencode(os.path.abspath(path)).decode(errors="backslashreplace")
 
 
-def add_row(recording: Recording, row: Any) -> None:
+def apply_row(recording: Recording, row: Any) -> None:
     """Set a recording's result from its row in the ledger."""
     recording.sha256 = row["sha256"]
     recording.talk_ids = tuple((row["talk_id"] or "").split())
@@ -1876,10 +1876,10 @@ class Run:
     def _in_order(self) -> Iterator[Recording]:
         """Yield the recordings; in doubt, those that failed before come last."""
         failed_before: list[Recording] = []
-        is_late = self._ledger.has_failed if self._ledger and self._throttle.in_doubt else None
+        ledger = self._ledger
         for recording in find_recordings(self._args):
             # Otherwise one that always fails could hold up the others.
-            if is_late and is_late(recording.path):
+            if self._throttle.in_doubt and ledger and ledger.has_failed(recording.path):
                 failed_before.append(recording)
             else:
                 yield recording
@@ -1908,7 +1908,7 @@ class Run:
                     if recording:
                         self._under_way.add(recording)
                     return recording
-                self._stopping.wait(LOOK_S)
+                self._stopping.wait(TICK_S)
         return None
 
     def _prepared(self) -> Iterator[Recording]:
@@ -1931,7 +1931,7 @@ class Run:
             self._warn_of_difference(recording, row)
             if self._settling and row["sha256"] in self._settling.settled:
                 continue  # Reported already.
-            add_row(recording, row)
+            apply_row(recording, row)
             if self._settling:
                 self._settling.apply_to(recording)
             if self._is_to_follow(recording):
@@ -1959,7 +1959,7 @@ class Run:
         row = ledger.find_audio(recording.sha256)
         # Another worker is sending the same audio under another name: wait for its result.
         while row and row["state"] in ("sending", "finishing") and self._access:
-            if self._stopping.wait(LOOK_S):
+            if self._stopping.wait(TICK_S):
                 raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
             row = ledger.find_audio(recording.sha256)
         if row and not self._may_resend(recording, row):
@@ -2072,7 +2072,7 @@ class Run:
         """Wait until the workers have ended, or until the grace period after a signal is over."""
         signalled_s, answers_due_s = math.inf, time.monotonic()
         while any(worker.is_alive() for worker in workers):
-            next(filter(threading.Thread.is_alive, workers), workers[0]).join(LOOK_S)
+            next(filter(threading.Thread.is_alive, workers), workers[0]).join(TICK_S)
             # Of a copy, as workers change the set meanwhile.
             transfers = [each.transfer for each in list(self._under_way) if each.transfer]
             # Not while a worker is reporting, or the bar would step back.
