@@ -1696,6 +1696,8 @@ class Settling:
         self.missing: set[str] = set()
         self._args = args
         self._uploader = uploader
+        # A lookup that gets no answer must not hold up the uploads for long.
+        uploader.timeout_s = min(args.timeout, LOOKUP_TIMEOUT_S)
         self._ledger = ledger
         self._signals = signals
         self._calls = 0
@@ -1801,8 +1803,6 @@ class Settling:
         self._next_call_s = time.monotonic() + SETTLE_PAUSE_S
         for name in ("organization_id", "space_id", "connection_id", "project_id"):
             setattr(request, name, getattr(self._args, name) or "")
-        # A lookup that gets no answer must not hold up the uploads for long.
-        self._uploader.timeout_s = min(self._args.timeout, LOOKUP_TIMEOUT_S)
         return self._uploader.ask(Recording("looking up unknown recordings"), method, request)
 
 
@@ -2135,9 +2135,9 @@ class Run:
             return
         try:
             if not self._stopping.is_set():
-                hashes = {recording.sha256 for recording in self._unknown}
-                rows = [self._ledger.find_audio(sha256) for sha256 in hashes]
-                self._settling.look_for([row for row in rows if row and row["state"] == "unknown"])
+                fresh = {recording.sha256 for recording in self._unknown}
+                rows = self._ledger.unknown_with_key()
+                self._settling.look_for([row for row in rows if row["sha256"] in fresh])
         except UploadError as error:
             log.warning(f"unknown recordings could not be looked up: {error}")
             self._exit_codes.add(error.exit_code)
