@@ -241,6 +241,7 @@ class VmHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked.append((self.path, dict(self.headers)))
         status, body = self.server.answer
+        body = body.replace(b"NUMBER", str(len(self.server.asked)).encode())
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -276,6 +277,16 @@ def test_a_vm_gives_its_token(
     [(path, headers)] = vm.asked
     assert path == "/computeMetadata/v1/instance/service-accounts/default/token"
     assert (headers["Metadata-Flavor"], headers["Host"]) == ("Google", vm.address)
+
+
+def test_the_token_of_a_vm_is_fetched_anew_when_it_is_old(
+    bare: Bare, service: StandIn, vm: VmMetadata, call: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload_grpc, "VM_TOKEN_AGE_LIMIT_S", 0.0)
+    vm.answer = (200, b'{"access_token": "t1.NUMBER"}')
+    outcome = bare("--key-type", "vm", "--audio-path", make_wav(call.with_name("b.wav"), 1_000))
+    assert outcome.code == 0
+    assert sorted(sent(service)) == ["Bearer t1.2", "Bearer t1.3"]
 
 
 def test_a_dry_run_needs_no_credential_and_asks_nobody(
