@@ -175,6 +175,15 @@ def upload(service: StandIn, capfd: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
+def before_command(code: str) -> list[str]:
+    """Return what has a process do something before it becomes the command, for start()."""
+    return [sys.executable, "-c", f"import os, sys\n{code}\nos.execv(sys.argv[1], sys.argv[1:])"]
+
+
+# SECBIT_NOROOT: permissions count for root as well. Others need not and may not ask for it.
+AS_NOBODY_SPECIAL = "import ctypes; ctypes.CDLL(None).prctl(28, 1, 0, 0, 0)"
+
+
 def start(
     *words: object,
     env: Mapping[str, str] | None = None,

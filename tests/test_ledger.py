@@ -13,7 +13,6 @@ import socket
 import sqlite3
 import stat
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from typing import Any
 import grpc
 import pytest
 import stand_in
-from conftest import Outcome, Run, arguments, make_wav, start
+from conftest import AS_NOBODY_SPECIAL, Outcome, Run, arguments, before_command, make_wav, start
 from stand_in import Fail, StandIn, Talk
 from yandex.cloud.speechsense.v1 import talk_service_pb2
 
@@ -664,11 +663,6 @@ def test_what_is_no_ledger_is_left_as_it_is_and_nothing_is_sent(
     assert before == (None if LEDGER.is_dir() else LEDGER.read_bytes())
 
 
-def before_command(code: str) -> list[str]:
-    """Return what has the process do something before it becomes the command."""
-    return [sys.executable, "-c", f"import os, sys\n{code}\nos.execv(sys.argv[1], sys.argv[1:])"]
-
-
 @pytest.mark.parametrize("closed", ["file", "folder", "missing folder"])
 def test_where_it_cannot_be_written_it_is_named_and_nothing_is_sent(
     remember: Run, service: Service, closed: str
@@ -682,10 +676,8 @@ def test_where_it_cannot_be_written_it_is_named_and_nothing_is_sent(
         (ledger if closed == "file" else ledger.parent).chmod(0o500)
         make_wav(CALL, seed=2)
         service.calls.clear()
-    # SECBIT_NOROOT: permissions count for root as well. Others need not and may not ask for it.
-    under = before_command("import ctypes; ctypes.CDLL(None).prctl(28, 1, 0, 0, 0)")
     words = arguments(service, "--ledger", ledger, "--audio-path", CALL)
-    with start(*words, under=under) as process:
+    with start(*words, under=before_command(AS_NOBODY_SPECIAL)) as process:
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out, service.calls) == (os.EX_CONFIG, "", [])
     assert err.count("\n") == 1 and f"{ledger.resolve()}: " in err

@@ -15,7 +15,17 @@ from pathlib import Path
 import grpc
 import pytest
 import trustme
-from conftest import SCRIPT, Outcome, Run, arguments, make_wav, start, wait_for
+from conftest import (
+    AS_NOBODY_SPECIAL,
+    SCRIPT,
+    Outcome,
+    Run,
+    arguments,
+    before_command,
+    make_wav,
+    start,
+    wait_for,
+)
 from stand_in import Delay, Fail, Freeze, StandIn, Step, stored_talks
 
 import upload_grpc
@@ -63,10 +73,7 @@ def dialog_ids(out: str) -> dict[str, str]:
 
 
 def summary(err: str) -> dict[str, int]:
-    """Read the counts of the last line; those of 0 are left out.
-
-    Of a run that was stopped only what is unknown, or was not tried, is counted.
-    """
+    """Read the counts of the last line; those of 0 are left out."""
     line = err.splitlines()[-1]
     found = re.findall(r"(\d+) (uploaded|already there|settled|failed|unknown|not tried)", line)
     return {words: int(count) for count, words in found if count != "0"}
@@ -150,6 +157,16 @@ def test_what_cannot_be_read_is_reported_and_the_others_go(
         assert sum(name in line for line in lines) == 1
     assert sorted(dialog_ids(outcome.out)) == list(map(str, good))
     assert summary(outcome.err) == {"uploaded": len(good), "failed": len(bad)}
+
+
+def test_a_folder_that_may_not_be_read_is_named(service: StandIn, folder: Path) -> None:
+    [call, _] = make_wavs(folder, "call.wav", "closed/other.wav")
+    (folder / "closed").chmod(0)
+    words = arguments(service, "--audio-path", folder)
+    with start(*words, under=before_command(AS_NOBODY_SPECIAL)) as process:
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, list(dialog_ids(out))) == (os.EX_NOINPUT, [str(call)])
+    assert f"upload_grpc: {folder}/closed: cannot be read: Permission denied; " in err
 
 
 def test_young_files_are_left_out(upload: Run, service: StandIn, folder: Path) -> None:
