@@ -612,6 +612,21 @@ def test_a_signal_before_the_commit_point(
     assert_uploaded(send(*words), service, long)
 
 
+@WAYS
+def test_a_signal_while_the_last_bytes_are_read_sends_nothing(
+    send: Send, service: StandIn, short: Path, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_slowly(path: str, size_bytes: int) -> Iterator[bytes]:
+        yield from read_chunks(path, size_bytes)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+
+    read_chunks = upload_grpc.read_chunks
+    monkeypatch.setattr(upload_grpc, "read_chunks", read_slowly)
+    assert send(short, *way).code == SIGNALS["SIGTERM"]
+    assert not service.talks
+
+
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_waits_for_an_answer_that_is_due(service: StandIn, short: Path, name: str) -> None:
     service.script.append(Delay(0.3))
