@@ -1206,7 +1206,6 @@ class Uploader:
                 if self.stopping.wait(pause_s):
                     raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
                 pause_s = min(pause_s * 1.5, POLL_LIMIT_S)
-            recording.talk_ids = split_result(operation)
         except UploadError as error:
             if error.details.startswith(("UNIMPLEMENTED", "NOT_FOUND")):
                 if self._endpoint == ENDPOINT:
@@ -1218,9 +1217,9 @@ class Uploader:
                     return
                 # This concerns one recording, not the run.
                 error.exit_code, error.advice, error.stops_run = os.EX_DATAERR, LOOK_FOR_IT, False
-            if not error.cause.startswith("uploaded"):
-                error.cause = f"uploaded, but not yet split: {error.cause}"
+            error.cause = f"uploaded, but not yet split: {error.cause}"
             raise
+        recording.talk_ids = split_result(operation)
 
     def close(self) -> None:
         """Close the channel."""

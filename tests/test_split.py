@@ -288,7 +288,8 @@ def test_a_poll_that_is_refused_is_not_repeated(
     service.script += [None, Fail(status, "as scripted")]
     outcome = split(*calls, "--wait", "--jobs", 1)
     assert outcome.code == code
-    assert f"{calls[0]}: " in outcome.err and "as scripted" in outcome.err
+    assert f"{calls[0]}: uploaded, but not yet split: " in outcome.err
+    assert "as scripted" in outcome.err
     assert methods(service).count("Get") == polls
     assert outcome.out.count("Dialog ID: ") == polls // 3 * 2
 
