@@ -12,6 +12,7 @@ import gc
 import hashlib
 import json
 import os
+import random
 import signal
 import socket
 import sqlite3
@@ -309,6 +310,23 @@ def test_tries_come_to_an_end_and_each_has_its_own_id(
         assert str(short) in line and "busy" in line and "RESOURCE_EXHAUSTED" in line
     assert len(set(sent_ids(service))) == len(service.calls) == retries + 1
     assert sent_ids(service)[-1] in last
+
+
+def test_between_tries_there_is_a_pause(
+    upload: Run, service: StandIn, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = []
+
+    def longest(low: float, high: float) -> float:
+        limits.append((low, high))
+        return min(high, 0.3)
+
+    monkeypatch.setattr(random, "uniform", longest)
+    service.script += [busy()] * 2
+    begun_s = time.monotonic()
+    assert_uploaded(upload("--quiet", "--audio-path", short), service, short)
+    assert time.monotonic() - begun_s >= 0.6
+    assert limits == [(0, 1), (0, 2)], "each pause may be twice as long as the one before"
 
 
 def test_tries_that_failed_keep_no_connection(send: Send, service: StandIn, short: Path) -> None:
@@ -610,6 +628,18 @@ def test_a_signal_before_the_commit_point(
     assert stored_talks(service.store) == []
     service.script.clear()
     assert_uploaded(send(*words), service, long)
+
+
+def test_a_signal_before_a_single_message_is_begun(
+    service: StandIn, proxy: FaultProxy, short: Path
+) -> None:
+    """While the connection is looked at."""
+    proxy.plan = [Fault(delay_s=0.1)]
+    words = arguments(service, "--audio-path", short, *SINGLE, "--endpoint", proxy.endpoint)
+    outcome = interrupt(words, lambda: proxy.connections, "SIGTERM")
+    assert "the run was stopped" in outcome.err
+    service.wait_until_idle()
+    assert [call.method for call in service.calls if call.method != "Check"] == []
 
 
 @WAYS

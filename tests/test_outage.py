@@ -445,6 +445,7 @@ def test_a_ledger_that_is_moved_stops_the_run(
     assert 1 <= counts["uploaded"] == len(service.talks) <= JOBS
     assert counts["not tried"] >= COUNT - 2 * JOBS
     assert str(ledger) in outcome.err and f"{counts['not tried']} not tried" in outcome.err
+    assert "put it back" in outcome.err
     moved.rename(ledger)  # Back to where its log still is.
     assert states(ledger)["uploaded"] == len(service.talks)
 
