@@ -360,6 +360,22 @@ def test_a_signal_leaves_nothing_unknown(
     assert name in last and "0 unknown" in last and f"{counts['not tried']} not tried" in last
 
 
+def test_after_a_signal_a_copy_has_the_result_of_what_is_under_way(
+    service: StandIn, words: Words, ledger: Path, calls: Path
+) -> None:
+    first, copy = calls / "00.wav", calls / "copy.wav"
+    copy.write_bytes(first.read_bytes())
+    service.script.append(Delay(1))
+    also = ("--timeout", 10, "--ledger", ledger)
+    given = arguments(service, *words, *also, "--audio-path", first, copy)
+    with start(*given) as process:
+        wait_for(lambda: service.talks)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert outcomes(out, err) == {"uploaded": 1, "already": 1, "not tried": 0}
+
+
 def test_a_hangup_that_is_ignored_stops_nothing(
     service: StandIn, words: Words, calls: Path
 ) -> None:
