@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import grpc
 import pytest
-from conftest import Outcome, Run, make_wav
+from conftest import SCRIPT, Outcome, Run, arguments, make_wav
 from stand_in import Fail, Freeze, StandIn, Talk
 
 import upload_grpc
@@ -65,6 +68,19 @@ def test_a_dry_run_says_what_would_be_sent(update: Run, service: StandIn, talk: 
     assert talk.talk_id in outcome.out and "ru-RU" in outcome.out and "1 user" in outcome.out
     assert json.loads(update("--dry-run", "--format", "json").out)["outcome"] == "checked"
     assert talk.fields == FIRST
+
+
+def test_an_id_that_cannot_be_printed_is_on_stderr(
+    service: StandIn, talk: Talk, metadata: Path
+) -> None:
+    words = arguments(service, "--talk-id", talk.talk_id, "--meta-path", metadata)
+    done = subprocess.run(
+        ["bash", "-c", '"$@" >/dev/full', "bash", sys.executable, str(SCRIPT), *words],
+        stderr=subprocess.PIPE, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == os.EX_IOERR
+    assert "stdout cannot be written" in done.stderr
+    assert f"Dialog ID: {talk.talk_id}" in done.stderr
 
 
 def test_metadata_that_is_wrong_is_not_sent(update: Run, service: StandIn, metadata: Path) -> None:
