@@ -1472,7 +1472,7 @@ class Ledger:
 
     def close(self) -> None:
         """Close the file and release the lock; raise LedgerError if the file was moved."""
-        with self._lock, contextlib.suppress(self._sqlite_error):  # All that matters is written.
+        with self._lock:
             self._undo.close()
         if not self._was_moved:
             self._check_identity()
@@ -1849,7 +1849,7 @@ class Run:
         for worker in workers:
             worker.start()
         self._wait_for(workers)
-        if self._stopping.is_set():
+        if self._stopping.is_set() or self._signals:
             self._count_not_tried()
         self._settle_fresh()
         if self._bug:
@@ -1901,7 +1901,7 @@ class Run:
         """Return the next recording to send, once the run may begin one; None at the end."""
         # One worker at a time, so that of two recordings with the same audio the first is sent.
         with self._taking:
-            while not self._stopping.is_set():
+            while not (self._stopping.is_set() or self._signals):
                 if self._throttle.may_begin(is_first=not self._under_way):
                     recording = next(self._to_send, None)
                     if recording:

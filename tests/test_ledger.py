@@ -660,6 +660,7 @@ def test_what_is_no_ledger_is_left_as_it_is_and_nothing_is_sent(
     outcome = remember(CALL)
     assert (outcome.code, outcome.out, service.calls) == (os.EX_CONFIG, "", [])
     assert outcome.err.count("\n") == 1 and f"{LEDGER.resolve()}: " in outcome.err
+    assert ("backup" in outcome.err) == (what not in ("a folder", "a ledger of a newer version"))
     assert before == (None if LEDGER.is_dir() else LEDGER.read_bytes())
 
 

@@ -588,6 +588,19 @@ def test_killed_between_get_and_the_ledger(office: Office) -> None:
         assert office.rows()[name] == ("uploaded", talk.talk_id)
 
 
+def test_stopped_while_looking_up_at_the_start(office: Office) -> None:
+    office.add_unknown_rows(60)
+    office.forget_calls()
+    office.record("a.wav")
+    office.service.lookup_script[:] = [Delay(0.2)]
+    with start(*arguments(office.service, *office.words())) as process:
+        until(lambda: office.service.searches)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, office.methods) == (143, ["Search"])
+    assert "SIGTERM" in err.splitlines()[-1] and "1 not tried" in err.splitlines()[-1]
+
+
 def test_stopped_while_looking_up_at_the_end(office: Office) -> None:
     office.record("a.wav")
     office.service.script[:] = [MADE]
