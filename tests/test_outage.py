@@ -12,6 +12,7 @@ import fcntl
 import glob
 import itertools
 import json
+import os
 import re
 import signal
 import socket
@@ -358,6 +359,22 @@ def test_a_signal_leaves_nothing_unknown(
     assert counts["unknown"] == 0 and counts["not tried"] >= COUNT - 2 * JOBS
     last = err.splitlines()[-1]
     assert name in last and "0 unknown" in last and f"{counts['not tried']} not tried" in last
+
+
+def test_a_signal_ends_the_hashing_of_a_large_file(
+    service: StandIn, words: Words, ledger: Path, tmp_path: Path
+) -> None:
+    large = tmp_path / "large.mp3"
+    large.write_bytes((b"\xff\xfb\x90\xc0" + bytes(413)) * 3)
+    os.truncate(large, 200_000_000_000)  # A hole: reading it takes minutes.
+    with start(*arguments(service, *words, "--ledger", ledger, "--audio-path", large)) as process:
+        wait_for(ledger.exists)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGINT
+    # Not left by its workers, that is.
+    assert sum(outcomes(out, err).values()) == 1 and not service.calls
 
 
 def test_after_a_signal_a_copy_has_the_result_of_what_is_under_way(
