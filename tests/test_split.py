@@ -202,6 +202,7 @@ def test_each_of_several_recordings_is_followed(
     assert (outcome.code, outcome.err) == (0, "")
     results = [json.loads(line) for line in outcome.out.splitlines()]
     assert {result["path"] for result in results} == set(map(str, calls))
+    assert all(result["talk_id"] is None for result in results), "none is the recording's"
     assert {result["badge_id"]: result["talk_ids"] for result in results} == {
         badge.response.badge_id: list(badge.response.talk_ids) for badge in service.badges.values()
     }
