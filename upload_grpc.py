@@ -1958,7 +1958,8 @@ class Run:
         row = ledger.find_audio(recording.sha256)
         # Another worker is sending the same audio under another name: wait for its result.
         while row and row["state"] in ("sending", "finishing") and self._access:
-            time.sleep(TICK_S)
+            if self._stopping.wait(TICK_S):  # Its row may never change again.
+                raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
             row = ledger.find_audio(recording.sha256)
         if row and not self._may_resend(recording, row):
             key, there = ledger_key(recording.path), os.path.exists(row["path"])
