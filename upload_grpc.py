@@ -15,24 +15,36 @@ exit codes:
   65  a recording or its metadata was refused: fix the file
   66  a file is missing or unreadable   70   a bug: report it
   74  stdout cannot be written          75   not delivered: run again
-  76  sent, but the answer was lost: look for the dialog before sending again
+  76  sent, but the response was lost: look for the dialog before sending again
   77  the credential was refused        78   a wrong setting
   129, 130, 143: stopped by SIGHUP, SIGINT, SIGTERM
 
 Results go to stdout, everything else to stderr. README.md says more.
 """
 
-# The file is read in the order a recording takes: found, checked without touching the network,
-# sent over one call, remembered in the ledger, reported. `Run` has the loop over all of them.
-# Whether a call can be lost or sent twice: Transfer.finish, RULES with call_error,
-# Uploader._retrying and Ledger.
+# Read from top to bottom, the file follows a recording: found, checked without touching the
+# network, sent over one call, remembered in the ledger, counted and reported. `Run` has the loop.
+# Whether a call can be lost or doubled: Transfer.commit (when may a dialog exist?), RULES with
+# call_error (what does the end of a call prove?), Uploader._retrying (the only repetition within a
+# run), Ledger (what survives a crash) and decide (the only repetition by a later run).
+
+# --- 1. Start: modules and stubs --------------------------------------------------------------
 
 from __future__ import annotations
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until the run begins nothing needs cleaning up, so Ctrl-C may simply end the process.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import collections
 import contextlib
+import dataclasses
 import datetime
+import enum
+import errno
 import functools
 import gc
 import importlib
@@ -44,7 +56,6 @@ import math
 import os
 import re
 import shlex
-import signal
 import socket
 import stat
 import struct
@@ -65,10 +76,10 @@ except ImportError:
     print("upload_grpc: this system has no fcntl; use Linux, macOS or WSL", file=sys.stderr)
     sys.exit(78)
 
-# Importing grpc makes tens of thousands of objects and no garbage; collecting meanwhile would cost
-# a twentieth of the time of a short upload.
+# Importing grpc creates tens of thousands of objects and no garbage; collecting meanwhile would
+# cost a twentieth of the time of a short upload.
 gc.disable()
-# Before grpc is imported: cron would mail its lines about failed handshakes.
+# Before grpc is imported: cron would email its lines about failed handshakes.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 HERE = os.path.dirname(os.path.realpath(__file__))
 sys.path.insert(0, os.path.join(HERE, "generated"))
@@ -88,13 +99,11 @@ def import_later(name: str) -> None:
 
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # Outside the upload itself nothing needs cleaning up, so Ctrl-C may simply end the process.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     # grpc and protobuf import these modules without needing them here; that is a third of the time
     # of a short upload. importlib.util.LazyLoader would import grpc to find grpc.aio.
     for unused in ("asyncio", "grpc.aio", "inspect", "google.protobuf.internal.python_message"):
-        import_later(unused)
+        if unused not in sys.modules:
+            import_later(unused)
 
 # Why grpc or the stubs could not be loaded; reported later, so that --help and --version work.
 import_error: Exception | None = None
@@ -122,7 +131,12 @@ log = logging.getLogger("upload_grpc")
 
 __version__ = "2.0.0"
 
+
+# --- 2. Limits and times ----------------------------------------------------------------------
+
 ENDPOINT = "api.speechsense.yandexcloud.net:443"
+# Where the official SDK looks up the operations of every service.
+OPERATIONS_ENDPOINT = "operation.api.cloud.yandex.net:443"
 
 # 100 MB over TLS with a round trip of 50 ms: 16 KiB 1.52 s, 64 KiB 0.77, 256 KiB 0.72, 1 MiB 0.75
 # (tests/bench/run.py --chunks). Larger chunks gain little, and progress would come in larger
@@ -133,20 +147,26 @@ CHUNK_SIZE_BYTES = 256 * 1024
 TIMEOUT_S = 120.0
 BACKOFF_S = 0.5
 BACKOFF_LIMIT_S = 30.0
-# Limit for the time that one recording's tries spend waiting; time in which bytes move is free.
-TRIES_LIMIT_S = 120.0
+# Limit for the time that one recording's attempts spend waiting; time in which bytes move is not
+# counted.
+ATTEMPTS_LIMIT_S = 120.0
 
 # This many failures of the service or the network in a row are an outage and end the run; fewer if
-# the run began in doubt, so that each cron run during an outage costs little.
+# the run began half open, so that each cron run during an outage costs little.
 FAILURES_LIMIT = 5
-FAILURES_LIMIT_IN_DOUBT = 2
-# How long a recording that is sent in doubt waits for a refusal before its half-close.
+FAILURES_LIMIT_HALF_OPEN = 2
+# How long a recording that is sent half open waits for a refusal before its half-close.
 REFUSAL_WAIT_S = 1.0
-# After a signal: how long to wait for answers that are due, and for cancelled calls to end.
+# After a signal: how long to wait for responses that are due, and for cancelled calls to end.
 ANSWER_GRACE_S = 10.0
 CANCEL_GRACE_S = 1.0
 # Polling interval of the main thread, and of a worker that may not begin.
 TICK_S = 0.05
+
+# How often to ask whether a recording has been split, and for how long; the service names no limit.
+POLL_S = 1.0
+POLL_LIMIT_S = 30.0
+WAIT_LIMIT_S = 2 * 60 * 60.0
 
 # Limits of the service: SpeechSense documentation, "Supported audio formats" and "Quotas".
 SINGLE_MESSAGE_LIMIT_BYTES = 128 * 1024 * 1024
@@ -156,186 +176,441 @@ SAMPLE_SIZE_BITS = 16
 METADATA_VALUE_LIMIT_BYTES = 1024
 # Our own limit, so that a file named by mistake is not read to its end.
 SMALL_FILE_LIMIT_BYTES = 1024 * 1024
+# Our own limit, so that a service's error text of many KB stays one readable line.
+LINE_LIMIT_CHARACTERS = 1000
 
 
-# --- 2. Errors, and the record of a recording ------------------------------------------------
+# --- 3. Errors, what the end of a call means, and results -------------------------------------
 
 AGAIN = "run again"
 CHECK_PATH = "check the path and its permissions"
 LOOK_FOR_IT = "look for it in the console"
 LOOK_FIRST = f"{LOOK_FOR_IT}; if it is not there, send it again (with --ledger: --retry-unknown)"
 STREAM_IT = "leave out --single-message to send it as a stream"
-STOPPED = "the run was stopped"
 # If recordings ended differently, the exit code is the first of these (os.EX_*) that occurred.
-GRAVEST_FIRST = (77, 78, 74, 76, 65, 66, 75)
+GRAVEST_FIRST = (70, 77, 78, 74, 76, 65, 66, 75)
+
+
+class Meaning(NamedTuple):
+    """What an error means for a recording and for the run: the whole policy in one line."""
+
+    exit_code: int  # os.EX_*
+    id: str  # Identifies the cause in the ledger's problems; the text may differ each time.
+    cause: str
+    advice: str
+    may_retry: bool = False  # No dialog can have been created, and the next attempt may succeed.
+    is_outage: bool = False  # The service or the network, not this recording.
+    pauses_run: bool = False  # Other workers back off too.
+    stops_run: bool = False  # Every other recording would meet the same.
 
 
 class UploadError(Exception):
-    """Why a recording, or the whole run, did not go through, and what to do next.
+    """Why a recording, or the whole run, did not go through. Complete when raised; never changed.
 
     details: gRPC's status and text, and the IDs that the service's support asks for.
     """
 
-    # Set by call_error:
-    retry = False  # The same recording may be sent again at once.
-    holds_run = False  # The others had better wait, too.
-    outage = False  # The service or the network failed, not this recording.
-    idle_s = 0.0  # How long nothing had moved.
-
-    def __init__(self, exit_code: int, cause: str, advice: str, details: str = "") -> None:
-        super().__init__(cause)
-        self.exit_code = exit_code
-        self.cause = cause
-        self.advice = advice
+    def __init__(self, meaning: Meaning, details: str = "") -> None:
+        super().__init__(meaning.cause)
+        self.meaning = meaning
         self.details = details
-        # Every other recording of the run would meet the same error.
-        self.stops_run = exit_code in (os.EX_NOPERM, os.EX_CONFIG)
 
     @property
-    def reason(self) -> str:
+    def error_text(self) -> str:
         """What happened, without advice: for the ledger."""
-        return f"{self.cause} ({self.details})" if self.details else self.cause
+        return f"{self.meaning.cause} ({self.details})" if self.details else self.meaning.cause
 
     def __str__(self) -> str:
-        return f"{self.cause}; {self.advice}" + (f" ({self.details})" if self.details else "")
+        details = f" ({self.details})" if self.details else ""
+        return f"{self.meaning.cause}; {self.meaning.advice}{details}"
 
 
-def refused(cause: str, advice: str) -> UploadError:
+def data_error(id: str, cause: str, advice: str) -> UploadError:
     """Return the error for a file that the service would not accept."""
-    return UploadError(os.EX_DATAERR, cause, advice)
+    return UploadError(Meaning(os.EX_DATAERR, id, cause, advice))
 
 
-def unreadable(error: Exception) -> UploadError:
-    """Return the error for a file that cannot be read."""
-    return UploadError(os.EX_NOINPUT, f"cannot be read: {reason_of(error)}", CHECK_PATH)
+def config_error(id: str, cause: str, advice: str) -> UploadError:
+    """Return the error for a setting with which nothing can be sent."""
+    return UploadError(Meaning(os.EX_CONFIG, id, cause, advice, stops_run=True))
 
 
-def reason_of(error: Exception) -> str:
+def unreadable(error: Exception, what: str = "") -> UploadError:
+    """Return the error for a file that cannot be read; what: which one, if not the recording."""
+    cause = f"{what}cannot be read: {error_text(error)}"
+    return UploadError(Meaning(os.EX_NOINPUT, "unreadable", cause, CHECK_PATH))
+
+
+def file_changed(what: str) -> UploadError:
+    """Return the error for a file that changed after it was checked, so it must not be sent."""
+    cause, advice = f"{what}, so nothing was uploaded", "run again when it is complete"
+    return UploadError(Meaning(os.EX_TEMPFAIL, "changed", cause, advice))
+
+
+def run_stopped() -> UploadError:
+    """Return the error for what a stopped run did not get to."""
+    return UploadError(Meaning(os.EX_TEMPFAIL, "stopped", "the run was stopped", AGAIN))
+
+
+def error_text(error: Exception) -> str:
     """Return the text of an error, without errno and file name."""
     return getattr(error, "strerror", None) or str(error) or repr(error)
 
 
+class CallError(UploadError):
+    """A call brought no response, or not the one that it should.
+
+    status: the name of a grpc.StatusCode, or "" if we gave up; idle_s: how long nothing had moved.
+    """
+
+    def __init__(self, meaning: Meaning, details: str, call: Call, status: str = "") -> None:
+        super().__init__(meaning, f"{details}, request {call.request_id}{call.server_ids()}")
+        self.status = status
+        self.idle_s = call.watch.idle_s()
+
+
+HAS_ROLE = "the service account needs the role speech-sense.data.editor in the space"
+CHECK_KEY = f"check the key or token; {HAS_ROLE}, and its API key the scope yc.speech-sense.use"
+CHECK_HOST = "check --endpoint and https_proxy"
+CHECK_PROXY = "check https_proxy (http://USER:PASSWORD@HOST:PORT) and no_proxy"
+CHECK_TLS = "check --endpoint, --ca-file and the clock"
+FIX_IT = "fix the recording or its metadata"
+
+# Calls that never got a connection, so that nothing was sent:
+UNTRUSTED = Meaning(
+    78, "untrusted", "the server's certificate is not trusted", CHECK_TLS, stops_run=True
+)
+NO_GRPC = Meaning(
+    78, "no-grpc", "no gRPC service with TLS at this endpoint", CHECK_HOST, stops_run=True
+)
+NO_HOST = Meaning(78, "no-host", "there is no such host", CHECK_HOST, stops_run=True)
+NO_PROXY = Meaning(78, "proxy", "the proxy refused the connection", CHECK_PROXY, stops_run=True)
+NO_CONNECTION = Meaning(
+    *(75, "no-connection", "no connection to the service", AGAIN),
+    may_retry=True,
+    is_outage=True,
+    pauses_run=True,
+)
+# Refusals by the service:
+BAD_KEY = Meaning(77, "credential", "the service refused the credential", CHECK_KEY, stops_run=True)
+NOT_KNOWN = Meaning(
+    78, "not-known", "not known to the service", "check --connection-id, --talk-id", stops_run=True
+)
+NO_METHOD = Meaning(
+    *(78, "no-method", "this server does not offer this method", "check --endpoint"),
+    stops_run=True,
+)
+BAD_FILE = Meaning(65, "refused", "the service refused the recording", FIX_IT)
+EXISTS = Meaning(65, "exists", "the service has this dialog already", LOOK_FOR_IT)
+TOO_LARGE = Meaning(65, "too-large", "the message is too large for the service", STREAM_IT)
+QUOTA = Meaning(
+    *(75, "quota", "the quota is used up", "run again later"),
+    may_retry=True,
+    is_outage=True,
+    pauses_run=True,
+)
+# Everything else, including calls that we gave up: the status may be the service's or gRPC's own.
+# Before the commit point no dialog exists; after it one may, so the outcome is unknown.
+FAILED = Meaning(
+    *(75, "failed", "the upload failed before it was complete", AGAIN),
+    may_retry=True,
+    is_outage=True,
+)
+BROKE = "the connection broke, or the service failed, after the whole recording was sent"
+UNKNOWN = Meaning(
+    *(76, "unknown", f"{BROKE}; the dialog may or may not exist", LOOK_FIRST), is_outage=True
+)
+BAD_ANSWER = UNKNOWN._replace(id="bad-response")
+
+# The policy: a pattern for "STATUS: details", and what it means; the first match counts. None of
+# these calls created a dialog.
+RULES = (
+    # A proxy's or gateway's limit for a request's body.
+    (".*Received http2 header with status: 413", TOO_LARGE),
+    ("UNAUTHENTICATED|PERMISSION_DENIED", BAD_KEY),
+    ("NOT_FOUND", NOT_KNOWN),
+    ("UNIMPLEMENTED", NO_METHOD),
+    ("INVALID_ARGUMENT|FAILED_PRECONDITION|OUT_OF_RANGE", BAD_FILE),
+    ("ALREADY_EXISTS", EXISTS),
+    ("RESOURCE_EXHAUSTED: .*larger than max", TOO_LARGE),
+    ("RESOURCE_EXHAUSTED", QUOTA),
+)
+# For calls that never got a connection, so that nothing was sent. These are grpc's own words; tests
+# check them against the installed grpc.
+NO_CONNECTION_RULES = (
+    ("UNAVAILABLE: .*(CERTIFICATE_VERIFY_FAILED|in peer certificate)", UNTRUSTED),
+    ("UNAVAILABLE: .*(Hostname Verification|security handshaker)", UNTRUSTED),
+    ("UNAVAILABLE: empty address list", UNTRUSTED),
+    ("UNAVAILABLE: .*(WRONG_VERSION_NUMBER|missing selected ALPN)", NO_GRPC),
+    ("UNAVAILABLE: .*(Domain name not found|Misformatted domain name)", NO_HOST),
+    ("UNAVAILABLE: .*Name or service not known", NO_HOST),
+    # Request Timeout and Too Many Requests pass; other refusals of a proxy do not.
+    ("UNAVAILABLE: .*proxy returned response code (408|429)", NO_CONNECTION),
+    ("UNAVAILABLE: .*proxy returned response code 4", NO_PROXY),
+    ("UNAVAILABLE: (failed to connect to all addresses|errors resolving)", NO_CONNECTION),
+    ("UNAVAILABLE: DNS resolution failed", NO_CONNECTION),
+)
+# After the commit point these are no refusals by the service: grpc turns a broken stream, too large
+# a response, or the web page of something in between into any status
+# (grpc/doc/PROTOCOL-HTTP2.md, "Errors"; doc/http-grpc-status-mapping.md).
+LOST_ANSWER = (
+    "Stream removed|CLIENT:|.*RST_STREAM|.*metadata size exceeds|.*http2 header with status"
+    "|.*content-type"
+)
+
+
+def call_error(error: Exception, call: Call) -> CallError:
+    """Say what a call that brought no response means for the recording it was to upload.
+
+    error: grpc.RpcError, or grpc's exception for a call that we cancelled.
+    """
+    # After the commit point only the service's own refusal proves that no dialog was created.
+    # Anything else may be a lost response: sending again without being asked could create a second
+    # dialog.
+    is_committed = call.phase is Phase.COMMITTED
+    otherwise = UNKNOWN if is_committed else FAILED
+    if not isinstance(error, grpc.Call):  # We gave up, or were stopped.
+        never_connected = isinstance(error, grpc.FutureTimeoutError) and not call.has_connected
+        meaning = NO_CONNECTION if never_connected and not is_committed else otherwise
+        return CallError(meaning, str(error) or "the run was stopped", call)
+    status = error.code().name
+    text = masked(" ".join((error.details() or "no details").split()))
+    details = f"{status}: {text}"
+    if is_committed and re.match(LOST_ANSWER, text):
+        return CallError(UNKNOWN, details, call, status)
+    # grpc's words describe our own connection only if nothing was sent or received on it: a service
+    # may forward such words from calls of its own, after it has stored the recording.
+    received = error.initial_metadata() or error.trailing_metadata()
+    reached_service = is_committed or call.has_connected or received
+    for pattern, meaning in RULES if reached_service else NO_CONNECTION_RULES + RULES:
+        if re.match(pattern, details, re.IGNORECASE):
+            return CallError(meaning, details, call, status)
+    return CallError(otherwise, details, call, status)
+
+
+class Outcome(str, enum.Enum):
+    """What became of a recording, as --format json has it."""
+
+    UPLOADED = "uploaded"
+    UPDATED = "updated"  # New metadata for a dialog that exists.
+    ALREADY = "already"  # Uploaded by an earlier run.
+    CHECKED = "checked"  # By a dry run: would be uploaded.
+    REJECTED = "rejected"
+    FAILED = "failed"
+    UNKNOWN = "unknown"  # May or may not have become a dialog.
+
+
+class Result(NamedTuple):
+    """What became of a recording: built by the functions below, and assigned once, by Tally.add."""
+
+    outcome: Outcome
+    talk_ids: tuple[str, ...] = ()
+    badge_id: str = ""
+    operation_id: str = ""
+    error: UploadError | None = None
+    found_id: str = ""  # The dialog's ID as a lookup in the service found it.
+    description: str = ""  # What would be uploaded.
+
+    @property
+    def dialog_ids(self) -> tuple[str, ...]:
+        """The IDs to print: those that Upload returned, else the one found."""
+        return self.talk_ids or ((self.found_id,) if self.found_id else ())
+
+
+def failed(error: UploadError) -> Result:
+    """Return the result that an error means."""
+    outcomes = {os.EX_DATAERR: Outcome.REJECTED, os.EX_PROTOCOL: Outcome.UNKNOWN}
+    return Result(outcomes.get(error.meaning.exit_code, Outcome.FAILED), error=error)
+
+
+def uploaded(response: Any, call: Call) -> Result:
+    """Accept a response only if it has an ID and came after the last byte.
+
+    response: UploadTalkResponse, or the Operation of a recording to be split.
+    Raises CallError (EX_PROTOCOL) otherwise.
+    """
+    # OK without a message: neither attribute.
+    talk_id = getattr(response, "talk_id", "").strip()
+    operation_id = getattr(response, "id", "").strip()
+    dialog_id = talk_id or operation_id
+    if call.phase is not Phase.COMMITTED or not dialog_id:
+        early = f"before it had the whole file (ID: {dialog_id})" if dialog_id else "without an ID"
+        cause = f"the service responded {early}; the dialog may be missing or incomplete"
+        raise CallError(BAD_ANSWER._replace(cause=cause), "OK", call)
+    badge = talk_service_pb2.UploadBadgeMetadata()
+    if operation_id:
+        with contextlib.suppress(DecodeError):
+            response.metadata.Unpack(badge)
+    talk_ids = (talk_id,) if talk_id else ()
+    result = Result(Outcome.UPLOADED, talk_ids, badge.badge_id, operation_id)
+    if not (operation_id and response.done):
+        return result
+    result = split(result, response)
+    return result._replace(outcome=Outcome.REJECTED) if result.error else result
+
+
+def split(result: Result, operation: Any) -> Result:
+    """Return the result of a recording whose operation is done: with the IDs of its dialogs."""
+    badge = talk_service_pb2.UploadBadgeResponse()
+    with contextlib.suppress(DecodeError):
+        operation.response.Unpack(badge)  # Empty where there is an error instead.
+    if badge.talk_ids:
+        return result._replace(talk_ids=tuple(badge.talk_ids))
+    reason = masked(operation.error.message) or "its result has no dialog"
+    cause = f"uploaded, but not split: {reason}, operation {operation.id}"
+    return result._replace(error=data_error("not-split", cause, LOOK_FOR_IT))
+
+
+def unrecorded(result: Result, error: UploadError) -> Result:
+    """Return the result of a recording that the ledger could not record (error says why)."""
+    if result.outcome is not Outcome.UPLOADED:
+        return result
+    dialog_id = " ".join(result.talk_ids) or result.operation_id
+    cause = f"uploaded as {dialog_id}, but the ledger could not record it: {error.meaning.cause}"
+    advice = "note the ID: the next run calls it unknown"
+    meaning = Meaning(os.EX_PROTOCOL, "unrecorded", cause, advice)
+    return result._replace(outcome=Outcome.UNKNOWN, error=UploadError(meaning))
+
+
+def from_row(row: Row, reason: str = "") -> Result:
+    """Return the result of a recording that is left as the ledger has it; reason: why it is."""
+    if row["state"] in ("unknown", "finishing"):
+        why = row["error"] or "a run is uploading it, or ended before its result was recorded"
+        cause = f"not sent; it may have been uploaded: {why}" + (f"; {reason}" if reason else "")
+        return failed(UploadError(UNKNOWN._replace(cause=cause, is_outage=False)))
+    if row["state"] == "rejected":
+        cause = f"not sent; it was rejected before: {row['error']}"
+        advice = "it is sent again once the file or its metadata changes, or with --retry-rejected"
+        return failed(data_error("rejected", cause, advice))
+    return Result(
+        Outcome.ALREADY,
+        tuple((row["talk_id"] or "").split()),
+        row["badge_id"] or "",
+        row["operation_id"] or "",
+        found_id=row["found_id"] or "",
+    )
+
+
 class FileState(NamedTuple):
-    """Identifies a file and its version: if equal, it is still the file that was checked."""
+    """A file's version: if equal, it is still the file that was checked.
+
+    No inode: sshfs gives a file another number whenever the kernel has forgotten it.
+    """
 
     size_bytes: int
     mtime_ns: int
-    device: int
-    inode: int
+    ctime_ns: int
 
     @classmethod
     def of(cls, file: str | int) -> FileState:
         """Stat a path or a descriptor; raise OSError, also if it is not a regular file."""
-        status = os.stat(file)
+        return cls.from_stat(os.stat(file))
+
+    @classmethod
+    def from_stat(cls, status: os.stat_result) -> FileState:
+        """Return the state that a stat has read; raise OSError if it is not a regular file."""
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
-        return cls(status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
+        return cls(status.st_size, within_64_bits(status.st_mtime_ns), status.st_ctime_ns)
 
 
+NO_STATE = FileState(0, 0, 0)
+
+
+def within_64_bits(number: int) -> int:
+    """Return the nearest number that SQLite can store: a file may be dated 2300."""
+    return max(-(2**63), min(number, 2**63 - 1))
+
+
+@dataclasses.dataclass(eq=False)  # Kept in sets, by identity.
 class Recording:
-    """One recording, from its file's name to its result; each step adds what it finds out."""
+    """One recording, from its file's name to its result. Each field says which step fills it."""
 
-    state = FileState(0, 0, 0, 0)
-    audio: audio_pb2.AudioMetadata
-    description = ""
-    metadata: TalkMetadata
-    has_placeholders = False
-    sha256 = metadata_sha256 = ""
-    started_s = seconds = 0.0
-    tries = 0
-    transfer: Transfer | None = None  # The latest try.
-    request_id = server_ids = ""
-    outcome = ""  # Empty until it is known; README has the values, for --format json.
-    error: UploadError | None = None
-    talk_ids: tuple[str, ...] = ()
-    badge_id = operation_id = ""
-    settled = False
+    path: str
+    explicit: bool = True  # Named on the command line, not found in a folder.
+    sidecar: str | None = None  # find_files: the JSON beside it.
+    file_state: FileState = NO_STATE  # Source; compared again at the commit point.
+    started_s: float = 0.0  # Source, when it looks at the recording for the first time.
+    audio: audio_pb2.AudioMetadata | None = None  # check_audio
+    description: str = ""  # check_audio
+    metadata: TalkMetadata | None = None  # collect_metadata
+    has_placeholders: bool = False  # collect_metadata
+    sha256: str = ""  # hash_recording
+    metadata_sha256: str = ""  # hash_recording
+    row: Row | None = None  # Source: what the ledger has, if the recording is not new to it.
+    is_to_send: bool = False  # Source
+    attempts: int = 0  # Uploader
+    call: Call | None = None  # Uploader: the latest attempt.
+    received: Result | None = None  # Uploader: in hand, though the ledger may not have it yet.
+    result: Result | None = None  # Tally.add
 
-    def __init__(self, path: str, named: bool = True) -> None:
-        self.path = path
-        self.named = named  # On the command line, not found in a folder.
-
-    def fail(self, error: UploadError) -> None:
-        """Record an error and the outcome that it means."""
-        outcomes = {os.EX_DATAERR: "rejected", os.EX_PROTOCOL: "unknown"}
-        self.outcome = outcomes.get(error.exit_code, "failed")
-        self.error = error
-
-    def as_json(self) -> str:
-        """Return one line of JSON; README explains the keys."""
-        values = {
-            "schema_version": 1,
-            "path": self.path,
-            "outcome": self.outcome,
-            "talk_id": self.talk_ids[0] if self.talk_ids and not self.badge_id else None,
-            "badge_id": self.badge_id or None,
-            "operation_id": self.operation_id or None,
-            "talk_ids": self.talk_ids,
-            "error": masked(str(self.error)) if self.error else None,
-            "exit_code": self.error.exit_code if self.error else os.EX_OK,
-            "request_id": self.request_id or None,
-            "bytes": self.state.size_bytes or None,
-            "seconds": round(self.seconds, 3),
-            "tries": self.tries,
-            "settled": self.settled,
-            "description": self.description if self.outcome == "checked" else None,
-        }
-        return json.dumps(values)
+    @property
+    def ids(self) -> str:
+        """The IDs that the service's support asks for."""
+        return f"request {self.call.request_id}{self.call.server_ids()}" if self.call else ""
 
 
-# --- 3. Finding files -------------------------------------------------------------------------
+# --- 4. Finding files -------------------------------------------------------------------------
 
 
-def find_recordings(args: Namespace) -> Iterator[Recording]:
-    """Yield the files named, and the audio files in the folders named, in a stable order.
+class Found(NamedTuple):
+    """A path to look at. error: why a folder, or what is in it, cannot be looked at."""
 
-    Each file comes once, whatever its names. What cannot be looked at has failed already.
-    """
-    # Without a ledger, only this keeps a file with two names from becoming two dialogs.
-    seen: set[tuple[int, ...]] = set()
-    for path, named, error in find_paths(args):
-        recording = Recording(path, named)
-        try:
-            if error:
-                raise error
-            recording.state = state = FileState.of(path)
-        except (OSError, ValueError) as failure:
-            recording.fail(unreadable(failure))
-            yield recording
-            continue
-        # A date far in the future is wrong rather than young; slightly ahead is clock skew.
-        if args.min_age and abs(time.time() - state.mtime_ns / 1e9) < args.min_age:
-            log.debug(f"{path}: younger than {args.min_age:g} s, left out")
-        elif state[2:] in seen:
-            log.debug(f"{path}: another name of a file that was found before, left out")
-        else:
-            seen.add(state[2:])
-            yield recording
+    path: str
+    explicit: bool  # Named on the command line, not found in a folder.
+    sidecar: str | None = None  # The JSON beside it.
+    error: OSError | None = None
 
 
-def find_paths(args: Namespace) -> Iterator[tuple[str, bool, OSError | None]]:
-    """Yield each path, whether it was named, and the error of a folder that cannot be read."""
-    unread: list[OSError] = []
+def find_files(args: Namespace) -> Iterator[Found]:
+    """Yield the files named, and the audio files in the folders named, in a stable order."""
     for path in args.audio_path:
-        if not os.path.isdir(path):
-            yield path, True, None
+        if os.path.isdir(path):
+            yield from find_in_folder(path, args.suffixes)
+        else:
+            yield Found(path, True, find_sidecar(path))
+
+
+def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
+    """Yield the audio files in a folder, then those in its subfolders, through symlinks too."""
+    visited = set()
+    # A list instead of recursion: people nest folders deeper than Python nests calls.
+    folders = [top]
+    while folders:
+        folder = folders.pop()
+        try:
+            status = os.stat(folder)
+            with os.scandir(folder) as entries:
+                if (status.st_dev, status.st_ino) in visited:  # Through a symlink.
+                    continue
+                visited.add((status.st_dev, status.st_ino))
+                subfolders: list[str] = []
+                names: list[str] = []
+                for entry in entries:
+                    (subfolders if is_folder(entry) else names).append(entry.name)
+        except OSError as error:
+            yield Found(folder, False, error=error)
             continue
-        visited = set()
-        for folder, subfolders, files in os.walk(path, followlinks=True, onerror=unread.append):
-            real = os.path.realpath(folder)
-            if real in visited:  # By a link.
-                subfolders.clear()
-                continue
-            visited.add(real)
-            subfolders.sort()
-            for name in sorted(files):
-                if name.lower().endswith(args.suffixes):
-                    yield os.path.join(folder, name), False, None
-    yield from ((error.filename, False, error) for error in unread)
+        sidecars = {name for name in names if name.endswith((".json", ".JSON"))}
+        for name in sorted(names):
+            if name.lower().endswith(suffixes):
+                stem = os.path.splitext(name)[0]
+                own = next(filter(sidecars.__contains__, (f"{stem}.json", f"{stem}.JSON")), None)
+                sidecar = os.path.join(folder, own) if own else None
+                yield Found(os.path.join(folder, name), False, sidecar)
+        folders += [os.path.join(folder, name) for name in sorted(subfolders, reverse=True)]
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether a folder's entry is a folder or leads to one; False if nobody can say."""
+    try:
+        return entry.is_dir()
+    except OSError:  # Of a symlink that leads nowhere, or where we may not look.
+        return False
 
 
 def find_sidecar(path: str) -> str | None:
-    """Return the name of the JSON file beside a recording, if there is one."""
+    """Return the path of the JSON file beside a recording, if there is one."""
     stem = os.path.splitext(path)[0]
     return next(filter(os.path.lexists, (f"{stem}.json", f"{stem}.JSON")), None)
 
@@ -344,14 +619,14 @@ def check_recording(recording: Recording, args: Namespace, common: TalkMetadata 
     """Check a file's header and collect its metadata; common: that of --meta-path."""
     try:
         with open(recording.path, "rb") as file:
-            recording.state = FileState.of(file.fileno())
+            recording.file_state = FileState.of(file.fileno())
             check_audio(recording, file, args)
     except OSError as error:
         raise unreadable(error) from error
     collect_metadata(recording, args, common)
 
 
-# --- 4. Audio headers -----------------------------------------------------------------------
+# --- 5. Audio headers -------------------------------------------------------------------------
 
 WAV, MP3, OGG_OPUS, PCM = "WAV", "MP3", "OggOpus", "raw PCM"
 AUDIO_TYPES = {"wav": WAV, "mp3": MP3, "ogg-opus": OGG_OPUS, "pcm": PCM}
@@ -363,13 +638,13 @@ EXPORT_AGAIN = "record or export it again"
 
 def check_audio(recording: Recording, file: BinaryIO, args: Namespace) -> None:
     """Detect a recording's format from its headers and check it; raise UploadError if it is bad."""
-    size_bytes = recording.state.size_bytes
+    size_bytes = recording.file_state.size_bytes
     if not size_bytes:
-        raise refused("the file is empty", "remove it or restore it from the recorder")
+        raise data_error("audio", "the file is empty", "remove it or restore it from the recorder")
     head = file.read(64)
     kind = description = find_format(file.name, head, args.audio_type)
     if kind != AUDIO_TYPES.get(args.audio_type, kind):
-        raise refused(f"this is {kind}", f"leave out --audio-type {args.audio_type}")
+        raise data_error("audio", f"this is {kind}", f"leave out --audio-type {args.audio_type}")
     duration_s = 0.0  # Of MP3 and OggOpus the service judges it.
     if kind == WAV:
         description, channels, duration_s = check_wav(file, size_bytes)
@@ -377,25 +652,26 @@ def check_audio(recording: Recording, file: BinaryIO, args: Namespace) -> None:
         channels, frame_bytes = args.channels, args.channels * SAMPLE_SIZE_BITS // 8
         duration_s = size_bytes / frame_bytes / args.sample_rate
         if size_bytes % frame_bytes:
-            cause = f"{size_bytes:,} bytes are no whole number of {frame_bytes}-byte frames"
-            raise refused(cause, "check --channels, and that it is 16 bit PCM")
+            cause = f"{size_bytes:,} bytes: not a multiple of the {frame_bytes}-byte frame size"
+            raise data_error("audio", cause, "check --channels, and that it is 16 bit PCM")
     elif kind == MP3:
         channels = count_mp3_channels(file, head)
     else:  # RFC 7845, section 5.1, in the first Ogg page.
         channels = int.from_bytes(head[37:38], "big")
     if not channels:
-        raise refused(f"damaged {kind} header: no channels", EXPORT_AGAIN)
+        raise data_error("audio", f"damaged {kind} header: no channels", EXPORT_AGAIN)
     length = f", {duration_s:,.1f} s" if duration_s else ""
     description += f", {channels} channel{'s' * (channels != 1)}{length}"
     if args.split and (kind not in (WAV, MP3) or channels != 1):
         cause = f"{description}: only WAV and MP3 of one channel can be split"
-        raise refused(cause, "leave out --split")
+        raise data_error("audio", cause, "leave out --split")
     if duration_s > DURATION_LIMIT_S and not args.split:  # For splitting no limit is known.
-        cause = f"{duration_s / 3600:.2f} hours long, the service takes 4"
-        raise refused(cause, "cut it into parts of at most 4 hours")
+        cause = f"{duration_s / 3600:.2f} hours long; the limit is 4"
+        raise data_error("audio", cause, "cut it into parts of at most 4 hours")
     if args.single_message and size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
         limit = f"{SINGLE_MESSAGE_LIMIT_BYTES:,}"
-        raise refused(f"{size_bytes:,} bytes: a single message must stay under {limit}", STREAM_IT)
+        cause = f"{size_bytes:,} bytes: a single message must stay under {limit}"
+        raise data_error("audio", cause, STREAM_IT)
     recording.description = description
     recording.audio = audio_format(kind, args)
 
@@ -429,8 +705,8 @@ def find_format(path: str, head: bytes, audio_type: str) -> str:
     if audio_type == "mp3" or suffix == ".mp3" or MP3_FRAME.match(head):
         return MP3
     if suffix in PCM_SUFFIXES:
-        raise refused("no audio header", f"{NEEDED}; for raw PCM: --audio-type pcm")
-    raise refused("neither WAV nor MP3 nor OggOpus", conversion(path, NEEDED))
+        raise data_error("audio", "no audio header", f"{NEEDED}; for raw PCM: --audio-type pcm")
+    raise data_error("audio", "neither WAV nor MP3 nor OggOpus", conversion(path, NEEDED))
 
 
 def conversion(path: str, when: str) -> str:
@@ -463,7 +739,7 @@ def count_mp3_channels(file: BinaryIO, head: bytes) -> int:
         file.seek(10 + (a << 21 | b << 14 | c << 7 | d))
     frame = MP3_FRAMES.search(file.read(MP3_SEARCH_BYTES))
     if not frame:
-        raise refused("no MP3 audio where it should begin", EXPORT_AGAIN)
+        raise data_error("audio", "no MP3 audio where it should begin", EXPORT_AGAIN)
     return 1 if frame[2][0] >> 6 == 3 else 2
 
 
@@ -486,14 +762,17 @@ def check_wav(file: BinaryIO, size_bytes: int) -> tuple[str, int, float]:
     if data_bytes > there_bytes:
         cause = "truncated or still being recorded: the header announces "
         cause += f"{data_bytes:,} bytes of audio, {there_bytes:,} are there"
-        raise refused(cause, conversion(file.name, "run again when it is closed; if it is"))
+        raise data_error(
+            "audio", cause, conversion(file.name, "run again when it is closed; if it is")
+        )
     if not channels or rate_hz not in SAMPLE_RATES_HZ:
-        raise refused(f"{found}, {channels} channels: {NEEDED}", EXPORT_AGAIN)
+        cause = f"{found}, {channels} channels: {NEEDED}"
+        raise data_error("audio", cause, EXPORT_AGAIN)
     if (encoding, bits) != ("PCM", SAMPLE_SIZE_BITS):
-        raise refused(found, conversion(file.name, NEEDED))
+        raise data_error("audio", found, conversion(file.name, NEEDED))
     frame_bytes = channels * SAMPLE_SIZE_BITS // 8
     if data_bytes < frame_bytes:
-        raise refused("no audio in it, not one sample", EXPORT_AGAIN)
+        raise data_error("audio", "contains no audio samples", EXPORT_AGAIN)
     return f"{WAV}, {found}", channels, data_bytes / frame_bytes / rate_hz
 
 
@@ -521,11 +800,11 @@ def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[bytes, int, int]:
             break
     if not wav_format or not data:
         cause = f"damaged or truncated WAV file: no {'data' if wav_format else 'format'} chunk"
-        raise refused(cause, f"run again when it is closed, or {EXPORT_AGAIN}")
+        raise data_error("audio", cause, f"run again when it is closed, or {EXPORT_AGAIN}")
     return wav_format, *data
 
 
-# --- 5. Metadata ----------------------------------------------------------------------------
+# --- 6. Metadata ------------------------------------------------------------------------------
 
 # The placeholder fields of the service's guide, sent where no metadata was given.
 PLACEHOLDER_FIELDS = {
@@ -540,22 +819,28 @@ PLACEHOLDER_FIELDS = {
 
 
 def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata | None) -> None:
-    """Set a recording's metadata: its sidecar's over that of --meta-path, or placeholders."""
+    """Set a recording's metadata. Later layers win, field by field; `users` come from one layer.
+
+    1. PLACEHOLDER_FIELDS and the present time, only where neither of the next two is given
+    2. common: the fields of --meta-path
+    3. the recording's own JSON
+    4. its SHA-256 under --lookup-key: filled in by hash_recording, once it is known
+    """
     recording.metadata = metadata = TalkMetadata()
+    recording.has_placeholders = recording.sidecar is None and common is None
+    if recording.has_placeholders:
+        metadata.fields.update(PLACEHOLDER_FIELDS, date=utc())
     if common is not None:
         metadata.CopyFrom(common)
-    sidecar = find_sidecar(recording.path)
-    if sidecar:
-        own = read_metadata(sidecar)
+    if recording.sidecar:
+        own = read_metadata(recording.sidecar)
         if own.users:
             metadata.ClearField("users")
         metadata.MergeFrom(own)
-    recording.has_placeholders = sidecar is None and common is None
-    if recording.has_placeholders:
-        metadata.fields.update(PLACEHOLDER_FIELDS, date=utc())
-    if args.settle_key and args.settle_key in metadata.fields:
-        cause = f"its metadata has the key {shown(args.settle_key)}, which --settle-key fills"
-        raise refused(cause, "remove it there, or name another --settle-key")
+    metadata.connection_id = args.connection_id
+    if args.lookup_key and args.lookup_key in metadata.fields:
+        cause = f"its metadata has the key {quoted(args.lookup_key)}, which --lookup-key fills"
+        raise data_error("lookup-key", cause, "remove it there, or name another --lookup-key")
 
 
 def read_metadata(path: str) -> TalkMetadata:
@@ -566,10 +851,9 @@ def read_metadata(path: str) -> TalkMetadata:
         with open(path, "rb") as file:
             metadata = parse_metadata(file.read(SMALL_FILE_LIMIT_BYTES + 1))
     except OSError as error:
-        cause = f"metadata file {path}: cannot be read: {reason_of(error)}"
-        raise UploadError(os.EX_NOINPUT, cause, CHECK_PATH) from error
+        raise unreadable(error, f"metadata file {path}: ") from error
     except (ValueError, RecursionError) as error:
-        raise refused(f"metadata file {path}: {error}", "fix the file") from error
+        raise data_error("metadata", f"metadata file {path}: {error}", "fix the file") from error
     warn_of_dates(path, metadata)
     return metadata
 
@@ -604,7 +888,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for key, value in pairs:
         if key in fields:
-            raise ValueError(f"key {shown(key)}: it appears twice")
+            raise ValueError(f"key {quoted(key)}: it appears twice")
         fields[key] = value
     return fields
 
@@ -616,7 +900,7 @@ def add_user(user: Any, metadata: TalkMetadata) -> None:
         raise ValueError("must be an object with id, role and perhaps fields")
     role = str(user["role"]).upper().removeprefix("USER_ROLE_")
     if role not in ("OPERATOR", "CLIENT", "BOT"):
-        raise ValueError(f"role {shown(user['role'])} is not operator, client or bot")
+        raise ValueError(f"role {quoted(user['role'])} is not operator, client or bot")
     fields = user.get("fields", {})
     if not isinstance(fields, dict):
         raise ValueError("fields must be an object")
@@ -633,19 +917,19 @@ def checked_fields(fields: dict[str, Any]) -> dict[str, str]:
             if not key:
                 raise ValueError("the key is empty")
             if not isinstance(text, str):
-                raise ValueError(f"{shown(value)} is not a string, number or boolean")
+                raise ValueError(f"{quoted(value)} is not a string, number or boolean")
             # encode() raises a ValueError for half a surrogate pair, too.
             length_bytes = max(len(key.encode()), len(text.encode()))
             if length_bytes > METADATA_VALUE_LIMIT_BYTES:
                 limit = f"{METADATA_VALUE_LIMIT_BYTES:,}"
-                raise ValueError(f"{length_bytes:,} bytes long, the service takes {limit}")
+                raise ValueError(f"{length_bytes:,} bytes long; the limit is {limit}")
         except ValueError as error:
-            raise ValueError(f"key {shown(key)}: {error}") from None
+            raise ValueError(f"key {quoted(key)}: {error}") from None
         checked[key] = text
     return checked
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """Return a value as JSON for a message, shortened, without escapes."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 200 else f"{text[:200]}..."
@@ -664,12 +948,12 @@ def warn_of_dates(path: str, metadata: TalkMetadata) -> None:
             with contextlib.suppress(ValueError):  # The 30th of February.
                 if match and datetime.datetime.fromisoformat(match[1]).year:
                     continue
-            what = f"{shown(fields[key])} is not an ISO 8601 date with an offset"
+            what = f"{quoted(fields[key])} is not an ISO 8601 date with an offset"
             example = "2026-01-31T09:30:00+03:00"
-            log.warning(f"{path}: metadata key {shown(key)}: {what}, such as {example}")
+            log.warning(f"{path}: metadata key {quoted(key)}: {what}, such as {example}")
 
 
-# --- 6. Access: credential, certificates, proxy, channel -------------------------------------
+# --- 7. Access: credential, certificates, proxy, channel --------------------------------------
 
 NO_CREDENTIAL_ADVICE = "use --key-file FILE, or export API_KEY or IAM_TOKEN"
 # Yandex Cloud documentation, "Getting an IAM token in a VM".
@@ -695,8 +979,18 @@ def read_option_file(option: str, path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read(16 * SMALL_FILE_LIMIT_BYTES)
     except (OSError, ValueError) as error:
-        cause = f"{option} {path} cannot be read: {reason_of(error)}"
-        raise UploadError(os.EX_CONFIG, cause, CHECK_PATH) from error
+        cause = f"{option} {path} cannot be read: {error_text(error)}"
+        raise config_error("option-file", cause, CHECK_PATH) from error
+
+
+def read_certificates(path: str) -> bytes:
+    """Read the certificates to trust; raise UploadError (EX_CONFIG) if they are not PEM."""
+    content = read_option_file("--ca-file", path)
+    has_mark = content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"))
+    if has_mark or not re.search(rb"^-----BEGIN [A-Z0-9 ]*CERTIFICATE-----", content, re.M):
+        advice = "convert it: openssl x509 -inform der; or save it without a byte order mark"
+        raise config_error("ca-file", f"--ca-file {path} is not PEM", advice)
+    return content
 
 
 def fetch_vm_token() -> str:
@@ -712,9 +1006,9 @@ def fetch_vm_token() -> str:
         with opener.open(request, timeout=VM_METADATA_TIMEOUT_S) as response:
             return "".join(json.loads(response.read(SMALL_FILE_LIMIT_BYTES))["access_token"])
     except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError) as error:
-        cause = f"no token from the VM's metadata service at {address}: {reason_of(error)}"
+        cause = f"no token from the VM's metadata service at {address}: {error_text(error)}"
         advice = "--key-type vm is for a cloud VM with a service account"
-        raise UploadError(os.EX_CONFIG, cause, advice) from error
+        raise config_error("vm-token", cause, advice) from error
 
 
 def authorization(args: Namespace) -> str:
@@ -734,28 +1028,50 @@ def authorization(args: Namespace) -> str:
     key = text.strip().lstrip("\ufeff").strip()
     if not key:
         cause = "no API key and no IAM token" if source == "IAM_TOKEN" else f"{source} is empty"
-        raise UploadError(os.EX_CONFIG, cause, NO_CREDENTIAL_ADVICE)
-    if not re.fullmatch(r"[\x21-\x7e]+", key):
-        # grpc would only say "Invalid metadata".
-        cause = f"the credential in {source} has a space, or a character that no key has"
-        raise UploadError(os.EX_CONFIG, cause, "copy the key again; it is one line")
+        raise config_error("no-credential", cause, NO_CREDENTIAL_ADVICE)
+    # RFC 6750, section 2.1: what a token may consist of. grpc would only say "Invalid metadata".
+    if not re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", key):
+        cause = f"the credential in {source} has a quote, a space or another character of no key"
+        advice = "copy the key again, without anything around it"
+        raise config_error("bad-credential", cause, advice)
     SECRETS.append(key)
     is_token = key.startswith("t1.") if key_type == "auto" else key_type != "api-key"
     return f"{'Bearer' if is_token else 'Api-Key'} {key}"
 
 
-def adopt_proxy_settings() -> None:
-    """Make grpc, which reads only the lower-case names, see HTTPS_PROXY and NO_PROXY."""
-    for name in ("https_proxy", "no_proxy"):
-        if name.upper() in os.environ:
-            os.environ.setdefault(name, os.environ[name.upper()])
-    url = os.environ.get("https_proxy")
-    if url and "://" not in url:
-        os.environ["https_proxy"] = url = f"http://{url}"
-    if url and not re.fullmatch(r"http://([^/@]*@)?[^/@]+:\d+/?", url):
-        # grpc would silently bypass it. The URL is not shown, as it may contain a password.
-        cause = "gRPC cannot use the proxy in https_proxy"
-        raise UploadError(os.EX_CONFIG, cause, "write http://HOST:PORT, not https://")
+def find_proxy(host: str) -> str:
+    """Return the URL of the proxy to a host by curl's rules, "" for none; raise UploadError.
+
+    https_proxy counts, then all_proxy, unless no_proxy has the host; also in capitals. gRPC has
+    rules of its own, so it is told the result, and its variables are taken away.
+    """
+    names = [name for name in os.environ if name.lower().endswith("_proxy")]
+    if not names:
+        return ""
+    import urllib.request
+
+    proxies = urllib.request.getproxies_environment()
+    # Documented with it, but unknown to the type stubs.
+    is_bypassed = vars(urllib.request)["proxy_bypass_environment"](host, proxies)
+    for name in names:
+        del os.environ[name]
+    url = proxies.get("https") or proxies.get("all") or ""
+    if is_bypassed or not url:
+        return ""
+    url = url if "://" in url else f"http://{url}"
+    # The URL is not shown, as it may contain a password.
+    match = re.fullmatch(r"http://(?:([^/@:?#\s]*)(?::([^/@?#\s]*))?@)?([^/@?#\s]+:\d+)/?", url)
+    if not match:
+        cause = "gRPC cannot use the proxy in https_proxy or all_proxy"
+        advice = (
+            "write http://HOST:PORT or http://USER:PASSWORD@HOST:PORT, with %23 for # and the like"
+        )
+        raise config_error("proxy-url", cause, advice)
+    if match[2]:
+        from urllib.parse import unquote
+
+        SECRETS.extend({f"{match[1]}:{match[2]}", match[2], unquote(match[2])})
+    return url
 
 
 class Access:
@@ -765,11 +1081,12 @@ class Access:
         match = re.fullmatch(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?", args.endpoint)
         if not match or not 0 < int(match[2] or 443) < 65_536:
             cause = f"bad endpoint {args.endpoint!r}"
-            raise UploadError(os.EX_CONFIG, cause, f"write HOST:PORT, such as {ENDPOINT}")
+            raise config_error("endpoint", cause, f"write HOST:PORT, such as {ENDPOINT}")
         self.endpoint = f"{match[1]}:{match[2] or 443}"
         # None: the certificates bundled with grpc.
-        self._roots = read_option_file("--ca-file", args.ca_file) if args.ca_file else None
-        adopt_proxy_settings()
+        self._roots = read_certificates(args.ca_file) if args.ca_file else None
+        proxy = find_proxy(match[1].strip("[]"))
+        self._proxy_option = ("grpc.http_proxy", proxy) if proxy else ("grpc.enable_http_proxy", 0)
         self._args = args
         self._authorization = authorization(args)
         self._fetched_s = time.monotonic()
@@ -801,7 +1118,8 @@ class Access:
             # first one is due in 24 days.
             ("grpc.keepalive_time_ms", 2**31 - 2),
             ("grpc.keepalive_timeout_ms", user_timeout_ms),
-            # An answer of Get holds all analyses of up to 100 dialogs.
+            self._proxy_option,
+            # A response of Get holds all analyses of up to 100 dialogs.
             ("grpc.max_receive_message_length", 64 * 1024 * 1024),
         )
         credentials = grpc.ssl_channel_credentials(root_certificates=self._roots)
@@ -829,13 +1147,7 @@ def unacknowledged_bytes(user_timeout_ms: int) -> int:
     return held_bytes
 
 
-# --- 7. One call: the requests, and the commit point ----------------------------------------
-
-
-def file_changed(what: str) -> UploadError:
-    """Return the error for a file that changed after it was checked, so it must not be sent."""
-    cause = f"{what}, so nothing was uploaded"
-    return UploadError(os.EX_TEMPFAIL, cause, "run again when it is complete")
+# --- 8. One call: the requests, and the commit point ------------------------------------------
 
 
 def read_chunks(path: str, size_bytes: int) -> Iterator[bytes]:
@@ -845,39 +1157,131 @@ def read_chunks(path: str, size_bytes: int) -> Iterator[bytes]:
             while data := audio.read(size_bytes):
                 yield data
     except OSError as error:
-        raise file_changed(f"became unreadable ({reason_of(error)})") from error
+        raise file_changed(f"became unreadable ({error_text(error)})") from error
 
 
-class Transfer:
-    """The state of one call, shared by the thread that reads the file and the one that waits."""
+def hash_file(path: str, stopping: threading.Event) -> str:
+    """Return the SHA-256 of a file in hexadecimal; raise UploadError."""
+    import hashlib
 
-    call: Any = None
-    error: Exception | None = None  # Why the requests ended before the commit point.
-    handed_over_bytes = 0  # Audio that grpc has taken.
-    # Whether the commit point is passed. Before it the service cannot have the whole recording,
-    # because the half-close that ends a stream is sent only after the last request.
-    finished = False
-    ended = False  # The commit point can no longer be passed.
+    digest = hashlib.sha256()
+    for data in read_chunks(path, SMALL_FILE_LIMIT_BYTES):
+        if stopping.is_set():
+            raise run_stopped()
+        digest.update(data)
+    return digest.hexdigest()
 
-    def __init__(
-        self, recording: Recording, ledger: Ledger | None = None, refusal_wait_s: float = 0.0
-    ) -> None:
-        self.recording = recording
+
+class Phase(enum.Enum):
+    """Where a call stands; changed only by Transfer.commit and Call.cancel, under one lock.
+
+    OPEN -> COMMITTED: the service may have the whole recording from now on
+    OPEN -> CANCELLED: it never can, because the half-close that ends a stream will not be sent
+    """
+
+    OPEN = "open"
+    COMMITTED = "committed"
+    CANCELLED = "cancelled"
+
+
+class StallWatch:
+    """What counts as progress of a call: a chunk that gRPC took, or bytes in the kernel's buffer.
+
+    gRPC's deadline covers a whole call, and would cut off a slow but steady upload; servers may
+    take keepalive pings for abuse. While the kernel has bytes to deliver, TCP_USER_TIMEOUT watches
+    the connection instead. Time in which this process waited for its own ledger, or did not run
+    (SIGSTOP, a suspended machine), is not counted.
+    """
+
+    def __init__(self, limit_s: float, user_timeout_ms: int) -> None:
+        self.limit_s = limit_s
+        self.interval_s = limit_s / 4  # How often has_stalled is called.
+        self.is_waiting_for_us = False
+        self._user_timeout_ms = user_timeout_ms
+        self._moved_s = self._looked_s = time.monotonic()
+
+    def moved(self) -> None:
+        """Note progress."""
+        self._moved_s = time.monotonic()
+
+    def idle_s(self) -> float:
+        """Return how long nothing has moved."""
+        return time.monotonic() - self._moved_s
+
+    def has_stalled(self) -> bool:
+        """Return whether nothing has moved for limit_s."""
+        now_s = time.monotonic()
+        late_s = now_s - self._looked_s - self.interval_s
+        self._looked_s = now_s
+        if late_s > 1:
+            self._moved_s += late_s
+        if self.is_waiting_for_us or unacknowledged_bytes(self._user_timeout_ms):
+            self.moved()
+        return self.idle_s() >= self.limit_s
+
+
+class Call:
+    """One call, shared by the thread that may read a file for it and the one that waits."""
+
+    def __init__(self, watch: StallWatch) -> None:
         self.request_id = str(uuid.uuid4())
-        self.progress_s = time.monotonic()
-        self._ledger = ledger
-        self._refusal_wait_s = refusal_wait_s
+        self.watch = watch
+        self.grpc_call: Any = None
+        self.phase = Phase.OPEN
+        self.has_connected = False  # grpc has sent something.
+        self.error: Exception | None = None  # Why the requests ended before the commit point.
         self._lock = threading.Lock()
 
-    def requests(self) -> Iterator[talk_service_pb2.StreamTalkRequest]:
+    def cancel(self, unless_committed: bool = False) -> None:
+        """Cancel the call and bar the commit point; unless_committed: not if it was passed."""
+        with self._lock:
+            if self.phase is Phase.OPEN:
+                self.phase = Phase.CANCELLED
+            elif self.phase is Phase.COMMITTED and unless_committed:
+                return
+        if self.grpc_call:
+            self.grpc_call.cancel()
+
+    def is_due(self) -> bool:
+        """Return whether the response to a whole recording is still expected."""
+        return self.phase is Phase.COMMITTED and not (self.grpc_call and self.grpc_call.done())
+
+    def server_ids(self) -> str:
+        """Return the IDs that the service gave to a call that has ended, if any, for messages."""
+        if not (self.grpc_call and self.grpc_call.done()):
+            return ""
+        metadata = (self.grpc_call.initial_metadata(), self.grpc_call.trailing_metadata())
+        pairs = itertools.chain.from_iterable(filter(None, metadata))
+        names = ("x-request-id", "x-server-trace-id")
+        return masked("".join(f", {key} {value!s}" for key, value in pairs if key in names))
+
+
+class Transfer(Call):
+    """The call that sends a recording."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        watch: StallWatch,
+        ledger: Ledger | None = None,
+        refusal_wait_s: float = 0.0,
+    ) -> None:
+        super().__init__(watch)
+        self.handed_over_bytes = 0  # Audio that grpc has taken.
+        self._recording = recording
+        self._ledger = ledger
+        self._refusal_wait_s = refusal_wait_s
+
+    def upload_audio_requests_iterator(self) -> Iterator[talk_service_pb2.StreamTalkRequest]:
         """Yield the requests of one stream: metadata, audio format, audio chunks.
 
         If the file changed meanwhile this must raise UploadError, so that grpc cancels the call: a
-        normal end would make a truncated dialog.
+        normal end would create a truncated dialog.
         """
         try:
-            yield talk_service_pb2.StreamTalkRequest(metadata=self.recording.metadata)
-            audio = audio_pb2.AudioStreamingRequest(audio_metadata=self.recording.audio)
+            yield talk_service_pb2.StreamTalkRequest(metadata=self._recording.metadata)
+            self.has_connected = True
+            audio = audio_pb2.AudioStreamingRequest(audio_metadata=self._recording.audio)
             yield talk_service_pb2.StreamTalkRequest(audio=audio)
             for data in self._chunks(CHUNK_SIZE_BYTES):
                 audio = audio_pb2.AudioStreamingRequest(chunk=audio_pb2.AudioChunk(data=data))
@@ -895,29 +1299,23 @@ class Transfer:
         """
         data = b"".join(self._chunks(SINGLE_MESSAGE_LIMIT_BYTES))
         chunk = audio_pb2.AudioChunk(data=data)
-        audio = audio_pb2.AudioRequest(audio_metadata=self.recording.audio, audio_data=chunk)
-        return talk_service_pb2.UploadTalkRequest(metadata=self.recording.metadata, audio=audio)
+        audio = audio_pb2.AudioRequest(audio_metadata=self._recording.audio, audio_data=chunk)
+        return talk_service_pb2.UploadTalkRequest(metadata=self._recording.metadata, audio=audio)
 
     def _chunks(self, size_bytes: int) -> Iterator[bytes]:
-        for data in read_chunks(self.recording.path, size_bytes):
+        for data in read_chunks(self._recording.path, size_bytes):
             yield data
             # grpc asks for the next chunk when it has sent this one.
             self.handed_over_bytes += len(data)
-            self.progress_s = time.monotonic()
-        self.finish()
+            self.watch.moved()
+        self.commit()
 
-    def finish(self) -> None:
+    def commit(self) -> None:
         """Pass the commit point; raise UploadError unless every byte of an unchanged file was sent.
 
         Without this check, a file that shrank would become a truncated, and successful, dialog.
         """
-        try:
-            # Of the path: a file that replaced ours while we had it open has another inode.
-            state = FileState.of(self.recording.path)
-        except OSError as error:
-            raise file_changed(f"became unreadable ({reason_of(error)})") from error
-        if state != self.recording.state or self.handed_over_bytes != state.size_bytes:
-            raise file_changed("changed or was replaced while it was being uploaded")
+        self._check_file()
         # A service that refuses every call does so just after the last byte of a short recording.
         until_s = time.monotonic() + self._refusal_wait_s
         self._check_call()
@@ -926,300 +1324,166 @@ class Transfer:
             self._check_call()
         # On disk first: a crash between the two leaves "finishing" for a recording that was not
         # sent, which a person can resolve. In the other order it would leave "sending" for one that
-        # was, and the next run would make a second dialog.
+        # was, and the next run would create a second dialog.
         if self._ledger:
-            self._ledger.finishing(self.recording, self.request_id)
+            self.watch.is_waiting_for_us = True
+            self._ledger.commit(self._recording, self.request_id)
+            self.watch.is_waiting_for_us = False
         with self._lock:
             # The call may have been cancelled while the disk was writing.
             self._check_call()
-            self.progress_s = time.monotonic()
-            self.finished = True
+            self.watch.moved()
+            self.phase = Phase.COMMITTED
+
+    def _check_file(self) -> None:
+        """Raise UploadError unless the file is the one that was checked, and was sent whole."""
+        recording = self._recording
+        try:
+            # Of the path: another file may have replaced ours while we had it open.
+            present = FileState.of(recording.path)
+            if present != recording.file_state and self._was_only_touched(present):
+                recording.file_state = present
+        except OSError as error:
+            raise file_changed(f"became unreadable ({error_text(error)})") from error
+        if present != recording.file_state or self.handed_over_bytes != present.size_bytes:
+            raise file_changed("changed or was replaced while it was being uploaded")
+
+    def _was_only_touched(self, present: FileState) -> bool:
+        """Return whether only the ctime is new (chmod, a backup's hard link), not the content."""
+        recording = self._recording
+        if present[:2] != recording.file_state[:2] or not recording.sha256:
+            return False
+        self.watch.is_waiting_for_us = True
+        sha256 = hash_file(recording.path, threading.Event())
+        self.watch.is_waiting_for_us = False
+        return sha256 == recording.sha256 and FileState.of(recording.path) == present
 
     def _check_call(self) -> None:
-        if self.ended or (self.call and self.call.done()):
+        if self.phase is Phase.CANCELLED or (self.grpc_call and self.grpc_call.done()):
             raise grpc.FutureCancelledError
 
-    def end(self, unless_finished: bool = False) -> None:
-        """Cancel the call and bar the commit point; unless_finished: not if it was passed."""
-        with self._lock:
-            if unless_finished and self.finished:
-                return
-            self.ended = True
-        if self.call:
-            self.call.cancel()
 
-
-def upload_audio_requests_iterator(
-    connection_id: int | str, metadata: Mapping[str, str], audio_path: str
-) -> Iterator[talk_service_pb2.StreamTalkRequest]:
-    """Yield the requests that send a WAV file, as the guide's function of this name does."""
-    recording = Recording(audio_path)
-    recording.metadata = TalkMetadata(connection_id=str(connection_id), fields=metadata)
-    recording.audio = audio_format(WAV, Namespace())
-    recording.state = FileState.of(audio_path)
-    yield from Transfer(recording).requests()
-
-
-# --- 8. What the end of a call means ---------------------------------------------------------
-
-HAS_ROLE = "the service account needs the role speech-sense.data.editor in the space"
-CHECK_KEY = f"check the key or token; {HAS_ROLE}, and its API key the scope yc.speech-sense.use"
-CHECK_HOST = "check --endpoint and https_proxy"
-CHECK_PROXY = "check https_proxy (http://USER:PASSWORD@HOST:PORT) and no_proxy"
-CHECK_TLS = "check --endpoint, --ca-file and the clock"
-UNTRUSTED = (os.EX_CONFIG, "the server's certificate is not trusted", CHECK_TLS)
-NO_GRPC = (os.EX_CONFIG, "no gRPC service with TLS at this endpoint", CHECK_HOST)
-NO_HOST = (os.EX_CONFIG, "there is no such host", CHECK_HOST)
-NO_PROXY = (os.EX_CONFIG, "the proxy refused the connection", CHECK_PROXY)
-NO_CONNECTION = (os.EX_TEMPFAIL, "no connection to the service", AGAIN)
-BAD_KEY = (os.EX_NOPERM, "the service refused the credential", CHECK_KEY)
-FIX_IT = "fix the recording or its metadata"
-BAD_FILE = (os.EX_DATAERR, "the service refused the recording", FIX_IT)
-TOO_LARGE = (os.EX_DATAERR, "the message is too large for the service", STREAM_IT)
-
-# The retry policy: a pattern for "STATUS: details", and what it means; the first match counts. None
-# of these calls made a dialog; those with EX_TEMPFAIL are retried.
-RULES = (
-    ("UNAUTHENTICATED|PERMISSION_DENIED", *BAD_KEY),
-    ("NOT_FOUND", os.EX_CONFIG, "not known to the service", "check --connection-id, --talk-id"),
-    ("UNIMPLEMENTED", os.EX_CONFIG, "this server does not offer this method", "check --endpoint"),
-    ("INVALID_ARGUMENT|FAILED_PRECONDITION|OUT_OF_RANGE", *BAD_FILE),
-    ("ALREADY_EXISTS", os.EX_DATAERR, "the service has this dialog already", LOOK_FOR_IT),
-    ("RESOURCE_EXHAUSTED: .*larger than max", *TOO_LARGE),
-    ("RESOURCE_EXHAUSTED", os.EX_TEMPFAIL, "the quota is used up", "run again later"),
-)
-# For calls that never got a connection, so that nothing was sent. These are grpc's own words; tests
-# check them against the installed grpc.
-NO_CONNECTION_RULES = (
-    ("UNAVAILABLE: .*(CERTIFICATE_VERIFY_FAILED|in peer certificate)", *UNTRUSTED),
-    ("UNAVAILABLE: .*(Hostname Verification|security handshaker)", *UNTRUSTED),
-    ("UNAVAILABLE: empty address list", *UNTRUSTED),
-    ("UNAVAILABLE: .*(WRONG_VERSION_NUMBER|missing selected ALPN)", *NO_GRPC),
-    ("UNAVAILABLE: .*(Domain name not found|Misformatted domain name)", *NO_HOST),
-    ("UNAVAILABLE: .*Name or service not known", *NO_HOST),
-    ("UNAVAILABLE: .*proxy returned response code 4", *NO_PROXY),
-    ("UNAVAILABLE: (failed to connect to all addresses|errors resolving)", *NO_CONNECTION),
-    ("UNAVAILABLE: DNS resolution failed", *NO_CONNECTION),
-)
-# Everything else, including calls that we gave up: the status may be the service's or gRPC's own.
-# Before the commit point no dialog exists; after it one may, so the outcome is unknown.
-FAILED = ("", os.EX_TEMPFAIL, "the upload failed before it was complete", AGAIN)
-BROKE = "the connection broke, or the service failed, after the whole recording was sent"
-UNKNOWN = ("", os.EX_PROTOCOL, f"{BROKE}; the dialog may or may not exist", LOOK_FIRST)
-# After the commit point these are not refusals either: grpc turns a broken stream, or too large an
-# answer, into any status (grpc/doc/PROTOCOL-HTTP2.md, "Errors").
-LOST_ANSWER = "Stream removed|CLIENT:|.*RST_STREAM|.*metadata size exceeds"
-
-
-def call_error(error: Exception, transfer: Transfer) -> UploadError:
-    """Say what a call that brought no answer means for the recording it was to upload.
-
-    error: grpc.RpcError, or grpc's exception for a call that we cancelled.
-    """
-    details = str(error) or STOPPED
-    rules: tuple[tuple[str, int, str, str], ...] = ()
-    if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
-        text = masked(" ".join((error.details() or "no details").split()))
-        details = f"{error.code().name}: {text}"
-        # A service may forward such words from calls of its own, after it has stored the recording.
-        # They describe our connection only if nothing was sent or received on it.
-        used = transfer.handed_over_bytes or error.initial_metadata() or error.trailing_metadata()
-        if not (transfer.finished and re.match(LOST_ANSWER, text)):
-            rules = RULES if used else NO_CONNECTION_RULES + RULES
-    # After the commit point only the service's own refusal proves that no dialog was made. Anything
-    # else may be a lost answer: sending again without being asked could make a second dialog.
-    fitting = (rule for rule in rules if re.match(rule[0], details, re.IGNORECASE))
-    rule = next(fitting, UNKNOWN if transfer.finished else FAILED)
-    ids = f"request {transfer.request_id}{server_ids(transfer.call)}"
-    failure = UploadError(*rule[1:], f"{details}, {ids}")
-    failure.retry = failure.exit_code == os.EX_TEMPFAIL
-    failure.outage = failure.retry or failure.exit_code == os.EX_PROTOCOL
-    failure.holds_run = failure.retry and rule is not FAILED
-    failure.idle_s = time.monotonic() - transfer.progress_s
-    return failure
-
-
-def server_ids(call: Any) -> str:
-    """Return the IDs that the service gave to a call that has ended, if any, for messages."""
-    if call is None:
-        return ""
-    pairs = (*(call.initial_metadata() or ()), *(call.trailing_metadata() or ()))
-    names = ("x-request-id", "x-server-trace-id")
-    return masked("".join(f", {key} {value!s}" for key, value in pairs if key in names))
-
-
-def take_answer(recording: Recording, response: Any, transfer: Transfer) -> None:
-    """Accept an answer only if it has an ID and came after the last byte.
-
-    response: UploadTalkResponse, or the Operation of a recording to be split.
-    Raises UploadError (EX_PROTOCOL) otherwise.
-    """
-    # OK without a message: neither attribute.
-    talk_id, operation_id = getattr(response, "talk_id", ""), getattr(response, "id", "")
-    badge = talk_service_pb2.UploadBadgeMetadata()
-    if operation_id:
-        with contextlib.suppress(DecodeError):
-            response.metadata.Unpack(badge)
-    made = talk_id or operation_id
-    if not (transfer.finished and made):
-        early = f"before it had the whole file (ID: {made})" if made else "without an ID"
-        cause = f"the service answered {early}; the dialog may be missing or incomplete"
-        ids = f"request {transfer.request_id}{recording.server_ids}"
-        failure = UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST, f"OK, {ids}")
-        failure.outage = True
-        raise failure
-    recording.outcome = "uploaded"
-    recording.badge_id, recording.operation_id = badge.badge_id, operation_id
-    if talk_id:
-        recording.talk_ids = (talk_id,)
-    elif response.done:
-        recording.talk_ids = split_result(response)
-
-
-def split_result(operation: Any) -> tuple[str, ...]:
-    """Return the IDs of the dialogs that a recording was split into.
-
-    Raises UploadError (EX_DATAERR) if the operation failed, or has no dialog.
-    """
-    badge = talk_service_pb2.UploadBadgeResponse()
-    with contextlib.suppress(DecodeError):
-        operation.response.Unpack(badge)  # Empty where there is an error instead.
-    if not badge.talk_ids:
-        reason = masked(operation.error.message) or "its result has no dialog"
-        raise refused(f"uploaded, but not split: {reason}, operation {operation.id}", LOOK_FOR_IT)
-    return tuple(badge.talk_ids)
-
-
-# --- 9. The uploader --------------------------------------------------------------------------
-
-# Where the official SDK looks up the operations of every service.
-OPERATIONS_ENDPOINT = "operation.api.cloud.yandex.net:443"
-# How often to ask whether a recording has been split, and for how long; the service names no limit.
-POLL_S = 1.0
-POLL_LIMIT_S = 30.0
-WAIT_LIMIT_S = 2 * 60 * 60.0
+# --- 9. The circuit breaker and the uploader --------------------------------------------------
 
 SAME_FOR_ALL = "stopped, because every other recording would meet the same error"
 
 
-class Throttle:
+class CircuitBreaker:
     """Decides whether workers may begin another recording; one for the whole run.
 
-    in_doubt: the latest recording failed because of the service or the network, so recordings are
+    half_open: the latest recording failed because of the service or the network, so recordings are
     sent one at a time until one is uploaded.
     """
 
-    cause = ""  # Why it was stopped.
-    _failures = 0
-    _resume_s = 0.0
-
-    def __init__(self, in_doubt: bool = False) -> None:
+    def __init__(self, half_open: bool = False) -> None:
         self.stopping = threading.Event()
-        self.in_doubt = self._began_in_doubt = in_doubt
+        self.cause = ""  # Why the run was stopped.
+        self.half_open = self._began_half_open = half_open
+        self._failures = 0
+        self._resume_s = 0.0
 
     def stop(self, cause: str) -> None:
         """Begin nothing more; calls under way may end, but are not retried."""
         self.cause = self.cause or cause
         self.stopping.set()
 
-    def hold(self, delay_s: float) -> None:
+    def pause(self, delay_s: float) -> None:
         """Begin no recording for a while: nothing connects, or the quota is used up."""
         self._resume_s = max(self._resume_s, time.monotonic() + delay_s)
 
     def may_begin(self, is_first: bool) -> bool:
         """Return whether a recording may begin now; is_first: no other is under way."""
-        return (is_first or not self.in_doubt) and time.monotonic() >= self._resume_s
+        return (is_first or not self.half_open) and time.monotonic() >= self._resume_s
 
-    def judge(self, recording: Recording) -> None:
-        """Stop the run if a recording's result shows an outage, or an error that all would meet."""
-        error = recording.error
-        if recording.outcome == "uploaded" and not recording.settled:
+    def record(self, result: Result) -> None:
+        """Stop the run if a result shows an outage, or an error that all would meet."""
+        error = result.error
+        if result.outcome is Outcome.UPLOADED and not result.found_id:
             self._failures = 0
-            self.in_doubt = self._began_in_doubt = False
-        elif error and error.outage:
+            self.half_open = self._began_half_open = False
+        elif error and error.meaning.is_outage:
             self._failures += 1
-            self.in_doubt = True
-            limit = FAILURES_LIMIT_IN_DOUBT if self._began_in_doubt else FAILURES_LIMIT
+            self.half_open = True
+            limit = FAILURES_LIMIT_HALF_OPEN if self._began_half_open else FAILURES_LIMIT
             if self._failures >= limit:
                 self.stop(f"{self._failures} recordings in a row were not delivered; {AGAIN} later")
-        if error and error.stops_run:
+        if error and error.meaning.stops_run:
             self.stop(SAME_FOR_ALL)
 
 
 class Uploader:
     """One worker's connection to the service: its own channel, replaced after a failed call."""
 
-    def __init__(self, args: Namespace, access: Access, throttle: Throttle | None = None) -> None:
+    def __init__(
+        self, args: Namespace, access: Access, breaker: CircuitBreaker | None = None
+    ) -> None:
         self._args = args
         self._access = access
-        self._throttle = throttle or Throttle()
-        self.stopping = self._throttle.stopping
-        self.timeout_s = args.timeout
+        self._breaker = breaker or CircuitBreaker()
+        self._stopping = self._breaker.stopping
         self._endpoint = access.endpoint
         self._channel: grpc.Channel | None = None
         self._user_timeout_ms = 0
 
-    def upload(self, recording: Recording, ledger: Ledger | None = None) -> None:
-        """Send a recording; retry only if that cannot make a second dialog; raise UploadError."""
+    def upload_talk(self, recording: Recording, ledger: Ledger | None = None) -> Result:
+        """Send a recording; retry only if that cannot create a second dialog; raise UploadError."""
         single, split = self._args.single_message, self._args.split
         method = "Upload" if single else "UploadBadge" if split else "UploadAsStream"
-        recording.metadata.connection_id = self._args.connection_id
-        wait_s = min(REFUSAL_WAIT_S, self.timeout_s / 2)
 
-        def one_try() -> None:
-            transfer = Transfer(recording, ledger, wait_s if self._throttle.in_doubt else 0.0)
+        def attempt() -> Result:
+            recording.attempts += 1
             if single:
-                self._connect(recording.path)
+                self._connect()
+            wait_s = min(REFUSAL_WAIT_S, self._args.timeout / 2) if self._breaker.half_open else 0.0
+            transfer = Transfer(recording, self._watch(), ledger, wait_s)
             if ledger:
-                ledger.note(recording, state="sending", request_id=transfer.request_id)
-            recording.transfer = transfer
-            build = transfer.message if single else transfer.requests
-            take_answer(recording, self._call(transfer, method, build), transfer)
+                ledger.update(recording, state="sending", request_id=transfer.request_id)
+            recording.call = transfer
+            build = transfer.message if single else transfer.upload_audio_requests_iterator
+            return uploaded(self._call(transfer, method, build, recording.path), transfer)
 
-        self._retrying(recording, one_try)
+        result: Result = self._retrying(recording.path, attempt)
+        recording.received = result
+        return result
 
-    def ask(self, recording: Recording, method: str, request: Any) -> Any:
-        """Make one call that sends no audio; return its answer, or raise UploadError."""
-        return self._call(Transfer(recording), method, lambda: request)
+    def ask(self, what: str, method: str, request: Any, timeout_s: float = math.inf) -> Any:
+        """Make one call that sends no audio; return its response, or raise UploadError."""
+        return self._call(Call(self._watch(timeout_s)), method, lambda: request, what)
 
-    def ask_again(self, recording: Recording, method: str, request: Any) -> Any:
-        """Make such a call, with retries; return its answer, or raise UploadError."""
-        return self._retrying(recording, lambda: self.ask(recording, method, request))
+    def update_talk(self, recording: Recording, request: Any) -> Result:
+        """Send new metadata for a dialog; raise UploadError.
 
-    def follow(self, recording: Recording) -> None:
-        """Wait, up to WAIT_LIMIT_S, until a recording has been split, and set its talk IDs."""
-        from yandex.cloud.operation import operation_service_pb2
+        Repeating it is safe: the same update twice creates no second dialog.
+        """
 
-        operation_id = recording.operation_id
-        request = operation_service_pb2.GetOperationRequest(operation_id=operation_id)
-        until_s, pause_s = time.monotonic() + WAIT_LIMIT_S, POLL_S
+        def attempt() -> None:
+            recording.attempts += 1
+            recording.call = call = Call(self._watch())
+            self._call(call, "Upload", lambda: request, recording.path)
+
+        self._retrying(recording.path, attempt)
+        return Result(Outcome.UPDATED, (request.talk_id,))
+
+    def follow(self, recording: Recording, result: Result, has_ledger: bool) -> Result:
+        """Wait until a recording has been split; return the result with its dialogs' IDs."""
+        if self._endpoint == ENDPOINT:
+            self._move_to(OPERATIONS_ENDPOINT)
         try:
-            while True:
-                # On another Recording: this one keeps its upload's request ID and tries.
-                operation = self.ask_again(Recording(recording.path), "GetOperation", request)
-                if operation.done:
-                    break
-                if time.monotonic() + pause_s > until_s:
-                    hours = f"{WAIT_LIMIT_S / 3600:g}"
-                    cause = f"operation {operation_id} is still going after {hours} hours"
-                    raise UploadError(os.EX_TEMPFAIL, cause, AGAIN)
-                if self.stopping.wait(pause_s):
-                    raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
-                pause_s = min(pause_s * 1.5, POLL_LIMIT_S)
+            return split(result, self._finished_operation(recording.path, result.operation_id))
         except UploadError as error:
-            if error.details.startswith(("UNIMPLEMENTED", "NOT_FOUND")):
-                if self._endpoint == ENDPOINT:
-                    # Perhaps the operation is where the SDK looks for those of all services.
-                    other = Uploader(self._args, self._access, self._throttle)
-                    other._endpoint = OPERATIONS_ENDPOINT
-                    with contextlib.closing(other):
-                        other.follow(recording)
-                    return
-                # This concerns one recording, not the run.
-                error.exit_code, error.advice, error.stops_run = os.EX_DATAERR, LOOK_FOR_IT, False
-            error.cause = f"uploaded, but not yet split: {error.cause}"
-            raise
-        recording.talk_ids = split_result(operation)
+            meaning = error.meaning._replace(
+                cause=f"uploaded, but not yet split: {error.meaning.cause}"
+            )
+            if meaning.id in ("not-known", "no-method"):  # This recording's fault, not the run's.
+                meaning = meaning._replace(
+                    exit_code=os.EX_DATAERR, advice=LOOK_FOR_IT, stops_run=False
+                )
+            elif meaning.exit_code == os.EX_TEMPFAIL and not has_ledger:
+                # Running this again would upload it twice.
+                meaning = meaning._replace(exit_code=os.EX_PROTOCOL, advice=LOOK_FOR_IT)
+            return result._replace(error=UploadError(meaning, error.details))
+        finally:
+            self._move_to(self._access.endpoint)
 
     def close(self) -> None:
         """Close the channel."""
@@ -1229,78 +1493,102 @@ class Uploader:
             threading.Thread(target=self._channel.close, daemon=True).start()
             self._channel = None
 
-    def _retrying(self, recording: Recording, one_try: Callable[[], Any]) -> Any:
-        """Call one_try until it succeeds, or fails for good; return its answer.
+    def _move_to(self, endpoint: str) -> None:
+        if endpoint != self._endpoint:
+            self.close()
+            self._endpoint = endpoint
 
-        Only this sends anything a second time, and only if the error has `retry`, which call_error
-        sets only where no dialog can have been made.
-        """
-        idle_s = 0.0
+    def _finished_operation(self, path: str, operation_id: str) -> Any:
+        """Poll an operation until it is done, for WAIT_LIMIT_S; raise UploadError."""
+        from yandex.cloud.operation import operation_service_pb2
+
+        request = operation_service_pb2.GetOperationRequest(operation_id=operation_id)
+        until_s, pause_s = time.monotonic() + WAIT_LIMIT_S, POLL_S
         while True:
-            recording.tries += 1
+            operation = self._retrying(path, lambda: self.ask(path, "GetOperation", request))
+            if operation.done:
+                return operation
+            if time.monotonic() + pause_s > until_s:
+                hours = f"{WAIT_LIMIT_S / 3600:g}"
+                cause = f"operation {operation_id} is not done after {hours} hours"
+                raise UploadError(Meaning(os.EX_TEMPFAIL, "not-done", cause, AGAIN))
+            if self._stopping.wait(pause_s):
+                raise run_stopped()
+            pause_s = min(pause_s * 1.5, POLL_LIMIT_S)
+
+    def _retrying(self, what: str, attempt: Callable[[], Any]) -> Any:
+        """Call attempt until it succeeds, or fails for good; return what it returns.
+
+        Only this sends anything a second time within a run, and only if the error's meaning has
+        may_retry, which the table of section 3 gives only where no dialog can have been created.
+        """
+        waited_s = 0.0
+        number = 0
+        while True:
+            number += 1
             try:
-                return one_try()
-            except UploadError as error:
-                # Full jitter, so that clients that failed together do not retry together.
+                return attempt()
+            except CallError as error:
                 import random
 
-                limit_s = min(BACKOFF_LIMIT_S, BACKOFF_S * 2.0**recording.tries)
-                delay_s = random.uniform(0, limit_s)
-                idle_s += error.idle_s + delay_s
-                again = recording.tries <= self._args.retries and idle_s <= TRIES_LIMIT_S
-                if not (error.retry and again) or self.stopping.is_set():
+                # Full jitter, so that clients that failed together do not retry together.
+                delay_s = random.uniform(0, min(BACKOFF_LIMIT_S, BACKOFF_S * 2.0**number))
+                waited_s += error.idle_s + delay_s
+                is_last = number > self._args.retries or waited_s > ATTEMPTS_LIMIT_S
+                if not error.meaning.may_retry or is_last or self._stopping.is_set():
                     raise
-                if error.holds_run:
-                    self._throttle.hold(delay_s)
-                log.info(f"{recording.path}: {error.reason}; next try in {delay_s:.1f} s")
-                if self.stopping.wait(delay_s):
+                if error.meaning.pauses_run:
+                    self._breaker.pause(delay_s)
+                log.info(f"{what}: {error.error_text}; next attempt in {delay_s:.1f} s")
+                if self._stopping.wait(delay_s):
                     raise
 
-    def _connect(self, name: str) -> None:
+    def _connect(self) -> None:
         """Make sure that there is a connection before a single message is sent.
 
-        Otherwise a message that was never sent would count as unknown. Any answer to a health check
-        (grpc.health.v1), even UNIMPLEMENTED, shows a connection.
+        Otherwise a message that was never sent would count as unknown. Any response to a health
+        check (grpc.health.v1), even UNIMPLEMENTED, shows a connection.
         """
         try:
-            self.ask(Recording(name), "Check", b"")
-        except UploadError as error:
-            if error.retry or error.details.startswith("UNAVAILABLE"):
+            self.ask("health check", "Check", b"")
+        except CallError as error:
+            if error.meaning.may_retry or error.status == "UNAVAILABLE":
                 raise
 
-    def _call(self, transfer: Transfer, method: str, requests: Callable[[], Any]) -> Any:
+    def _watch(self, limit_s: float = math.inf) -> StallWatch:
+        """Return a watch for a call on the present channel, or on a new one."""
+        if self._channel is None:
+            self._channel, self._user_timeout_ms = self._access.open_channel(self._endpoint)
+        return StallWatch(min(limit_s, self._args.timeout), self._user_timeout_ms)
+
+    def _call(self, call: Call, method: str, requests: Callable[[], Any], what: str) -> Any:
         """Make one call; return its response, or raise the UploadError that its end means."""
-        if self.stopping.is_set():
-            raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
-        recording = transfer.recording
-        recording.request_id = transfer.request_id
-        headers = (self._access.header(), ("x-client-request-id", transfer.request_id))
-        log.debug(f"{recording.path}: calling {method} (request {transfer.request_id})")
+        if self._stopping.is_set():
+            raise run_stopped()
+        headers = (self._access.header(), ("x-client-request-id", call.request_id))
+        log.debug(f"{what}: calling {method} (request {call.request_id})")
         try:
-            transfer.call = self._method(method).future(requests(), metadata=headers)
+            call.grpc_call = self._method(method).future(requests(), metadata=headers)
             # A signal may have come when there was no call to cancel yet.
-            if self.stopping.is_set():
-                transfer.end(unless_finished=True)
-            response = self._wait(transfer)
-            recording.server_ids = server_ids(transfer.call)
-            return response
+            if self._stopping.is_set():
+                call.cancel(unless_committed=True)
+            return self._response(call)
         except (grpc.RpcError, grpc.FutureCancelledError, grpc.FutureTimeoutError) as error:
-            # First: now the reading thread can no longer pass the commit point, so that `finished`,
+            # First: now the reading thread can no longer pass the commit point, so that the phase,
             # by which call_error tells unsent from unknown, is final.
-            transfer.end()
-            if transfer.error is not None:
-                raise transfer.error from None
-            failure = call_error(error, transfer)
-            if failure.outage:
+            call.cancel()
+            if call.error is not None:
+                raise call.error from None
+            failure = call_error(error, call)
+            if failure.meaning.is_outage:
                 self.close()
             raise failure from error
         finally:
-            transfer.end()
+            call.cancel()
 
     def _method(self, name: str) -> Any:
-        """Return the callable for a method, on the present channel or a new one."""
-        if self._channel is None:
-            self._channel, self._user_timeout_ms = self._access.open_channel(self._endpoint)
+        """Return the callable for a method on the present channel."""
+        assert self._channel is not None
         if name == "Check":
             return self._channel.unary_unary("/grpc.health.v1.Health/Check")
         if name == "GetOperation":
@@ -1309,166 +1597,250 @@ class Uploader:
             return operation_service_pb2_grpc.OperationServiceStub(self._channel).Get
         return getattr(talk_service_pb2_grpc.TalkServiceStub(self._channel), name)
 
-    def _wait(self, transfer: Transfer) -> Any:
-        """Wait for the answer; cancel the call and raise FutureTimeoutError if nothing moves.
-
-        gRPC's deadline covers a whole call, and would cut off a slow but steady upload; servers may
-        take keepalive pings for abuse. Progress means that grpc takes a chunk. While the kernel
-        still has bytes to deliver, TCP_USER_TIMEOUT watches the connection instead.
-        """
-        timeout_s = self.timeout_s
+    def _response(self, call: Call) -> Any:
+        """Wait for the response; cancel the call and raise FutureTimeoutError if nothing moves."""
         while True:
-            left_s = transfer.progress_s + timeout_s - time.monotonic()
-            if left_s <= 0 and transfer.call.cancel():
-                raise grpc.FutureTimeoutError(f"no progress for {timeout_s:g} s")
-            try:
-                return transfer.call.result(timeout=min(max(left_s, 0), timeout_s / 4))
-            except grpc.FutureTimeoutError:
-                if unacknowledged_bytes(self._user_timeout_ms):
-                    transfer.progress_s = time.monotonic()
+            with contextlib.suppress(grpc.FutureTimeoutError):
+                return call.grpc_call.result(timeout=call.watch.interval_s)
+            # cancel() is False if the response has come meanwhile: then the loop takes it.
+            if call.watch.has_stalled() and call.grpc_call.cancel():
+                raise grpc.FutureTimeoutError(f"no progress for {call.watch.limit_s:g} s")
 
 
-# --- 10. The ledger --------------------------------------------------------------------------
+# --- 10. The ledger ---------------------------------------------------------------------------
+
+Row = Any  # sqlite3.Row, of the table recordings.
 
 LEDGER_APPLICATION_ID = 0x53534C47
-LEDGER_VERSION = 2
-LEDGER_TABLE = """
-CREATE TABLE IF NOT EXISTS recordings (
+LEDGER_VERSION = 3
+# How long to wait for another program that has locked the file.
+LEDGER_LOCK_LIMIT_S = 60.0
+# Times are ISO 8601 in UTC, those of files nanoseconds since 1970.
+LEDGER_TABLES = (
+    """CREATE TABLE recordings (
     connection_id   TEXT    NOT NULL,
     sha256          TEXT    NOT NULL,
-    path            TEXT    NOT NULL,
+    stem            TEXT    NOT NULL,  -- The absolute path without its suffix,
+    suffix          TEXT    NOT NULL,  -- and the suffix, such as .wav.
+    path            TEXT    GENERATED ALWAYS AS (stem || suffix) VIRTUAL,
     size_bytes      INTEGER NOT NULL,
     mtime_ns        INTEGER NOT NULL,
-    metadata_sha256 TEXT    NOT NULL,
+    ctime_ns        INTEGER NOT NULL,
+    json_size_bytes INTEGER,           -- Of the JSON beside it; NULL if there was none.
+    json_mtime_ns   INTEGER,
+    json_ctime_ns   INTEGER,
+    json_sha256     TEXT,              -- Of its fields.
+    had_meta_path   INTEGER NOT NULL DEFAULT 0,
+    metadata_sha256 TEXT    NOT NULL,  -- Of the metadata sent.
+    recorded_at     TEXT    NOT NULL,  -- The metadata's date, else the file's mtime.
     state           TEXT    NOT NULL CHECK (state IN
         ('sending', 'finishing', 'uploaded', 'unknown', 'failed', 'rejected')),
-    talk_id         TEXT,
+    talk_id         TEXT,              -- As Upload returned it.
+    found_id        TEXT,              -- As a lookup in the service found it.
     badge_id        TEXT,
     operation_id    TEXT,
     request_id      TEXT,
     attempts        INTEGER NOT NULL DEFAULT 0,
     error           TEXT,
-    updated_at      TEXT    NOT NULL,
-    settle_key      TEXT,  -- The metadata key under which the service has the SHA-256.
+    sequence        INTEGER,           -- Counts commit points: later is larger, whatever the clock.
+    lookup_key      TEXT,              -- The metadata key under which the service has the SHA-256.
+    looked_up_at    TEXT,
+    is_missing      INTEGER NOT NULL DEFAULT 0,  -- A lookup has proved that there is no dialog.
     split           INTEGER NOT NULL DEFAULT 0,
+    sent_at         TEXT,              -- The commit point.
+    uploaded_at     TEXT,
+    updated_at      TEXT    NOT NULL,
     PRIMARY KEY (connection_id, sha256)
-) WITHOUT ROWID
-"""
-LEDGER_FROM_VERSION_1 = (
-    "DROP INDEX IF EXISTS recordings_under_way",
-    # Version 1 hashed metadata in another way, so its digests cannot be compared.
-    "UPDATE recordings SET metadata_sha256 = ''",
-    "ALTER TABLE recordings ADD COLUMN settle_key TEXT",
-    "ALTER TABLE recordings ADD COLUMN split INTEGER NOT NULL DEFAULT 0",
+) WITHOUT ROWID""",
+    "CREATE INDEX recordings_by_stem ON recordings (connection_id, stem, suffix)",
+    "CREATE INDEX recordings_by_sequence ON recordings (connection_id, sequence)",
+    "CREATE INDEX recordings_not_uploaded ON recordings (state) WHERE state <> 'uploaded'",
+    """CREATE TABLE problems (
+    connection_id TEXT    NOT NULL,
+    path          TEXT    NOT NULL,    -- Empty: of the run.
+    exit_code     INTEGER NOT NULL,    -- 0: a warning.
+    cause         TEXT    NOT NULL,    -- Identifies it; the text may differ each time.
+    text          TEXT    NOT NULL,
+    size_bytes    INTEGER,             -- The file's state.
+    mtime_ns      INTEGER,
+    ctime_ns      INTEGER,
+    since         TEXT    NOT NULL,
+    seen_at       TEXT    NOT NULL,    -- By the latest run that met it.
+    said_at       TEXT,                -- By a run with --quiet; NULL: not yet.
+    PRIMARY KEY (connection_id, path, exit_code, cause)
+) WITHOUT ROWID""",
+    """CREATE TABLE runs (
+    id            INTEGER PRIMARY KEY,
+    connection_id TEXT    NOT NULL,
+    endpoint      TEXT    NOT NULL,
+    quiet         INTEGER NOT NULL,
+    began_at      TEXT    NOT NULL,
+    ended_at      TEXT,                -- NULL: under way, or killed.
+    folders       TEXT    NOT NULL,    -- A JSON list of the absolute paths given.
+    looked_at_all INTEGER NOT NULL DEFAULT 0,
+    found         INTEGER NOT NULL DEFAULT 0,
+    uploaded      INTEGER NOT NULL DEFAULT 0,
+    left_out      TEXT,                -- A JSON object: number by reason.
+    not_tried     INTEGER NOT NULL DEFAULT 0,
+    exit_code     INTEGER,
+    half_open     INTEGER NOT NULL DEFAULT 0
+)""",
 )
-LEDGER_INDEXES = (
-    "CREATE INDEX IF NOT EXISTS recordings_by_path ON recordings (connection_id, path)",
-    "CREATE INDEX IF NOT EXISTS recordings_by_time ON recordings (updated_at)",
-    "CREATE INDEX IF NOT EXISTS recordings_not_uploaded ON recordings (state) "
-    "WHERE state <> 'uploaded'",
-)
+NEW_LEDGER = "a new ledger uploads everything again"
+CHECK_LEDGER = "check --ledger"
+RESTORE_LEDGER = f"restore it from a backup, with its -wal file ({NEW_LEDGER})"
+BEGIN_LEDGER = f"{CHECK_LEDGER}, or begin it by hand: run once without --quiet ({NEW_LEDGER})"
 
 
 class LedgerError(UploadError):
-    """The ledger cannot be used, so nothing is sent; in_use: another run has it."""
+    """The ledger cannot be used, so nothing more is sent."""
 
-    def __init__(self, path: str, cause: str, in_use: bool = False) -> None:
-        super().__init__(os.EX_CONFIG, f"ledger {path}: {cause}", "check --ledger")
-        self.in_use = in_use
-        self.stops_run = True
-        # A full or busy disk may recover; a wrong or damaged file will not.
-        if in_use or re.search("full|locked|I/O|space|quota|too large", cause):
-            self.exit_code, self.advice = os.EX_TEMPFAIL, "wait for that to end, then run again"
-        elif "moved" in cause:
-            self.advice = "put it back, with its -wal file (a new ledger sends everything again)"
-        elif re.search("malformed|not a database|not a ledger", cause):
-            self.advice += ", or restore it from a backup (a new ledger sends everything again)"
+    def __init__(
+        self, path: str, id: str, cause: str, advice: str, exit_code: int = os.EX_CONFIG
+    ) -> None:
+        cause = f"ledger {path}: {cause}"
+        super().__init__(Meaning(exit_code, f"ledger-{id}", cause, advice, stops_run=True))
+
+    @classmethod
+    def of(cls, path: str, error: Exception) -> LedgerError:
+        """Translate an error of SQLite, which has no errno, or of the file system."""
+        cause, number = error_text(error), getattr(error, "errno", 0)
+        if re.search("malformed|not a database", cause):
+            return cls(path, "damaged", cause, RESTORE_LEDGER)
+        if re.search("locked|busy", cause):
+            advice = "find what holds it: another program, or it is on a network file system"
+            return cls(path, "locked", cause, advice)
+        if number == errno.ELOOP:
+            return cls(path, "link", "its -lock file is a symbolic link", "remove the link")
+        disk_errors = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+        if number in disk_errors or re.search("full|I/O|too large", cause):
+            advice = "wait for that to end, then run again"
+            return cls(path, "disk", cause, advice, os.EX_TEMPFAIL)
+        return cls(path, "unusable", cause, CHECK_LEDGER)
 
 
-class Ledger:
-    """One SQLite file that remembers what became of each recording of one connection.
+class LedgerInUse(LedgerError):
+    """Another run has the ledger: nothing that cron should email every few minutes."""
 
-    A recording is its content: connection and SHA-256. Rows go sending -> finishing -> uploaded;
-    a finishing row is on disk before the half-close can leave, so a run that dies leaves either
-    no dialog (a sending row, or none) or a row that says there may be one.
-    Every method raises LedgerError. A dry run has a copy in memory, and takes no lock.
-    """
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "in-use", "another run is using it", AGAIN, os.EX_TEMPFAIL)
 
-    _was_moved = False
+
+class LedgerFile:
+    """Opens, locks and checks the ledger's file; a dry run only reads it, and takes no lock."""
 
     def __init__(self, args: Namespace) -> None:
         import sqlite3
 
-        self._sqlite_error = sqlite3.Error
+        self._database_errors = (sqlite3.Error, ValueError, OverflowError)
         self._args = args
-        # By whatever name, one file has one lock.
-        self.path = path = os.path.realpath(args.ledger)
+        self.path = args.ledger
         self._lock = threading.Lock()
-        self._identity: tuple[int, ...] | None = None
+        self._identity: tuple[int, int] | None = None
+        self._was_moved = False
+        self._locked: LedgerError | None = None  # Waited for in vain: once is enough.
         with contextlib.ExitStack() as undo:
             try:
-                if os.path.exists(path) and not os.path.isfile(path):
-                    raise LedgerError(path, "not a regular file")
-                if not args.dry_run:
+                # By whatever name, one file has one lock.
+                self.path = os.path.realpath(args.ledger)
+                is_new = self._check_path()
+                if args.dry_run:
+                    self._db = sqlite3.connect(":memory:") if is_new else open_read_only(self.path)
+                else:
                     undo.callback(os.close, self._lock_file())
-                    self._identity = FileState.of(path)[2:]
-                self._db = sqlite3.connect(
-                    ":memory:" if args.dry_run else path,
-                    isolation_level=None,
-                    check_same_thread=False,
-                )
+                    self._db = sqlite3.connect(
+                        self.path,
+                        timeout=LEDGER_LOCK_LIMIT_S,
+                        isolation_level=None,
+                        check_same_thread=False,
+                    )
                 undo.callback(self._db.close)
                 self._db.row_factory = sqlite3.Row
-                if args.dry_run and os.path.exists(path):
-                    with contextlib.closing(open_read_only(path)) as source:
-                        source.backup(self._db)
                 self._prepare()
+                if is_new:
+                    what = "none there" if args.dry_run else "begins a new ledger"
+                    log.info(f"ledger {self.path}: {what}")
             except (OSError, sqlite3.Error) as error:
-                raise LedgerError(path, reason_of(error)) from error
+                raise LedgerError.of(self.path, error) from error
             self._undo = undo.pop_all()
+
+    def _check_path(self) -> bool:
+        """Return whether there is no ledger yet; raise LedgerError for a file that is not safe."""
+        path, is_quiet = self.path, self._args.quiet and not self._args.dry_run
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            status = None
+        if status and not stat.S_ISREG(status.st_mode):
+            raise LedgerError(path, "no-file", "not a regular file", CHECK_LEDGER)
+        # SQLite finds a -wal file by the ledger's name. Under two names, one run would not see what
+        # another has committed, and writing would damage the file.
+        if status and status.st_nlink > 1:
+            raise LedgerError(path, "links", "it has more than one name", "remove the hard link")
+        if status and is_mount_point(path):
+            cause = "it is a mount point, so its -wal file is elsewhere"
+            raise LedgerError(path, "mount", cause, "mount the folder that holds it")
+        if status and status.st_size:
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(f"{path}-wal").st_size:
+                cause = "missing or empty, though its -wal file is there"
+                advice = f"put the ledger back beside it ({NEW_LEDGER})"
+                raise LedgerError(path, "wal", cause, advice)
+        if is_quiet:
+            cause = "empty" if status else "missing"
+            raise LedgerError(path, "missing", f"{cause}, and --quiet begins none", BEGIN_LEDGER)
+        return True
 
     def _lock_file(self) -> int:
         """Keep other runs out until this process ends, however it ends."""
         # A file of its own: SQLite's locks on the ledger itself are lost when any descriptor of
         # the ledger is closed (sqlite.org/howtocorrupt.html, 2.2).
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         lock_file = os.open(f"{self.path}-lock", flags, 0o600)
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock_file)
-            raise LedgerError(self.path, "another run is using it", in_use=True) from None
+            raise LedgerInUse(self.path) from None
         # SQLite gives its -wal and -shm files the permissions of this one.
         os.close(os.open(self.path, flags, 0o600))
+        status = os.stat(self.path)
+        self._identity = status.st_dev, status.st_ino
         return lock_file
 
     def _prepare(self) -> None:
-        """Create the table, or check and upgrade it; take over what a killed run left."""
+        """Check the layout, or create it; take over what a killed run left."""
         execute = self._db.execute
         (application_id,) = execute("PRAGMA application_id").fetchone()
         (version,) = execute("PRAGMA user_version").fetchone()
         (tables,) = execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables and application_id != LEDGER_APPLICATION_ID:
-            raise LedgerError(self.path, "not a ledger, but a database of another program")
-        if version > LEDGER_VERSION:
-            raise LedgerError(self.path, "written by a newer upload_grpc")
-        from_version_1 = LEDGER_FROM_VERSION_1 if version == 1 else ()
-        # Write-ahead log: others can read while we write, and a commit is one write and one sync.
-        execute("PRAGMA journal_mode = WAL")
+            cause = "not a ledger, but a database of another program"
+            advice = f"{CHECK_LEDGER}, or {RESTORE_LEDGER}"
+            raise LedgerError(self.path, "foreign", cause, advice)
+        if tables and version != LEDGER_VERSION:
+            age = "a newer" if version > LEDGER_VERSION else "an older"
+            raise LedgerError(
+                self.path, "version", f"written by {age} upload_grpc", "use that version"
+            )
+        if self._args.dry_run and tables:
+            return
         execute("BEGIN IMMEDIATE")
-        for step in (LEDGER_TABLE, *from_version_1, *LEDGER_INDEXES):
-            execute(step)
+        # In one transaction of a file without -wal: a run killed in it leaves an empty file.
+        for statement in () if tables else LEDGER_TABLES:
+            execute(statement)
         execute(f"PRAGMA application_id = {LEDGER_APPLICATION_ID}")
         # Written even if it changes nothing, so that a full disk is noticed before we send.
         execute(f"PRAGMA user_version = {LEDGER_VERSION}")
-        for state, after in (("sending", "failed"), ("finishing", "unknown")):
-            execute(
-                f"UPDATE recordings SET state = '{after}', error = 'the run was killed' "
-                # The second condition is for the index, as in unknown_with_key.
-                f"WHERE state = '{state}' AND state <> 'uploaded'"
-            )
         execute("COMMIT")
+        # Write-ahead log: others can read while we write, and a commit is one write and one sync.
+        execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = NORMAL")
+
+    def be_quick(self) -> None:
+        """Wait no longer than a moment for another program: the run was told to end."""
+        self._execute(f"PRAGMA busy_timeout = {round(CANCEL_GRACE_S * 1000)}")
 
     def close(self) -> None:
         """Close the file and release the lock; raise LedgerError if the file was moved."""
@@ -1481,116 +1853,29 @@ class Ledger:
         """Raise LedgerError if the path no longer leads to the file that was opened."""
         present = None
         with contextlib.suppress(OSError):
-            present = FileState.of(self.path)[2:]
+            status = os.stat(self.path)
+            present = status.st_dev, status.st_ino
         if self._identity and present != self._identity:
             self._was_moved = True
-            raise LedgerError(self.path, "it was moved or removed during the run")
+            cause = "it was moved or removed during the run"
+            raise LedgerError(
+                self.path, "moved", cause, f"put it back, with its -wal file ({NEW_LEDGER})"
+            )
 
-    def find_uploaded(self, recording: Recording) -> Any:
-        """Look up an uploaded recording by path, size and mtime, which spares the hash."""
-        where = "path = ? AND size_bytes = ? AND mtime_ns = ? AND state = 'uploaded'"
-        key = (ledger_key(recording.path), *recording.state[:2])
-        return self._first("recordings_by_path", where, *key)
-
-    def find_audio(self, sha256: str) -> Any:
-        """Look up a recording by its audio."""
-        return self._first("", "sha256 = ?", sha256)
-
-    def has_failed(self, path: str) -> bool:
-        """Return whether the recording at this path failed before."""
-        where = "path = ? AND state = 'failed'"
-        return bool(self._first("recordings_by_path", where, ledger_key(path)))
-
-    def begins_in_doubt(self) -> bool:
-        """Return whether the latest recording failed or is unknown."""
-        latest = self._do("SELECT state FROM recordings ORDER BY updated_at DESC LIMIT 1")
-        return bool(latest) and latest[0]["state"] in ("failed", "unknown")
-
-    def unknown_with_key(self) -> list[Any]:
-        """Return the unknown recordings that were sent with their SHA-256 under --settle-key."""
-        # The second condition lets SQLite use the index that leaves out what is uploaded.
-        where = "state = 'unknown' AND state <> 'uploaded' AND settle_key = ?"
-        where += " ORDER BY updated_at DESC"
-        return self._rows("recordings_not_uploaded", where, self._args.settle_key)
-
-    def latest_with_key(self) -> Any:
-        """Return the latest recording uploaded with --settle-key, or None."""
-        where = "state = 'uploaded' AND settle_key = ? ORDER BY updated_at DESC LIMIT 1"
-        return self._first("recordings_by_time", where, self._args.settle_key)
-
-    def _first(self, index: str, where: str, *values: object) -> Any:
-        return next(iter(self._rows(index, where, *values)), None)
-
-    def _rows(self, index: str, where: str, *values: object) -> list[Any]:
-        # Left to choose, SQLite would scan all rows of the connection.
-        table = f"recordings INDEXED BY {index}" if index else "recordings"
-        sql = f"SELECT * FROM {table} WHERE connection_id = ? AND {where}"
-        return self._do(sql, (self._args.connection_id, *values))
-
-    def claim(self, recording: Recording) -> None:
-        """Record that a recording is about to be sent."""
-        # Not synced: whether a crash keeps or loses this row, nothing was sent, and the next run
-        # sends the recording.
-        self._do(
-            "INSERT INTO recordings (connection_id, sha256, path, size_bytes, mtime_ns, "
-            "metadata_sha256, state, updated_at) VALUES (?, ?, ?, ?, ?, ?, 'sending', ?) "
-            "ON CONFLICT DO UPDATE SET path = excluded.path, mtime_ns = excluded.mtime_ns, "
-            "metadata_sha256 = excluded.metadata_sha256, state = 'sending', error = NULL, "
-            "request_id = NULL, updated_at = excluded.updated_at",
-            (
-                self._args.connection_id,
-                recording.sha256,
-                ledger_key(recording.path),
-                *recording.state[:2],
-                recording.metadata_sha256,
-                utc(),
-            ),
-        )
-
-    def finishing(self, recording: Recording, request_id: str) -> None:
-        """Record, on disk, that a dialog may exist from now on."""
-        args = self._args
-        self._do(
-            "UPDATE recordings SET state = 'finishing', settle_key = ?, split = ?, updated_at = ? "
-            # Not for a try that was given up meanwhile.
-            "WHERE connection_id = ? AND sha256 = ? AND state = 'sending' AND request_id = ?",
-            (args.settle_key, args.split, utc(), args.connection_id, recording.sha256, request_id),
-            synced=True,
-        )
-
-    def end(self, recording: Recording) -> None:
-        """Record how sending a recording ended."""
-        # Not synced: after a power failure the row still says finishing, and the next run calls the
-        # recording unknown. The next sync, or close(), writes it to disk.
-        self.note_dialogs(
-            recording,
-            updated_at=utc(),
-            badge_id=recording.badge_id or None,
-            operation_id=recording.operation_id or None,
-            attempts=recording.tries,
-        )
-
-    def note_dialogs(self, recording: Recording, **columns: object) -> None:
-        """Record a recording's outcome, dialogs and error, and other columns if given."""
-        columns["talk_id"] = " ".join(recording.talk_ids) or None
-        columns["error"] = recording.error.reason if recording.error else None
-        self.note(recording, state=recording.outcome, **columns)
-
-    def note(self, recording: Recording, **columns: object) -> None:
-        """Update columns of a recording's row; attempts are added to those of earlier runs."""
-        names = ", ".join(f"{name} = ?" for name in columns)
-        names = names.replace("attempts = ?", "attempts = attempts + ?")
-        self._do(
-            f"UPDATE recordings SET {names} WHERE connection_id = ? AND sha256 = ?",
-            (*columns.values(), self._args.connection_id, recording.sha256),
-        )
-
-    def _do(self, sql: str, values: tuple[object, ...] = (), synced: bool = False) -> list[Any]:
+    def _execute(
+        self,
+        sql: str,
+        values: tuple[object, ...] = (),
+        synced: bool = False,
+        must_change: bool = False,
+    ) -> list[Any]:
         """Execute a statement and return its rows; synced: wait until it is on disk.
 
-        Raises LedgerError, also if an UPDATE finds no row, because somebody deleted it.
+        Raises LedgerError; with must_change also if no row changed, because somebody deleted it.
         """
         with self._lock:
+            if self._locked:
+                raise self._locked
             try:
                 if synced:
                     self._db.execute("PRAGMA synchronous = FULL")
@@ -1598,13 +1883,224 @@ class Ledger:
                 rows = cursor.fetchall()
                 if synced:
                     self._db.execute("PRAGMA synchronous = NORMAL")
-            except (self._sqlite_error, ValueError, OverflowError) as error:  # A file of 2263.
-                raise LedgerError(self.path, str(error)) from error
+            except self._database_errors as error:
+                failure = LedgerError.of(self.path, error)
+                self._locked = failure if failure.meaning.id == "ledger-locked" else None
+                raise failure from error
             if synced:
                 self._check_identity()
-        if sql.startswith("UPDATE") and not cursor.rowcount:
-            raise LedgerError(self.path, "a row was deleted or changed during the run")
+        if must_change and not cursor.rowcount:
+            cause = "a row was deleted or changed during the run"
+            raise LedgerError(self.path, "row", cause, CHECK_LEDGER)
         return rows
+
+
+class Ledger(LedgerFile):
+    """One SQLite file that remembers what became of each recording, by connection and SHA-256.
+
+    state      written                                   what a later run does
+    sending    before the first byte                     makes it failed (recover_killed_run)
+    finishing  on disk, before the half-close can leave  makes it unknown (recover_killed_run)
+    uploaded   with the service's ID in hand             leaves it
+    unknown    the response was lost                     leaves it, but for --retry-unknown
+    failed     given up before the commit point          uploads it
+    rejected   the service refused it                    leaves it, until the file or its metadata
+                                                         change, or --retry-rejected is given
+
+    So a run that dies leaves either no dialog (no row, or a sending one) or a row that says there
+    may be one. `decide` has the right column in code. Every method raises LedgerError.
+    """
+
+    def __init__(self, args: Namespace) -> None:
+        super().__init__(args)
+        if not args.dry_run:
+            self.recover_killed_run()
+
+    def recover_killed_run(self) -> None:
+        """Give the rows that a killed run left the state that is known of them."""
+        ended = "the run ended before its result was recorded"
+        for state, after in (("sending", "failed"), ("finishing", "unknown")):
+            self._execute(
+                f"UPDATE recordings SET state = '{after}', error = ? "
+                # The second condition lets SQLite use recordings_not_uploaded.
+                f"WHERE state = '{state}' AND state <> 'uploaded'",
+                (ended,),
+            )
+
+    def find_by_stem(self, path: str) -> list[Row]:
+        """Return the rows of files with this path, whatever their suffix."""
+        stem = os.path.splitext(stored_path(path))[0]
+        return self._rows("INDEXED BY recordings_by_stem", "stem = ?", stem)
+
+    def find_by_hash(self, sha256: str) -> Row | None:
+        """Return the row of a recording with this audio."""
+        return next(iter(self._rows("", "sha256 = ?", sha256)), None)
+
+    def has_failed(self, path: str) -> bool:
+        """Return whether the recording at this path failed before."""
+        own = stored_path(path)
+        return any(r["state"] == "failed" and r["path"] == own for r in self.find_by_stem(path))
+
+    def unknown_with_key(self) -> list[Row]:
+        """Return the unknown recordings that were sent with their SHA-256 under --lookup-key."""
+        where = "state = 'unknown' AND state <> 'uploaded' AND lookup_key = ? ORDER BY sequence"
+        return self._rows("INDEXED BY recordings_not_uploaded", where, self._args.lookup_key)
+
+    def uploaded_next(self, row: Row, limit: int) -> list[Row]:
+        """Return the recordings with a key whose commit points came next after that of a row."""
+        where = "sequence > ? AND state = 'uploaded' AND lookup_key = ? AND NOT split"
+        where += f" ORDER BY sequence LIMIT {limit}"
+        index = "INDEXED BY recordings_by_sequence"
+        return self._rows(index, where, row["sequence"], row["lookup_key"])
+
+    def _rows(self, index: str, where: str, *values: object) -> list[Row]:
+        # Left to choose, SQLite would scan all rows of the connection.
+        sql = f"SELECT * FROM recordings {index} WHERE connection_id = ? AND {where}"
+        return self._execute(sql, (self._args.connection_id, *values))
+
+    def claim(self, recording: Recording) -> None:
+        """Record that a recording is about to be sent."""
+        # Not synced: whether a crash keeps or loses this row, nothing was sent, and the next run
+        # sends the recording.
+        stem, suffix = os.path.splitext(stored_path(recording.path))
+        columns = {
+            "connection_id": self._args.connection_id,
+            "sha256": recording.sha256,
+            "stem": stem,
+            "suffix": suffix,
+            "size_bytes": recording.file_state.size_bytes,
+            "mtime_ns": recording.file_state.mtime_ns,
+            "ctime_ns": recording.file_state.ctime_ns,
+            "had_meta_path": bool(self._args.meta_path),
+            "metadata_sha256": recording.metadata_sha256,
+            "recorded_at": recorded_at(recording),
+            "state": "sending",
+            "error": None,
+            "request_id": None,
+            "is_missing": False,
+            "updated_at": utc(),
+        }
+        names = ", ".join(columns)
+        marks = ", ".join("?" for _ in columns)
+        renewed = ", ".join(f"{name} = excluded.{name}" for name in columns)
+        self._execute(
+            f"INSERT INTO recordings ({names}) VALUES ({marks}) "
+            f"ON CONFLICT DO UPDATE SET {renewed}",
+            tuple(columns.values()),
+        )
+
+    def commit(self, recording: Recording, request_id: str) -> None:
+        """Record, on disk, that a dialog may exist from now on."""
+        args, now = self._args, utc()
+        self._execute(
+            "UPDATE recordings SET state = 'finishing', lookup_key = ?, split = ?, ctime_ns = ?, "
+            "sent_at = ?, updated_at = ?, sequence = 1 + (SELECT coalesce(max(sequence), 0) "
+            "FROM recordings INDEXED BY recordings_by_sequence WHERE connection_id = ?) "
+            # Not for an attempt that was given up meanwhile.
+            "WHERE connection_id = ? AND sha256 = ? AND state = 'sending' AND request_id = ?",
+            (
+                *(args.lookup_key, args.split, recording.file_state.ctime_ns, now, now),
+                *(args.connection_id, args.connection_id, recording.sha256, request_id),
+            ),
+            synced=True,
+            must_change=True,
+        )
+
+    def record_result(self, recording: Recording, result: Result) -> None:
+        """Record how sending a recording ended, or what a lookup found of it."""
+        # Not synced: after a power failure the row still says finishing, and the next run calls the
+        # recording unknown. The next sync, or close(), writes it to disk.
+        now, is_uploaded = utc(), result.outcome is Outcome.UPLOADED
+        columns: dict[str, object] = {"attempts": recording.attempts}
+        if is_uploaded or result.talk_ids:
+            columns["talk_id"] = " ".join(result.talk_ids) or None
+        if is_uploaded:
+            columns["uploaded_at"] = now
+        for name in ("badge_id", "operation_id", "found_id"):
+            if getattr(result, name):
+                columns[name] = getattr(result, name)
+        error = clean(result.error.error_text) if result.error else None
+        self.update(
+            recording, state=str(result.outcome.value), error=error, updated_at=now, **columns
+        )
+
+    def update(self, recording: Recording, **columns: object) -> None:
+        """Update columns of a recording's row; attempts are added, uploaded_at stays the first."""
+        names = ", ".join(f"{name} = ?" for name in columns)
+        names = names.replace("attempts = ?", "attempts = attempts + ?")
+        names = names.replace("uploaded_at = ?", "uploaded_at = coalesce(uploaded_at, ?)")
+        self._execute(
+            f"UPDATE recordings SET {names} WHERE connection_id = ? AND sha256 = ?",
+            (*columns.values(), self._args.connection_id, recording.sha256),
+            must_change=True,
+        )
+
+    # Problems and runs
+
+    def note_problem(self, path: str, error: UploadError, file_state: FileState | None) -> None:
+        """Note what keeps a recording (or, with path "", the run) from being uploaded."""
+        values = (self._args.connection_id, stored_path(path) if path else "")
+        exit_code, cause = error.meaning.exit_code, error.meaning.id
+        now, state = utc(), file_state or (None, None, None)
+        self._execute(
+            "DELETE FROM problems WHERE connection_id = ? AND path = ? AND path <> '' "
+            "AND exit_code <> 0 AND (exit_code <> ? OR cause <> ?)",
+            (*values, exit_code, cause),
+        )
+        self._execute(
+            "INSERT INTO problems VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL) "
+            "ON CONFLICT DO UPDATE SET text = excluded.text, seen_at = excluded.seen_at, "
+            "size_bytes = excluded.size_bytes, mtime_ns = excluded.mtime_ns, "
+            "ctime_ns = excluded.ctime_ns",
+            (*values, exit_code, cause, clean(masked(str(error))), *state, now, now),
+        )
+
+    def clear_problem(self, path: str) -> None:
+        """Forget the problems of a recording that is uploaded or left out by an option."""
+        sql = "DELETE FROM problems WHERE connection_id = ? AND path = ?"
+        self._execute(sql, (self._args.connection_id, stored_path(path)))
+
+    def paths_with_problems(self) -> set[str]:
+        """Return the paths, as stored, of which there are problems."""
+        sql = "SELECT DISTINCT path FROM problems WHERE connection_id = ?"
+        return {row["path"] for row in self._execute(sql, (self._args.connection_id,))}
+
+    def begin_run(self, endpoint: str) -> bool:
+        """Note that a run has begun; return whether the latest one before it ended half open."""
+        connection_id = self._args.connection_id
+        before = self._execute(
+            "SELECT half_open FROM runs WHERE connection_id = ? AND endpoint = ? "
+            "ORDER BY id DESC LIMIT 1",
+            (connection_id, endpoint),
+        )
+        half_open = bool(before and before[0]["half_open"])
+        folders = json.dumps([stored_path(path) for path in self._args.audio_path])
+        # Half open until the end says otherwise: if this run is killed, it has proved nothing.
+        values = (connection_id, endpoint, self._args.quiet, utc(), folders, half_open)
+        self._execute(
+            "INSERT INTO runs (connection_id, endpoint, quiet, began_at, folders, half_open) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            values,
+        )
+        (self._run_id,) = self._execute("SELECT max(id) FROM runs")[0]
+        return half_open
+
+    def end_run(self, **columns: object) -> None:
+        """Note how this run ended."""
+        names = ", ".join(f"{name} = ?" for name in columns)
+        values = (*columns.values(), utc(), self._run_id)
+        self._execute(f"UPDATE runs SET {names}, ended_at = ? WHERE id = ?", values)
+
+
+def is_mount_point(path: str) -> bool:
+    """Return whether a file is a mount of its own, such as one given to a container."""
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as mounts:
+        # proc(5): the fifth field, with blanks and the like as octal escapes.
+        points = (line.split()[4].decode("unicode_escape") for line in mounts)
+        return path in (
+            point.encode("latin-1").decode(errors="surrogateescape") for point in points
+        )
+    return False
 
 
 def open_read_only(path: str) -> Any:
@@ -1619,44 +2115,46 @@ def open_read_only(path: str) -> Any:
     return sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro{options}", uri=True)
 
 
-def ledger_key(path: str) -> str:
-    """Return a path as the ledger stores it: absolute, bytes that are not UTF-8 escaped."""
-    return os.fsencode(os.path.abspath(path)).decode(errors="backslashreplace")
-
-
-def apply_row(recording: Recording, row: Any) -> None:
-    """Set a recording's result from its row in the ledger."""
-    recording.sha256 = row["sha256"]
-    recording.talk_ids = tuple((row["talk_id"] or "").split())
-    recording.badge_id = row["badge_id"] or ""
-    recording.operation_id = row["operation_id"] or ""
-    if row["state"] == "unknown":
-        cause = f"not sent; it may have been uploaded before: {row['error']}"
-        recording.fail(UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST))
-    elif row["state"] == "rejected":
-        cause = f"not sent; it was rejected before: {row['error']}"
-        recording.fail(refused(cause, "it is sent again once the file or its metadata changes"))
-    else:  # Uploaded, or in a dry run to be sent under another name.
-        recording.outcome = "already"
+def stored_path(path: str) -> str:
+    """Return a path as the ledger has it: absolute, printable, other bytes escaped."""
+    return clean(os.fsencode(os.path.abspath(path)).decode(errors="backslashreplace"))
 
 
 def hash_recording(recording: Recording, args: Namespace, stopping: threading.Event) -> None:
-    """Set the SHA-256 of the audio and of the metadata, in hexadecimal; raise UploadError."""
+    """Set the SHA-256 of the audio and of the metadata; add the former to the metadata if asked."""
+    assert recording.metadata is not None
+    recording.sha256 = hash_file(recording.path, stopping)
+    recording.metadata_sha256 = hash_metadata(recording, args)
+    if args.lookup_key:
+        recording.metadata.fields[args.lookup_key] = recording.sha256
+
+
+def hash_metadata(recording: Recording, args: Namespace) -> str:
+    """Return the SHA-256 of the metadata, with the options that say how the audio is sent."""
     import hashlib
 
-    digest = hashlib.sha256()
-    for data in read_chunks(recording.path, SMALL_FILE_LIMIT_BYTES):
-        if stopping.is_set():
-            raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
-        digest.update(data)
-    recording.sha256 = digest.hexdigest()
+    assert recording.metadata is not None
     sent = TalkMetadata()
     sent.CopyFrom(recording.metadata)
+    sent.connection_id = ""
     if recording.has_placeholders:  # Their date changes each time.
         del sent.fields["date"]
-    metadata = hashlib.sha256(sent.SerializeToString(deterministic=True)).hexdigest()
-    way = f"{args.audio_type}{' split' * args.split}{' single' * args.single_message}"
-    recording.metadata_sha256 = f"{metadata} {way}"
+    digest = hashlib.sha256(sent.SerializeToString(deterministic=True)).hexdigest()
+    return f"{digest} {args.audio_type}{' split' * args.split}{' single' * args.single_message}"
+
+
+def recorded_at(recording: Recording) -> str:
+    """Return when a call was recorded: the date in its metadata, else its file's mtime; UTC."""
+    assert recording.metadata is not None
+    fields = recording.metadata.fields
+    match = ISO_DATE.fullmatch(fields["date"]) if "date" in fields else None
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        if match:
+            minutes = match[4][3:].strip(":") or "00"
+            offset = "+00:00" if match[4] == "Z" else f"{match[4][:3]}:{minutes}"
+            return utc(datetime.datetime.fromisoformat(f"{match[1]}{offset}").timestamp())
+        return utc(recording.file_state.mtime_ns / 1e9)
+    return utc()
 
 
 def seconds_of(time_text: str) -> float:
@@ -1664,552 +2162,570 @@ def seconds_of(time_text: str) -> float:
     return datetime.datetime.fromisoformat(f"{time_text[:19]}+00:00").timestamp()
 
 
-def utc() -> str:
-    """Return the present time as ISO 8601 in UTC, to the millisecond."""
-    now = datetime.datetime.now(datetime.timezone.utc)
-    return now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def utc(seconds: float | None = None) -> str:
+    """Return a time, by default the present one, as ISO 8601 in UTC, to the millisecond."""
+    when = datetime.datetime.fromtimestamp(
+        time.time() if seconds is None else seconds, datetime.timezone.utc
+    )
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-# --- 11. Settling what is unknown -------------------------------------------------------------
+# --- 11. Looking up what is unknown -----------------------------------------------------------
 
-# Values per search, and calls per run. The service's quota per project, used by the
-# console, too, is 20/s, 200/min and 2,000/h.
-SETTLE_BATCH = 20
-SETTLE_CALLS_LIMIT = 30
-SETTLE_PAUSE_S = 1.0
+# Values per search, and calls per run. The service's quota per project, used by the console too, is
+# 20/s, 200/min and 2,000/h.
+LOOKUP_BATCH = 20
+LOOKUP_CALLS_LIMIT = 30
+LOOKUP_PAUSE_S = 1.0
 LOOKUP_TIMEOUT_S = 10.0
+# A dialog was found about an hour after its upload (one user's report), and how long that takes
+# varies with its length: no search can prove anything within a day.
+LOOKUP_INTERVAL_S = 15 * 60.0
+PROOF_AGE_S = 24 * 60 * 60.0
+# Any of these, uploaded next after an unknown one, shows that the index has caught up. The latest
+# upload would never do: with a run every five minutes it is never in the index yet.
+CONTROLS = 3
 # The service's limit. A value should have one dialog, so a batch stays far below it.
 GET_LIMIT_TALKS = 100
 
 
-class Settling:
-    """Looks up recordings whose answer was lost, by the SHA-256 in their metadata."""
+class Talk(NamedTuple):
+    """A dialog that the service has."""
+
+    created_s: float
+    id: str
+
+
+class Lookup:
+    """Looks up recordings whose response was lost, by the SHA-256 in their metadata.
+
+    What goes wrong in it is a warning, and changes no exit code, but for a refused credential.
+    """
 
     def __init__(
         self, args: Namespace, uploader: Uploader, ledger: Ledger, signals: Sequence[int]
     ) -> None:
-        # By SHA-256: what was found, and how to say that something was not.
-        self.settled: dict[str, Recording] = {}
-        self.not_found: dict[str, str] = {}
-        # Not found, although something uploaded later was: these may be sent again.
-        self.missing: set[str] = set()
         self._args = args
         self._uploader = uploader
-        # A lookup that gets no answer must not hold up the uploads for long.
-        uploader.timeout_s = min(args.timeout, LOOKUP_TIMEOUT_S)
         self._ledger = ledger
         self._signals = signals
         self._calls = 0
         self._next_call_s = 0.0
 
-    def look_for(self, unknown: Sequence[Any]) -> None:
-        """Look up unknown recordings (rows of the ledger); what is found becomes `uploaded`.
+    def run(self) -> Iterator[tuple[Recording, Result]]:
+        """Look up the unknown recordings; yield those that were found, with their results.
 
-        Raises UploadError for a refused credential; any other failure is only a warning.
+        Raises UploadError for a refused credential.
         """
-        control = self._ledger.latest_with_key()
-        for start in range(0, len(unknown), SETTLE_BATCH - 1):
-            batch = unknown[start : start + SETTLE_BATCH - 1]
-            values = [row["sha256"] for row in batch]
-            if control and self._args.retry_unknown:
-                values.append(control["sha256"])
+        now_s = time.time()
+        rows = [row for row in self._ledger.unknown_with_key() if is_due_for_lookup(row, now_s)]
+        has_warned = False
+        for batch in batches(rows, self._controls):
             try:
-                found, whole = self._find(values)
-            except UploadError as error:
-                if error.details.startswith("UNAUTHENTICATED"):
+                found, is_complete = self._find(batch)
+            except CallError as error:
+                if error.status == "UNAUTHENTICATED":
                     raise
-                log.warning(f"unknown recordings could not be looked up: {error}")
+                if not has_warned:
+                    log.warning(f"unknown recordings could not be looked up: {error}")
+                has_warned = True
+                if not error.status or error.meaning.id == NO_CONNECTION.id:  # No response.
+                    return
+                continue
+            except UploadError as error:
+                log.info(f"unknown recordings not looked up: {error}")
                 return
-            # What was sent before this time should be found by now.
-            seen_until = control["updated_at"] if control and control["sha256"] in found else ""
-            for row in batch:
-                if row["sha256"] in found:
-                    self._settle(row, found[row["sha256"]])
-                else:
-                    self._note_missing(row, seen_until, whole)
+            for row, controls in batch.items():
+                yield from self._take(row, found, is_complete and found.keys() & controls)
 
-    def apply_to(self, recording: Recording) -> None:
-        """Set what was found of an unknown recording, or say that it was not found."""
-        found = self.settled.get(recording.sha256)
-        if found:
-            recording.error, recording.talk_ids = found.error, found.talk_ids
-            recording.settled = recording.tries > 0  # Not for a copy under another name.
-            recording.outcome = found.outcome if recording.settled or found.error else "already"
-        elif recording.error and recording.sha256 in self.not_found:
-            recording.error.cause += f"; {self.not_found[recording.sha256]}"
+    def _controls(self, row: Row) -> set[str]:
+        """Return the SHA-256 of what would be found by now if the row's recording could be."""
+        age_s = time.time() - seconds_of(row["sent_at"])
+        if age_s < PROOF_AGE_S or row["split"]:  # What is being split has no dialogs yet.
+            return set()
+        return {each["sha256"] for each in self._ledger.uploaded_next(row, CONTROLS)}
 
-    def _settle(self, row: Any, talks: list[tuple[float, str]]) -> None:
-        """Record what was found of one recording; talks: creation times with talk IDs."""
-        recording = Recording(os.fsdecode(row["path"]))  # Earlier versions have stored bytes, too.
-        recording.sha256, recording.settled = row["sha256"], True
-        talk_ids = tuple(talk_id for _, talk_id in sorted(talks))
+    def _take(
+        self, row: Row, found: Mapping[str, set[Talk]], is_proof: object
+    ) -> Iterator[tuple[Recording, Result]]:
+        """Record what a search says of one row; yield its recording if it was found."""
+        recording = Recording(row["path"], sha256=row["sha256"], row=row)
+        talks = sorted(found.get(row["sha256"], ()))
+        if not talks:
+            # Not found proves nothing by itself.
+            self._ledger.update(recording, looked_up_at=utc(), is_missing=bool(is_proof))
+            return
+        ids = [talk.id for talk in talks]
         if row["split"]:
-            recording.talk_ids = talk_ids
             cause = "it arrived and was split; the list of its dialogs may not be complete"
-            recording.fail(UploadError(os.EX_PROTOCOL, cause, LOOK_FOR_IT))
+            meaning = UNKNOWN._replace(cause=cause, advice=LOOK_FOR_IT, is_outage=False)
+            result = failed(UploadError(meaning))._replace(talk_ids=tuple(ids))
         else:
-            recording.talk_ids, recording.outcome = talk_ids[:1], "uploaded"
-            if talk_ids[1:]:
-                log.warning(f"{recording.path}: uploaded more than once: {', '.join(talk_ids)}")
-        self._ledger.note_dialogs(recording)
-        self.settled[recording.sha256] = recording
+            returned = tuple((row["talk_id"] or "").split())
+            result = Result(Outcome.UPLOADED, returned, found_id=ids[0])
+            if ids[1:]:
+                log.warning(f"{recording.path}: uploaded more than once: {', '.join(ids)}")
+        self._ledger.record_result(recording, result)
+        yield recording, result
 
-    def _note_missing(self, row: Any, seen_until: str, whole: bool) -> None:
-        """Record that one recording was not found, which alone does not prove it missing."""
-        age_s = max(time.time() - seconds_of(row["updated_at"]), 0)
-        words = f"not found in the service {age_s:,.0f} s after it was sent"
-        # A recording that is being split has no dialogs yet.
-        if whole and not row["split"] and row["updated_at"] < seen_until:
-            self.missing.add(row["sha256"])
-        elif self._args.retry_unknown and not seen_until:
-            key = shown(self._args.settle_key)
-            words += f"; cannot see {key}: check it, the project and the role"
-        self.not_found[row["sha256"]] = words
-
-    def _find(self, values: Sequence[str]) -> tuple[dict[str, list[tuple[float, str]]], bool]:
+    def _find(self, batch: Mapping[Row, set[str]]) -> tuple[dict[str, set[Talk]], bool]:
         """Return the talks that have these values under the key, and whether that is all of them.
 
         A search may match more than it was asked for, so only what Get returns is proof.
         """
+        values: set[str] = {row["sha256"] for row in batch}.union(*batch.values())
         request = talk_service_pb2.SearchTalkRequest(page_size=GET_LIMIT_TALKS)
-        key = f"userMeta.{self._args.settle_key}"
-        request.filters.add(key=key).any_match.values.extend(values)
+        key = f"userMeta.{self._args.lookup_key}"
+        request.filters.add(key=key).any_match.values.extend(sorted(values))
         page = self._ask("Search", request)
-        found: dict[str, list[tuple[float, str]]] = collections.defaultdict(list)
-        talks = []
-        if page.talk_ids:
-            get = talk_service_pb2.GetTalkRequest(talk_ids=page.talk_ids)
-            get.results_mask.SetInParent()
-            talks = self._ask("Get", get).talk
+        talks = self._get(list(dict.fromkeys(page.talk_ids)))
+        found: dict[str, set[Talk]] = collections.defaultdict(set)
         for talk in talks:
             created_s = talk.created_at.seconds + talk.created_at.nanos / 1e9
             for field in talk.talk_fields:
                 is_ours = talk.connection_id == self._args.connection_id
-                if is_ours and field.name == self._args.settle_key and field.value in values:
-                    found[field.value].append((created_s, talk.id))
-        seen_all = {talk.id for talk in talks} >= set(page.talk_ids)
-        return found, seen_all and not page.next_page_token
+                if is_ours and field.name == self._args.lookup_key and field.value in values:
+                    found[field.value].add(Talk(created_s, talk.id))
+        is_complete = {talk.id for talk in talks} >= set(page.talk_ids)
+        return found, is_complete and not page.next_page_token
+
+    def _get(self, talk_ids: list[str]) -> list[Any]:
+        """Get dialogs by their IDs, in halves where a response is too large for a message."""
+        if not talk_ids:
+            return []
+        request = talk_service_pb2.GetTalkRequest(talk_ids=talk_ids)
+        request.results_mask.SetInParent()
+        try:
+            return list(self._ask("Get", request).talk)
+        except CallError as error:
+            if error.meaning.id != TOO_LARGE.id or len(talk_ids) == 1:
+                raise
+        middle = len(talk_ids) // 2
+        return self._get(talk_ids[:middle]) + self._get(talk_ids[middle:])
 
     def _ask(self, method: str, request: Any) -> Any:
-        """Make one call: at most one a second, and SETTLE_CALLS_LIMIT a run."""
-        if self._calls == SETTLE_CALLS_LIMIT:
-            cause = f"{SETTLE_CALLS_LIMIT} calls a run are made"
-            raise UploadError(os.EX_TEMPFAIL, cause, "the next run goes on")
+        """Make one call: at most one a second, and LOOKUP_CALLS_LIMIT a run."""
+        if self._calls == LOOKUP_CALLS_LIMIT:
+            cause = f"limit of {LOOKUP_CALLS_LIMIT} lookups per run reached"
+            advice = "the next run continues"
+            raise UploadError(Meaning(os.EX_TEMPFAIL, "lookup-limit", cause, advice))
         self._calls += 1
-        self._uploader.stopping.wait(self._next_call_s - time.monotonic())
+        while not self._signals and time.monotonic() < self._next_call_s:
+            time.sleep(min(TICK_S, max(0, self._next_call_s - time.monotonic())))
         if self._signals:
-            raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
-        self._next_call_s = time.monotonic() + SETTLE_PAUSE_S
+            raise run_stopped()
+        self._next_call_s = time.monotonic() + LOOKUP_PAUSE_S
         for name in ("organization_id", "space_id", "connection_id", "project_id"):
             setattr(request, name, getattr(self._args, name) or "")
-        return self._uploader.ask(Recording("looking up unknown recordings"), method, request)
+        return self._uploader.ask("lookup", method, request, LOOKUP_TIMEOUT_S)
 
 
-# --- 12. The run ------------------------------------------------------------------------------
+def is_due_for_lookup(row: Row, now_s: float) -> bool:
+    """Return whether a recording may be looked up again; a clock may jump either way."""
+    looked_up_at = row["looked_up_at"]
+    return not looked_up_at or abs(now_s - seconds_of(looked_up_at)) >= LOOKUP_INTERVAL_S
 
 
-class Run:
-    """One run of the program, from the paths named to the exit code.
+def batches(
+    rows: Sequence[Row], controls_of: Callable[[Row], set[str]]
+) -> Iterator[dict[Row, set[str]]]:
+    """Divide rows, each with its controls, so that a batch has at most LOOKUP_BATCH values."""
+    batch: dict[Row, set[str]] = {}
+    values: set[str] = set()
+    for row in rows:
+        controls = controls_of(row)
+        more = controls | {row["sha256"]}
+        if batch and len(values | more) > LOOKUP_BATCH:
+            yield batch
+            batch, values = {}, set()
+        batch[row] = controls
+        values |= more
+    if batch:
+        yield batch
 
-    The workers share one iterator of recordings; each repeats `_take`, `_send` and `_report`.
+
+# --- 12. Choosing what to send ----------------------------------------------------------------
+
+
+class Action(enum.Enum):
+    """What to do with a recording of which the ledger has a row."""
+
+    SEND = "send"
+    WAIT = "wait"  # For the end of the upload of the same audio that is under way.
+    FOLLOW = "follow"  # Ask for the dialogs that it is being split into.
+    LEAVE = "leave"
+
+
+class Decision(NamedTuple):
+    """An action, and why."""
+
+    action: Action
+    reason: str
+
+
+def decide(  # noqa: PLR0911 - a return a case reads best.
+    row: Row, recording: Recording, args: Namespace, claimed: set[str]
+) -> Decision:
+    """Say what to do with a recording of which the ledger has a row. Does nothing else.
+
+    The one place to read for "can a later run create a second dialog?". claimed: the SHA-256 of
+    what this run has sent or is sending.
+    """
+    state, is_ours = row["state"], row["sha256"] in claimed
+    if state in ("sending", "finishing") and not args.dry_run:
+        return Decision(Action.WAIT, "the same audio is being uploaded")
+    if state == "uploaded":
+        is_being_split = row["operation_id"] and not row["talk_id"]
+        if args.wait and is_being_split:
+            return Decision(Action.FOLLOW, "it is being split")
+        return Decision(Action.LEAVE, "uploaded")
+    if state in ("failed", "sending"):
+        return Decision(Action.SEND, "no dialog can have been created")
+    if state == "rejected":
+        before = row["size_bytes"], row["mtime_ns"], row["metadata_sha256"]
+        if (*recording.file_state[:2], recording.metadata_sha256) != before:
+            return Decision(Action.SEND, "the file or its metadata has changed since")
+        if args.retry_rejected and not is_ours:
+            return Decision(Action.SEND, "--retry-rejected")
+        return Decision(Action.LEAVE, "rejected before")
+    # Unknown; nobody can have looked for what became so in this run.
+    if is_ours or row["talk_id"] or not args.retry_unknown:
+        return Decision(Action.LEAVE, "")
+    if not args.lookup_key:
+        return Decision(Action.SEND, "this may create a duplicate")
+    if row["lookup_key"] != args.lookup_key:
+        advice = "--retry-unknown without --lookup-key sends it, and may create a duplicate"
+        return Decision(Action.LEAVE, f"sent without {quoted(args.lookup_key)}: {advice}")
+    if not row["is_missing"]:
+        reason = "not found, although a recording uploaded after it is, a day after it was sent"
+        return Decision(Action.LEAVE, f"not proved missing: it has to be {reason}")
+    return Decision(Action.SEND, "proved missing in the service")
+
+
+class Source:
+    """Yields the recordings to send, one at a time, whichever worker asks; reports the others.
+
+    It holds its lock only while it looks at one file. What could hold up others comes last: in a
+    run that began half open what failed before, then what is hashed only for its new ctime, then
+    copies of what was under way.
     """
 
-    _settling: Settling | None = None
-    _placeholders_reported = False
-    _bug: BaseException | None = None
-
     def __init__(
-        self, args: Namespace, access: Access | None, console: Console, ledger: Any
+        self,
+        args: Namespace,
+        common: TalkMetadata | None,
+        ledger: Ledger | None,
+        breaker: CircuitBreaker,
+        tally: Tally,
     ) -> None:
+        self.under_way: set[Recording] = set()
+        self.found = 0
+        self.is_exhausted = False  # All was looked at.
         self._args = args
-        self._access = access
-        self._console = console
-        self._ledger: Ledger | None = ledger
-        self._throttle = Throttle(in_doubt=bool(ledger and ledger.begins_in_doubt()))
-        self._stopping = self._throttle.stopping
-        self._common = read_metadata(args.meta_path) if args.meta_path else None
+        self._common = common
+        self._ledger = ledger
+        self._breaker = breaker
+        self._tally = tally
+        self._claimed: set[str] = set()
+        self._touched: collections.deque[Recording] = collections.deque()
+        self._copies: collections.deque[Recording] = collections.deque()
+        self._may_hash_touched = self._may_wait = False
+        self._has_warned = False
         self._recordings = self._in_order()
-        self._to_send = self._prepared()
-        self._under_way: set[Recording] = set()
-        self._unknown: list[Recording] = []
-        self._claimed: set[str] = set()  # SHA-256 of what this run sends.
-        self._counts: collections.Counter[str] = collections.Counter()
-        self._exit_codes: set[int] = set()
-        self._signals: list[int] = []
-        self._taking = threading.Lock()
-        self._reporting = threading.RLock()
+        self._to_send = self._choose()
+        self._lock = threading.Lock()
 
-    def main(self) -> int:
-        """Upload everything; return the exit code."""
-        # Daemons, as a worker that hangs in a read must not keep the program from ending.
-        jobs = self._args.jobs if self._console.several else 1
-        workers = [threading.Thread(target=self._work, daemon=True) for _ in range(jobs)]
-        self._collect_signals()
-        self._settle_earlier()
-        for worker in workers:
-            worker.start()
-        self._wait_for(workers)
-        if self._stopping.is_set() or self._signals:
-            self._count_not_tried()
-        self._settle_fresh()
-        if self._bug:
-            raise self._bug
-        return self._end()
+    def take(self) -> Recording | None:
+        """Return the next recording to send, once the run may begin one; None at the end."""
+        with self._lock:
+            while not self._breaker.stopping.is_set():
+                if self._breaker.may_begin(is_first=not self.under_way):
+                    recording = next(self._to_send, None)
+                    if recording:
+                        self.under_way.add(recording)
+                    return recording
+                self._breaker.stopping.wait(TICK_S)
+        return None
 
-    def _collect_signals(self) -> None:
-        """Note SIGINT, SIGTERM and SIGHUP, unless they were ignored when we started."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, lambda number, frame: self._signals.append(number))
+    def release(self, recording: Recording) -> None:
+        """Note that a recording has its result, and that the breaker knows of it."""
+        self.under_way.discard(recording)
 
-    def plan(self) -> int:
-        """Report what main() would do; return the exit code."""
-        for recording in self._to_send:
-            if not recording.outcome:
-                recording.outcome = "checked"
-                size = f"{recording.state.size_bytes:,} bytes"
-                recording.description += f", {size}, {described(recording.metadata)}"
-            self._report(recording)
-        return self._end()
+    def plan(self) -> Iterator[Recording]:
+        """Return everything that would be sent, for a dry run."""
+        return self._to_send
+
+    def count_rest(self) -> int:
+        """Return how many recordings a stopped run did not get to."""
+        number = 0
+        for recording in self._recordings:
+            known = None
+            with contextlib.suppress(LedgerError):
+                known, _ = self._find_known(recording)
+            number += not known
+        return number
 
     def _in_order(self) -> Iterator[Recording]:
-        """Yield the recordings; in doubt, those that failed before come last."""
-        failed_before: list[Recording] = []
-        ledger = self._ledger
-        for recording in find_recordings(self._args):
+        """Yield the recordings found, and in the end those that have to come last."""
+        failed_before: collections.deque[Recording] = collections.deque()
+        for recording in self._found():
+            self.found += 1
             # Otherwise one that always fails could hold up the others.
-            if self._throttle.in_doubt and ledger and ledger.has_failed(recording.path):
+            if self._breaker.half_open and self._ledger and self._ledger.has_failed(recording.path):
                 failed_before.append(recording)
             else:
                 yield recording
-        yield from failed_before
+        yield from drained(failed_before)
+        self._may_hash_touched = True
+        yield from drained(self._touched)
+        self._may_wait = True
+        yield from drained(self._copies)
 
-    def _work(self) -> None:
-        """Send one recording after the other over this worker's own channel."""
-        assert self._access is not None
-        try:
-            uploader = Uploader(self._args, self._access, self._throttle)
-            with contextlib.closing(uploader):
-                while recording := self._take():
-                    self._send(recording, uploader)
-                    self._report(recording)
-        except BaseException as bug:  # noqa: BLE001 - raised again by the main thread.
-            self._bug = self._bug or bug
-            self._throttle.stop("a bug")
-
-    def _take(self) -> Recording | None:
-        """Return the next recording to send, once the run may begin one; None at the end."""
-        # One worker at a time, so that of two recordings with the same audio the first is sent.
-        with self._taking:
-            while not (self._stopping.is_set() or self._signals):
-                if self._throttle.may_begin(is_first=not self._under_way):
-                    recording = next(self._to_send, None)
-                    if recording:
-                        self._under_way.add(recording)
-                    return recording
-                self._stopping.wait(TICK_S)
-        return None
-
-    def _prepared(self) -> Iterator[Recording]:
-        """Look up and check the recordings; yield those to send, and report the others."""
-        while not self._stopping.is_set() and (recording := next(self._recordings, None)):
-            recording.started_s = time.monotonic()
+    def _found(self) -> Iterator[Recording]:
+        """Yield each file found once, whatever its names; report what cannot be looked at."""
+        # Without a ledger, only this keeps a file with two names from becoming two dialogs.
+        seen: set[tuple[int, int]] = set()
+        for found in find_files(self._args):
+            recording = Recording(found.path, found.explicit, found.sidecar)
             try:
-                row = self._find_row(recording)
-            except UploadError as error:
-                recording.fail(error)
-                self._report(recording)
+                if found.error:
+                    raise found.error
+                status = os.stat(found.path)
+                recording.file_state = FileState.from_stat(status)
+            except (OSError, ValueError) as error:
+                self._tally.add(recording, failed(unreadable(error)))
                 continue
-            if row is None:
-                if recording.has_placeholders and not self._placeholders_reported:
-                    self._placeholders_reported = True
-                    what = "no metadata given, so placeholder fields are sent (said once a run)"
-                    log.warning(f"{recording.path}: {what}; use --meta-path or call.json")
-                yield recording
-                continue
-            self._warn_of_difference(recording, row)
-            if self._settling and row["sha256"] in self._settling.settled:
-                continue  # Reported already.
-            apply_row(recording, row)
-            if self._settling:
-                self._settling.apply_to(recording)
-            if self._is_to_follow(recording):
-                yield recording
+            identity = status.st_dev, status.st_ino
+            # A date far in the future is wrong rather than young; slightly ahead is clock skew.
+            min_age_s = self._args.min_age
+            if min_age_s and abs(time.time() - status.st_mtime) < min_age_s:
+                self._tally.leave_out(recording, "young", f"younger than {min_age_s:g} s")
+            elif identity in seen:
+                what = "another name of a file that was found before"
+                self._tally.leave_out(recording, "other name", what)
             else:
-                self._report(recording)
+                seen.add(identity)
+                yield recording
 
-    def _find_row(self, recording: Recording) -> Any:
-        """Return the row of a recording that is not to be sent; check and claim any other."""
-        if recording.error:
-            raise recording.error
-        ledger = self._ledger
-        row = ledger.find_uploaded(recording) if ledger else None
-        if row:
-            # That it has changed is only reported, and not with --quiet.
-            sidecar = None if self._args.quiet else find_sidecar(recording.path)
-            with contextlib.suppress(OSError):  # The sidecar may be removed meanwhile.
-                # Plus 1 s, as times of version 1 have no milliseconds.
-                if not sidecar or os.lstat(sidecar).st_mtime < seconds_of(row["updated_at"]) + 1:
-                    return row
-        check_recording(recording, self._args, self._common)
-        if not ledger:
-            return None
-        hash_recording(recording, self._args, self._stopping)
-        row = ledger.find_audio(recording.sha256)
-        # Another worker is sending the same audio under another name: wait for its result.
-        while row and row["state"] in ("sending", "finishing") and self._access:
-            if self._stopping.wait(TICK_S):  # Its row may never change again.
-                raise UploadError(os.EX_TEMPFAIL, STOPPED, AGAIN)
-            row = ledger.find_audio(recording.sha256)
-        if row and not self._may_resend(recording, row):
-            key, there = ledger_key(recording.path), os.path.exists(row["path"])
-            if row["state"] == "uploaded" and (row["path"] == key or not there):
-                # Spares the next run the hash.
-                ledger.note(recording, path=key, mtime_ns=recording.state.mtime_ns)
-            return row
-        ledger.claim(recording)
+    def _choose(self) -> Iterator[Recording]:
+        """Look up and check the recordings; yield those to send or to follow, report the others."""
+        for recording in self._recordings:
+            recording.started_s = recording.started_s or time.monotonic()
+            try:
+                if self._examine(recording):
+                    yield recording
+            except UploadError as error:
+                self._tally.add(recording, failed(error))
+            if self._breaker.stopping.is_set():
+                return
+        self.is_exhausted = True
+
+    def _examine(self, recording: Recording) -> bool:
+        """Return whether a recording is to be sent or followed.
+
+        If not, its result is reported, or it is looked at again later.
+        """
+        known, is_touched = self._find_known(recording)
+        if known and not self._has_newer_sidecar(recording, known):
+            return self._leave(recording, known, decide(known, recording, self._args, set()))
+        if is_touched and not self._may_hash_touched:
+            self._touched.append(recording)
+            return False
+        if recording.metadata is None:
+            check_recording(recording, self._args, self._common)
+            self._warn_of_placeholders(recording)
+        if not self._ledger:
+            recording.is_to_send = True
+            return True
+        if not recording.sha256:
+            hash_recording(recording, self._args, self._breaker.stopping)
+        if self._args.dry_run and recording.sha256 in self._claimed:
+            self._tally.add(recording, Result(Outcome.ALREADY))
+            return False
+        return self._claim_or_leave(recording, self._ledger)
+
+    def _claim_or_leave(self, recording: Recording, ledger: Ledger) -> bool:
+        """Act on what the ledger has of a recording's audio; return like _examine."""
+        row = ledger.find_by_hash(recording.sha256)
+        while row:
+            decision = decide(row, recording, self._args, self._claimed)
+            if decision.action is Action.SEND:
+                log.info(f"{recording.path}: sent again; {decision.reason}")
+                break
+            if decision.action is not Action.WAIT:
+                self._remember_path(recording, row, ledger)
+                return self._leave(recording, row, decision)
+            if not self._may_wait:
+                self._copies.append(recording)
+                return False
+            if self._breaker.stopping.wait(TICK_S):  # Its row may never change again.
+                raise run_stopped()
+            row = ledger.find_by_hash(recording.sha256)
+        if not self._args.dry_run:
+            ledger.claim(recording)
         self._claimed.add(recording.sha256)
-        return None
+        recording.is_to_send = True
+        return True
 
-    def _may_resend(self, recording: Recording, row: Any) -> bool:
-        """Return whether a recording that the ledger knows may be sent."""
-        if row["state"] == "rejected":
-            present = (recording.state.mtime_ns, recording.metadata_sha256)
-            return present != (row["mtime_ns"], row["metadata_sha256"])
-        if row["state"] == "unknown":
-            may: bool = self._args.retry_unknown and not row["talk_id"]
-            # Not if it became unknown in this run: nobody can have looked for it yet.
-            may = may and row["sha256"] not in self._claimed
-            if may and self._settling and row["settle_key"] == self._args.settle_key:
-                may = row["sha256"] in self._settling.missing
-            if may:
-                log.info(f"{recording.path}: sent again; this may create a duplicate")
-            return may
-        return bool(row["state"] == "failed")
+    def _find_known(self, recording: Recording) -> tuple[Row | None, bool]:
+        """Return the uploaded row of this very file, and whether one differs only in its ctime."""
+        state, is_touched = recording.file_state, False
+        suffix = os.path.splitext(recording.path)[1]
+        for row in self._ledger.find_by_stem(recording.path) if self._ledger else ():
+            before = row["size_bytes"], row["mtime_ns"]
+            if row["state"] == "uploaded" and row["suffix"] == suffix and before == state[:2]:
+                if row["ctime_ns"] == state.ctime_ns:
+                    return row, False
+                is_touched = True
+        return None, is_touched
 
-    def _warn_of_difference(self, recording: Recording, row: Any) -> None:
+    def _leave(self, recording: Recording, row: Row, decision: Decision) -> bool:
+        """Report a recording as the ledger has it; return True if it is to be followed instead."""
+        recording.row, recording.sha256 = row, row["sha256"]
+        self._warn_of_difference(recording, row)
+        if decision.action is Action.FOLLOW:
+            return True
+        if row["sha256"] not in self._tally.looked_up:  # Reported already.
+            self._tally.add(recording, from_row(row, decision.reason))
+        return False
+
+    def _has_newer_sidecar(self, recording: Recording, row: Row) -> bool:
+        """Return whether metadata changed since the upload: only worth a line, so not if quiet."""
+        sidecar = None if self._args.quiet else recording.sidecar
+        with contextlib.suppress(OSError):  # The sidecar may be removed meanwhile.
+            if sidecar and os.lstat(sidecar).st_mtime >= seconds_of(row["updated_at"]):
+                return True
+        return False
+
+    def _remember_path(self, recording: Recording, row: Row, ledger: Ledger) -> None:
+        """Give an uploaded row the path where its audio is now: it spares the next run a hash."""
+        own = stored_path(recording.path)
+        is_moved = row["path"] == own or not os.path.exists(row["path"])
+        if row["state"] == "uploaded" and is_moved and not self._args.dry_run:
+            stem, suffix = os.path.splitext(own)
+            _, mtime_ns, ctime_ns = recording.file_state
+            ledger.update(recording, stem=stem, suffix=suffix, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
+
+    def _warn_of_placeholders(self, recording: Recording) -> None:
+        if recording.has_placeholders and not self._has_warned:
+            self._has_warned = True
+            what = "no metadata given, so placeholder fields are sent (said once a run)"
+            log.warning(f"{recording.path}: {what}; use --meta-path or call.json")
+
+    def _warn_of_difference(self, recording: Recording, row: Row) -> None:
         """Warn that a recording is not sent although its metadata is not what was sent."""
         present, sent = recording.metadata_sha256[:64], row["metadata_sha256"][:64]
         if present == sent or not present or not sent:
             return
         path, other = recording.path, row["path"]
         advice = f"to change it: --talk-id {row['talk_id'] or 'ID'} --meta-path FILE"
-        if other != ledger_key(path):
+        if other != stored_path(path):
             what = f"not sent, as {other} has the same audio; their metadata differs"
             log.warning(f"{path}: {what}; {advice}")
         elif row["state"] == "uploaded":
             log.info(f"{path}: its metadata has changed since the upload; {advice}")
 
-    def _is_to_follow(self, recording: Recording) -> bool:
-        """Return whether to wait for the dialogs that a recording is being split into."""
-        split = self._args.wait and recording.operation_id
-        return bool(split and not recording.talk_ids and not recording.error)
 
-    def _send(self, recording: Recording, uploader: Uploader) -> None:
-        """Upload a recording, or only wait for its dialogs, and record the result."""
-        if not recording.outcome:
-            if self._args.settle_key:
-                recording.metadata.fields[self._args.settle_key] = recording.sha256
-            try:
-                uploader.upload(recording, self._ledger)
-            except UploadError as error:
-                recording.fail(error)
-            self._note_end(recording)
-        if self._is_to_follow(recording):
-            try:
-                uploader.follow(recording)
-                recording.outcome = "uploaded"
-                if self._ledger:
-                    self._ledger.note_dialogs(recording)
-            except UploadError as error:
-                if not self._ledger and error.exit_code == os.EX_TEMPFAIL:
-                    # Running this again would upload it twice.
-                    error.exit_code, error.advice = os.EX_PROTOCOL, LOOK_FOR_IT
-                recording.error = error
-        recording.seconds = time.monotonic() - recording.started_s
+def drained(queue: collections.deque[Recording]) -> Iterator[Recording]:
+    """Yield and remove what is in a queue, also what is added meanwhile."""
+    while queue:
+        yield queue.popleft()
 
-    def _note_end(self, recording: Recording) -> None:
-        """Record in the ledger how sending ended; if that fails, say so and stop the run."""
-        # If the ledger itself failed, its row says at most `finishing`: less than what happened,
-        # never more.
-        if not self._ledger or isinstance(recording.error, LedgerError):
-            return
-        try:
-            self._ledger.end(recording)
-        except LedgerError as error:
-            if recording.outcome == "uploaded":
-                made = " ".join(recording.talk_ids) or recording.operation_id
-                what = f"already uploaded as {made}, but that could not be noted"
-                error.cause = f"{what}: {error.cause}"
-                recording.error = error
-            else:
-                log.warning(f"{recording.path}: {error}")
-                self._exit_codes.add(error.exit_code)
-                self._throttle.stop(SAME_FOR_ALL)
 
-    def _report(self, recording: Recording) -> None:
-        """Print a recording's result, and judge what it means for the run."""
-        with self._reporting:
-            self._throttle.judge(recording)
-            self._under_way.discard(recording)
-            fresh = recording.outcome == "unknown" and recording.sha256 in self._claimed
-            if fresh and self._settling:
-                self._unknown.append(recording)  # Printed once it has been looked up.
-            else:
-                self._print(recording)
+# --- 13. Counting and reporting ---------------------------------------------------------------
 
-    def _print(self, recording: Recording) -> None:
-        self._counts["settled" if recording.settled else recording.outcome] += 1
-        if recording.error:
-            self._exit_codes.add(recording.error.exit_code)
-        self._console.result(recording)
-        if self._console.output_lost:
-            self._exit_codes.add(os.EX_IOERR)
-            self._throttle.stop("stdout cannot be written")
 
-    def _wait_for(self, workers: Sequence[threading.Thread]) -> None:
-        """Wait until the workers have ended, or until the grace period after a signal is over."""
-        signalled_s, answers_due_s = math.inf, time.monotonic()
-        while any(worker.is_alive() for worker in workers):
-            next(filter(threading.Thread.is_alive, workers), workers[0]).join(TICK_S)
-            # Of a copy, as workers change the set meanwhile.
-            transfers = [each.transfer for each in list(self._under_way) if each.transfer]
-            # Not while a worker is reporting, or the bar would step back.
-            if self._reporting.acquire(blocking=False):
-                self._console.show_progress(sum(each.handed_over_bytes for each in transfers))
-                self._reporting.release()
-            now_s = time.monotonic()
-            if not self._signals or any(each.finished and not each.ended for each in transfers):
-                answers_due_s = now_s
-            if self._signals:
-                signalled_s = min(signalled_s, now_s)
-                self._throttle.stop(f"stopped by {signal.Signals(self._signals[0]).name}")
-                impatient = len(self._signals) > 1 or now_s > signalled_s + ANSWER_GRACE_S
-                for transfer in transfers:
-                    transfer.end(unless_finished=not impatient)
-                if now_s > answers_due_s + CANCEL_GRACE_S:
-                    self._abandon()
-        self._console.end_progress()
+class Tally:
+    """Takes each result once: prints and counts it, notes problems, feeds the circuit breaker."""
 
-    def _abandon(self) -> NoReturn:
-        """End although workers are stuck, say in a disk that hangs; for the ledger, a kill -9."""
-        if not self._reporting.acquire(timeout=CANCEL_GRACE_S):
-            os._exit(128 + self._signals[0])  # A worker hangs in printing.
-        self._console.end_progress()
-        for recording in list(self._under_way):
-            if not recording.outcome:
-                cause = f"{self._throttle.cause} while it was under way"
-                error = UploadError(os.EX_TEMPFAIL, cause, AGAIN)
-                if recording.transfer and recording.transfer.finished:
-                    cause += "; the dialog may or may not exist"
-                    error = UploadError(os.EX_PROTOCOL, cause, LOOK_FIRST)
-                recording.fail(error)
-            self._report(recording)
-        for recording in self._unknown:
-            self._print(recording)
-        os._exit(self._end("the others not tried"))
+    def __init__(
+        self, console: Console, ledger: Ledger | None, breaker: CircuitBreaker, is_dry_run: bool
+    ) -> None:
+        self.lock = threading.RLock()
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.left_out: collections.Counter[str] = collections.Counter()
+        self.not_tried = 0
+        self.looked_up: set[str] = set()  # SHA-256 of what a lookup has found.
+        self._console = console
+        self._ledger = None if is_dry_run else ledger
+        self._breaker = breaker
+        self._exit_codes: set[int] = set()
+        self._run_errors: set[str] = set()  # Said already.
+        self._with_problems = self._ledger.paths_with_problems() if self._ledger else set()
 
-    def _count_not_tried(self) -> None:
-        """Count what a stopped run did not get to."""
-        for recording in self._recordings:
-            row = None
-            with contextlib.suppress(LedgerError):
-                row = self._ledger.find_uploaded(recording) if self._ledger else None
-            if not row:
-                self._counts["not tried"] += 1
-                self._exit_codes.add(os.EX_TEMPFAIL)
+    def add(self, recording: Recording, result: Result) -> None:
+        """Take the result of a recording."""
+        with self.lock:
+            if recording.result:  # The run has given it up already.
+                return
+            recording.result = result
+            self._breaker.record(result)
+            was_found = bool(result.found_id) and result.outcome is Outcome.UPLOADED
+            self.counts["found" if was_found else result.outcome.value] += 1
+            if was_found:
+                self.looked_up.add(recording.sha256)
+            if result.error:
+                self._exit_codes.add(result.error.meaning.exit_code)
+            self._note(recording, result)
+            self._console.result(recording, result)
+            if self._console.output_lost:
+                self._exit_codes.add(os.EX_IOERR)
+                self._breaker.stop("stdout cannot be written")
 
-    def _settle_earlier(self) -> None:
-        """Look up what earlier runs left unknown; a refused credential ends the run."""
-        if self._args.settle_key and self._ledger and self._access:
-            uploader = Uploader(self._args, self._access, self._throttle)
-            self._settling = Settling(self._args, uploader, self._ledger, self._signals)
-            self._settling.look_for(self._ledger.unknown_with_key())
-            for recording in self._settling.settled.values():
-                self._report(recording)
+    def add_error(self, error: UploadError) -> None:
+        """Take an error of the run itself, which ends it."""
+        with self.lock:
+            if error.meaning.id not in self._run_errors:
+                log.error(str(error))
+            self._run_errors.add(error.meaning.id)
+            self._exit_codes.add(error.meaning.exit_code)
+            self._breaker.stop(SAME_FOR_ALL)
 
-    def _settle_fresh(self) -> None:
-        """Look up what this run left unknown, and report it."""
-        if not self._settling or not self._ledger:
-            return
-        try:
-            if not self._stopping.is_set():
-                fresh = {recording.sha256 for recording in self._unknown}
-                rows = self._ledger.unknown_with_key()
-                self._settling.look_for([row for row in rows if row["sha256"] in fresh])
-        except UploadError as error:
-            log.warning(f"unknown recordings could not be looked up: {error}")
-            self._exit_codes.add(error.exit_code)
-        for recording in self._unknown:
-            self._settling.apply_to(recording)
-            self._print(recording)
+    def leave_out(self, recording: Recording, reason: str, text: str) -> None:
+        """Count a recording that is left out, and why."""
+        with self.lock:
+            self.left_out[reason] += 1
+            log.debug(f"{recording.path}: {text}, left out")
 
-    def _end(self, not_tried: str = "") -> int:
-        """Print the summary; return the exit code."""
-        counts = self._counts
-        if self._signals:  # Perhaps after the workers had ended.
-            self._throttle.stop(f"stopped by {signal.Signals(self._signals[0]).name}")
-        settled = f", {counts['settled']} settled" if counts["settled"] else ""
-        summary = f"{counts['uploaded']} uploaded, {counts['already']} already there{settled}, "
-        summary += f"{counts['failed'] + counts['rejected']} failed, {counts['unknown']} unknown"
-        if self._signals or counts["not tried"]:
-            not_tried = not_tried or f"{counts['not tried']:,} not tried"
-            log.warning(f"{self._throttle.cause}; {summary}, {not_tried}")
-        elif not counts:
-            looked_for = ", ".join(self._args.suffixes)
-            folders = ", ".join(self._args.audio_path)
-            log.info(f"{folders}: no recordings found (looked for {looked_for})")
-        elif counts.total() > 1 or self._console.several:
-            log.info(summary)
-        if self._signals:
-            return 128 + self._signals[0]
+    def add_not_tried(self, number: int) -> None:
+        """Count the recordings that a stopped run did not get to."""
+        self.not_tried += number
+        if number:
+            self._exit_codes.add(os.EX_TEMPFAIL)
+
+    def forget_ledger(self) -> None:
+        """Use the ledger no more: it may be what the run waits for."""
+        self._ledger = None
+
+    @property
+    def exit_code(self) -> int:
+        """The gravest of what happened."""
         return next((code for code in GRAVEST_FIRST if code in self._exit_codes), os.EX_OK)
 
+    def summary(self) -> str:
+        """Return the counts in words."""
+        counts = self.counts
+        found = f", {counts['found']:,} found in the service" if counts["found"] else ""
+        failures = counts["failed"] + counts["rejected"]
+        return (
+            f"{counts['uploaded']:,} uploaded, {counts['already']:,} already there{found}, "
+            f"{failures:,} failed, {counts['unknown']:,} unknown"
+        )
 
-def described(metadata: TalkMetadata) -> str:
-    """Describe the metadata that would be sent."""
-    fields = json.dumps(dict(sorted(metadata.fields.items())), ensure_ascii=False)
-    return f"metadata {fields}, {len(metadata.users)} users"
-
-
-def update_talk(args: Namespace, access: Access | None, console: Console) -> int:
-    """Send new metadata for a dialog that exists; return the exit code."""
-    recording = Recording(args.talk_id)
-    recording.metadata = metadata = read_metadata(args.meta_path)
-    metadata.connection_id = args.connection_id
-    request = talk_service_pb2.UploadTalkRequest(talk_id=args.talk_id, metadata=metadata)
-    if access is None:
-        recording.outcome, recording.description = "checked", described(metadata)
-    else:
+    def _note(self, recording: Recording, result: Result) -> None:
+        """Keep the ledger's list of problems up to date."""
+        if not self._ledger:
+            return
         try:
-            # Retrying is safe: the same update twice makes no second dialog.
-            Uploader(args, access).ask_again(recording, "Upload", request)
-            recording.outcome, recording.talk_ids = "updated", (args.talk_id,)
-        except UploadError as error:
-            recording.fail(error)
-    console.result(recording)
-    if console.output_lost:
-        return os.EX_IOERR
-    return recording.error.exit_code if recording.error else os.EX_OK
-
-
-def upload_talk(
-    connection_id: int | str, metadata: Mapping[str, str], api_key: str, audio_path: str
-) -> str:
-    """Upload one recording, as the guide's function of this name does; return its dialog ID.
-
-    api_key: an API key or an IAM token. Raises UploadError.
-    """
-    given = (f"--connection-id={connection_id}", f"--key={api_key}", f"--audio-path={audio_path}")
-    args = parse_arguments(given)
-    recording = Recording(audio_path)
-    check_recording(recording, args, TalkMetadata(fields=metadata))
-    with contextlib.closing(Uploader(args, Access(args))) as uploader:
-        uploader.upload(recording)
-    return recording.talk_ids[0]
-
-
-# --- 13. Output, options, main ----------------------------------------------------------------
+            path = stored_path(recording.path)
+            if result.error and not result.error.meaning.is_outage:
+                self._ledger.note_problem(recording.path, result.error, recording.file_state)
+                self._with_problems.add(path)
+            elif not result.error and path in self._with_problems:
+                self._ledger.clear_problem(recording.path)
+        except LedgerError as error:
+            self.forget_ledger()
+            self.add_error(error)
 
 
 class Console(logging.Handler):
@@ -2223,7 +2739,7 @@ class Console(logging.Handler):
         self._bar: Any = None
         watched = sys.stderr.isatty() and not args.quiet
         self._draw_bar_at_s = time.monotonic() + 0.5 if watched else math.inf
-        self._done = self._done_bytes = self._all = 0
+        self._done = self._done_bytes = self._total = 0
         if isinstance(sys.stdout, io.TextIOWrapper):
             # File names that are not UTF-8 are printed as their bytes.
             utf8 = sys.stdout.encoding.lower().startswith("utf")
@@ -2232,30 +2748,29 @@ class Console(logging.Handler):
         log.handlers[:] = [self]
         log.propagate = False
 
-    def result(self, recording: Recording) -> None:
+    def result(self, recording: Recording, result: Result) -> None:
         """Print the result of a recording."""
         self._done += 1
-        self._done_bytes += recording.state.size_bytes
-        path, outcome = recording.path, recording.outcome
-        is_new = outcome in ("uploaded", "updated")
-        lines = [f"Dialog ID: {talk_id}" for talk_id in recording.talk_ids]
-        if recording.badge_id:
-            lines.insert(0, f"Badge ID: {recording.badge_id}")
-        elif recording.operation_id:
-            lines.insert(0, f"Operation ID: {recording.operation_id}")
-        if recording.error:
-            log.error(f"{path}: {recording.error}")
-        elif recording.tries:
-            ids = f"request {recording.request_id}{recording.server_ids}"
-            log.debug(f"{path}: {outcome} in {recording.seconds:.2f} s ({ids})")
+        self._done_bytes += recording.file_state.size_bytes
+        path, outcome = recording.path, result.outcome
+        is_new = outcome in (Outcome.UPLOADED, Outcome.UPDATED)
+        lines = [f"Dialog ID: {dialog_id}" for dialog_id in result.dialog_ids]
+        if result.badge_id:
+            lines.insert(0, f"Badge ID: {result.badge_id}")
+        elif result.operation_id:
+            lines.insert(0, f"Operation ID: {result.operation_id}")
+        if result.error:
+            log.error(f"{path}: {result.error}")
+        elif recording.attempts:
+            seconds = f"{seconds_since(recording):.2f}"
+            log.debug(f"{path}: {outcome.value} in {seconds} s ({recording.ids})")
         if self._args.format == "json":
-            self._print(recording.as_json(), is_new)
-        elif outcome == "checked":
-            self._print(f"{path}: would be sent: {recording.description}", is_new)
-        elif is_new or recording.named or self._args.verbose:
-            # What an earlier run left unknown may not be the recording that was named.
-            is_earlier = recording.settled and not recording.tries
-            prefix = f"{path}: " if self.several or is_earlier else ""
+            self._print(as_json(recording, result), is_new)
+        elif outcome is Outcome.CHECKED:
+            self._print(f"{path}: would be uploaded: {result.description}", is_new)
+        elif is_new or result.error or recording.explicit or self._args.verbose:
+            # What a lookup found may not be the recording that was named.
+            prefix = f"{path}: " if self.several or result.found_id else ""
             for line in lines:
                 self._print(prefix + line, is_new)
 
@@ -2283,14 +2798,24 @@ class Console(logging.Handler):
             except ImportError:
                 self._draw_bar_at_s = math.inf
                 return
-            sizes = [each.state.size_bytes for each in find_recordings(self._args)]
-            self._all, total_bytes = len(sizes), sum(sizes)
             # smoothing=0: the average rate, as several uploads share the line.
             options: dict[str, Any] = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
-            self._bar = tqdm(total=total_bytes, smoothing=0, leave=False, **options)
+            self._bar = tqdm(smoothing=0, leave=False, **options)
             self._bar.start_t -= 0.5
-        self._bar.set_description(f"{self._done} of {self._all} recordings", refresh=False)
+            threading.Thread(target=self._count, daemon=True).start()
+        total = f" of {self._total:,}" if self._total else ""
+        self._bar.set_description(f"{self._done:,}{total} recordings", refresh=False)
         self._bar.update(self._done_bytes + sent_bytes - self._bar.n)
+
+    def _count(self) -> None:
+        """Find out how much there is to do; until that is known, the bar has no total."""
+        sizes = []
+        for found in find_files(self._args):
+            with contextlib.suppress(OSError, ValueError):
+                sizes.append(os.stat(found.path).st_size)
+        if self._bar is not None:
+            self._bar.total = sum(sizes)
+            self._total = len(sizes)
 
     def end_progress(self) -> None:
         """Remove the bar."""
@@ -2305,15 +2830,303 @@ class Console(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a log message to stderr, without secrets."""
         line = one_line(masked(f"upload_grpc: {record.getMessage()}"))
+        if len(line) > LINE_LIMIT_CHARACTERS:
+            line = f"{line[:LINE_LIMIT_CHARACTERS]}..."
         # If stderr is closed or full there is nowhere to report it.
         with contextlib.suppress(OSError, ValueError), self._above_bar(sys.stderr):
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
 
+def as_json(recording: Recording, result: Result) -> str:
+    """Return one line of JSON; README explains the keys."""
+    error = result.error
+    values = {
+        "schema_version": 1,
+        "time": utc(),
+        "path": recording.path,
+        "outcome": result.outcome.value,
+        "talk_id": result.dialog_ids[0] if result.dialog_ids and not result.badge_id else None,
+        "badge_id": result.badge_id or None,
+        "operation_id": result.operation_id or None,
+        "talk_ids": result.dialog_ids,
+        "found_id": result.found_id or None,
+        "error": clean(masked(str(error))) if error else None,
+        "exit_code": error.meaning.exit_code if error else os.EX_OK,
+        "request_id": recording.call.request_id if recording.call else None,
+        "bytes": recording.file_state.size_bytes or None,
+        "seconds": round(seconds_since(recording), 3),
+        "attempts": recording.attempts,
+        "description": result.description or None,
+    }
+    return json.dumps(values)
+
+
+def seconds_since(recording: Recording) -> float:
+    """Return how long it has been since a recording was looked at first."""
+    return time.monotonic() - recording.started_s if recording.started_s else 0.0
+
+
+# What would move a terminal's cursor or turn its text round: control characters, line and paragraph
+# separators, and the marks of bidirectional text (Unicode Standard Annex 9).
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
 def one_line(text: str) -> str:
-    """Escape control characters, which file names and the service's texts may contain."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
+    """Escape what could break a line or fake another one; file names and services contain it."""
+    return UNPRINTABLE.sub(escaped, text)
+
+
+def escaped(match: re.Match[str]) -> str:
+    """Return a character as a Python escape."""
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def clean(text: str) -> str:
+    """Return a text as the ledger keeps it: printable, and not endless."""
+    return one_line(text)[:LINE_LIMIT_CHARACTERS]
+
+
+# --- 14. The run ------------------------------------------------------------------------------
+
+
+class Run:
+    """Workers and signals, from the paths named to the exit code."""
+
+    def __init__(
+        self, args: Namespace, access: Access | None, console: Console, ledger: Ledger | None
+    ) -> None:
+        common = read_metadata(args.meta_path) if args.meta_path else None
+        self._args = args
+        self._access = access
+        self._console = console
+        self._ledger = ledger
+        half_open = bool(ledger and access and ledger.begin_run(access.endpoint))
+        self._breaker = CircuitBreaker(half_open)
+        self._tally = Tally(console, ledger, self._breaker, args.dry_run)
+        self._source = Source(args, common, ledger, self._breaker, self._tally)
+        self._signals: list[int] = []
+        self._bug: BaseException | None = None
+
+    def main(self) -> int:
+        """Upload everything; return the exit code."""
+        # Daemons, as a worker that hangs in a read must not keep the program from ending.
+        jobs = self._args.jobs if self._console.several else 1
+        workers = [threading.Thread(target=self._work, daemon=True) for _ in range(jobs)]
+        self._collect_signals()
+        self._look_up()
+        for worker in workers:
+            worker.start()
+        while not self._is_ending() and self._wait_a_tick(workers):
+            pass
+        if self._is_ending():
+            self._wind_down(workers)
+        self._console.end_progress()
+        if self._breaker.stopping.is_set():
+            self._tally.add_not_tried(self._source.count_rest())
+        return self._end()
+
+    def plan(self) -> int:
+        """Report what main() would do; return the exit code."""
+        for recording in self._source.plan():
+            if recording.is_to_send:
+                size = f"{recording.file_state.size_bytes:,} bytes"
+                text = f"{recording.description}, {size}, {described(recording.metadata)}"
+                self._tally.add(recording, Result(Outcome.CHECKED, description=text))
+            else:
+                self._tally.add(recording, from_row(recording.row))
+        return self._end()
+
+    def _collect_signals(self) -> None:
+        """Note SIGINT, SIGTERM and SIGHUP, unless they were ignored when we started."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda number, frame: self._signals.append(number))
+
+    def _look_up(self) -> None:
+        """Look up what earlier runs left unknown; a refused credential ends the run."""
+        if not (self._args.lookup_key and self._ledger and self._access):
+            return
+        with contextlib.closing(Uploader(self._args, self._access, self._breaker)) as uploader:
+            lookup = Lookup(self._args, uploader, self._ledger, self._signals)
+            for recording, result in lookup.run():
+                self._tally.add(recording, result)
+
+    def _work(self) -> None:
+        """Send one recording after the other over this worker's own channel."""
+        assert self._access is not None
+        try:
+            uploader = Uploader(self._args, self._access, self._breaker)
+            with contextlib.closing(uploader):
+                while recording := self._source.take():
+                    self._tally.add(recording, self._deliver(recording, uploader))
+                    self._source.release(recording)
+        except BaseException as bug:  # noqa: BLE001 - raised again by the main thread.
+            self._bug = self._bug or bug
+
+    def _deliver(self, recording: Recording, uploader: Uploader) -> Result:
+        """Upload a recording, or only wait for its dialogs; return and record the result."""
+        if recording.is_to_send:
+            result = self._send(recording, uploader)
+        else:
+            result = from_row(recording.row)._replace(outcome=Outcome.UPLOADED)
+        is_being_split = result.operation_id and not result.talk_ids and not result.error
+        if not (self._args.wait and is_being_split):
+            return result
+        result = uploader.follow(recording, result, has_ledger=bool(self._ledger))
+        return result if result.error else self._recorded(recording, result)
+
+    def _send(self, recording: Recording, uploader: Uploader) -> Result:
+        try:
+            result = uploader.upload_talk(recording, self._ledger)
+        except LedgerError as error:
+            # Its row says at most `finishing`: less than what happened, never more.
+            return failed(error)
+        except UploadError as error:
+            result = failed(error)
+        return self._recorded(recording, result)
+
+    def _recorded(self, recording: Recording, result: Result) -> Result:
+        """Record a result in the ledger; return it, or what it has become if that failed."""
+        try:
+            if self._ledger:
+                self._ledger.record_result(recording, result)
+        except LedgerError as error:
+            self._tally.add_error(error)
+            return unrecorded(result, error)
+        return result
+
+    def _is_ending(self) -> bool:
+        """Return whether the run ends before its time, by a signal or a bug."""
+        return bool(self._signals or self._bug)
+
+    def _wind_down(self, workers: Sequence[threading.Thread]) -> None:
+        """End the run, whoever hangs.
+
+        0 s: nothing new begins; what is before its commit point is cancelled
+        up to 10 s, or until a second signal: responses to what is past it are waited for
+        then: what is left is cancelled
+        1 s later: the process ends, though a worker may hang in a disk or in grpc
+        """
+        self._breaker.stop(self._cause())
+        for call in self._calls():
+            call.cancel(unless_committed=True)
+        until_s = time.monotonic() + ANSWER_GRACE_S
+        while any(call.is_due() for call in self._calls()):
+            if len(self._signals) > 1 or time.monotonic() > until_s:
+                break
+            self._wait_a_tick(workers)
+        for call in self._calls():
+            call.cancel()
+        until_s = time.monotonic() + CANCEL_GRACE_S
+        while self._wait_a_tick(workers):
+            if time.monotonic() > until_s:
+                self._abandon()
+
+    def _cause(self) -> str:
+        if self._signals:
+            return f"stopped by {signal.Signals(self._signals[0]).name}"
+        return "stopped by a bug"
+
+    def _calls(self) -> list[Call]:
+        # Of a copy, as workers change the set meanwhile.
+        return [each.call for each in list(self._source.under_way) if each.call]
+
+    def _wait_a_tick(self, workers: Sequence[threading.Thread]) -> bool:
+        """Wait a moment for a worker to end, and move the bar; return whether any is at work."""
+        alive = [worker for worker in workers if worker.is_alive()]
+        if alive:
+            alive[0].join(TICK_S)
+        # Not while a worker is reporting, or the bar would step back.
+        if self._tally.lock.acquire(blocking=False):
+            calls = [call for call in self._calls() if isinstance(call, Transfer)]
+            self._console.show_progress(sum(call.handed_over_bytes for call in calls))
+            self._tally.lock.release()
+        return bool(alive)
+
+    def _abandon(self) -> NoReturn:
+        """End although workers are stuck; for the ledger, this is a kill -9."""
+        code = 128 + self._signals[0] if self._signals else os.EX_SOFTWARE
+        self._tally.forget_ledger()
+        if self._tally.lock.acquire(timeout=TICK_S):  # Else a worker hangs in printing.
+            self._console.end_progress()
+            for recording in list(self._source.under_way):
+                cause = f"{self._breaker.cause} while it was under way"
+                error = UploadError(FAILED._replace(cause=cause))
+                if recording.call and recording.call.phase is Phase.COMMITTED:
+                    cause += "; the dialog may or may not exist"
+                    error = UploadError(UNKNOWN._replace(cause=cause))
+                received = recording.received
+                self._tally.add(
+                    recording, unrecorded(received, error) if received else failed(error)
+                )
+            log.warning(f"{self._breaker.cause}; {self._tally.summary()}, the others not tried")
+            if self._bug:
+                report_bug(self._bug)
+        os._exit(code)
+
+    def _end(self) -> int:
+        """Print the summary, and note it in the ledger; return the exit code."""
+        tally = self._tally
+        if self._is_ending():  # Perhaps after the workers had ended.
+            self._breaker.stop(self._cause())
+        if self._ledger and self._access:
+            self._note_end(self._ledger)
+        if self._is_ending() or tally.not_tried:
+            log.warning(f"{self._breaker.cause}; {tally.summary()}, {tally.not_tried:,} not tried")
+        elif not tally.counts:
+            looked_for = ", ".join(self._args.suffixes)
+            folders = ", ".join(self._args.audio_path)
+            log.info(f"{folders}: no recordings found (looked for {looked_for})")
+        elif tally.counts.total() > 1 or self._console.several:
+            log.info(tally.summary())
+        if self._bug:
+            raise self._bug
+        return 128 + self._signals[0] if self._signals else tally.exit_code
+
+    def _note_end(self, ledger: Ledger) -> None:
+        if self._is_ending():
+            ledger.be_quick()
+        try:
+            ledger.end_run(
+                looked_at_all=self._source.is_exhausted and not self._is_ending(),
+                found=self._source.found,
+                uploaded=self._tally.counts["uploaded"],
+                left_out=json.dumps(self._tally.left_out),
+                not_tried=self._tally.not_tried,
+                exit_code=self._tally.exit_code,
+                half_open=self._breaker.half_open,
+            )
+        except LedgerError as error:
+            self._tally.add_error(error)
+
+
+def described(metadata: TalkMetadata | None) -> str:
+    """Describe the metadata that would be sent."""
+    assert metadata is not None
+    fields = json.dumps(dict(sorted(metadata.fields.items())), ensure_ascii=False)
+    return f"metadata {fields}, {len(metadata.users)} users"
+
+
+def update_talk(args: Namespace, access: Access | None, console: Console) -> int:
+    """Send new metadata for a dialog that exists; return the exit code."""
+    recording = Recording(args.talk_id)
+    metadata = read_metadata(args.meta_path)
+    metadata.connection_id = args.connection_id
+    request = talk_service_pb2.UploadTalkRequest(talk_id=args.talk_id, metadata=metadata)
+    tally = Tally(console, None, CircuitBreaker(), args.dry_run)
+    if access is None:
+        tally.add(recording, Result(Outcome.CHECKED, description=described(metadata)))
+    else:
+        try:
+            tally.add(recording, Uploader(args, access).update_talk(recording, request))
+        except UploadError as error:
+            tally.add(recording, failed(error))
+    return tally.exit_code
+
+
+# --- 15. Options and main ---------------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
@@ -2372,16 +3185,18 @@ def make_parser() -> Parser:
            help=f"with --split: wait for its dialog IDs, up to {WAIT_LIMIT_S / 3600:g} hours")
     option("--jobs", type=int, default=4, metavar="N", help="uploads at a time (default: 4)")
     option("--retries", type=int, default=5, metavar="N",
-           help="further tries after one that made no dialog (default: 5)")
+           help="retries per recording (default: 5)")
     option("--timeout", type=float, default=TIMEOUT_S, metavar="S",
-           help="give up a try after S seconds without progress (default: %(default)g)")
+           help="abandon an attempt after S seconds without progress (default: %(default)g)")
     option("--ledger", metavar="FILE", help="remember what was uploaded, and send nothing twice")
     option("--retry-unknown", action="store_true",
            help="send again what the ledger has as unknown: this may create duplicates")
+    option("--retry-rejected", action="store_true",
+           help="send again what the service rejected, after a fix in the console")
     option("--dry-run", action="store_true",
-           help="check everything, say what would be sent, send nothing")
-    option = parser.add_argument_group("settling unknown recordings (with --ledger)").add_argument
-    option("--settle-key", metavar="KEY",
+           help="check everything, say what would be uploaded, upload nothing")
+    option = parser.add_argument_group("looking unknown recordings up (with --ledger)").add_argument
+    option("--lookup-key", metavar="KEY",
            help="a string key of the connection's metadata: send each recording's SHA-256 under "
                 "it, and find unknown ones by it; needs the next two options")
     option("--organization-id", metavar="ID", help="where the connection is")
@@ -2412,9 +3227,9 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     given = {name for name, value in vars(args).items() if value not in (None, 0, [], "auto")}
     with_audio = {"audio_path", "audio_type", "min_age", "split", "single_message", "ledger"}
     pcm_format = {"sample_rate", "channels"} & given
-    settling = ("organization_id", "space_id", "ledger")
-    missing = ", ".join(f"--{each.replace('_', '-')}" for each in settling if each not in given)
-    about_settling = {"organization_id", "space_id", "project_id"} & given
+    lookup = ("organization_id", "space_id", "ledger")
+    missing = ", ".join(f"--{each.replace('_', '-')}" for each in lookup if each not in given)
+    about_lookup = {"organization_id", "space_id", "project_id"} & given
     pcm = args.audio_type == "pcm"
     good_rate = args.sample_rate in SAMPLE_RATES_HZ
     wrong = (
@@ -2435,8 +3250,9 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
         ({"key", "key_file"} <= given, "--key and --key-file exclude each other"),
         (args.key_type == "vm" and {"key", "key_file"} & given, "--key-type vm takes no key"),
         (args.retry_unknown and not args.ledger, "--retry-unknown needs --ledger"),
-        (args.settle_key and missing, f"--settle-key needs {missing}"),
-        (about_settling and not args.settle_key, "--settle-key is missing"),
+        (args.retry_rejected and not args.ledger, "--retry-rejected needs --ledger"),
+        (args.lookup_key and missing, f"--lookup-key needs {missing}"),
+        (about_lookup and not args.lookup_key, "--lookup-key is missing"),
         (not args.connection_id.isprintable(), "--connection-id has characters that no ID has"),
         (not (args.talk_id or "-").isprintable(), "--talk-id has characters that no ID has"),
     )
@@ -2445,6 +3261,45 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
             parser.error(reason)
     args.suffixes = PCM_SUFFIXES if pcm else AUDIO_SUFFIXES
     return args
+
+
+def import_problem(error: Exception) -> UploadError:
+    """Say why grpc or the stubs cannot be loaded, and what helps."""
+    venv = os.path.join(HERE, ".venv")
+    for path in (HERE, venv, os.path.join(venv, "bin/python"), os.path.join(HERE, "generated")):
+        try:
+            os.stat(path)
+            if os.path.isdir(path):
+                os.listdir(path)
+        except PermissionError as refusal:
+            cause = f"{refusal.filename} cannot be read: {refusal.strerror}"
+            advice = "give this user the right to read it; it was made by another one"
+            return config_error("venv", cause, advice)
+        except OSError:
+            continue
+    cause = f"cannot load grpc and the stubs in {HERE}/generated: {error}"
+    if error_number(error) in (errno.EMFILE, errno.ENFILE):
+        return config_error("files", cause, "raise the limit: ulimit -n 1024")
+    if not os.path.exists(os.path.join(HERE, "Makefile")):
+        cause = f"{HERE} has no packages: upload_grpc.py is away from its clone"
+        return config_error("clone", cause, "put it back, and make a link to it: ln -s")
+    return config_error("stubs", cause, f"run: make -C {shlex.quote(HERE)}")
+
+
+def error_number(error: BaseException | None) -> int:
+    """Return the errno of an error, or of what caused it; 0 if there is none."""
+    while error:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        error = error.__cause__ or error.__context__
+    return 0
+
+
+def report_bug(bug: BaseException) -> None:
+    """Print the traceback of a bug."""
+    for line in "".join(traceback.format_exception(bug)).splitlines():
+        log.error(line)
+    log.error("this is a bug: report it with the lines above")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -2456,10 +3311,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(args)
     try:
         if import_error:
-            cause = f"cannot load grpc and the stubs in {HERE}/generated: {import_error}"
-            raise UploadError(os.EX_CONFIG, cause, f"run: make -C {shlex.quote(HERE)}")
+            raise import_problem(import_error)
         if sys.stdout is None:
-            raise UploadError(os.EX_IOERR, "stdout is closed", "dialog IDs go there: redirect it")
+            advice = "dialog IDs go there: redirect it"
+            raise UploadError(Meaning(os.EX_IOERR, "stdout", "stdout is closed", advice))
         access = None if args.dry_run else Access(args)
         if args.talk_id:
             return update_talk(args, access, console)
@@ -2468,13 +3323,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = Run(args, access, console, ledger)
             return run.plan() if args.dry_run else run.main()
     except UploadError as error:
-        # Another run holds the ledger: no failure that cron should mail every few minutes.
-        log.log(logging.INFO if getattr(error, "in_use", False) else logging.ERROR, str(error))
-        return error.exit_code
-    except Exception:  # noqa: BLE001 - a bug, whatever it is, is reported with its exit code.
-        for line in traceback.format_exc().splitlines():
-            log.error(line)
-        log.error("this is a bug: report it with the lines above")
+        # Another run holds the ledger: no failure that cron should email every few minutes.
+        level = logging.INFO if isinstance(error, LedgerInUse) else logging.ERROR
+        log.log(level, str(error))
+        return error.meaning.exit_code
+    except Exception as bug:  # noqa: BLE001 - a bug, whatever it is, is reported with its exit code.
+        if error_number(bug) in (errno.EMFILE, errno.ENFILE):
+            log.error("too many open files; raise the limit: ulimit -n 1024, or use fewer --jobs")
+            return os.EX_CONFIG
+        report_bug(bug)
         return os.EX_SOFTWARE
 
 

@@ -7,7 +7,7 @@ program says of each recording is compared with the store.
 kills: runs over a growing folder, with a ledger, are killed (SIGKILL) at random moments; after
 one undisturbed run every recording must be in the store once, or be named as unknown.
 pairs: two runs are started together on one ledger; one goes on, the other ends at once.
-settling: answers are lost, with and without --settle-key; one run left alone finds in the service
+settling: answers are lost, with and without --lookup-key; one run left alone finds in the service
 what was made, and one with --retry-unknown uploads the rest.
 
 The same seed makes the same faults; what they hit depends on the machine's timing. Prints what
@@ -264,7 +264,7 @@ class Cuts:
         The program names the last try, which broke unless it uploaded the recording. Of those
         before, the one that came furthest counts: among three recordings that may be another's.
         """
-        if sent.code == OK and sent.result["tries"] == 1:
+        if sent.code == OK and sent.result["attempts"] == 1:
             return UNBROKEN
         calls = {str(call.metadata["x-client-request-id"]): call for call in self.service.calls}
         if sent.code == OK:
@@ -283,7 +283,7 @@ class Cuts:
 
 def outcome_of(sent: Sent, made: bool) -> str:
     if sent.code == OK:
-        return "uploaded" if sent.result["tries"] == 1 else "uploaded again"
+        return "uploaded" if sent.result["attempts"] == 1 else "uploaded again"
     if sent.code == UNKNOWN:
         return "unknown, made" if made else "unknown, not"
     return "undelivered" if sent.code == AGAIN else "other"
@@ -542,14 +542,14 @@ def run_pair(words: Sequence[str]) -> list[tuple[int, str]]:
 # --- Settling ------------------------------------------------------------------------
 
 SETTLE_KEY = "upload_sha256"
-SETTLE_OPTIONS = ("--settle-key", SETTLE_KEY, "--organization-id", "o", "--space-id", "s")
+SETTLE_OPTIONS = ("--lookup-key", SETTLE_KEY, "--organization-id", "o", "--space-id", "s")
 # Recordings, and runs through the faults, half of which are killed.
 LOST_ANSWERS, LOST_ANSWERS_SHORT = (500, 60), (40, 8)
 # Starts the program with pauses that are right for a service on this machine.
 QUICK_START = f"""import sys
 sys.path.insert(0, {str(SCRIPT.parent)!r})
 import upload_grpc
-upload_grpc.SETTLE_PAUSE_S, upload_grpc.REFUSAL_WAIT_S, upload_grpc.BACKOFF_S = 0, 0.02, 0.01
+upload_grpc.LOOKUP_PAUSE_S, upload_grpc.REFUSAL_WAIT_S, upload_grpc.BACKOFF_S = 0, 0.02, 0.01
 sys.exit(upload_grpc.main())
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import random
 import signal
@@ -139,9 +140,24 @@ def recording(tmp_path: Path) -> Path:
     return make_wav(tmp_path / "call.wav", 600_000)
 
 
-def arguments(service: StandIn, *words: object) -> list[str]:
-    """Complete a command line with the service's address and an accepted key."""
+def begin_ledger(path: str) -> None:
+    """Begin a ledger, as a first run by hand does: with --quiet none is begun."""
+    words = ("--audio-path=.", "--connection-id=connection-1", f"--ledger={path}")
+    logging.disable()
+    upload_grpc.Ledger(upload_grpc.parse_arguments(words)).close()
+    logging.disable(logging.NOTSET)
+
+
+def arguments(service: StandIn, *words: object, begun: bool = True) -> list[str]:
+    """Complete a command line with the service's address and an accepted key.
+
+    begun: whether a ledger was begun by hand before.
+    """
     given = [os.fspath(word) if isinstance(word, Path) else str(word) for word in words]
+    if begun and "--ledger" in given:
+        ledger = given[len(given) - given[::-1].index("--ledger")]
+        if ledger and not os.path.lexists(ledger) and os.path.isdir(os.path.dirname(ledger) or "."):
+            begin_ledger(ledger)
     defaults = {
         "--endpoint": service.endpoint,
         "--ca-file": str(service.ca_file),

@@ -208,8 +208,8 @@ def test_an_upload_goes_past_the_proxy(send: Send, service: StandIn) -> None:
             assert_uploaded(send(HTTPS_PROXY=proxy.url, NO_PROXY=value), service)
         # The name in small letters counts, as for curl; http_proxy is for other URLs.
         assert_uploaded(send(https_proxy="", HTTPS_PROXY=proxy.url, NO_PROXY=""), service)
-        del os.environ["HTTPS_PROXY"]
-        assert_uploaded(send(HTTP_PROXY=proxy.url, ALL_PROXY=proxy.url), service)
+        assert_uploaded(send(HTTP_PROXY=proxy.url, grpc_proxy=proxy.url), service)
+        assert_uploaded(send(ALL_PROXY=proxy.url, NO_PROXY="*"), service)
         assert proxy.targets == []
 
 

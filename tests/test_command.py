@@ -87,41 +87,6 @@ def test_the_guides_command_works_as_it_stands(
     assert talk.audio and talk.audio.read_bytes() == SAMPLE.read_bytes()
 
 
-def test_the_guides_function_uploads_or_raises(
-    public_service: tuple[StandIn, dict[str, str]], call: Path
-) -> None:
-    service, environment = public_service
-    # In a process of its own: grpc looks for the certificates to trust once.
-    program = """if True:
-        import sys, upload_grpc
-        print(upload_grpc.upload_talk(
-            connection_id="connection-1", metadata={"a": "b"}, api_key=sys.argv[1],
-            audio_path=sys.argv[2],
-        ))
-        try:
-            upload_grpc.upload_talk("connection-1", {}, "another-key", sys.argv[2])
-        except upload_grpc.UploadError as error:
-            print(error.exit_code, error)
-    """
-    words = (sys.executable, "-c", program, KEY, call)
-    outcome = run(*words, cwd=ROOT, env={**os.environ, **environment})
-    assert outcome.code == 0, outcome.err
-    [talk] = service.talks.values()
-    assert (talk.connection_id, talk.fields["a"]) == ("connection-1", "b")
-    made, refused = outcome.out.splitlines()
-    assert made == talk.talk_id and refused.startswith("77 ") and "unknown API key" in refused
-
-
-def test_the_guides_iterator_yields_metadata_format_and_chunks(recording: Path) -> None:
-    iterator: Any = upload_grpc.upload_audio_requests_iterator
-    first, second, *others = iterator(42, {"a": "b"}, str(recording))
-    assert (first.metadata.connection_id, first.metadata.fields) == ("42", {"a": "b"})
-    assert second.audio.audio_metadata.container_audio.container_audio_type == 1
-    chunks = [request.audio.chunk.data for request in others]
-    assert b"".join(chunks) == recording.read_bytes()
-    assert max(map(len, chunks)) < 4 * 1024 * 1024  # What a gRPC server takes by default.
-
-
 # --- What is sent ---------------------------------------------------------------------
 
 
@@ -178,9 +143,9 @@ def test_a_json_line_has_these_keys(upload: Run, service: StandIn, call: Path) -
         "exit_code": 0,
         "request_id": service.calls[0].metadata["x-client-request-id"],
         "bytes": call.stat().st_size,
-        "tries": 1,
+        "attempts": 1,
     }
-    assert (failed["outcome"], failed["talk_id"], failed["tries"]) == ("failed", None, 0)
+    assert (failed["outcome"], failed["talk_id"], failed["attempts"]) == ("failed", None, 0)
     assert failed["exit_code"] == 66 and "No such file" in failed["error"]
 
 
@@ -309,8 +274,8 @@ def test_a_bug_ends_with_70_and_its_traceback(
         ("--audio-path a.wav --connection-id 1 --retry-unknown", "--ledger"),
         ("--audio-path a.wav --connection-id 1 --key-type vm --key x", "--key-type"),
         ("--audio-path a.wav --connection-id 1 --key x --key-file x", "--key and --key-file"),
-        ("--audio-path a.wav --connection-id 1 --ledger x --settle-key x", "--space-id"),
-        ("--audio-path a.wav --connection-id 1 --project-id x", "--settle-key"),
+        ("--audio-path a.wav --connection-id 1 --ledger x --lookup-key x", "--space-id"),
+        ("--audio-path a.wav --connection-id 1 --project-id x", "--lookup-key"),
         ("--talk-id 1 --connection-id 1", "--meta-path"),
         ("--talk-id 1 --connection-id 1 --meta-path x --audio-path a.wav", "--talk-id"),
     ],
@@ -395,6 +360,7 @@ def tree(tmp_path: Path) -> Path:
     tree = tmp_path / "the program's folder"
     tree.mkdir()
     shutil.copy(SCRIPT, tree)
+    shutil.copy(ROOT / "Makefile", tree)
     shutil.copytree(ROOT / "generated", tree / "generated")
     return tree
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest import Outcome, Run, arguments, make_wav, start, wait_for, when
+from conftest import Outcome, Run, arguments, begin_ledger, make_wav, start, wait_for, when
 from fault_proxy import Fault, FaultProxy
 from stand_in import Delay, Fail, Freeze, Slow, StandIn, Step, _Refused, stored_talks
 from yandex.cloud.speechsense.v1.talk_service_pb2 import TalkMetadata
@@ -196,7 +196,7 @@ def test_rejections_are_no_outage(upload: Run, service: StandIn, words: Words, c
 def test_the_tries_of_a_recording_end_in_time(
     upload: Run, words: Words, calls: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upload_grpc, "TRIES_LIMIT_S", 0.5, raising=False)
+    monkeypatch.setattr(upload_grpc, "ATTEMPTS_LIMIT_S", 0.5, raising=False)
     endpoint = ("--endpoint", f"localhost:{closed_port()}")
     started_s = time.monotonic()
     outcome = upload(*words, *endpoint, "--retries", 100, "--audio-path", calls / "00.wav")
@@ -368,7 +368,7 @@ def test_a_signal_ends_the_hashing_of_a_large_file(
     large.write_bytes((b"\xff\xfb\x90\xc0" + bytes(413)) * 3)
     os.truncate(large, 200_000_000_000)  # A hole: reading it takes minutes.
     with start(*arguments(service, *words, "--ledger", ledger, "--audio-path", large)) as process:
-        wait_for(ledger.exists)
+        wait_for(Path(f"{ledger}-wal").exists)
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=10)
@@ -378,23 +378,24 @@ def test_a_signal_ends_the_hashing_of_a_large_file(
 
 
 def test_a_copy_does_not_wait_for_a_row_that_will_not_change(
-    service: StandIn, words: Words, ledger: Path, calls: Path
-) -> None:
+    service: StandIn, upload: Run, words: Words, ledger: Path, calls: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """The result of the first cannot be written, so the ledger has it as under way for ever."""
+    monkeypatch.setattr(upload_grpc, "LEDGER_LOCK_LIMIT_S", 0.5)
     first, copy = calls / "00.wav", calls / "copy.wav"
     copy.write_bytes(first.read_bytes())
     service.script.append(Delay(1))
-    also = ("--timeout", 10, "--ledger", ledger)
-    given = arguments(service, *words, *also, "--audio-path", first, copy)
-    with start(*given) as process, contextlib.ExitStack() as undo:
-        undo.callback(process.kill)
-        wait_for(lambda: service.talks)
-        other = undo.enter_context(contextlib.closing(sqlite3.connect(ledger)))
-        other.execute("BEGIN IMMEDIATE")
-        out, err = process.communicate(timeout=15)
+    begin_ledger(str(ledger))
+    with contextlib.closing(sqlite3.connect(ledger, check_same_thread=False)) as other:
+        with when(lambda: service.talks, lambda: other.execute("BEGIN IMMEDIATE")):
+            also = ("--timeout", 10, "--ledger", ledger)
+            outcome = upload(*words, *also, "--audio-path", first, copy)
     [talk_id] = service.talks
-    assert process.returncode == AGAIN and f"already uploaded as {talk_id}" in err
-    assert outcomes(out, err)["failed"] == 1
+    assert outcome.code == CONFIG
+    assert f"uploaded as {talk_id}, but the ledger could not record it" in outcome.err
+    assert outcome.err.count("another program, or it is on a network file system") == 2
+    assert outcomes(outcome.out, outcome.err)["unknown"] == 1
 
 
 def test_a_hangup_that_is_ignored_stops_nothing(

@@ -156,9 +156,12 @@ def test_after_a_power_cut_each_dialog_has_its_row_and_the_next_run_doubles_none
 ) -> None:
     metadata = tmp_path / "fields.json"
     metadata.write_text("{}")
-    words = ("--audio-path", calls, "--meta-path", metadata, "--quiet", "--ledger")
-    code, _, err = service.disk.run(*arguments(service, *words, tmp_path / "ledger.sqlite"))
-    assert (code, err, len(service.cuts)) == (os.EX_OK, "", RECORDINGS)
+    words = ("--audio-path", calls, "--meta-path", metadata, "--ledger")
+    code, _, err = service.disk.run(
+        *arguments(service, *words, tmp_path / "ledger.sqlite", begun=False)
+    )
+    assert "begins a new ledger" in err.splitlines()[0]
+    assert (code, err.count("\n"), len(service.cuts)) == (os.EX_OK, 2, RECORDINGS)
     contents = {hashlib.sha256(path.read_bytes()).hexdigest() for path in calls.iterdir()}
     for number, (made, synced) in enumerate(list(service.cuts)):
         ledger, states = restore(synced, tmp_path / str(number))
@@ -167,7 +170,7 @@ def test_after_a_power_cut_each_dialog_has_its_row_and_the_next_run_doubles_none
         if number % 10 == 7:
             service.talks.clear()
             unknown = {sha256 for sha256, state in states.items() if state == "finishing"}
-            outcome = upload(*words, ledger)
+            outcome = upload("--quiet", *words, ledger)
             again = [talk.sha256 for talk in service.talks.values()]
             assert made.isdisjoint(again) and len(again) == len(set(again))
             assert made | set(again) | unknown == contents
@@ -180,7 +183,7 @@ def test_on_a_disk_that_does_not_sync_nothing_is_sent_to_its_end(
 ) -> None:
     service.fails_after = 1
     words = ("--audio-path", calls, "--jobs", 1, "--ledger", tmp_path / "ledger.sqlite")
-    code, out, err = service.disk.run(*arguments(service, *words))
+    code, out, err = service.disk.run(*arguments(service, *words, begun=False))
     assert code == os.EX_TEMPFAIL
     assert len(service.talks) == 1 and next(iter(service.talks)) in out
     assert "ledger.sqlite: " in err

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest import KEY, ROOT, SCRIPT, Outcome, make_wav
+from conftest import KEY, ROOT, SCRIPT, Outcome, begin_ledger, make_wav
 from fault_proxy import HttpProxy
 from stand_in import Fail, StandIn
 
@@ -57,8 +57,15 @@ class Machine:
         os.utime(path, (time.time() - age_s,) * 2)
         return path
 
+    def begin_ledgers(self, text: str) -> None:
+        """Do what README has a person do before cron begins."""
+        for name in re.findall(r"--ledger /var/lib/speechsense/([\w.]+)", text):
+            if not (self.ledgers / name).exists():
+                begin_ledger(str(self.ledgers / name))
+
     def run(self, text: str) -> Outcome:
         """Run a script with this folder as the root of every absolute path in it."""
+        self.begin_ledgers(text)
         here = re.sub(r"(?<![\w/.}])/(?=(opt|etc|var)/)", f"{self.root}/", text)
         finished = subprocess.run(
             ["sh", "-c", here],
@@ -165,8 +172,9 @@ def test_the_cron_line_settles_what_is_unknown(machine: Machine) -> None:
     command = block("crontab", "Cron").splitlines()[1].split("  ", 1)[1]
     machine.call("0930-anna.wav")
     machine.service.script += [LOST]
-    assert machine.run(command) == Outcome(0, "", "")
+    assert machine.run(command).code == os.EX_PROTOCOL
     [talk_id] = machine.service.talks
+    assert machine.run(command) == Outcome(0, "", "")
     assert machine.log.read_text().endswith(f"0930-anna.wav: Dialog ID: {talk_id}\n")
 
 
@@ -178,7 +186,7 @@ def test_a_dry_run_tells_whether_a_day_is_complete(machine: Machine) -> None:
     check = command.partition(" >>")[0].replace(" --min-age 60", "") + " --dry-run"
     assert machine.run(check) == Outcome(0, "", "")
     machine.call("b.wav", age_s=0)
-    assert re.fullmatch(r"\S+b\.wav: would be sent: .*\n", machine.run(check).out)
+    assert re.fullmatch(r"\S+b\.wav: would be uploaded: .*\n", machine.run(check).out)
 
 
 @pytest.mark.skipif(not shutil.which("parallel"), reason="GNU parallel is not installed")
@@ -207,7 +215,7 @@ def test_the_queries(machine: Machine) -> None:
         machine.call(name)
     machine.service.script += [None, LOST, REJECTED]
     command = block("crontab", "Cron").splitlines()[1].split("  ", 1)[1]
-    without_settling = re.sub(" --settle-key.*?(?= >>)", " --jobs 1", command)
+    without_settling = re.sub(" --lookup-key.*?(?= >>)", " --jobs 1", command)
     assert machine.run(without_settling).code == os.EX_PROTOCOL
     text = (block("console", "The ledger") + block("console", "Unknown recordings")).replace(
         "/var/calls", str(machine.calls)

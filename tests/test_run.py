@@ -38,8 +38,8 @@ NO_CONNECTION = Fail(grpc.StatusCode.NOT_FOUND, "no such connection")
 
 JSON_KEYS = {
     *("schema_version", "path", "outcome", "talk_id", "talk_ids", "badge_id", "error"),
-    *("exit_code", "request_id", "bytes", "seconds", "tries", "description"),
-    *("operation_id", "settled"),
+    *("exit_code", "request_id", "bytes", "seconds", "attempts", "description"),
+    *("operation_id", "found_id", "time"),
 }
 
 
@@ -75,7 +75,9 @@ def dialog_ids(out: str) -> dict[str, str]:
 def summary(err: str) -> dict[str, int]:
     """Read the counts of the last line; those of 0 are left out."""
     line = err.splitlines()[-1]
-    found = re.findall(r"(\d+) (uploaded|already there|settled|failed|unknown|not tried)", line)
+    found = re.findall(
+        r"(\d+) (uploaded|already there|found in the service|failed|unknown|not tried)", line
+    )
     return {words: int(count) for count, words in found if count != "0"}
 
 
@@ -322,7 +324,7 @@ def test_json_is_one_object_a_recording_whatever_became_of_it(
     results = {Path(result["path"]).name: result for result in lines}
     assert len(results) == len(lines)
     assert {
-        name: (result["outcome"], result["exit_code"], result["tries"])
+        name: (result["outcome"], result["exit_code"], result["attempts"])
         for name, result in results.items()
     } == {
         "1.wav": ("already", 0, 0),

@@ -22,7 +22,7 @@ import upload_grpc
 
 STATUS = grpc.StatusCode
 KEY = "upload_sha256"
-SETTLING = ("--settle-key", KEY, "--organization-id", "org-1", "--space-id", "space-1")
+SETTLING = ("--lookup-key", KEY, "--organization-id", "org-1", "--space-id", "space-1")
 # The service's answer is lost, after it has made the dialog or before.
 MADE = Fail(STATUS.UNAVAILABLE, "as scripted", store=True)
 NOT_MADE = Fail(STATUS.UNAVAILABLE, "as scripted")
@@ -30,7 +30,7 @@ NOT_MADE = Fail(STATUS.UNAVAILABLE, "as scripted")
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_grpc, "SETTLE_PAUSE_S", 0.0, raising=False)
+    monkeypatch.setattr(upload_grpc, "LOOKUP_PAUSE_S", 0.0, raising=False)
     monkeypatch.setattr(upload_grpc, "REFUSAL_WAIT_S", 0.0, raising=False)
 
 
@@ -121,12 +121,12 @@ def office(service: StandIn, upload: Run, tmp_path: Path) -> Office:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("--settle-key", KEY, "--ledger", "l"), ("--organization-id", "--space-id")),
+        (("--lookup-key", KEY, "--ledger", "l"), ("--organization-id", "--space-id")),
         (SETTLING, ("--ledger",)),
         ((*SETTLING[:4], "--ledger", "l"), ("--space-id",)),
-        ((*SETTLING[2:], "--ledger", "l"), ("--settle-key",)),
-        (("--project-id", "p", "--ledger", "l"), ("--settle-key",)),
-        (("--settle-key", "", *SETTLING[2:], "--ledger", "l"), ("--settle-key",)),
+        ((*SETTLING[2:], "--ledger", "l"), ("--lookup-key",)),
+        (("--project-id", "p", "--ledger", "l"), ("--lookup-key",)),
+        (("--lookup-key", "", *SETTLING[2:], "--ledger", "l"), ("--settle-key",)),
         ((*SETTLING, "--project-id", "", "--ledger", "l"), ("--project-id",)),
     ],
 )
@@ -539,7 +539,7 @@ def test_469_unknown_take_50_calls_and_two_runs(office: Office) -> None:
 
 
 def test_a_pause_between_calls(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_grpc, "SETTLE_PAUSE_S", 0.2)
+    monkeypatch.setattr(upload_grpc, "LOOKUP_PAUSE_S", 0.2)
     office.unknown("a.wav", "b.wav")
     started_s = time.monotonic()
     assert office.run().code == 0
