@@ -592,13 +592,13 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
             yield Found(folder, False, error=error)
             continue
         sidecars = {name for name in names if name.endswith((".json", ".JSON"))}
+        start = os.path.join(folder, "")
         for name in sorted(names):
             if name.lower().endswith(suffixes):
-                stem = os.path.splitext(name)[0]
-                own = next(filter(sidecars.__contains__, (f"{stem}.json", f"{stem}.JSON")), None)
-                sidecar = os.path.join(folder, own) if own else None
-                yield Found(os.path.join(folder, name), False, sidecar)
-        folders += [os.path.join(folder, name) for name in sorted(subfolders, reverse=True)]
+                stem = name.rpartition(".")[0]
+                own = sidecars.intersection((f"{stem}.json", f"{stem}.JSON")) if sidecars else ()
+                yield Found(start + name, False, start + max(own) if own else None)
+        folders += [start + name for name in sorted(subfolders, reverse=True)]
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -1111,8 +1111,6 @@ class Access:
             ("grpc.primary_user_agent", f"upload_grpc/{__version__}"),
             # grpc's own retries could send a recording twice without our knowledge.
             ("grpc.enable_retries", 0),
-            # Otherwise a new channel would share, and so reuse, the connection of an old one.
-            ("grpc.use_local_subchannel_pool", 1),
             # TCP_USER_TIMEOUT: the kernel ends a connection whose peer stops acknowledging. grpc
             # sets it only with keepalive (gRFC A18); servers may take its pings for abuse, so the
             # first one is due in 24 days.
@@ -1930,7 +1928,13 @@ class Ledger(LedgerFile):
     def find_by_stem(self, path: str) -> list[Row]:
         """Return the rows of files with this path, whatever their suffix."""
         stem = os.path.splitext(stored_path(path))[0]
-        return self._rows("INDEXED BY recordings_by_stem", "stem = ?", stem)
+        # By name, as all of them take longer than the search.
+        sql = (
+            "SELECT sha256, stem, suffix, path, size_bytes, mtime_ns, ctime_ns, metadata_sha256, "
+            "state, talk_id, found_id, badge_id, operation_id, error, updated_at FROM recordings "
+            "INDEXED BY recordings_by_stem WHERE connection_id = ? AND stem = ?"
+        )
+        return self._execute(sql, (self._args.connection_id, stem))
 
     def find_by_hash(self, sha256: str) -> Row | None:
         """Return the row of a recording with this audio."""
@@ -2117,7 +2121,21 @@ def open_read_only(path: str) -> Any:
 
 def stored_path(path: str) -> str:
     """Return a path as the ledger has it: absolute, printable, other bytes escaped."""
-    return clean(os.fsencode(os.path.abspath(path)).decode(errors="backslashreplace"))
+    folder, name = os.path.split(path)
+    if name in ("", ".", ".."):
+        return stored_folder(path)
+    return os.path.join(stored_folder(folder), printable(name))
+
+
+@functools.lru_cache(maxsize=256)
+def stored_folder(path: str) -> str:
+    """Return a folder like stored_path; remembered, as one holds thousands of recordings."""
+    return printable(os.path.abspath(path))
+
+
+def printable(name: str) -> str:
+    """Return a name with control characters and bytes that are not UTF-8 as escapes."""
+    return one_line(os.fsencode(name).decode(errors="backslashreplace"))
 
 
 def hash_recording(recording: Recording, args: Namespace, stopping: threading.Event) -> None:
@@ -2717,11 +2735,11 @@ class Tally:
         if not self._ledger:
             return
         try:
-            path = stored_path(recording.path)
-            if result.error and not result.error.meaning.is_outage:
-                self._ledger.note_problem(recording.path, result.error, recording.file_state)
-                self._with_problems.add(path)
-            elif not result.error and path in self._with_problems:
+            if result.error:
+                if not result.error.meaning.is_outage:
+                    self._ledger.note_problem(recording.path, result.error, recording.file_state)
+                    self._with_problems.add(stored_path(recording.path))
+            elif self._with_problems and stored_path(recording.path) in self._with_problems:
                 self._ledger.clear_problem(recording.path)
         except LedgerError as error:
             self.forget_ledger()
@@ -3339,6 +3357,5 @@ if __name__ == "__main__":
     code = main()
     with contextlib.suppress(OSError, AttributeError):  # Full, or closed from the beginning.
         sys.stdout.flush()
-    # Skip the interpreter's cleanup: it takes longer than sending a short recording, and would wait
-    # for a thread that hangs in a read.
+    # Skip the interpreter's cleanup: it takes some ms, and threads may still be in grpc's code.
     os._exit(code)
