@@ -41,7 +41,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import argparse
 import collections
 import contextlib
-import dataclasses
 import datetime
 import enum
 import errno
@@ -522,27 +521,27 @@ def within_64_bits(number: int) -> int:
     return max(-(2**63), min(number, 2**63 - 1))
 
 
-@dataclasses.dataclass(eq=False)  # Kept in sets, by identity.
 class Recording:
     """One recording, from its file's name to its result. Each field says which step fills it."""
 
-    path: str
-    explicit: bool = True  # Named on the command line, not found in a folder.
-    sidecar: str | None = None  # find_files: the JSON beside it.
-    file_state: FileState = NO_STATE  # Source; compared again at the commit point.
-    started_s: float = 0.0  # Source, when it looks at the recording for the first time.
-    audio: audio_pb2.AudioMetadata | None = None  # check_audio
-    description: str = ""  # check_audio
-    metadata: TalkMetadata | None = None  # collect_metadata
-    has_placeholders: bool = False  # collect_metadata
-    sha256: str = ""  # hash_recording
-    metadata_sha256: str = ""  # hash_recording
-    row: Row | None = None  # Source: what the ledger has, if the recording is not new to it.
-    is_to_send: bool = False  # Source
-    attempts: int = 0  # Uploader
-    call: Call | None = None  # Uploader: the latest attempt.
-    received: Result | None = None  # Uploader: in hand, though the ledger may not have it yet.
-    result: Result | None = None  # Tally.add
+    def __init__(self, path: str, explicit: bool = True, sidecar: str | None = None) -> None:
+        self.path = path
+        self.explicit = explicit  # Named on the command line, not found in a folder.
+        self.sidecar = sidecar  # find_files: the JSON beside it.
+        self.file_state = NO_STATE  # Source; compared again at the commit point.
+        self.started_s = 0.0  # Source, when it looks at the recording for the first time.
+        self.audio: audio_pb2.AudioMetadata | None = None  # check_audio
+        self.description = ""  # check_audio
+        self.metadata: TalkMetadata | None = None  # collect_metadata
+        self.has_placeholders = False  # collect_metadata
+        self.sha256 = ""  # hash_recording
+        self.metadata_sha256 = ""  # hash_recording
+        self.row: Row | None = None  # Source: what the ledger has, unless it is to be sent.
+        self.is_to_send = False  # Source
+        self.attempts = 0  # Uploader
+        self.call: Call | None = None  # Uploader: the latest attempt.
+        self.received: Result | None = None  # Uploader: though the ledger may not have it yet.
+        self.result: Result | None = None  # Tally.add
 
     @property
     def ids(self) -> str:
@@ -2267,7 +2266,8 @@ class Lookup:
         self, row: Row, found: Mapping[str, set[Talk]], is_proof: object
     ) -> Iterator[tuple[Recording, Result]]:
         """Record what a search says of one row; yield its recording if it was found."""
-        recording = Recording(row["path"], sha256=row["sha256"], row=row)
+        recording = Recording(row["path"])
+        recording.sha256 = row["sha256"]
         talks = sorted(found.get(row["sha256"], ()))
         if not talks:
             # Not found proves nothing by itself.
