@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -45,7 +46,7 @@ import upload_grpc  # Before anything imports grpc.
 import grpc
 from conftest import FOREIGN_VARIABLES, SCRIPT, arguments, make_wav, start
 from fault_proxy import Fault, FaultProxy
-from stand_in import Delay, Fail, Slow, StandIn, Step, stored_talks
+from stand_in import LOOKUPS, Call, Delay, Fail, Slow, StandIn, Step, stored_talks
 
 SEED = 20260731
 OK, AGAIN, UNKNOWN = 0, 75, 76
@@ -593,17 +594,22 @@ class LostAnswers:
                 # In the end nothing can be looked up, so that the run left alone finds something.
                 self._service.viewer_role = number <= runs * 2 // 3
                 # Slow enough for kills to come between an answer and the ledger.
-                pauses_s = [self._noise.uniform(0, 0.1) for _ in range(100)]
-                self._service.lookup_script[:] = map(Delay, pauses_s)
+                pauses = [Delay(self._noise.uniform(0, 0.1)) for _ in range(100)]
+                self._service.on_call = functools.partial(self._step_of, pauses)
                 moment_s = self._noise.uniform(0, startup_s + WORK_S)
                 late = time.monotonic() > deadline_s
                 if not late:
                     self.run("--endpoint", proxy.endpoint, kill_after_s=moment_s * (number % 2))
                 proxy.cut_all()
         self._service.script.clear()
-        self._service.lookup_script.clear()
+        self._service.on_call = self._service.next_step
         self._service.viewer_role = True
         self._service.wait_until_idle()
+
+    def _step_of(self, pauses: list[Delay], call: Call) -> Step:
+        if call.method in LOOKUPS:
+            return pauses.pop() if pauses else None
+        return self._service.next_step(call)
 
     def _startup_s(self) -> float:
         started_s = time.monotonic()

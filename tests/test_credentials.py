@@ -16,7 +16,7 @@ from unittest.mock import patch
 import grpc
 import pytest
 from conftest import Outcome, make_wav, sparse_wav
-from stand_in import Call, Fail, StandIn
+from stand_in import Fail, StandIn
 
 import upload_grpc
 
@@ -74,18 +74,6 @@ def assert_refused(outcome: Outcome, service: StandIn, *texts: str) -> None:
     assert re.fullmatch(r"upload_grpc: .*\n", outcome.err)
     for text in texts:
         assert text in outcome.err
-
-
-class Arrivals(list[Call]):
-    """The service's calls; does some work as each one arrives."""
-
-    def __init__(self, work: Callable[[], object]) -> None:
-        super().__init__()
-        self._work = work
-
-    def append(self, received: Call) -> None:
-        super().append(received)
-        self._work()
 
 
 # --- Where it comes from --------------------------------------------------------------

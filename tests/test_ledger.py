@@ -21,10 +21,8 @@ from typing import Any
 
 import grpc
 import pytest
-import stand_in
 from conftest import AS_NOBODY_SPECIAL, Outcome, Run, arguments, before_command, make_wav, start
-from stand_in import Fail, StandIn, Talk
-from yandex.cloud.speechsense.v1 import talk_service_pb2
+from stand_in import At, Call, Fail, StandIn
 
 import upload_grpc
 
@@ -40,38 +38,13 @@ LEDGER = Path("ledger.sqlite")
 CALL = Path("call.wav")
 
 
-def do_nothing() -> None:
-    pass
-
-
-class Service(StandIn):
-    """A service that lets a test act when a call arrives, and before a dialog is answered."""
-
-    def __init__(self, store: Path) -> None:
-        super().__init__(store)
-        self.at_call: Callable[[], object] = do_nothing
-        self.at_talk: Callable[[], object] = do_nothing
-
-    def check_metadata(self, metadata: talk_service_pb2.TalkMetadata) -> None:
-        self.at_call()
-        super().check_metadata(metadata)
-
-    def save(self, talk: Talk) -> None:
-        super().save(talk)
-        self.at_talk()
-
-    @property
-    def contents(self) -> list[str]:
-        return sorted(talk.sha256 for talk in self.talks.values())
-
-
 class Gate:
     """A place where the service waits until the test lets it go on."""
 
     def __init__(self) -> None:
         self._reached, self._opened = threading.Event(), threading.Event()
 
-    def __call__(self) -> None:
+    def __call__(self, _: Call) -> None:
         self._reached.set()
         assert self._opened.wait(20)
 
@@ -94,13 +67,6 @@ def _in_a_folder_with_a_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    server = Service(tmp_path / "store")
-    with server:
-        yield server
-
-
-@pytest.fixture
 def remember(upload: Run) -> Run:
     """Upload with a ledger, one recording after another, without a second try."""
     return lambda *words: upload("--meta-path", "fields.json", "--retries", 0, *words_for(*words))
@@ -110,6 +76,11 @@ def words_for(*paths_and_options: object) -> list[object]:
     """Return a command line with the ledger; paths are absolute, as the folder changes."""
     words = ["--ledger", LEDGER, "--jobs", 1, "--audio-path", *paths_and_options]
     return [word.absolute() if isinstance(word, Path) else word for word in words]
+
+
+def contents(service: StandIn) -> list[str]:
+    """Return the digests of the audio of all dialogs."""
+    return sorted(talk.sha256 for talk in service.talks.values())
 
 
 def make_calls(*names: str, size_bytes: int = 300_000) -> list[Path]:
@@ -150,7 +121,7 @@ def running(service: StandIn, *words: object) -> Iterator[subprocess.Popen[str]]
 
 
 def test_a_row_says_everything_about_an_upload(
-    remember: Run, service: Service, monkeypatch: pytest.MonkeyPatch
+    remember: Run, service: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.script.append(BUSY)
     monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.01, raising=False)
@@ -185,7 +156,7 @@ def test_a_row_says_everything_about_an_upload(
     ],
 )
 def test_how_it_ended_decides_about_the_next_run(
-    remember: Run, service: Service, step: Fail | None, code: int, state: str, again: bool
+    remember: Run, service: StandIn, step: Fail | None, code: int, state: str, again: bool
 ) -> None:
     service.script.append(step)
     assert remember(CALL).code == code
@@ -212,7 +183,7 @@ def test_how_it_ended_decides_about_the_next_run(
 
 
 def test_renamed_moved_touched_or_copied_it_is_not_sent_again(
-    remember: Run, service: Service
+    remember: Run, service: StandIn
 ) -> None:
     first = remember(CALL)
     assert (first.code, first.out) == (os.EX_OK, f"Dialog ID: {next(iter(service.talks))}\n")
@@ -228,7 +199,7 @@ def test_renamed_moved_touched_or_copied_it_is_not_sent_again(
     assert len(service.calls) == 1
 
 
-def test_a_known_name_size_and_time_spare_reading_the_file(remember: Run, service: Service) -> None:
+def test_a_known_name_size_and_time_spare_reading_the_file(remember: Run, service: StandIn) -> None:
     remember(CALL)
     moved = CALL.rename("moved.wav")
     remember(moved)  # So that the new name spares it too.
@@ -239,12 +210,12 @@ def test_a_known_name_size_and_time_spare_reading_the_file(remember: Run, servic
     assert len(service.calls) == 1
     os.utime(moved)
     assert remember(moved).code == os.EX_OK
-    assert len(service.contents) == 2, "changed content is another dialog"
+    assert len(contents(service)) == 2, "changed content is another dialog"
 
 
 @pytest.mark.parametrize("jobs", [1, 4])
 def test_two_names_for_one_content_are_one_dialog(
-    remember: Run, service: Service, jobs: int
+    remember: Run, service: StandIn, jobs: int
 ) -> None:
     paths = [make_wav(Path(f"{name}.wav"), 300_000, seed=1) for name in "abc"]
     for _ in range(2):
@@ -257,7 +228,7 @@ def test_two_names_for_one_content_are_one_dialog(
 
 @pytest.mark.parametrize(("step", "code"), [(REJECTED, 65), (LOST, 76), (BUSY, 75)])
 def test_of_two_names_for_one_content_the_second_shares_its_failure_or_is_sent(
-    remember: Run, service: Service, step: Fail, code: int
+    remember: Run, service: StandIn, step: Fail, code: int
 ) -> None:
     # Not UTF-8; how it is shown is left to the terminal's encoding.
     paths = [Path(os.fsdecode(b"a\xff.wav")), Path("b.wav")]
@@ -277,7 +248,7 @@ def test_of_two_names_for_one_content_the_second_shares_its_failure_or_is_sent(
 
 @pytest.mark.parametrize("jobs", [1, 4])
 def test_of_two_names_for_one_unknown_content_one_is_sent_again(
-    remember: Run, service: Service, jobs: int
+    remember: Run, service: StandIn, jobs: int
 ) -> None:
     paths = [make_wav(Path(f"{name}.wav"), 3_000, seed=1) for name in "abc"]
     service.script += [LOST, LOST]
@@ -287,7 +258,7 @@ def test_of_two_names_for_one_unknown_content_one_is_sent_again(
 
 
 def test_a_file_that_is_replaced_by_a_device_fails_alone(
-    remember: Run, service: Service, monkeypatch: pytest.MonkeyPatch
+    remember: Run, service: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [make_wav(Path(f"{number}.wav"), 3_000, seed=number) for number in range(2)]
     check = upload_grpc.check_recording
@@ -305,7 +276,7 @@ def test_a_file_that_is_replaced_by_a_device_fails_alone(
 
 
 def test_of_two_names_with_other_metadata_the_first_by_path_counts(
-    remember: Run, service: Service
+    remember: Run, service: StandIn
 ) -> None:
     """Which of them was dropped was chance once, and nobody was told."""
     Path("calls").mkdir()
@@ -322,7 +293,7 @@ def test_of_two_names_with_other_metadata_the_first_by_path_counts(
         assert re.fullmatch(r"upload_grpc: \S+/b\.wav: .*/a\.wav .*--talk-id .*\n", outcome.err)
 
 
-def test_metadata_edited_after_the_upload_is_told_of(remember: Run, service: Service) -> None:
+def test_metadata_edited_after_the_upload_is_told_of(remember: Run, service: StandIn) -> None:
     sidecar = CALL.with_suffix(".json")
     sidecar.write_text('{"client_name": "Boris"}')
     done = remember(CALL)
@@ -340,7 +311,7 @@ def test_metadata_edited_after_the_upload_is_told_of(remember: Run, service: Ser
     assert len(service.calls) == 1
 
 
-def test_connections_are_kept_apart(remember: Run, service: Service) -> None:
+def test_connections_are_kept_apart(remember: Run, service: StandIn) -> None:
     for connection in ("one", "two", "one", "two"):
         assert remember(CALL, "--connection-id", connection).code == os.EX_OK
     made = {talk.connection_id: talk.talk_id for talk in service.talks.values()}
@@ -352,7 +323,7 @@ def test_connections_are_kept_apart(remember: Run, service: Service) -> None:
 
 
 def test_a_rejected_one_is_sent_again_once_file_or_metadata_changes(
-    remember: Run, service: Service
+    remember: Run, service: StandIn
 ) -> None:
     sidecar = CALL.with_suffix(".json")
     user = '{"users": [{"id": "1", "role": "client"}]}'
@@ -378,7 +349,7 @@ def test_a_rejected_one_is_sent_again_once_file_or_metadata_changes(
     assert (row["state"], row["error"], row["attempts"]) == ("uploaded", None, 6)
 
 
-def test_a_rejected_one_without_metadata_is_not_sent_again(upload: Run, service: Service) -> None:
+def test_a_rejected_one_without_metadata_is_not_sent_again(upload: Run, service: StandIn) -> None:
     """The date among the placeholder fields is another each time."""
     service.script += [REJECTED]
     for _ in range(2):
@@ -386,7 +357,7 @@ def test_a_rejected_one_without_metadata_is_not_sent_again(upload: Run, service:
     assert len(service.calls) == 1
 
 
-def test_an_unknown_one_is_named_until_somebody_decides(remember: Run, service: Service) -> None:
+def test_an_unknown_one_is_named_until_somebody_decides(remember: Run, service: StandIn) -> None:
     service.script += [LOST]
     remember(CALL)
     for _ in range(2):
@@ -429,10 +400,11 @@ def test_a_dry_run_reads_a_copy_of_a_ledger_with_its_log(remember: Run) -> None:
     assert (outcome.code, "would be sent" in outcome.out) == (os.EX_OK, False), outcome.err
 
 
-def test_a_dry_run_neither_makes_nor_changes_a_ledger(remember: Run, service: Service) -> None:
+def test_a_dry_run_neither_makes_nor_changes_a_ledger(remember: Run, service: StandIn) -> None:
     assert remember(CALL, "--dry-run").code == os.EX_OK
     assert ledger_files() == {}
-    service.at_talk = gate = Gate()
+    gate = Gate()
+    service.script.append(At(answer=gate))
     with running(service, CALL) as process, gate.closed():
         process.kill()
         process.wait()
@@ -478,7 +450,7 @@ PRAGMA journal_mode = WAL;
 """
 
 
-def test_a_ledger_of_version_1_is_taken_over(remember: Run, service: Service) -> None:
+def test_a_ledger_of_version_1_is_taken_over(remember: Run, service: StandIn) -> None:
     states_of = ("uploaded", "unknown", "rejected", "sending", "finishing")
     paths = make_calls(*(f"{state}.wav" for state in states_of), size_bytes=3_000)
     with contextlib.closing(sqlite3.connect(LEDGER)) as database, database:
@@ -502,7 +474,7 @@ def test_a_ledger_of_version_1_is_taken_over(remember: Run, service: Service) ->
             assert f"{name}: Dialog ID: of-version-1\n" in outcome.out
         assert re.findall(r"/(\w+)\.wav: ", outcome.err) == ["unknown", "rejected", "finishing"]
         # What was rejected is sent once more: what its metadata was is told in another way now.
-        assert len(service.calls) == 2 and service.contents == sha256s(Path("sending.wav"))
+        assert len(service.calls) == 2 and contents(service) == sha256s(Path("sending.wav"))
     found = {Path(row["path"]).stem: row["state"] for row in rows()}
     expected = {"unknown": "unknown", "rejected": "rejected", "finishing": "unknown"}
     assert found == {"uploaded": "uploaded", "sending": "uploaded", **expected}
@@ -512,17 +484,15 @@ def test_a_ledger_of_version_1_is_taken_over(remember: Run, service: Service) ->
 
 
 def test_finishing_is_written_before_the_half_close_can_arrive(
-    remember: Run, service: Service, monkeypatch: pytest.MonkeyPatch
+    remember: Run, service: StandIn
 ) -> None:
     """That it is on disk then is what test_power_cut.py shows."""
     seen: list[str] = []
-    confirm = stand_in._LiveCall.confirm_half_close
 
-    def look_first(call: Any) -> None:
+    def look(_: Call) -> None:
         seen.extend(row["request_id"] for row in rows() if row["state"] == "finishing")
-        confirm(call)
 
-    monkeypatch.setattr(stand_in._LiveCall, "confirm_half_close", look_first)
+    service.on_call = lambda call: At(half_close=look)
     remember(*make_calls(*(f"{number}.wav" for number in range(20)), size_bytes=100_000))
     assert len(service.talks) == 20
     assert seen == [call.metadata["x-client-request-id"] for call in service.calls]
@@ -530,7 +500,7 @@ def test_finishing_is_written_before_the_half_close_can_arrive(
 
 @pytest.mark.parametrize("moment", ["nothing sent", "sending", "finishing", "after the answer"])
 def test_after_kill_9_one_run_has_every_recording_once_or_names_it(
-    remember: Run, service: Service, moment: str
+    remember: Run, service: StandIn, moment: str
 ) -> None:
     paths = make_calls("0.wav", "1.wav", size_bytes=LONG_BYTES)
     gate = Gate()
@@ -541,19 +511,16 @@ def test_after_kill_9_one_run_has_every_recording_once_or_names_it(
             with running(service, *paths, "--endpoint", endpoint):
                 mute.accept()[0].close()
     else:
-        if moment == "sending":
-            service.at_call = gate
-        elif moment == "finishing":
-            service.at_talk = gate
-        else:
-            service.at_call = lambda: gate() if service.talks else None
+        if moment == "after the answer":
+            service.script.append(None)
+        service.script.append(At(answer=gate) if moment == "finishing" else At(metadata=gate))
         with running(service, *paths) as process, gate.closed():
             assert states()[0] == ("uploaded" if moment == "after the answer" else moment)
             process.kill()
             process.wait()
         service.wait_until_idle()
     outcome = remember(*paths, "--quiet")
-    assert service.contents == sha256s(*paths)
+    assert contents(service) == sha256s(*paths)
     if moment == "finishing":
         assert (outcome.code, states()) == (os.EX_PROTOCOL, ["unknown", "uploaded"])
         (line,) = outcome.err.splitlines()
@@ -565,23 +532,25 @@ def test_after_kill_9_one_run_has_every_recording_once_or_names_it(
 # --- Others who use it at the same time ----------------------------------------------
 
 
-def test_a_recording_whose_row_was_deleted_is_not_uploaded(remember: Run, service: Service) -> None:
+def test_a_recording_whose_row_was_deleted_is_not_uploaded(remember: Run, service: StandIn) -> None:
     make_wav(CALL, LONG_BYTES)
-    service.at_call = lambda: change("DELETE FROM recordings WHERE state = 'sending'")
+    service.script.append(
+        At(metadata=lambda _: change("DELETE FROM recordings WHERE state = 'sending'"))
+    )
     outcome = remember(CALL)
     assert (outcome.code, outcome.out) == (os.EX_CONFIG, "")
     assert "call.wav: " in outcome.err and "ledger.sqlite: " in outcome.err
     service.wait_until_idle()
     assert not service.talks
-    service.at_call = do_nothing
     assert remember(CALL).code == os.EX_OK
     assert len(service.talks) == 1
 
 
-def test_a_second_run_leaves_at_once_and_the_first_goes_on(remember: Run, service: Service) -> None:
+def test_a_second_run_leaves_at_once_and_the_first_goes_on(remember: Run, service: StandIn) -> None:
     """By whatever name: two runs on one ledger would upload everything twice."""
     Path("link.sqlite").symlink_to(LEDGER)
-    service.at_talk = gate = Gate()
+    gate = Gate()
+    service.script.append(At(answer=gate))
     with running(service, CALL) as first:
         with gate.closed():
             for name in (LEDGER, "link.sqlite"):
@@ -597,10 +566,10 @@ def test_a_second_run_leaves_at_once_and_the_first_goes_on(remember: Run, servic
     assert (again.code, again.out, len(service.calls)) == (os.EX_OK, out, 1)
 
 
-def test_its_user_can_read_and_change_it_while_a_run_goes_on(service: Service) -> None:
+def test_its_user_can_read_and_change_it_while_a_run_goes_on(service: StandIn) -> None:
     paths = make_calls("0.wav", "1.wav")
     gate = Gate()
-    service.at_talk = lambda: gate() if len(service.talks) == 2 else None
+    service.script += [None, At(answer=gate)]
     with contextlib.ExitStack() as stack:
         stack.callback(os.umask, os.umask(0))
         process = stack.enter_context(running(service, *paths))
@@ -649,7 +618,7 @@ def damage(path: Path) -> None:
     ],
 )
 def test_what_is_no_ledger_is_left_as_it_is_and_nothing_is_sent(
-    remember: Run, service: Service, what: str, make: Callable[[Path], object]
+    remember: Run, service: StandIn, what: str, make: Callable[[Path], object]
 ) -> None:
     if "ledger" in what:
         remember(CALL)
@@ -666,7 +635,7 @@ def test_what_is_no_ledger_is_left_as_it_is_and_nothing_is_sent(
 
 @pytest.mark.parametrize("closed", ["file", "folder", "missing folder"])
 def test_where_it_cannot_be_written_it_is_named_and_nothing_is_sent(
-    remember: Run, service: Service, closed: str
+    remember: Run, service: StandIn, closed: str
 ) -> None:
     ledger = Path("kept/ledger.sqlite")
     if closed != "missing folder":
@@ -685,7 +654,7 @@ def test_where_it_cannot_be_written_it_is_named_and_nothing_is_sent(
 
 
 @pytest.mark.parametrize("option", ["--ledger", "--meta-path", "--ca-file"])
-def test_an_empty_name_is_not_the_same_as_none(upload: Run, service: Service, option: str) -> None:
+def test_an_empty_name_is_not_the_same_as_none(upload: Run, service: StandIn, option: str) -> None:
     """An unset variable expands to ''."""
     assert upload("--audio-path", CALL, option, "").code != os.EX_OK
     assert not service.calls
@@ -696,7 +665,7 @@ def test_an_empty_name_is_not_the_same_as_none(upload: Run, service: Service, op
 
 @pytest.mark.parametrize("used_before", [False, True])
 def test_a_disk_that_is_full_from_the_start(
-    remember: Run, service: Service, used_before: bool
+    remember: Run, service: StandIn, used_before: bool
 ) -> None:
     if used_before:
         remember(CALL)
@@ -715,13 +684,11 @@ def test_a_disk_that_is_full_from_the_start(
 
 
 @pytest.mark.parametrize("moment", ["before the last byte", "before the answer"])
-def test_a_disk_that_fills_up(remember: Run, service: Service, moment: str) -> None:
+def test_a_disk_that_fills_up(remember: Run, service: StandIn, moment: str) -> None:
     paths = make_calls("0.wav", "1.wav", size_bytes=LONG_BYTES)
     gate = Gate()
-    if moment == "before the answer":
-        service.at_talk = gate
-    else:
-        service.at_call = gate
+    before_answer = moment == "before the answer"
+    service.script.append(At(answer=gate) if before_answer else At(metadata=gate))
     with running(service, *paths) as process:
         with gate.closed():
             size_bytes = Path("ledger.sqlite-wal").stat().st_size
@@ -731,7 +698,7 @@ def test_a_disk_that_fills_up(remember: Run, service: Service, moment: str) -> N
     assert "0.wav: " in err and "ledger.sqlite: " in err and "Traceback" not in err
     service.wait_until_idle()
     made = list(service.talks)
-    if moment == "before the answer":
+    if before_answer:
         assert made[0] in out, "a dialog ID that came is a result, whatever became of the ledger"
         assert re.search(f"0.wav: already uploaded as {made[0]}, ", err)
         assert states() == ["finishing"]
@@ -740,4 +707,4 @@ def test_a_disk_that_fills_up(remember: Run, service: Service, moment: str) -> N
     outcome = remember(*paths, "--quiet")
     assert outcome.code == (os.EX_PROTOCOL if made else os.EX_OK)
     assert ("0.wav: " in outcome.err) == bool(made)
-    assert service.contents == sha256s(*paths)
+    assert contents(service) == sha256s(*paths)

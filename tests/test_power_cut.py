@@ -20,12 +20,11 @@ import sqlite3
 import struct
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Run, arguments, make_wav, start
-from stand_in import StandIn, Talk
+from stand_in import At, Call, StandIn
 
 RECORDINGS = 24
 LEDGER_FILES = ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-journal")
@@ -106,29 +105,22 @@ class Disk:
             self.synced = {n: data for n, data in self.synced.items() if (path / n).exists()}
 
 
-class Service(StandIn):
-    """A service that notes, as each dialog is made, which there are and what the disk has."""
+class Cuts:
+    """Notes, as each dialog is made, which there are, and what the disk has at that moment."""
 
-    def __init__(self, store: Path) -> None:
-        super().__init__(store)
+    def __init__(self, service: StandIn, fails_after: int = RECORDINGS + 1) -> None:
         self.disk = Disk()
-        self.cuts: list[tuple[set[str], dict[str, bytes]]] = []
-        self.fails_after = RECORDINGS + 1
+        self.seen: list[tuple[set[str], dict[str, bytes]]] = []
+        self._service = service
+        self._fails_after = fails_after
         self._one_at_a_time = threading.Lock()
+        service.on_call = lambda call: At(answer=self._note)
 
-    def save(self, talk: Talk) -> None:
+    def _note(self, _: Call) -> None:
         with self._one_at_a_time:
-            super().save(talk)
-            made = {each.sha256 for each in self.talks.values()}
-            self.cuts.append((made, dict(self.disk.synced)))
-            self.disk.failing = len(self.talks) >= self.fails_after
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    server = Service(tmp_path / "store")
-    with server:
-        yield server
+            made = {each.sha256 for each in list(self._service.talks.values())}
+            self.seen.append((made, dict(self.disk.synced)))
+            self.disk.failing = len(self._service.talks) >= self._fails_after
 
 
 @pytest.fixture
@@ -152,15 +144,16 @@ def restore(synced: dict[str, bytes], folder: Path) -> tuple[Path, dict[str, str
 
 
 def test_after_a_power_cut_each_dialog_has_its_row_and_the_next_run_doubles_none(
-    service: Service, calls: Path, tmp_path: Path, upload: Run
+    service: StandIn, calls: Path, tmp_path: Path, upload: Run
 ) -> None:
     metadata = tmp_path / "fields.json"
     metadata.write_text("{}")
     words = ("--audio-path", calls, "--meta-path", metadata, "--quiet", "--ledger")
-    code, _, err = service.disk.run(*arguments(service, *words, tmp_path / "ledger.sqlite"))
-    assert (code, err, len(service.cuts)) == (os.EX_OK, "", RECORDINGS)
+    cuts = Cuts(service)
+    code, _, err = cuts.disk.run(*arguments(service, *words, tmp_path / "ledger.sqlite"))
+    assert (code, err, len(cuts.seen)) == (os.EX_OK, "", RECORDINGS)
     contents = {hashlib.sha256(path.read_bytes()).hexdigest() for path in calls.iterdir()}
-    for number, (made, synced) in enumerate(list(service.cuts)):
+    for number, (made, synced) in enumerate(list(cuts.seen)):
         ledger, states = restore(synced, tmp_path / str(number))
         assert {states.get(sha256) for sha256 in made} <= {"finishing", "uploaded"}
         assert {sha256 for sha256, state in states.items() if state == "uploaded"} <= made
@@ -176,11 +169,11 @@ def test_after_a_power_cut_each_dialog_has_its_row_and_the_next_run_doubles_none
 
 
 def test_on_a_disk_that_does_not_sync_nothing_is_sent_to_its_end(
-    service: Service, calls: Path, tmp_path: Path
+    service: StandIn, calls: Path, tmp_path: Path
 ) -> None:
-    service.fails_after = 1
+    cuts = Cuts(service, fails_after=1)
     words = ("--audio-path", calls, "--jobs", 1, "--ledger", tmp_path / "ledger.sqlite")
-    code, out, err = service.disk.run(*arguments(service, *words))
+    code, out, err = cuts.disk.run(*arguments(service, *words))
     assert code == os.EX_TEMPFAIL
     assert len(service.talks) == 1 and next(iter(service.talks)) in out
     assert "ledger.sqlite: " in err

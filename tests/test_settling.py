@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from conftest import Outcome, Run, arguments, make_wav, start
-from stand_in import Delay, Fail, Freeze, Slow, StandIn, Talk
+from stand_in import Call, Delay, Fail, FindNothing, Freeze, Slow, StandIn, Step, Talk
 
 import upload_grpc
 
@@ -72,6 +73,17 @@ class Office:
         assert self.run(*options).code == 76
         self.service.viewer_role = True
         self.forget_calls()
+
+    def script_lookups(self, *, search: Iterable[Step] = (), get: Iterable[Step] = ()) -> None:
+        """Have the next lookups take these steps, one each; other calls take the script's."""
+        steps = {"Search": iter(search), "GetTalks": iter(get)}
+
+        def step_of(call: Call) -> Step:
+            if call.method in steps:
+                return next(steps[call.method], None)
+            return self.service.next_step(call)
+
+        self.service.on_call = step_of
 
     def forget_calls(self) -> None:
         for received in (self.service.calls, self.service.searches, self.service.gets):
@@ -288,7 +300,7 @@ def test_an_answer_of_more_than_4_mb_is_taken(office: Office) -> None:
 def test_an_index_that_lags(office: Office) -> None:
     office.record("a.wav")
     office.service.script[:] = [MADE]
-    office.service.index_lag_searches = 2
+    office.script_lookups(search=[FindNothing()] * 2)
     for _ in range(2):
         result = office.run()
         assert (result.code, result.out) == (76, "")
@@ -371,9 +383,9 @@ def test_only_what_is_missing_is_sent_again(office: Office) -> None:
     office.unknown("a.wav")
     office.unknown("b.wav", made=False)
     office.record("c.wav")
-    office.service.index_lag_searches = 100
+    office.script_lookups(search=[FindNothing()] * 100)
     assert office.run().code == 76  # c.wav is uploaded, later than the others were sent.
-    office.service.index_lag_searches = 0
+    office.script_lookups()
     office.forget_calls()
     result = office.run("--retry-unknown")
     assert result.code == 0
@@ -451,7 +463,7 @@ def test_a_hit_that_get_does_not_return_is_not_sent_again(office: Office) -> Non
     assert all(len(office.copies(name)) == 1 for name in ("a.wav", "b.wav", "c.wav"))
 
 
-@pytest.mark.parametrize("method", ["Search", "GetTalks"])
+@pytest.mark.parametrize("method", ["search", "get"])
 def test_where_looking_up_fails_nothing_is_sent_again(office: Office, method: str) -> None:
     office.unknown("a.wav")
     office.record("b.wav")
@@ -459,7 +471,7 @@ def test_where_looking_up_fails_nothing_is_sent_again(office: Office, method: st
     office.run()
     office.service.viewer_role = True
     failure = Fail(STATUS.UNAVAILABLE, "as scripted")
-    office.service.lookup_script[:] = [failure] if method == "Search" else [None, failure]
+    office.script_lookups(**{method: [failure]})
     assert office.run("--retry-unknown").code == 76
     assert len(office.copies("a.wav")) == 1
 
@@ -467,7 +479,7 @@ def test_where_looking_up_fails_nothing_is_sent_again(office: Office, method: st
 # --- What goes wrong with looking up ------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["Search", "GetTalks"])
+@pytest.mark.parametrize("method", ["search", "get"])
 def test_a_lookup_that_fails_is_one_line_and_stops_nothing(office: Office, method: str) -> None:
     office.unknown("a.wav")
     failing = set(STATUS) - {STATUS.OK, STATUS.UNAUTHENTICATED}
@@ -475,7 +487,7 @@ def test_a_lookup_that_fails_is_one_line_and_stops_nothing(office: Office, metho
         # What is unknown need not be named, and then its exit code is not this run's.
         path = office.record(f"{status.name}.wav")
         failure = Fail(status, "as scripted")
-        office.service.lookup_script[:] = [failure] if method == "Search" else [None, failure]
+        office.script_lookups(**{method: [failure]})
         result = office.upload("--audio-path", path, "--ledger", office.ledger, *SETTLING)
         assert (result.code, len(result.out.splitlines())) == (0, 1), (status, result)
         [line] = result.err.splitlines()
@@ -500,7 +512,7 @@ def test_a_credential_that_is_refused_stops_the_run(office: Office) -> None:
 def test_a_credential_that_is_refused_at_the_end(office: Office) -> None:
     office.record("a.wav")
     office.service.script[:] = [MADE]
-    office.service.lookup_script[:] = [Fail(STATUS.UNAUTHENTICATED, "as scripted")]
+    office.script_lookups(search=[Fail(STATUS.UNAUTHENTICATED, "as scripted")])
     result = office.run()
     assert result.code == 77
     assert len(problems(result, "a.wav")) == len(problems(result, "UNAUTHENTICATED")) == 1
@@ -509,7 +521,7 @@ def test_a_credential_that_is_refused_at_the_end(office: Office) -> None:
 def test_a_mute_search_ends_with_the_timeout(office: Office) -> None:
     office.unknown("a.wav")
     office.record("b.wav")
-    office.service.lookup_script[:] = [Freeze()]
+    office.script_lookups(search=[Freeze()])
     result = office.run("--timeout", "0.3")
     assert result.code == 76
     assert len(problems(result, "0.3 s")) == 1
@@ -552,10 +564,10 @@ def test_what_is_settled_does_not_end_the_doubt(office: Office) -> None:
     for number in range(8):
         office.record(f"{number}.wav")
     office.service.script[:] = [MADE] * 100
-    office.service.index_lag_searches = 10**6
+    office.script_lookups(search=itertools.repeat(FindNothing()))
     office.run("--jobs", 1)
     before = list(office.rows().values()).count(("unknown", None))
-    office.service.index_lag_searches = 0
+    office.script_lookups()
     result = office.run("--jobs", 1, "--format", "json")
     assert result.code == 76
     outcomes = [json.loads(line)["outcome"] for line in result.out.splitlines()]
@@ -575,7 +587,7 @@ def until(true: Callable[[], Any]) -> None:
 def test_killed_between_get_and_the_ledger(office: Office) -> None:
     office.unknown("a.wav", "b.wav")
     office.record("c.wav")
-    office.service.lookup_script[:] = [None, Delay(5)]
+    office.script_lookups(get=[Delay(5)])
     with start(*arguments(office.service, *office.words("--retry-unknown"))) as process:
         until(lambda: office.service.gets)
         process.kill()
@@ -592,7 +604,7 @@ def test_stopped_while_looking_up_at_the_start(office: Office) -> None:
     office.add_unknown_rows(60)
     office.forget_calls()
     office.record("a.wav")
-    office.service.lookup_script[:] = [Delay(0.2)]
+    office.script_lookups(search=[Delay(0.2)])
     with start(*arguments(office.service, *office.words())) as process:
         until(lambda: office.service.searches)
         process.send_signal(signal.SIGTERM)
@@ -604,7 +616,7 @@ def test_stopped_while_looking_up_at_the_start(office: Office) -> None:
 def test_stopped_while_looking_up_at_the_end(office: Office) -> None:
     office.record("a.wav")
     office.service.script[:] = [MADE]
-    office.service.lookup_script[:] = [Freeze()]
+    office.script_lookups(search=[Freeze()])
     with start(*arguments(office.service, *office.words("--timeout", 1))) as process:
         until(lambda: office.service.searches)
         signalled_s = time.monotonic()

@@ -15,15 +15,14 @@ import grpc
 import pytest
 from conftest import Outcome, Run, arguments, make_wav, sparse_wav, start
 from encoders import mp3, ogg_opus, wav
-from stand_in import Badge, Fail, Freeze, StandIn
-from yandex.cloud.operation import operation_service_pb2_grpc
+from stand_in import At, Call, Fail, Freeze, StandIn
 from yandex.cloud.operation.operation_pb2 import Operation
 from yandex.cloud.speechsense.v1.talk_service_pb2 import UploadBadgeResponse
 
 import upload_grpc
 
 GONE = Fail(grpc.StatusCode.UNAVAILABLE, "gone for a moment")
-WITHOUT_OPERATIONS = "add_OperationServiceServicer_to_server"
+NO_OPERATIONS = Fail(grpc.StatusCode.UNIMPLEMENTED, "Method not found!", 0, ids=False)
 
 
 @pytest.fixture
@@ -136,22 +135,19 @@ def test_a_try_that_made_no_badge_is_repeated_and_a_lost_answer_is_not(
     assert (outcome.code, outcome.out, len(service.calls)) == (76, "", 3)
 
 
-class Badges(dict[str, Badge]):
-    """Badges whose operations are changed before they are the answer to an upload."""
+def change_operations(service: StandIn, change: Callable[[Operation], object]) -> None:
+    """Have each operation changed before it is the answer to an upload."""
 
-    def __init__(self, change: Callable[[Operation], object]) -> None:
-        super().__init__()
-        self._change = change
+    def change_last(call: Call) -> None:
+        change(list(service.badges.values())[-1].operation)
 
-    def __setitem__(self, operation_id: str, badge: Badge) -> None:
-        self._change(badge.operation)
-        super().__setitem__(operation_id, badge)
+    service.on_call = lambda call: At(answer=change_last) if call.method == "UploadBadge" else None
 
 
 def test_an_operation_without_a_badge_is_named_by_its_own_id(
     split: Run, service: StandIn, call: Path
 ) -> None:
-    service.badges = Badges(lambda operation: operation.ClearField("metadata"))
+    change_operations(service, lambda operation: operation.ClearField("metadata"))
     outcome = split(call, "--wait")
     [operation_id] = service.badges
     dialogs = "".join(f"Dialog ID: {talk_id}\n" for talk_id in service.talks)
@@ -169,7 +165,7 @@ def test_an_operation_that_is_done_at_once_needs_no_wait(
         else:
             operation.response.Pack(UploadBadgeResponse(talk_ids=["talk-1", "talk-2"]))
 
-    service.badges = Badges(finish)
+    change_operations(service, finish)
     for words in ((), ("--wait",)):
         outcome = split(call, "--ledger", ledger, *words)
         assert outcome.code == (65 if failed else 0)
@@ -299,17 +295,14 @@ def test_operations_may_be_at_an_endpoint_of_their_own(
     split: Run, service: StandIn, call: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As those of the cloud's other services are; asked where the public endpoint has none."""
-    bare = StandIn(tmp_path / "bare", certs=service.store / "certs")
-    with monkeypatch.context() as patch:
-        patch.setattr(operation_service_pb2_grpc, WITHOUT_OPERATIONS, lambda *_: None)
-        bare.start()
-    bare.badges = service.badges
-    monkeypatch.setattr(upload_grpc, "ENDPOINT", bare.endpoint)
-    monkeypatch.setattr(upload_grpc, "OPERATIONS_ENDPOINT", service.endpoint)
-    outcome = split(call, "--endpoint", bare.endpoint, "--wait")
-    bare.stop()
+    with StandIn(tmp_path / "bare", certs=service.store / "certs") as bare:
+        bare.on_call = lambda call: NO_OPERATIONS if call.method == "Get" else None
+        bare.badges = service.badges
+        monkeypatch.setattr(upload_grpc, "ENDPOINT", bare.endpoint)
+        monkeypatch.setattr(upload_grpc, "OPERATIONS_ENDPOINT", service.endpoint)
+        outcome = split(call, "--endpoint", bare.endpoint, "--wait")
     assert outcome == Outcome(0, lines(service), "")
-    assert (methods(bare), set(methods(service))) == (["UploadBadge"], {"Get"})
+    assert (methods(bare), set(methods(service))) == (["UploadBadge", "Get"], {"Get"})
 
 
 # --- The ledger -----------------------------------------------------------------------------
