@@ -20,14 +20,12 @@ import argparse
 import collections
 import contextlib
 import functools
-import hashlib
 import io
 import json
 import os
 import random
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -44,7 +42,8 @@ import upload_grpc  # Before anything imports grpc.
 # isort: split
 
 import grpc
-from conftest import FOREIGN_VARIABLES, SCRIPT, arguments, make_wav, start
+import ledgers
+from conftest import FOREIGN_VARIABLES, SCRIPT, arguments, make_wav, sha256, start
 from fault_proxy import Fault, FaultProxy
 from stand_in import LOOKUPS, Call, Delay, Fail, Slow, StandIn, Step, stored_talks
 
@@ -110,6 +109,12 @@ def print_table(title: str, columns: Sequence[str], counts: Mapping[tuple[str, s
     print(flush=True)
 
 
+def states_by_content(ledger: Path) -> dict[str, tuple[str, str | None]]:
+    """SHA-256 -> state and dialog ID, as the ledger has them."""
+    rows = ledgers.rows_by_content(ledger).items()
+    return {digest: (row["state"], row["talk_id"]) for digest, row in rows}
+
+
 def talks_by_sha256(store: Path) -> collections.defaultdict[str, list[dict[str, Any]]]:
     talks: collections.defaultdict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for talk in stored_talks(store):
@@ -125,10 +130,6 @@ def run_to_end(words: Sequence[str]) -> tuple[int, str, str]:
         finally:
             process.kill()
     return process.returncode, out, err
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # --- Cuts ----------------------------------------------------------------------------
@@ -386,12 +387,11 @@ class Kills:
         for suffix in ("", "-wal"):
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(f"{self.ledger}{suffix}", f"{copy}{suffix}")
-        with contextlib.closing(sqlite3.connect(copy)) as ledger:
-            try:
-                states = ledger.execute("SELECT state FROM recordings").fetchall()
-            except sqlite3.OperationalError:
-                states = []  # Killed before there was a table.
-        return sum(state not in ("sending", "failed") for (state,) in states)
+        try:
+            states = ledgers.states(copy)
+        except ledgers.Unreadable:
+            states = []  # Killed before there was a table.
+        return sum(state not in ("sending", "failed") for state in states)
 
     def _step(self) -> Step:
         """Make the service slow enough for kills to hit uploads and answers under way."""
@@ -436,12 +436,6 @@ class Kills:
         code, out, err = run_to_end(self.words())
         return code, {each["path"]: each for each in map(json.loads, out.splitlines())}, err
 
-    def rows(self) -> dict[str, tuple[str, str | None]]:
-        """SHA-256 -> state and dialog ID, as the ledger has them."""
-        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger:
-            query = "SELECT sha256, state, talk_id FROM recordings"
-            return {row[0]: (row[1], row[2]) for row in ledger.execute(query)}
-
 
 class End(NamedTuple):
     """What has become of one recording: in the ledger, and in the store."""
@@ -461,7 +455,7 @@ def kill_campaign(results: Results, folder: Path, noise: random.Random, size: Si
         code, said, err = campaign.undisturbed()
         code_after, said_after, _ = campaign.undisturbed()
     talks = talks_by_sha256(folder / "store")
-    rows = campaign.rows()
+    rows = states_by_content(campaign.ledger)
     ends = [
         End(path, *rows.get(digest, ("no row", None)), [talk["talk_id"] for talk in talks[digest]])
         for digest, path in campaign.recordings.items()
@@ -675,9 +669,7 @@ class LostAnswers:
     def ends(self) -> list[End]:
         """Return what has become of each recording."""
         talks = talks_by_sha256(self._service.store)
-        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger:
-            query = "SELECT sha256, state, talk_id FROM recordings"
-            rows = {row[0]: (row[1], row[2]) for row in ledger.execute(query)}
+        rows = states_by_content(self.ledger)
         return [
             End(
                 path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import random
 import signal
@@ -47,6 +48,13 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+def sha256(content: Path | bytes) -> str:
+    """Return the digest of a file, or of bytes, as the service and the ledger write it."""
+    if isinstance(content, Path):
+        content = content.read_bytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def make_wav(

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import json
 import os
 import random
 import signal
 import socket
-import sqlite3
 import ssl
 import threading
 import time
@@ -25,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import ledgers
 import pytest
 import trustme
-from conftest import KEY, Outcome, Run, arguments, make_wav, start, wait_for, when
+from conftest import KEY, Outcome, Run, arguments, make_wav, sha256, start, wait_for, when
 from fault_proxy import Fault, FaultProxy
 from stand_in import AnswerEarly, Delay, EmptyAnswer, Fail, Freeze, Slow, StandIn, stored_talks
 
@@ -110,15 +109,10 @@ def sent_ids(service: StandIn) -> list[str]:
     return [str(call.metadata["x-client-request-id"]) for call in service.calls]
 
 
-def ledger_states(path: Path) -> list[str]:
-    with contextlib.closing(sqlite3.connect(path)) as ledger:
-        return [state for (state,) in ledger.execute("SELECT state FROM recordings")]
-
-
 def assert_uploaded(outcome: Outcome, service: StandIn, recording: Path) -> None:
     """Success was reported, and the service has the whole recording once."""
     [talk] = service.talks.values()
-    assert talk.sha256 == hashlib.sha256(recording.read_bytes()).hexdigest()
+    assert talk.sha256 == sha256(recording)
     assert outcome == Outcome(0, f"Dialog ID: {talk.talk_id}\n", "")
 
 
@@ -156,7 +150,7 @@ def test_a_break_before_the_commit_point(
     outcome = send(*words, "--retries", 0, faults=(EARLY[place],))
     assert_failed(outcome, AGAIN, long, *sent_ids(service))
     assert stored_talks(service.store) == []
-    assert ledger_states(ledger) == ["failed"]
+    assert ledgers.states(ledger) == ["failed"]
     assert_uploaded(send(*words, faults=(EARLY[place],)), service, long)
     assert len(proxy.connections) == 2
 
@@ -353,7 +347,7 @@ def test_a_message_too_large_is_refused(send: Send, short: Path, tmp_path: Path)
         to = ("--ledger", ledger, "--endpoint", small.endpoint, "--ca-file", small.ca_file)
         outcome = send(short, *to, *SINGLE)
         assert_failed(outcome, REJECTED, short, "RESOURCE_EXHAUSTED", *SINGLE)
-        assert ledger_states(ledger) == ["rejected"]
+        assert ledgers.states(ledger) == ["rejected"]
         # It goes another way now: that it was rejected on the first says nothing.
         assert_uploaded(send(short, *to), small, short)
 
@@ -573,7 +567,7 @@ def test_a_file_that_changes_under_way(
     assert_failed(outcome, AGAIN, long)
     assert len(service.calls) == 1
     assert stored_talks(service.store) == []
-    assert ledger_states(ledger) == ["failed"]
+    assert ledgers.states(ledger) == ["failed"]
 
 
 def test_grpc_prints_no_traceback_of_the_generator(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
 import resource
 import shutil
 import socket
-import sqlite3
 import stat
 import subprocess
 import threading
@@ -20,8 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import ledgers
 import pytest
-from conftest import AS_NOBODY_SPECIAL, Outcome, Run, arguments, before_command, make_wav, start
+from conftest import (
+    AS_NOBODY_SPECIAL,
+    Outcome,
+    Run,
+    arguments,
+    before_command,
+    make_wav,
+    sha256,
+    start,
+)
+from ledgers import rows, states
 from stand_in import At, Call, Fail, StandIn
 
 import upload_grpc
@@ -87,24 +96,8 @@ def make_calls(*names: str, size_bytes: int = 300_000) -> list[Path]:
     return [make_wav(Path(name), size_bytes) for name in names]
 
 
-def rows() -> list[dict[str, Any]]:
-    """Read the ledger as anybody else would, also while it is in use."""
-    with contextlib.closing(sqlite3.connect(f"file:{LEDGER}?mode=ro", uri=True)) as database:
-        database.row_factory = sqlite3.Row
-        return [dict(row) for row in database.execute("SELECT * FROM recordings ORDER BY path")]
-
-
-def states() -> list[str]:
-    return [row["state"] for row in rows()]
-
-
-def change(statement: str) -> None:
-    with contextlib.closing(sqlite3.connect(LEDGER)) as database, database:
-        assert database.execute(statement).rowcount > 0
-
-
 def sha256s(*paths: Path) -> list[str]:
-    return sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+    return sorted(map(sha256, paths))
 
 
 @contextlib.contextmanager
@@ -126,7 +119,7 @@ def test_a_row_says_everything_about_an_upload(
     service.script.append(BUSY)
     monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.01, raising=False)
     assert remember(CALL, "--retries", 1).code == os.EX_OK
-    (row,) = rows()
+    row = ledgers.row(LEDGER)
     (talk,) = service.talks.values()
     assert time.strptime(row["updated_at"][:19], "%Y-%m-%dT%H:%M:%S")[:3] == time.gmtime()[:3]
     assert re.fullmatch(r"\.\d{3}Z", row["updated_at"][19:]), "not UTC to the millisecond"
@@ -160,7 +153,7 @@ def test_how_it_ended_decides_about_the_next_run(
 ) -> None:
     service.script.append(step)
     assert remember(CALL).code == code
-    (row,) = rows()
+    row = ledgers.row(LEDGER)
     assert (row["state"], row["attempts"]) == (state, 1)
     assert row["request_id"] == service.calls[0].metadata["x-client-request-id"]
     assert not step or (row["talk_id"] is None and step.details in row["error"])
@@ -169,12 +162,12 @@ def test_how_it_ended_decides_about_the_next_run(
     found = json.loads(outcome.out)["outcome"]
     assert found == ("checked" if again else "already" if state == "uploaded" else state)
     assert outcome.code == (os.EX_OK if again else code)
-    assert (rows(), len(service.calls)) == ([row], 1)
+    assert (rows(LEDGER), len(service.calls)) == ([row], 1)
 
     outcome = remember(CALL)
     assert len(service.calls) == (2 if again else 1)
     assert outcome.code == (os.EX_OK if again else code)
-    assert states() == ["uploaded" if again else state]
+    assert states(LEDGER) == ["uploaded" if again else state]
     if step and not again:
         assert "call.wav: " in outcome.err and step.details in outcome.err
 
@@ -223,7 +216,7 @@ def test_two_names_for_one_content_are_one_dialog(
         (talk_id,) = service.talks
         lines = [f"{path.absolute()}: Dialog ID: {talk_id}" for path in paths]
         assert (outcome.code, sorted(outcome.out.splitlines())) == (os.EX_OK, lines)
-    assert states() == ["uploaded"]
+    assert states(LEDGER) == ["uploaded"]
 
 
 @pytest.mark.parametrize(("step", "code"), [(REJECTED, 65), (LOST, 76), (BUSY, 75)])
@@ -315,7 +308,7 @@ def test_connections_are_kept_apart(remember: Run, service: StandIn) -> None:
     for connection in ("one", "two", "one", "two"):
         assert remember(CALL, "--connection-id", connection).code == os.EX_OK
     made = {talk.connection_id: talk.talk_id for talk in service.talks.values()}
-    assert {row["connection_id"]: row["talk_id"] for row in rows()} == made
+    assert {row["connection_id"]: row["talk_id"] for row in rows(LEDGER)} == made
     assert list(made) == ["one", "two"] and len(service.calls) == 2
 
 
@@ -345,7 +338,7 @@ def test_a_rejected_one_is_sent_again_once_file_or_metadata_changes(
     sidecar.unlink()
     service.script = []
     assert remember(CALL).code == os.EX_OK
-    (row,) = rows()
+    row = ledgers.row(LEDGER)
     assert (row["state"], row["error"], row["attempts"]) == ("uploaded", None, 6)
 
 
@@ -365,20 +358,18 @@ def test_an_unknown_one_is_named_until_somebody_decides(remember: Run, service: 
         assert (outcome.code, outcome.out) == (os.EX_PROTOCOL, "")
         (line,) = outcome.err.splitlines()
         assert "call.wav: " in line and "gone" in line and "--retry-unknown" in line
-    # Seen in the service, and marked with the statement that README gives.
-    change(
-        "UPDATE recordings SET state = 'uploaded', talk_id = 'seen', error = NULL "
-        f"WHERE path = '{CALL.resolve()}' AND state = 'unknown'"
-    )
+    # Seen in the service, and marked as README says.
+    unknown = {"path": str(CALL.resolve()), "state": "unknown"}
+    ledgers.change(LEDGER, unknown, state="uploaded", talk_id="seen", error=None)
     assert remember(CALL, "--retry-unknown").out == "Dialog ID: seen\n"
     assert len(service.calls) == 1
 
-    change("UPDATE recordings SET state = 'unknown', talk_id = NULL")
+    ledgers.change(LEDGER, state="unknown", talk_id=None)
     outcome = remember(CALL, "--retry-unknown")
     assert (outcome.code, outcome.out) == (0, f"Dialog ID: {list(service.talks)[1]}\n")
     assert "duplicate" in outcome.err
     assert remember(CALL, "--retry-unknown").out == outcome.out
-    assert (states(), len(service.calls)) == (["uploaded"], 2)
+    assert (states(LEDGER), len(service.calls)) == (["uploaded"], 2)
 
 
 # --- A dry run -----------------------------------------------------------------------
@@ -391,9 +382,7 @@ def ledger_files() -> dict[str, bytes]:
 def test_a_dry_run_reads_a_copy_of_a_ledger_with_its_log(remember: Run) -> None:
     assert remember(CALL).code == os.EX_OK
     Path("copy").mkdir()
-    with contextlib.closing(sqlite3.connect(LEDGER)) as ledger, ledger:
-        ledger.execute("UPDATE recordings SET attempts = 2")
-        ledger.commit()
+    with ledgers.changed(LEDGER, attempts=2):
         for name in (LEDGER, Path(f"{LEDGER}-wal")):
             shutil.copy(name, "copy")
     outcome = remember(CALL, "--dry-run", "--ledger", Path("copy") / LEDGER)
@@ -423,47 +412,19 @@ def test_a_dry_run_neither_makes_nor_changes_a_ledger(remember: Run, service: St
 
 # --- A ledger of an earlier version --------------------------------------------------
 
-VERSION_1 = """
-CREATE TABLE recordings (
-    connection_id   TEXT    NOT NULL,
-    sha256          TEXT    NOT NULL,
-    path            TEXT    NOT NULL,
-    size_bytes      INTEGER NOT NULL,
-    mtime_ns        INTEGER NOT NULL,
-    metadata_sha256 TEXT    NOT NULL,
-    state           TEXT    NOT NULL CHECK (state IN
-        ('sending', 'finishing', 'uploaded', 'unknown', 'failed', 'rejected')),
-    talk_id         TEXT,
-    badge_id        TEXT,
-    operation_id    TEXT,
-    request_id      TEXT,
-    attempts        INTEGER NOT NULL DEFAULT 0,
-    error           TEXT,
-    updated_at      TEXT    NOT NULL,
-    PRIMARY KEY (connection_id, sha256)
-) WITHOUT ROWID;
-CREATE INDEX recordings_by_path ON recordings (connection_id, path);
-CREATE INDEX recordings_under_way ON recordings (state) WHERE state IN ('sending', 'finishing');
-PRAGMA application_id = 0x53534C47;
-PRAGMA user_version = 1;
-PRAGMA journal_mode = WAL;
-"""
-
 
 def test_a_ledger_of_version_1_is_taken_over(remember: Run, service: StandIn) -> None:
     states_of = ("uploaded", "unknown", "rejected", "sending", "finishing")
     paths = make_calls(*(f"{state}.wav" for state in states_of), size_bytes=3_000)
-    with contextlib.closing(sqlite3.connect(LEDGER)) as database, database:
-        database.executescript(VERSION_1)
-        for path in paths:
-            state, status = path.stem, path.stat()
-            talk_id = "of-version-1" if state == "uploaded" else None
-            values = (*sha256s(path), str(path.absolute()), status.st_size, status.st_mtime_ns)
-            database.execute(
-                "INSERT INTO recordings VALUES ('connection-1', ?, ?, ?, ?, 'digest', ?, ?, "
-                "NULL, NULL, 'request', 1, 'an error', '2026-03-01T10:00:00Z')",
-                (*values, state, talk_id),
-            )
+    rows_of_version_1 = [
+        {
+            "sha256": sha256(path), "path": str(path.absolute()), "state": path.stem,
+            "size_bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns,
+            "talk_id": "of-version-1" if path.stem == "uploaded" else None,
+        }
+        for path in paths
+    ]  # fmt: skip
+    ledgers.make_version_1(LEDGER, rows_of_version_1)
     assert remember(CALL, "--dry-run").code == os.EX_OK
     Path("copy.wav").write_bytes(Path("uploaded.wav").read_bytes())
     service.script = [REJECTED]
@@ -475,7 +436,7 @@ def test_a_ledger_of_version_1_is_taken_over(remember: Run, service: StandIn) ->
         assert re.findall(r"/(\w+)\.wav: ", outcome.err) == ["unknown", "rejected", "finishing"]
         # What was rejected is sent once more: what its metadata was is told in another way now.
         assert len(service.calls) == 2 and contents(service) == sha256s(Path("sending.wav"))
-    found = {Path(row["path"]).stem: row["state"] for row in rows()}
+    found = {Path(row["path"]).stem: row["state"] for row in rows(LEDGER)}
     expected = {"unknown": "unknown", "rejected": "rejected", "finishing": "unknown"}
     assert found == {"uploaded": "uploaded", "sending": "uploaded", **expected}
 
@@ -490,7 +451,7 @@ def test_finishing_is_written_before_the_half_close_can_arrive(
     seen: list[str] = []
 
     def look(_: Call) -> None:
-        seen.extend(row["request_id"] for row in rows() if row["state"] == "finishing")
+        seen.extend(row["request_id"] for row in rows(LEDGER) if row["state"] == "finishing")
 
     service.on_call = lambda call: At(half_close=look)
     remember(*make_calls(*(f"{number}.wav" for number in range(20)), size_bytes=100_000))
@@ -515,18 +476,18 @@ def test_after_kill_9_one_run_has_every_recording_once_or_names_it(
             service.script.append(None)
         service.script.append(At(answer=gate) if moment == "finishing" else At(metadata=gate))
         with running(service, *paths) as process, gate.closed():
-            assert states()[0] == ("uploaded" if moment == "after the answer" else moment)
+            assert states(LEDGER)[0] == ("uploaded" if moment == "after the answer" else moment)
             process.kill()
             process.wait()
         service.wait_until_idle()
     outcome = remember(*paths, "--quiet")
     assert contents(service) == sha256s(*paths)
     if moment == "finishing":
-        assert (outcome.code, states()) == (os.EX_PROTOCOL, ["unknown", "uploaded"])
+        assert (outcome.code, states(LEDGER)) == (os.EX_PROTOCOL, ["unknown", "uploaded"])
         (line,) = outcome.err.splitlines()
         assert "0.wav: " in line and "--retry-unknown" in line
     else:
-        assert (outcome.code, states(), outcome.err) == (os.EX_OK, ["uploaded"] * 2, "")
+        assert (outcome.code, states(LEDGER), outcome.err) == (os.EX_OK, ["uploaded"] * 2, "")
 
 
 # --- Others who use it at the same time ----------------------------------------------
@@ -534,9 +495,7 @@ def test_after_kill_9_one_run_has_every_recording_once_or_names_it(
 
 def test_a_recording_whose_row_was_deleted_is_not_uploaded(remember: Run, service: StandIn) -> None:
     make_wav(CALL, LONG_BYTES)
-    service.script.append(
-        At(metadata=lambda _: change("DELETE FROM recordings WHERE state = 'sending'"))
-    )
+    service.script.append(At(metadata=lambda _: ledgers.delete(LEDGER, state="sending")))
     outcome = remember(CALL)
     assert (outcome.code, outcome.out) == (os.EX_CONFIG, "")
     assert "call.wav: " in outcome.err and "ledger.sqlite: " in outcome.err
@@ -575,11 +534,11 @@ def test_its_user_can_read_and_change_it_while_a_run_goes_on(service: StandIn) -
         process = stack.enter_context(running(service, *paths))
         with gate.closed():
             files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in Path().glob("led*")}
-            assert states() == ["uploaded", "finishing"]
-            change("UPDATE recordings SET error = 'seen' WHERE path LIKE '%0.wav'")
+            assert states(LEDGER) == ["uploaded", "finishing"]
+            ledgers.change(LEDGER, {"path": str(paths[0].absolute())}, error="seen")
         process.communicate(timeout=20)
     assert process.returncode == os.EX_OK
-    assert [(row["state"], row["error"]) for row in rows()] == [
+    assert [(row["state"], row["error"]) for row in rows(LEDGER)] == [
         ("uploaded", "seen"),
         ("uploaded", None),
     ]
@@ -587,18 +546,6 @@ def test_its_user_can_read_and_change_it_while_a_run_goes_on(service: StandIn) -
 
 
 # --- Where it cannot be used ---------------------------------------------------------
-
-
-def make_foreign(path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(path)) as database, database:
-        database.execute("CREATE TABLE recordings (path TEXT, state TEXT)")
-        database.execute("INSERT INTO recordings VALUES ('/calls/1.wav', 'uploaded')")
-
-
-def make_newer(path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        database.execute(f"PRAGMA user_version = {version + 1}")
 
 
 def damage(path: Path) -> None:
@@ -610,9 +557,9 @@ def damage(path: Path) -> None:
     ("what", "make"),
     [
         ("a text", lambda path: path.write_text("not a database\n")),
-        ("another program's database", make_foreign),
+        ("another program's database", ledgers.make_foreign),
         ("a folder", Path.mkdir),
-        ("a ledger of a newer version", make_newer),
+        ("a ledger of a newer version", ledgers.make_newer),
         ("a damaged ledger", damage),
         ("the beginning of a ledger", lambda path: os.truncate(path, 5_000)),
     ],
@@ -670,7 +617,7 @@ def test_a_disk_that_is_full_from_the_start(
     if used_before:
         remember(CALL)
         make_wav(CALL, 600_000, seed=2)
-    before = rows() if used_before else []
+    before = rows(LEDGER) if used_before else []
     under = before_command("import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (0, 0))")
     words = arguments(service, "--ledger", LEDGER, "--audio-path", CALL)
     with start(*words, under=under) as process:
@@ -678,7 +625,7 @@ def test_a_disk_that_is_full_from_the_start(
     assert (process.returncode, out, len(service.calls)) == (os.EX_TEMPFAIL, "", len(before))
     assert "ledger.sqlite: " in err
     # The next run, with room, goes on as if nothing had been.
-    assert not used_before or rows() == before
+    assert not used_before or rows(LEDGER) == before
     assert remember(CALL).code == os.EX_OK
     assert len(service.calls) == len(before) + 1
 
@@ -701,9 +648,9 @@ def test_a_disk_that_fills_up(remember: Run, service: StandIn, moment: str) -> N
     if before_answer:
         assert made[0] in out, "a dialog ID that came is a result, whatever became of the ledger"
         assert re.search(f"0.wav: already uploaded as {made[0]}, ", err)
-        assert states() == ["finishing"]
+        assert states(LEDGER) == ["finishing"]
     else:
-        assert (made, out, states()) == ([], "", ["sending"])
+        assert (made, out, states(LEDGER)) == ([], "", ["sending"])
     outcome = remember(*paths, "--quiet")
     assert outcome.code == (os.EX_PROTOCOL if made else os.EX_OK)
     assert ("0.wav: " in outcome.err) == bool(made)

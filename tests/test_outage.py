@@ -16,12 +16,12 @@ import os
 import re
 import signal
 import socket
-import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import ledgers
 import pytest
 from conftest import Outcome, Run, arguments, make_wav, start, wait_for, when
 from fault_proxy import Fault, FaultProxy
@@ -83,10 +83,7 @@ def outcomes(out: str, err: str = "") -> collections.Counter[str]:
 
 
 def states(ledger: Path) -> collections.Counter[str]:
-    with contextlib.closing(sqlite3.connect(ledger)) as database:
-        return collections.Counter(
-            state for (state,) in database.execute("SELECT state FROM recordings")
-        )
+    return collections.Counter(ledgers.states(ledger))
 
 
 def assert_stopped(outcome: Outcome, code: int) -> collections.Counter[str]:
@@ -369,8 +366,7 @@ def test_a_copy_does_not_wait_for_a_row_that_will_not_change(
     with start(*given) as process, contextlib.ExitStack() as undo:
         undo.callback(process.kill)
         wait_for(lambda: service.talks)
-        other = undo.enter_context(contextlib.closing(sqlite3.connect(ledger)))
-        other.execute("BEGIN IMMEDIATE")
+        undo.enter_context(ledgers.locked(ledger))
         out, err = process.communicate(timeout=15)
     [talk_id] = service.talks
     assert process.returncode == AGAIN and f"already uploaded as {talk_id}" in err
@@ -399,8 +395,7 @@ def test_a_signal_while_the_ledgers_disk_hangs(
     with start(*given) as process, contextlib.ExitStack() as undo:
         undo.callback(process.kill)
         wait_for(lambda: service.calls)
-        other = undo.enter_context(contextlib.closing(sqlite3.connect(ledger)))
-        other.execute("BEGIN IMMEDIATE")  # Whoever writes has to wait, as for a disk.
+        undo.enter_context(ledgers.locked(ledger))
         time.sleep(0.6)
         started_s = time.monotonic()
         for name in names:

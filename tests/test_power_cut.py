@@ -7,27 +7,25 @@ has from then on; what is written later is lost in a power cut until the next fs
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import platform
 import re
 import select
 import socket
-import sqlite3
 import struct
 import sys
 import threading
 from pathlib import Path
 
+import ledgers
 import pytest
-from conftest import Run, arguments, make_wav, start
+from conftest import Run, arguments, make_wav, sha256, start
 from stand_in import At, Call, StandIn
 
 RECORDINGS = 24
-LEDGER_FILES = ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-journal")
+LEDGER_FILES = tuple(f"ledger.sqlite{suffix}" for suffix in ledgers.SUFFIXES)
 # Numbers of the system calls seccomp, fsync and fdatasync (asm/unistd.h).
 CALLS = {"x86_64": (317, 74, 75), "aarch64": (277, 82, 83)}.get(platform.machine(), ())
 KERNEL = [int(number) for number in re.findall(r"\d+", platform.release())]
@@ -138,9 +136,9 @@ def restore(synced: dict[str, bytes], folder: Path) -> tuple[Path, dict[str, str
     for name, content in synced.items():
         (folder / name).write_bytes(content)
     ledger = folder / "ledger.sqlite"
-    with contextlib.closing(sqlite3.connect(ledger)) as database:
-        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        return ledger, dict(database.execute("SELECT sha256, state FROM recordings"))
+    ledgers.check(ledger)
+    found = ledgers.rows_by_content(ledger).items()
+    return ledger, {digest: row["state"] for digest, row in found}
 
 
 def test_after_a_power_cut_each_dialog_has_its_row_and_the_next_run_doubles_none(
@@ -152,14 +150,14 @@ def test_after_a_power_cut_each_dialog_has_its_row_and_the_next_run_doubles_none
     cuts = Cuts(service)
     code, _, err = cuts.disk.run(*arguments(service, *words, tmp_path / "ledger.sqlite"))
     assert (code, err, len(cuts.seen)) == (os.EX_OK, "", RECORDINGS)
-    contents = {hashlib.sha256(path.read_bytes()).hexdigest() for path in calls.iterdir()}
+    contents = set(map(sha256, calls.iterdir()))
     for number, (made, synced) in enumerate(list(cuts.seen)):
         ledger, states = restore(synced, tmp_path / str(number))
-        assert {states.get(sha256) for sha256 in made} <= {"finishing", "uploaded"}
-        assert {sha256 for sha256, state in states.items() if state == "uploaded"} <= made
+        assert {states.get(digest) for digest in made} <= {"finishing", "uploaded"}
+        assert {digest for digest, state in states.items() if state == "uploaded"} <= made
         if number % 10 == 7:
             service.talks.clear()
-            unknown = {sha256 for sha256, state in states.items() if state == "finishing"}
+            unknown = {digest for digest, state in states.items() if state == "finishing"}
             outcome = upload(*words, ledger)
             again = [talk.sha256 for talk in service.talks.values()]
             assert made.isdisjoint(again) and len(again) == len(set(again))

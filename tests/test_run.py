@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from conftest import (
     arguments,
     before_command,
     make_wav,
+    sha256,
     start,
     wait_for,
 )
@@ -205,7 +205,7 @@ def test_any_name_will_do(service: StandIn, folder: Path, named: bool) -> None:
     ids = {talk["sha256"]: talk["talk_id"].encode() for talk in stored_talks(service.store)}
     expected = set()
     for name in NAMES:
-        digest = hashlib.sha256((folder / os.fsdecode(name)).read_bytes()).hexdigest()
+        digest = sha256(folder / os.fsdecode(name))
         expected.add(b"./" + SHOWN.get(name, name) + b": Dialog ID: " + ids.pop(digest))
     assert ids == {}
     assert set(done.stdout.splitlines()) == expected
@@ -395,7 +395,7 @@ def test_a_signal_leaves_no_dialog_without_a_line(service: StandIn, folder: Path
     [unnamed] = set(made) - set(ids.values())
     [doubtful] = [line for line in err.splitlines() if "--retry-unknown" in line]
     [path] = [path for path in folder.glob("*.wav") if f"{path}: " in doubtful]
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == made[unnamed]
+    assert sha256(path) == made[unnamed]
     assert summary(err) == {"uploaded": 4, "unknown": 1, "not tried": 4}
 
 

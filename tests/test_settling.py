@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import json
 import signal
-import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import grpc
+import ledgers
 import pytest
-from conftest import Outcome, Run, arguments, make_wav, start
+from conftest import Outcome, Run, arguments, make_wav, sha256, start
 from stand_in import Call, Delay, Fail, FindNothing, Freeze, Slow, StandIn, Step, Talk
 
 import upload_grpc
@@ -33,10 +32,6 @@ NOT_MADE = Fail(STATUS.UNAVAILABLE, "as scripted")
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload_grpc, "SETTLE_PAUSE_S", 0.0, raising=False)
     monkeypatch.setattr(upload_grpc, "REFUSAL_WAIT_S", 0.0, raising=False)
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def problems(outcome: Outcome, *words: str) -> list[str]:
@@ -99,25 +94,13 @@ class Office:
 
     def rows(self) -> dict[str, tuple[str, str | None]]:
         """Return state and dialog ID by the file's name."""
-        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger:
-            query = "SELECT path, state, talk_id FROM recordings"
-            return {Path(path).name: (state, made) for path, state, made in ledger.execute(query)}
+        rows = ledgers.rows(self.ledger)
+        return {Path(row["path"]).name: (row["state"], row["talk_id"]) for row in rows}
 
     def add_unknown_rows(self, count: int) -> None:
         """Put recordings of earlier runs into the ledger, as unknown."""
         self.run()  # Makes the ledger.
-        columns = {
-            "connection_id": "connection-1", "path": "/gone.wav", "size_bytes": 1, "mtime_ns": 1,
-            "metadata_sha256": "", "state": "unknown", "error": "as before", "settle_key": KEY,
-            "updated_at": "2026-01-01T00:00:00.000Z",
-        }  # fmt: skip
-        names = ", ".join(("sha256", *columns))
-        marks = ", ".join("?" * (len(columns) + 1))
-        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger, ledger:
-            ledger.executemany(
-                f"INSERT INTO recordings ({names}) VALUES ({marks})",
-                [(f"{number:064x}", *columns.values()) for number in range(count)],
-            )
+        ledgers.add_unknown(self.ledger, (f"{number:064x}" for number in range(count)), KEY)
 
 
 @pytest.fixture
@@ -284,8 +267,7 @@ def test_a_second_name_of_what_is_settled_in_the_end_is_there_already(office: Of
 
 def test_a_name_that_version_1_stored_as_bytes(office: Office) -> None:
     office.unknown("a.wav")
-    with contextlib.closing(sqlite3.connect(office.ledger)) as ledger, ledger:
-        ledger.execute("UPDATE recordings SET path = ?", (b"/calls/\xff.wav",))
+    ledgers.change(office.ledger, path=b"/calls/\xff.wav")
     result = office.run("--format", "json")
     assert (result.code, json.loads(result.out)["path"]) == (0, "/calls/\udcff.wav")
 
@@ -642,8 +624,7 @@ def test_what_waits_to_be_looked_up_is_named_if_the_run_is_left(office: Office) 
         while len(office.service.calls) < 2:
             assert time.monotonic() < deadline_s
             time.sleep(0.01)
-        other = undo.enter_context(contextlib.closing(sqlite3.connect(office.ledger)))
-        other.execute("BEGIN IMMEDIATE")  # Whoever writes has to wait, as for a disk.
+        undo.enter_context(ledgers.locked(office.ledger))
         time.sleep(1.8)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=10)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
-import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import grpc
+import ledgers
 import pytest
 from conftest import Outcome, Run, arguments, make_wav, sparse_wav, start
 from encoders import mp3, ogg_opus, wav
@@ -61,13 +59,6 @@ def lines(service: StandIn, *, dialogs: bool = True) -> str:
     talk_ids = badge.response.talk_ids if dialogs else []
     said = [f"Badge ID: {badge.response.badge_id}", *(f"Dialog ID: {each}" for each in talk_ids)]
     return "".join(f"{line}\n" for line in said)
-
-
-def row(ledger: Path) -> dict[str, Any]:
-    with contextlib.closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as database:
-        database.row_factory = sqlite3.Row
-        [row] = database.execute("SELECT * FROM recordings")
-        return dict(row)
 
 
 # --- What can be split ----------------------------------------------------------------------
@@ -172,8 +163,8 @@ def test_an_operation_that_is_done_at_once_needs_no_wait(
         assert ("nobody speaks in it" in outcome.err) == failed
         assert outcome.out.endswith("Dialog ID: talk-1\nDialog ID: talk-2\n") != failed
         assert methods(service) == ["UploadBadge"]
-    assert row(ledger)["state"] == ("rejected" if failed else "uploaded")
-    assert row(ledger)["talk_id"] == (None if failed else "talk-1 talk-2")
+    assert ledgers.row(ledger)["state"] == ("rejected" if failed else "uploaded")
+    assert ledgers.row(ledger)["talk_id"] == (None if failed else "talk-1 talk-2")
 
 
 # --- With --wait ----------------------------------------------------------------------------
@@ -224,7 +215,7 @@ def test_an_operation_that_cannot_be_parsed_is_no_bug_of_ours(
     assert (outcome.code, outcome.out) == (65, f"Operation ID: {operation_id}\n")
     [line] = outcome.err.splitlines()
     assert operation_id in line and "no dialog" in line
-    assert row(ledger)["state"] == "uploaded"
+    assert ledgers.row(ledger)["state"] == "uploaded"
 
 
 @pytest.mark.parametrize(("remembered", "code"), [(False, 76), (True, 75)])
@@ -242,7 +233,7 @@ def test_an_operation_that_goes_on_can_be_waited_for_later_with_a_ledger(
     [line] = outcome.err.splitlines()
     assert f"{call}: " in line and operation_id in line
     if remembered:
-        assert row(ledger)["state"] == "uploaded"
+        assert ledgers.row(ledger)["state"] == "uploaded"
         badge.polls_left = 0
         assert split(call, *words) == Outcome(0, lines(service), "")
         assert methods(service).count("UploadBadge") == 1
@@ -267,7 +258,7 @@ def test_polls_that_keep_failing_end_the_wait_and_nothing_else(
     service.script += [None, *[GONE] * 3]
     outcome = split(call, "--wait", "--retries", 2, "--ledger", ledger)
     assert (outcome.code, outcome.out) == (75, lines(service, dialogs=False))
-    assert row(ledger)["state"] == "uploaded"
+    assert ledgers.row(ledger)["state"] == "uploaded"
 
 
 @pytest.mark.parametrize(
@@ -313,7 +304,7 @@ def test_a_later_run_takes_up_the_wait_and_sends_nothing(
 ) -> None:
     first = split(call, "--ledger", ledger)
     [(operation_id, badge)] = service.badges.items()
-    before = row(ledger)
+    before = ledgers.row(ledger)
     assert (before["state"], before["talk_id"]) == ("uploaded", None)
     assert before["badge_id"] == badge.response.badge_id
     assert before["operation_id"] == operation_id
@@ -324,7 +315,7 @@ def test_a_later_run_takes_up_the_wait_and_sends_nothing(
     outcome = split(call.parent, "--ledger", ledger, "--wait", "--quiet")
     assert (outcome.code, outcome.err) == (0, "")
     assert all(talk_id in outcome.out for talk_id in badge.response.talk_ids)
-    after = row(ledger)
+    after = ledgers.row(ledger)
     assert after["talk_id"].split() == badge.response.talk_ids
     changed = {key for key in after if after[key] != before[key]}
     assert changed - {"updated_at"} == {"talk_id"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import signal
 import socket
@@ -17,6 +16,7 @@ from typing import Any
 
 import grpc
 import pytest
+from conftest import sha256
 from fault_proxy import Fault, FaultProxy
 from stand_in import (
     Act,
@@ -99,7 +99,7 @@ def test_a_stream_is_stored_as_it_was_sent(service: StandIn, stub: Any) -> None:
     assert entry["audio_format"]["container_audio"] == {
         "container_audio_type": "CONTAINER_AUDIO_TYPE_WAV"
     }
-    assert entry["sha256"] == hashlib.sha256(AUDIO).hexdigest()
+    assert entry["sha256"] == sha256(AUDIO)
     [record] = service.calls
     assert record.messages[:3] == ["metadata", "format", f"chunk:{CHUNK_BYTES}"]
     assert (record.bytes_received, record.half_closed) == (len(AUDIO), True)
