@@ -43,7 +43,7 @@ import upload_grpc  # Before anything imports grpc.
 
 import grpc
 import ledgers
-from conftest import FOREIGN_VARIABLES, SCRIPT, arguments, make_wav, sha256, start
+from conftest import FOREIGN_VARIABLES, SCRIPT, WAITS, arguments, make_wav, sha256, start
 from fault_proxy import Fault, FaultProxy
 from stand_in import LOOKUPS, Call, Delay, Fail, Slow, StandIn, Step, stored_talks
 
@@ -541,10 +541,13 @@ SETTLE_OPTIONS = ("--settle-key", SETTLE_KEY, "--organization-id", "o", "--space
 # Recordings, and runs through the faults, half of which are killed.
 LOST_ANSWERS, LOST_ANSWERS_SHORT = (500, 60), (40, 8)
 # Starts the program with pauses that are right for a service on this machine.
+QUICK_WAITS = {WAITS["lookup_pause"]: 0, WAITS["refusal"]: 0.02, WAITS["backoff"]: 0.01}
 QUICK_START = f"""import sys
 sys.path.insert(0, {str(SCRIPT.parent)!r})
 import upload_grpc
-upload_grpc.SETTLE_PAUSE_S, upload_grpc.REFUSAL_WAIT_S, upload_grpc.BACKOFF_S = 0, 0.02, 0.01
+for name, value_s in {QUICK_WAITS}.items():
+    getattr(upload_grpc, name)  # There has to be one.
+    setattr(upload_grpc, name, value_s)
 sys.exit(upload_grpc.main())
 """
 

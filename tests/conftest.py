@@ -127,6 +127,34 @@ def _own_environment() -> Iterator[None]:
     os.environ.update(before)
 
 
+Waits = Callable[..., None]
+
+# The tests' names for the waits of the program, in seconds. What is renamed there is renamed here.
+WAITS = {
+    "backoff": "BACKOFF_S",
+    "backoff_limit": "BACKOFF_LIMIT_S",
+    "lookup_pause": "SETTLE_PAUSE_S",
+    "poll": "POLL_S",
+    "refusal": "REFUSAL_WAIT_S",
+    "split_limit": "WAIT_LIMIT_S",
+    "tries_limit": "TRIES_LIMIT_S",
+    "vm_answer": "VM_METADATA_TIMEOUT_S",
+    "vm_token_age": "VM_TOKEN_AGE_LIMIT_S",
+}
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
+    """Shorten the waits of a run in this process; return what sets some of them, by name."""
+
+    def set_waits(**seconds: float) -> None:
+        for name, value_s in seconds.items():
+            monkeypatch.setattr(upload_grpc, WAITS[name], value_s)
+
+    set_waits(backoff=0.02, lookup_pause=0, poll=0.02, refusal=0.05)
+    return set_waits
+
+
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[StandIn]:
     with StandIn(tmp_path / "store") as stand_in:

@@ -17,7 +17,7 @@ from conftest import KEY, Outcome, Run, start
 from fault_proxy import HttpProxy
 from stand_in import StandIn
 
-import upload_grpc
+pytestmark = pytest.mark.usefixtures("waits")
 
 CONFIG, TEMPORARY = 78, 75
 # A name that no resolver asks the network for (RFC 7686): it is unknown everywhere.
@@ -27,9 +27,8 @@ Send = Callable[..., Outcome]
 
 
 @pytest.fixture
-def send(upload: Run, call: Path, monkeypatch: pytest.MonkeyPatch) -> Send:
+def send(upload: Run, call: Path) -> Send:
     """Upload a recording, trying once, with these words and these environment variables."""
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.02, raising=False)
 
     def run(*words: object, retries: int = 0, **environment: str) -> Outcome:
         for name in ("https_proxy", "no_proxy"):  # The program may have set them before.

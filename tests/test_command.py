@@ -202,10 +202,8 @@ def test_quiet_still_names_what_failed(upload: Run, service: StandIn, call: Path
     assert re.fullmatch(f"upload_grpc: {missing}: .*\n", outcome.err)
 
 
-def test_verbose_shows_the_ids_of_each_call(
-    upload: Run, service: StandIn, call: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.02, raising=False)
+@pytest.mark.usefixtures("waits")
+def test_verbose_shows_the_ids_of_each_call(upload: Run, service: StandIn, call: Path) -> None:
     sparse_wav(call, 60_000_000)
     service.script.append(Fail(STATUS.UNAVAILABLE, "\x1b[31mred\r\n", after_bytes=0))
     outcome = upload("--audio-path", call, "--verbose")

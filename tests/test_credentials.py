@@ -15,10 +15,12 @@ from unittest.mock import patch
 
 import grpc
 import pytest
-from conftest import Outcome, make_wav, sparse_wav
+from conftest import Outcome, Waits, make_wav, sparse_wav
 from stand_in import Fail, StandIn
 
 import upload_grpc
+
+pytestmark = pytest.mark.usefixtures("waits")
 
 # As the service's keys look; nothing else on a command line here contains it.
 SECRET = "AQVNyq6vB3fXcZ0sJt_8wLd-Gh2"
@@ -42,10 +44,8 @@ def bare(
     service: StandIn,
     call: Path,
     capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Bare:
     """Call main() with some words and variables, and no other credential."""
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.02, raising=False)
 
     def run(*words: object, **environment: str) -> Outcome:
         address = ("--endpoint", service.endpoint, "--ca-file", service.ca_file)
@@ -268,9 +268,9 @@ def test_a_vm_gives_its_token(
 
 
 def test_the_token_of_a_vm_is_fetched_anew_when_it_is_old(
-    bare: Bare, service: StandIn, vm: VmMetadata, call: Path, monkeypatch: pytest.MonkeyPatch
+    bare: Bare, service: StandIn, vm: VmMetadata, call: Path, waits: Waits
 ) -> None:
-    monkeypatch.setattr(upload_grpc, "VM_TOKEN_AGE_LIMIT_S", 0.0)
+    waits(vm_token_age=0.0)
     vm.answer = (200, b'{"access_token": "t1.NUMBER"}')
     outcome = bare("--key-type", "vm", "--audio-path", make_wav(call.with_name("b.wav"), 1_000))
     assert outcome.code == 0
@@ -326,9 +326,9 @@ def test_a_vms_address_that_is_none_is_named(bare: Bare, service: StandIn, addre
 
 @pytest.mark.parametrize("listening", [False, True])
 def test_a_machine_that_is_no_cloud_vm_is_told_so_in_seconds(
-    bare: Bare, service: StandIn, monkeypatch: pytest.MonkeyPatch, listening: bool
+    bare: Bare, service: StandIn, waits: Waits, listening: bool
 ) -> None:
-    monkeypatch.setattr(upload_grpc, "VM_METADATA_TIMEOUT_S", 0.3, raising=False)
+    waits(vm_answer=0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         if not listening:

@@ -26,7 +26,7 @@ import grpc
 import ledgers
 import pytest
 import trustme
-from conftest import KEY, Outcome, Run, arguments, make_wav, sha256, start, wait_for, when
+from conftest import KEY, Outcome, Run, Waits, arguments, make_wav, sha256, start, wait_for, when
 from fault_proxy import Fault, FaultProxy
 from stand_in import AnswerEarly, Delay, EmptyAnswer, Fail, Freeze, Slow, StandIn, stored_talks
 
@@ -83,10 +83,9 @@ Send = Callable[..., Outcome]
 
 
 @pytest.fixture
-def send(upload: Run, proxy: FaultProxy, service: StandIn, monkeypatch: pytest.MonkeyPatch) -> Send:
+def send(upload: Run, proxy: FaultProxy, service: StandIn, waits: Waits) -> Send:
     """Upload quietly; where there are faults, over connections that suffer them in turn."""
-    for name in ("BACKOFF_S", "BACKOFF_LIMIT_S"):
-        monkeypatch.setattr(upload_grpc, name, 0.02, raising=False)
+    waits(backoff_limit=0.02)
 
     def run(*words: object, faults: tuple[Fault, ...] = ()) -> Outcome:
         if faults:
@@ -291,11 +290,11 @@ def test_a_used_up_quota_is_no_dialog_wherever_it_comes(
     assert len(service.calls) == 3
 
 
+@pytest.mark.usefixtures("waits")
 @pytest.mark.parametrize("retries", [0, 2])
 def test_tries_come_to_an_end_and_each_has_its_own_id(
-    upload: Run, service: StandIn, short: Path, monkeypatch: pytest.MonkeyPatch, retries: int
+    upload: Run, service: StandIn, short: Path, retries: int
 ) -> None:
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.02, raising=False)
     service.script += [busy()] * 9
     outcome = upload("--audio-path", short, "--retries", retries)
     *pauses, last = outcome.err.splitlines()

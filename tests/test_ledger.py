@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import ledgers
@@ -31,9 +30,9 @@ from conftest import (
     start,
 )
 from ledgers import rows, states
-from stand_in import At, Call, Fail, StandIn
+from stand_in import At, Call, Fail, StandIn, Step
 
-import upload_grpc
+pytestmark = pytest.mark.usefixtures("waits")
 
 LOST = Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True)
 BUSY = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many at a time")
@@ -70,7 +69,6 @@ class Gate:
 @pytest.fixture(autouse=True)
 def _in_a_folder_with_a_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(upload_grpc, "REFUSAL_WAIT_S", 0.05, raising=False)
     make_wav(CALL, 600_000)
     Path("fields.json").write_text('{"operator_name": "Anna"}')
 
@@ -113,11 +111,8 @@ def running(service: StandIn, *words: object) -> Iterator[subprocess.Popen[str]]
 # --- What a row says -----------------------------------------------------------------
 
 
-def test_a_row_says_everything_about_an_upload(
-    remember: Run, service: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_says_everything_about_an_upload(remember: Run, service: StandIn) -> None:
     service.script.append(BUSY)
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.01, raising=False)
     assert remember(CALL, "--retries", 1).code == os.EX_OK
     row = ledgers.row(LEDGER)
     (talk,) = service.talks.values()
@@ -250,20 +245,16 @@ def test_of_two_names_for_one_unknown_content_one_is_sent_again(
     assert len(service.talks) == 2
 
 
-def test_a_file_that_is_replaced_by_a_device_fails_alone(
-    remember: Run, service: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_replaced_by_a_device_fails_alone(remember: Run, service: StandIn) -> None:
     paths = [make_wav(Path(f"{number}.wav"), 3_000, seed=number) for number in range(2)]
-    check = upload_grpc.check_recording
 
-    def check_then_replace(recording: Any, *more: Any) -> None:
-        check(recording, *more)
-        if recording.path.endswith("0.wav"):
-            os.remove(recording.path)
-            os.symlink("/dev/null", recording.path)
+    def replace(_: Call) -> Step:
+        paths[0].unlink()
+        paths[0].symlink_to("/dev/null")
+        return BUSY
 
-    monkeypatch.setattr(upload_grpc, "check_recording", check_then_replace)
-    outcome = remember(*paths)
+    service.script.append(At(half_close=replace))
+    outcome = remember(*paths, "--retries", 1)
     assert (outcome.code, len(service.talks)) == (os.EX_TEMPFAIL, 1)
     assert "0.wav: became unreadable (not a regular file)" in outcome.err
 

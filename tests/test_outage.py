@@ -23,11 +23,13 @@ from pathlib import Path
 import grpc
 import ledgers
 import pytest
-from conftest import Outcome, Run, arguments, make_wav, start, wait_for, when
+from conftest import Outcome, Run, Waits, arguments, make_wav, start, wait_for, when
 from fault_proxy import Fault, FaultProxy
 from stand_in import At, Call, Delay, Fail, Freeze, Slow, StandIn, Step, stored_talks
 
 import upload_grpc
+
+pytestmark = pytest.mark.usefixtures("waits")
 
 AGAIN, UNKNOWN, CONFIG = 75, 76, 78
 COUNT = 60
@@ -56,10 +58,8 @@ def calls(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Words:
-    """Shorten the waits; return what every run of these tests has on its command line."""
-    for name, value_s in (("BACKOFF_S", 0.01), ("REFUSAL_WAIT_S", 0.05)):
-        monkeypatch.setattr(upload_grpc, name, value_s, raising=False)
+def words(tmp_path: Path) -> Words:
+    """Return what every run of these tests has on its command line."""
     (tmp_path / "fields.json").write_text('{"language": "ru-RU"}')
     return (
         *("--meta-path", tmp_path / "fields.json", "--quiet"),
@@ -179,9 +179,9 @@ def test_rejections_are_no_outage(upload: Run, service: StandIn, words: Words, c
 
 
 def test_the_tries_of_a_recording_end_in_time(
-    upload: Run, words: Words, calls: Path, monkeypatch: pytest.MonkeyPatch
+    upload: Run, words: Words, calls: Path, waits: Waits
 ) -> None:
-    monkeypatch.setattr(upload_grpc, "TRIES_LIMIT_S", 0.5, raising=False)
+    waits(tries_limit=0.5)
     endpoint = ("--endpoint", f"localhost:{closed_port()}")
     started_s = time.monotonic()
     outcome = upload(*words, *endpoint, "--retries", 100, "--audio-path", calls / "00.wav")
@@ -254,10 +254,10 @@ def test_in_doubt_one_goes_first(
 
 def test_in_doubt_a_refusal_on_its_way_is_waited_for(
     upload: Run, service: StandIn, words: Words, ledger: Path, calls: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    waits: Waits,
 ) -> None:  # fmt: skip
     """Without that it would come after the half-close, and make a short recording unknown."""
-    monkeypatch.setattr(upload_grpc, "REFUSAL_WAIT_S", 2, raising=False)
+    waits(refusal=2)
 
     def step(_: Call) -> Step:
         time.sleep(0.2)
@@ -276,10 +276,10 @@ def test_in_doubt_a_refusal_on_its_way_is_waited_for(
 
 
 def test_a_quota_delays_and_loses_nothing(
-    upload: Run, service: StandIn, words: Words, calls: Path, monkeypatch: pytest.MonkeyPatch
+    upload: Run, service: StandIn, words: Words, calls: Path, waits: Waits
 ) -> None:
     """A token bucket: ten calls at once, then 60 a second."""
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.1, raising=False)
+    waits(backoff=0.1)
     tokens, filled_s = 10.0, time.monotonic()
 
     def step(_: Call) -> Step:
@@ -299,9 +299,9 @@ def test_a_quota_delays_and_loses_nothing(
 
 
 def test_a_used_up_quota_holds_the_other_workers(
-    upload: Run, service: StandIn, words: Words, calls: Path, monkeypatch: pytest.MonkeyPatch
+    upload: Run, service: StandIn, words: Words, calls: Path, waits: Waits
 ) -> None:
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.5, raising=False)
+    waits(backoff=0.5)
     (calls / "00.json").write_text('{"language": "xx"}')
     seen: list[str] = []
 

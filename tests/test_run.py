@@ -28,24 +28,19 @@ from conftest import (
 )
 from stand_in import Delay, Fail, Freeze, StandIn, Step, stored_talks
 
-import upload_grpc
-
 LOST = Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True)
 BUSY = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many at a time")
 REJECTED = Fail(grpc.StatusCode.INVALID_ARGUMENT, "not this one")
 REFUSED = Fail(grpc.StatusCode.PERMISSION_DENIED, "not you")
 NO_CONNECTION = Fail(grpc.StatusCode.NOT_FOUND, "no such connection")
 
+pytestmark = pytest.mark.usefixtures("waits")
+
 JSON_KEYS = {
     *("schema_version", "path", "outcome", "talk_id", "talk_ids", "badge_id", "error"),
     *("exit_code", "request_id", "bytes", "seconds", "tries", "description"),
     *("operation_id", "settled"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_grpc, "REFUSAL_WAIT_S", 0.05, raising=False)
 
 
 @pytest.fixture
@@ -307,9 +302,8 @@ def test_the_last_line_counts_and_quiet_leaves_the_failures(
 
 
 def test_json_is_one_object_a_recording_whatever_became_of_it(
-    upload: Run, service: StandIn, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    upload: Run, service: StandIn, folder: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.01, raising=False)
     words = ("--format", "json", "--jobs", 1, "--ledger", tmp_path / "ledger", "--retries", 1)
     make_wavs(folder, "1.wav")
     upload(*words, "--audio-path", folder)

@@ -15,23 +15,16 @@ from typing import Any
 import grpc
 import ledgers
 import pytest
-from conftest import Outcome, Run, arguments, make_wav, sha256, start
+from conftest import Outcome, Run, Waits, arguments, make_wav, sha256, start
 from stand_in import Call, Delay, Fail, FindNothing, Freeze, Slow, StandIn, Step, Talk
 
-import upload_grpc
-
+pytestmark = pytest.mark.usefixtures("waits")
 STATUS = grpc.StatusCode
 KEY = "upload_sha256"
 SETTLING = ("--settle-key", KEY, "--organization-id", "org-1", "--space-id", "space-1")
 # The service's answer is lost, after it has made the dialog or before.
 MADE = Fail(STATUS.UNAVAILABLE, "as scripted", store=True)
 NOT_MADE = Fail(STATUS.UNAVAILABLE, "as scripted")
-
-
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_grpc, "SETTLE_PAUSE_S", 0.0, raising=False)
-    monkeypatch.setattr(upload_grpc, "REFUSAL_WAIT_S", 0.0, raising=False)
 
 
 def problems(outcome: Outcome, *words: str) -> list[str]:
@@ -532,8 +525,8 @@ def test_469_unknown_take_50_calls_and_two_runs(office: Office) -> None:
     assert len(office.service.searches) == 25
 
 
-def test_a_pause_between_calls(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_grpc, "SETTLE_PAUSE_S", 0.2)
+def test_a_pause_between_calls(office: Office, waits: Waits) -> None:
+    waits(lookup_pause=0.2)
     office.unknown("a.wav", "b.wav")
     started_s = time.monotonic()
     assert office.run().code == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import ledgers
 import pytest
-from conftest import Outcome, Run, arguments, make_wav, sparse_wav, start
+from conftest import Outcome, Run, Waits, arguments, make_wav, sparse_wav, start
 from encoders import mp3, ogg_opus, wav
 from stand_in import At, Call, Fail, Freeze, StandIn
 from yandex.cloud.operation.operation_pb2 import Operation
@@ -40,10 +40,9 @@ def ledger(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def split(upload: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def split(upload: Run, tmp_path: Path, waits: Waits) -> Run:
     """Upload with --split, and ask fifty times as often as the program does."""
-    for name, value_s in (("POLL_S", 0.02), ("BACKOFF_S", 0.02), ("WAIT_LIMIT_S", 20)):
-        monkeypatch.setattr(upload_grpc, name, value_s, raising=False)
+    waits(split_limit=20)
     fields = tmp_path / "fields.json"
     fields.write_text('{"language": "ru-RU"}')
     return lambda *words: upload("--split", "--meta-path", fields, "--audio-path", *words)
@@ -220,11 +219,11 @@ def test_an_operation_that_cannot_be_parsed_is_no_bug_of_ours(
 
 @pytest.mark.parametrize(("remembered", "code"), [(False, 76), (True, 75)])
 def test_an_operation_that_goes_on_can_be_waited_for_later_with_a_ledger(
-    split: Run, service: StandIn, call: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch,
+    split: Run, service: StandIn, call: Path, ledger: Path, waits: Waits,
     remembered: bool, code: int,
 ) -> None:  # fmt: skip
     """Without one, running the command again would upload it twice."""
-    monkeypatch.setattr(upload_grpc, "WAIT_LIMIT_S", 0.4, raising=False)
+    waits(split_limit=0.4)
     words = ("--wait", *(("--ledger", ledger) if remembered else ()))
     service.badge_polls = 1_000
     outcome = split(call, *words)

@@ -13,7 +13,7 @@ import pytest
 from conftest import SCRIPT, Outcome, Run, arguments, make_wav
 from stand_in import Fail, Freeze, StandIn, Talk
 
-import upload_grpc
+pytestmark = pytest.mark.usefixtures("waits")
 
 ANNA = {"id": "op-7", "role": "operator", "fields": {"name": "Анна"}}
 ANNA_SENT = {"id": "op-7", "role": "USER_ROLE_OPERATOR", "fields": {"name": "Анна"}}
@@ -39,8 +39,7 @@ def metadata(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def update(upload: Run, talk: Talk, metadata: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.02, raising=False)
+def update(upload: Run, talk: Talk, metadata: Path) -> Run:
     return lambda *words: upload("--talk-id", talk.talk_id, "--meta-path", metadata, *words)
 
 
