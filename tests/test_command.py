@@ -18,7 +18,19 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import KEY, ROOT, SAMPLE, SCRIPT, Outcome, Run, arguments, make_wav, sparse_wav, start
+from conftest import (
+    KEY,
+    LONG_BYTES,
+    ROOT,
+    SAMPLE,
+    SCRIPT,
+    Outcome,
+    Run,
+    arguments,
+    make_wav,
+    sparse_wav,
+    start,
+)
 from fault_proxy import HttpProxy
 from stand_in import SINGLE_MESSAGE_LIMIT_BYTES, Fail, StandIn
 
@@ -204,7 +216,7 @@ def test_quiet_still_names_what_failed(upload: Run, service: StandIn, call: Path
 
 @pytest.mark.usefixtures("waits")
 def test_verbose_shows_the_ids_of_each_call(upload: Run, service: StandIn, call: Path) -> None:
-    sparse_wav(call, 60_000_000)
+    sparse_wav(call, LONG_BYTES)
     service.script.append(Fail(STATUS.UNAVAILABLE, "\x1b[31mred\r\n", after_bytes=0))
     outcome = upload("--audio-path", call, "--verbose")
     [talk_id] = service.talks
@@ -237,7 +249,7 @@ def test_verbose_shows_the_ids_of_each_call(upload: Run, service: StandIn, call:
 def test_a_status_ends_in_one_line_with_everything_in_it(
     upload: Run, service: StandIn, call: Path, status: grpc.StatusCode, code: int
 ) -> None:
-    sparse_wav(call, 60_000_000)
+    sparse_wav(call, LONG_BYTES)
     service.script.append(Fail(status, "said the service", after_bytes=0))
     outcome = upload("--audio-path", call, "--retries", 0)
     assert (outcome.code, outcome.out, service.talks) == (code, "", {})

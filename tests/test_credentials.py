@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import grpc
 import pytest
-from conftest import Outcome, Waits, make_wav, sparse_wav
+from conftest import LONG_BYTES, Outcome, Waits, make_wav, sparse_wav
 from stand_in import Fail, StandIn
 
 import upload_grpc
@@ -26,8 +26,6 @@ pytestmark = pytest.mark.usefixtures("waits")
 SECRET = "AQVNyq6vB3fXcZ0sJt_8wLd-Gh2"
 TOKEN = f"t1.9euelZ{SECRET}"
 STATUS = grpc.StatusCode
-# Still under way when a call is refused at its beginning.
-LARGE_BYTES = 60_000_000
 
 Bare = Callable[..., Outcome]
 
@@ -185,7 +183,7 @@ def test_a_key_file_without_a_key_is_named(
 
 def test_a_pipe_can_be_the_key_file(bare: Bare, service: StandIn, call: Path) -> None:
     """As with `--key-file <(vault read ...)`: it gives its bytes only once."""
-    sparse_wav(call, LARGE_BYTES)
+    sparse_wav(call, LONG_BYTES)
     service.script.append(Fail(STATUS.UNAVAILABLE, after_bytes=0))
     reader, writer = os.pipe()
     os.write(writer, f"{SECRET}\n".encode())
@@ -365,7 +363,7 @@ def test_a_service_that_repeats_it_cannot_make_us_show_it(
 ) -> None:
     secret = TOKEN if "vm" in words else SECRET
     if status:
-        sparse_wav(call, LARGE_BYTES)
+        sparse_wav(call, LONG_BYTES)
         step = Fail(status, f"bad {secret}", after_bytes=0, trailing=(("x-request-id", secret),))
         service.script += [step, step]
     output = ("--retries", 1, "--format", "json", "--verbose", "--ledger", tmp_path / "ledger")

@@ -26,7 +26,19 @@ import grpc
 import ledgers
 import pytest
 import trustme
-from conftest import KEY, Outcome, Run, Waits, arguments, make_wav, sha256, start, wait_for, when
+from conftest import (
+    KEY,
+    LONG_BYTES,
+    Outcome,
+    Run,
+    Waits,
+    arguments,
+    make_wav,
+    sha256,
+    start,
+    wait_for,
+    when,
+)
 from fault_proxy import Fault, FaultProxy
 from stand_in import AnswerEarly, Delay, EmptyAnswer, Fail, Freeze, Slow, StandIn, stored_talks
 
@@ -34,12 +46,6 @@ import upload_grpc
 
 REJECTED, AGAIN, UNKNOWN = 65, 75, 76
 
-# More than gRPC takes in one go from the program, with the option below: the last byte of such
-# a recording has not been handed over while the service has only the first ones.
-LONG_BYTES = 4_000_000
-# Otherwise gRPC measures the line, and takes as much ahead as it thinks the line can hold: 6 MB
-# as a rule on loopback, and up to 22 MB on a busy machine.
-NOTHING_AHEAD = ("grpc.http2.bdp_probe", 0)
 # More than gRPC would repeat from a buffer of its own (256 KiB).
 SHORT_BYTES = 600_000
 
@@ -50,12 +56,6 @@ WAYS = pytest.mark.parametrize("way", [STREAM, SINGLE], ids=["stream", "single"]
 
 
 # --- What the tests share ------------------------------------------------------------
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[StandIn]:
-    with StandIn(tmp_path / "store", options=(NOTHING_AHEAD,)) as stand_in:
-        yield stand_in
 
 
 @pytest.fixture

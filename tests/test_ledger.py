@@ -21,6 +21,7 @@ import ledgers
 import pytest
 from conftest import (
     AS_NOBODY_SPECIAL,
+    LONG_BYTES,
     Outcome,
     Run,
     arguments,
@@ -38,9 +39,6 @@ LOST = Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True)
 BUSY = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many at a time")
 REJECTED = Fail(grpc.StatusCode.INVALID_ARGUMENT, "not this one")
 REFUSED = Fail(grpc.StatusCode.PERMISSION_DENIED, "not you")
-
-# More than grpc and the sockets hold while the service reads nothing.
-LONG_BYTES = 12_000_000
 
 LEDGER = Path("ledger.sqlite")
 CALL = Path("call.wav")
