@@ -268,7 +268,7 @@ class Cuts:
         """
         if sent.code == OK and sent.result["tries"] == 1:
             return UNBROKEN
-        calls = {str(call.metadata["x-client-request-id"]): call for call in self.service.calls}
+        calls = {call.client_request_id: call for call in self.service.calls}
         if sent.code == OK:
             broken = [call for request_id, call in calls.items() if request_id not in last_ids]
         else:

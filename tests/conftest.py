@@ -8,6 +8,7 @@ import hashlib
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -194,9 +195,27 @@ def call(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
 def recording(tmp_path: Path) -> Path:
     """Make a recording larger than what gRPC could send again from a buffer of its own."""
     return make_wav(tmp_path / "call.wav", 600_000)
+
+
+# The two ways to send a recording.
+Way = tuple[str, ...]
+STREAM: Way = ()
+SINGLE: Way = ("--single-message",)
+WAYS = pytest.mark.parametrize("way", [STREAM, SINGLE], ids=["stream", "single"])
+
+
+def closed_port() -> int:
+    """Return a port of this machine that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
 
 
 def arguments(service: StandIn, *words: object) -> list[str]:

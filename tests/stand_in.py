@@ -191,6 +191,11 @@ class Call:
     half_closed: bool = False
     outcome: str = ""  # "OK <id>", "<CODE>: <details>", "cancelled"; empty while it runs
 
+    @property
+    def client_request_id(self) -> str:
+        """The ID that the client gave it, other than the two that the service gives."""
+        return str(self.metadata["x-client-request-id"])
+
 
 @dataclass
 class Talk:

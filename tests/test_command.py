@@ -188,7 +188,7 @@ def test_a_json_line_has_these_keys(upload: Run, service: StandIn, call: Path) -
         "talk_id": next(iter(service.talks)),
         "error": None,
         "exit_code": 0,
-        "request_id": service.calls[0].metadata["x-client-request-id"],
+        "request_id": service.calls[0].client_request_id,
         "bytes": call.stat().st_size,
         "tries": 1,
     }
@@ -222,7 +222,7 @@ def test_verbose_shows_the_ids_of_each_call(upload: Run, service: StandIn, call:
     [talk_id] = service.talks
     assert (outcome.code, outcome.out) == (0, f"Dialog ID: {talk_id}\n")
     refused, taken = service.calls
-    ids = [str(received.metadata["x-client-request-id"]) for received in (refused, taken)]
+    ids = [received.client_request_id for received in (refused, taken)]
     assert ids[0] != ids[1] and {uuid.UUID(text).version for text in ids} == {4}
     for text in (str(call), *ids, taken.request_id, taken.trace_id, r"\x1b[31mred"):
         assert text in outcome.err
@@ -257,8 +257,8 @@ def test_a_status_ends_in_one_line_with_everything_in_it(
     line = re.fullmatch(rf"upload_grpc: {call}: [^;(]+; .+ \((.*)\)\n", outcome.err)
     assert line and line[1].startswith(f"{status.name}: said the service, ")
     [received] = service.calls
-    for text in (received.metadata["x-client-request-id"], received.request_id, received.trace_id):
-        assert str(text) in line[1]
+    for text in (received.client_request_id, received.request_id, received.trace_id):
+        assert text in line[1]
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,13 @@ import trustme
 from conftest import (
     KEY,
     LONG_BYTES,
+    SINGLE,
+    STREAM,
+    WAYS,
     Outcome,
     Run,
     Waits,
+    Way,
     arguments,
     make_wav,
     sha256,
@@ -48,11 +52,6 @@ REJECTED, AGAIN, UNKNOWN = 65, 75, 76
 
 # More than gRPC would repeat from a buffer of its own (256 KiB).
 SHORT_BYTES = 600_000
-
-Way = tuple[str, ...]
-STREAM: Way = ()
-SINGLE: Way = ("--single-message",)
-WAYS = pytest.mark.parametrize("way", [STREAM, SINGLE], ids=["stream", "single"])
 
 
 # --- What the tests share ------------------------------------------------------------
@@ -105,7 +104,7 @@ def arriving(service: StandIn) -> bool:
 
 
 def sent_ids(service: StandIn) -> list[str]:
-    return [str(call.metadata["x-client-request-id"]) for call in service.calls]
+    return [call.client_request_id for call in service.calls]
 
 
 def assert_uploaded(outcome: Outcome, service: StandIn, recording: Path) -> None:
@@ -142,9 +141,8 @@ EARLY = {
 
 @pytest.mark.parametrize("place", EARLY)
 def test_a_break_before_the_commit_point(
-    send: Send, service: StandIn, proxy: FaultProxy, long: Path, place: str
+    send: Send, service: StandIn, proxy: FaultProxy, long: Path, ledger: Path, place: str
 ) -> None:
-    ledger = long.with_name("ledger.sqlite")
     words = (long, "--timeout", 0.4, "--ledger", ledger)
     outcome = send(*words, "--retries", 0, faults=(EARLY[place],))
     assert_failed(outcome, AGAIN, long, *sent_ids(service))
@@ -157,11 +155,11 @@ def test_a_break_before_the_commit_point(
 @pytest.mark.parametrize("made", [True, False], ids=["made, RST", "not made, FIN"])
 @WAYS
 def test_a_cut_after_the_commit_point(
-    send: Send, service: StandIn, proxy: FaultProxy, short: Path, tmp_path: Path, made: bool,
+    send: Send, service: StandIn, proxy: FaultProxy, short: Path, ledger: Path, made: bool,
     way: Way,
 ) -> None:  # fmt: skip
     service.script.append(Freeze(store=made))
-    words = (short, "--ledger", tmp_path / "ledger.sqlite", *way)
+    words = (short, "--ledger", ledger, *way)
 
     def has_all() -> bool:
         if way == SINGLE or made:  # A single message is not looked at before it is complete.
@@ -339,8 +337,9 @@ def test_tries_that_failed_keep_no_connection(send: Send, service: StandIn, shor
     assert counts[1] - counts[0] < 20
 
 
-def test_a_message_too_large_is_refused(send: Send, short: Path, tmp_path: Path) -> None:
-    ledger = tmp_path / "ledger.sqlite"
+def test_a_message_too_large_is_refused(
+    send: Send, short: Path, ledger: Path, tmp_path: Path
+) -> None:
     limit = (("grpc.max_receive_message_length", 300_000),)
     with StandIn(tmp_path / "small", options=limit) as small:
         to = ("--ledger", ledger, "--endpoint", small.endpoint, "--ca-file", small.ca_file)
@@ -557,10 +556,9 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_file_that_changes_under_way(
-    send: Send, service: StandIn, long: Path, change: str, tmp_path: Path
+    send: Send, service: StandIn, long: Path, ledger: Path, change: str
 ) -> None:
     service.script.append(Slow(15_000_000))
-    ledger = tmp_path / "ledger.sqlite"
     with when(lambda: arriving(service), lambda: CHANGES[change](long)):
         outcome = send(long, "--ledger", ledger)
     assert_failed(outcome, AGAIN, long)

@@ -124,7 +124,7 @@ def test_a_row_says_everything_about_an_upload(remember: Run, service: StandIn) 
         "mtime_ns": CALL.stat().st_mtime_ns,
         "state": "uploaded",
         "talk_id": talk.talk_id,
-        "request_id": service.calls[-1].metadata["x-client-request-id"],
+        "request_id": service.calls[-1].client_request_id,
         "attempts": 2,
         "error": None,
     }
@@ -148,7 +148,7 @@ def test_how_it_ended_decides_about_the_next_run(
     assert remember(CALL).code == code
     row = ledgers.row(LEDGER)
     assert (row["state"], row["attempts"]) == (state, 1)
-    assert row["request_id"] == service.calls[0].metadata["x-client-request-id"]
+    assert row["request_id"] == service.calls[0].client_request_id
     assert not step or (row["talk_id"] is None and step.details in row["error"])
 
     outcome = remember(CALL, "--dry-run", "--format", "json")
@@ -445,7 +445,7 @@ def test_finishing_is_written_before_the_half_close_can_arrive(
     service.on_call = lambda call: At(half_close=look)
     remember(*make_calls(*(f"{number}.wav" for number in range(20)), size_bytes=100_000))
     assert len(service.talks) == 20
-    assert seen == [call.metadata["x-client-request-id"] for call in service.calls]
+    assert seen == [call.client_request_id for call in service.calls]
 
 
 @pytest.mark.parametrize("moment", ["nothing sent", "sending", "finishing", "after the answer"])

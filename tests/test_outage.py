@@ -15,7 +15,6 @@ import json
 import os
 import re
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from pathlib import Path
 import grpc
 import ledgers
 import pytest
-from conftest import Outcome, Run, Waits, arguments, make_wav, start, wait_for, when
+from conftest import Outcome, Run, Waits, arguments, closed_port, make_wav, start, wait_for, when
 from fault_proxy import Fault, FaultProxy
 from stand_in import At, Call, Delay, Fail, Freeze, Slow, StandIn, Step, stored_talks
 
@@ -67,11 +66,6 @@ def words(tmp_path: Path) -> Words:
     )
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Path:
-    return tmp_path / "ledger.sqlite"
-
-
 def outcomes(out: str, err: str = "") -> collections.Counter[str]:
     """Count what became of the recordings: one line each, and a number of those not tried."""
     results = [json.loads(line) for line in out.splitlines()]
@@ -99,11 +93,6 @@ def assert_stopped(outcome: Outcome, code: int) -> collections.Counter[str]:
     assert counts["unknown"] <= UNKNOWN_LIMIT
     assert sum(counts.values()) == COUNT
     return counts
-
-
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 # --- Connections that die, while new ones work ---------------------------------------

@@ -327,7 +327,7 @@ def test_json_is_one_object_a_recording_whatever_became_of_it(
         "6.wav": ("rejected", os.EX_DATAERR, 0),
         "7.wav": ("failed", os.EX_NOINPUT, 0),
     }
-    request_ids = {call.metadata["x-client-request-id"] for call in service.calls}
+    request_ids = {call.client_request_id for call in service.calls}
     for name, result in results.items():
         assert set(result) == JSON_KEYS
         assert result["schema_version"] == 1

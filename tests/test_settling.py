@@ -10,12 +10,11 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import grpc
 import ledgers
 import pytest
-from conftest import Outcome, Run, Waits, arguments, make_wav, sha256, start
+from conftest import WAYS, Outcome, Run, Waits, Way, arguments, make_wav, sha256, start, wait_for
 from stand_in import Call, Delay, Fail, FindNothing, Freeze, Slow, StandIn, Step, Talk
 
 pytestmark = pytest.mark.usefixtures("waits")
@@ -47,6 +46,13 @@ class Office:
     def run(self, *more: object) -> Outcome:
         return self.upload(*self.words(*more))
 
+    def run_blind(self, *more: object) -> Outcome:
+        """Run without being allowed to look anything up."""
+        self.service.viewer_role = False
+        outcome = self.run(*more)
+        self.service.viewer_role = True
+        return outcome
+
     def record(self, name: str) -> Path:
         path = make_wav(self.folder / name, 1_000)
         path.with_suffix(".json").write_text("{}")
@@ -57,9 +63,7 @@ class Office:
         for name in names:
             self.record(name)
         self.service.script[:] = [MADE if made else NOT_MADE] * len(names)
-        self.service.viewer_role = False
-        assert self.run(*options).code == 76
-        self.service.viewer_role = True
+        assert self.run_blind(*options).code == 76
         self.forget_calls()
 
     def script_lookups(self, *, search: Iterable[Step] = (), get: Iterable[Step] = ()) -> None:
@@ -97,10 +101,10 @@ class Office:
 
 
 @pytest.fixture
-def office(service: StandIn, upload: Run, tmp_path: Path) -> Office:
+def office(service: StandIn, upload: Run, tmp_path: Path, ledger: Path) -> Office:
     folder = tmp_path / "calls"
     folder.mkdir()
-    return Office(service, upload, folder, tmp_path / "ledger.sqlite")
+    return Office(service, upload, folder, ledger)
 
 
 # --- Options, and the key on its way --------------------------------------------------
@@ -128,9 +132,7 @@ def test_the_options_go_together(
 
 
 @pytest.mark.parametrize("way", [(), ("--single-message",), ("--split",)])
-def test_the_sha256_travels_and_nothing_unknown_means_no_lookup(
-    office: Office, way: tuple[str, ...]
-) -> None:
+def test_the_sha256_travels_and_nothing_unknown_means_no_lookup(office: Office, way: Way) -> None:
     path = office.record("call.wav")
     path.with_suffix(".json").write_text('{"language": "ru-RU"}')
     for _ in range(2):
@@ -195,8 +197,8 @@ def test_what_an_earlier_run_left_is_found(office: Office) -> None:
     assert (again.code, again.out, office.methods) == (0, "", [])
 
 
-@pytest.mark.parametrize("way", [(), ("--single-message",)])
-def test_what_this_run_lost_is_found_at_its_end(office: Office, way: tuple[str, ...]) -> None:
+@WAYS
+def test_what_this_run_lost_is_found_at_its_end(office: Office, way: Way) -> None:
     for name in ("a.wav", "b.wav"):
         office.record(name)
     office.service.script[:] = [MADE]
@@ -238,9 +240,7 @@ def test_of_several_dialogs_the_earliest_counts(office: Office) -> None:
 def test_what_a_page_leaves_out_is_not_missing(office: Office) -> None:
     office.unknown("a.wav", "b.wav")
     office.record("later.wav")
-    office.service.viewer_role = False
-    office.run()
-    office.service.viewer_role = True
+    office.run_blind()
     office.forget_calls()
     [later] = office.copies("later.wav")
     later.created_s = 0.0  # So that it comes first.
@@ -423,9 +423,7 @@ def test_a_control_is_uploaded_later(office: Office) -> None:
 def test_a_hit_that_get_does_not_return_is_not_sent_again(office: Office) -> None:
     office.unknown("a.wav", "b.wav")
     office.record("c.wav")
-    office.service.viewer_role = False
-    office.run()
-    office.service.viewer_role = True
+    office.run_blind()
     office.service.get_talks = 1
     # The control is what Get shows.
     [control] = office.copies("c.wav")
@@ -442,9 +440,7 @@ def test_a_hit_that_get_does_not_return_is_not_sent_again(office: Office) -> Non
 def test_where_looking_up_fails_nothing_is_sent_again(office: Office, method: str) -> None:
     office.unknown("a.wav")
     office.record("b.wav")
-    office.service.viewer_role = False
-    office.run()
-    office.service.viewer_role = True
+    office.run_blind()
     failure = Fail(STATUS.UNAVAILABLE, "as scripted")
     office.script_lookups(**{method: [failure]})
     assert office.run("--retry-unknown").code == 76
@@ -552,19 +548,12 @@ def test_what_is_settled_does_not_end_the_doubt(office: Office) -> None:
 # --- Killed and stopped -----------------------------------------------------------------
 
 
-def until(true: Callable[[], Any]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
-
-
 def test_killed_between_get_and_the_ledger(office: Office) -> None:
     office.unknown("a.wav", "b.wav")
     office.record("c.wav")
     office.script_lookups(get=[Delay(5)])
     with start(*arguments(office.service, *office.words("--retry-unknown"))) as process:
-        until(lambda: office.service.gets)
+        wait_for(lambda: office.service.gets)
         process.kill()
     assert office.rows()["a.wav"] == ("unknown", None)
     result = office.run()
@@ -581,7 +570,7 @@ def test_stopped_while_looking_up_at_the_start(office: Office) -> None:
     office.record("a.wav")
     office.script_lookups(search=[Delay(0.2)])
     with start(*arguments(office.service, *office.words())) as process:
-        until(lambda: office.service.searches)
+        wait_for(lambda: office.service.searches)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=20)
     assert (process.returncode, office.methods) == (143, ["Search"])
@@ -593,7 +582,7 @@ def test_stopped_while_looking_up_at_the_end(office: Office) -> None:
     office.service.script[:] = [MADE]
     office.script_lookups(search=[Freeze()])
     with start(*arguments(office.service, *office.words("--timeout", 1))) as process:
-        until(lambda: office.service.searches)
+        wait_for(lambda: office.service.searches)
         signalled_s = time.monotonic()
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=20)
@@ -613,10 +602,7 @@ def test_what_waits_to_be_looked_up_is_named_if_the_run_is_left(office: Office) 
     given = arguments(office.service, *office.words("--jobs", 1, "--format", "json", "--quiet"))
     with start(*given) as process, contextlib.ExitStack() as undo:
         undo.callback(process.kill)
-        deadline_s = time.monotonic() + 20
-        while len(office.service.calls) < 2:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
+        wait_for(lambda: len(office.service.calls) == 2)
         undo.enter_context(ledgers.locked(office.ledger))
         time.sleep(1.8)
         process.send_signal(signal.SIGTERM)

@@ -11,7 +11,17 @@ from pathlib import Path
 import grpc
 import ledgers
 import pytest
-from conftest import LONG_BYTES, Outcome, Run, Waits, arguments, make_wav, sparse_wav, start
+from conftest import (
+    LONG_BYTES,
+    Outcome,
+    Run,
+    Waits,
+    arguments,
+    make_wav,
+    sparse_wav,
+    start,
+    wait_for,
+)
 from encoders import mp3, ogg_opus, wav
 from stand_in import At, Call, Fail, Freeze, StandIn, Step
 from yandex.cloud.operation.operation_pb2 import Operation
@@ -31,11 +41,6 @@ def call(tmp_path: Path) -> Path:
 @pytest.fixture
 def calls(tmp_path: Path) -> list[Path]:
     return [make_wav(tmp_path / f"{number}.wav") for number in range(3)]
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Path:
-    return tmp_path / "ledger.sqlite"
 
 
 @pytest.fixture
@@ -335,10 +340,7 @@ def test_a_wait_that_a_signal_ends_can_be_taken_up(
     service.badge_polls = 1_000
     words = ("--split", "--wait", "--ledger", ledger, "--meta-path", call.with_name("fields.json"))
     with start(*arguments(service, "--audio-path", call, *words)) as process:
-        deadline_s = time.monotonic() + 20
-        while "Get" not in methods(service):
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
+        wait_for(lambda: "Get" in methods(service))
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (128 + signal.SIGTERM, lines(service, dialogs=False))

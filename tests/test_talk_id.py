@@ -58,7 +58,7 @@ def test_metadata_alone_is_sent_and_takes_the_place_of_what_is_there(
     result = json.loads(outcome.out)
     assert (outcome.code, outcome.err) == (0, "")
     assert (result["outcome"], result["talk_id"]) == ("updated", talk.talk_id)
-    assert result["request_id"] == service.calls[1].metadata["x-client-request-id"]
+    assert result["request_id"] == service.calls[1].client_request_id
 
 
 def test_a_dry_run_says_what_would_be_sent(update: Run, service: StandIn, talk: Talk) -> None:
