@@ -159,12 +159,13 @@ Act = Callable[["Call"], "Step"]
 class At:
     """Run functions at moments of the call; a step that one returns counts from then on.
 
-    metadata: when the metadata has been read. half_close: after the last message, before the
-    service looks whether that was the end. answer: when the talk has been made, before the
-    answer. For the arrival there is on_call itself.
+    metadata: when the metadata has been read. audio: when the first audio has been read.
+    half_close: after the last message, before the service looks whether that was the end.
+    answer: when the talk has been made, before the answer. For the arrival there is on_call.
     """
 
     metadata: Act | None = None
+    audio: Act | None = None
     half_close: Act | None = None
     answer: Act | None = None
 
@@ -380,6 +381,8 @@ class _LiveCall:
         if len(self.record.messages) < MESSAGES_KEPT:
             self.record.messages.append(message)
         self.record.bytes_received += size
+        if isinstance(self.step, At) and 0 < size == self.record.bytes_received:
+            self.reached(self.step.audio)
         if isinstance(self.step, Slow):
             self.pause(size / self.step.bytes_per_s)
         self.reading()

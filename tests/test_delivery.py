@@ -44,7 +44,7 @@ from conftest import (
     when,
 )
 from fault_proxy import Fault, FaultProxy
-from stand_in import AnswerEarly, Delay, EmptyAnswer, Fail, Freeze, Slow, StandIn, stored_talks
+from stand_in import AnswerEarly, At, Delay, EmptyAnswer, Fail, Freeze, Slow, StandIn, stored_talks
 
 import upload_grpc
 
@@ -180,17 +180,6 @@ def test_a_single_message_that_is_cut(send: Send, service: StandIn, short: Path)
     assert stored_talks(service.store) == []
     outcome = send(short, *SINGLE, faults=(EARLY["cut in the handshake"],))
     assert_uploaded(outcome, service, short)
-
-
-@WAYS
-def test_words_about_another_connection(
-    send: Send, service: StandIn, short: Path, way: Way
-) -> None:
-    """A bug that once was: a service has stored the recording, and cannot reach another one."""
-    words = "failed to connect to all addresses; last error: UNAVAILABLE: ipv4:10.0.0.1:443"
-    service.script.append(Fail(grpc.StatusCode.UNAVAILABLE, words, store=True, ids=False))
-    assert_failed(send(short, *way), UNKNOWN, short, words)
-    assert len(service.calls) == len(stored_talks(service.store)) == 1
 
 
 @WAYS
@@ -353,25 +342,36 @@ def test_a_message_too_large_is_refused(
 # --- Answers that are none -----------------------------------------------------------
 
 
+ANOTHER = "failed to connect to all addresses; last error: UNAVAILABLE: ipv4:10.0.0.1:443"
+NO_ANSWERS: dict[str, tuple[Fail | EmptyAnswer, str]] = {
+    "no dialog ID": (EmptyAnswer(store=True), "dialog"),
+    # A bug that once was: a service has stored the recording, and cannot reach another one.
+    "words about another connection": (
+        Fail(grpc.StatusCode.UNAVAILABLE, ANOTHER, store=True, ids=False),
+        ANOTHER,
+    ),
+    # A client takes 16 KiB, and makes a RESOURCE_EXHAUSTED of its own of more.
+    "trailers too large": (
+        Fail(grpc.StatusCode.ABORTED, trailing=(("x-debug", "y" * 40_000),), store=True),
+        "RESOURCE_EXHAUSTED",
+    ),
+}
+
+
+@pytest.mark.parametrize("answer", NO_ANSWERS)
 @WAYS
-def test_an_answer_without_an_id_or_before_the_end_is_no_success(
-    send: Send, service: StandIn, short: Path, long: Path, way: Way
+def test_an_answer_that_is_none_is_neither_success_nor_refusal(
+    send: Send, service: StandIn, short: Path, way: Way, answer: str
 ) -> None:
-    service.script.append(EmptyAnswer(store=True))
-    assert_failed(send(short, *way), UNKNOWN, short, *sent_ids(service))
+    step, fact = NO_ANSWERS[answer]
+    service.script.append(step)
+    assert_failed(send(short, *way), UNKNOWN, short, fact, *sent_ids(service))
+    assert len(service.calls) == len(stored_talks(service.store)) == 1
+
+
+def test_an_answer_before_the_end_is_no_success(send: Send, service: StandIn, long: Path) -> None:
     service.script.append(AnswerEarly(300_000))
-    assert_failed(send(long), UNKNOWN, long, sent_ids(service)[-1])
-    assert len(service.calls) == 2
-
-
-@WAYS
-def test_trailers_too_large_are_no_refusal(
-    send: Send, service: StandIn, short: Path, way: Way
-) -> None:
-    """A client takes 16 KiB, and makes a RESOURCE_EXHAUSTED of its own of more."""
-    trailing = (("x-debug", "y" * 40_000),)
-    service.script.append(Fail(grpc.StatusCode.ABORTED, trailing=trailing, store=True))
-    assert_failed(send(short, *way), UNKNOWN, short, "RESOURCE_EXHAUSTED")
+    assert_failed(send(long), UNKNOWN, long, *sent_ids(service))
     assert len(service.calls) == 1
 
 
@@ -558,9 +558,8 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
 def test_a_file_that_changes_under_way(
     send: Send, service: StandIn, long: Path, ledger: Path, change: str
 ) -> None:
-    service.script.append(Slow(15_000_000))
-    with when(lambda: arriving(service), lambda: CHANGES[change](long)):
-        outcome = send(long, "--ledger", ledger)
+    service.script.append(At(audio=lambda _: CHANGES[change](long)))
+    outcome = send(long, "--ledger", ledger)
     assert_failed(outcome, AGAIN, long)
     assert len(service.calls) == 1
     assert stored_talks(service.store) == []
@@ -571,9 +570,8 @@ def test_grpc_prints_no_traceback_of_the_generator(
     command: Run, service: StandIn, long: Path
 ) -> None:
     """In a process of its own: pytest takes what gRPC logs in this one."""
-    service.script.append(Slow(15_000_000))
-    with when(lambda: arriving(service), lambda: append(long)):
-        assert_failed(command("--quiet", "--audio-path", long), AGAIN, long)
+    service.script.append(At(audio=lambda _: append(long)))
+    assert_failed(command("--quiet", "--audio-path", long), AGAIN, long)
 
 
 # --- Signals during a call -----------------------------------------------------------

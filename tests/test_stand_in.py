@@ -183,13 +183,14 @@ def test_functions_run_at_moments_and_can_decide(service: StandIn, stub: Any) ->
 
     refused = Fail(STATUS.ABORTED, "why")
     service.script += [
-        At(look("metadata"), look("half-close"), look("answer", refused)),
+        At(look("metadata"), look("audio"), look("half-close"), look("answer", refused)),
         At(metadata=look("metadata", Fail(STATUS.ABORTED, "why", after_bytes=0))),
     ]
     fields = {"language": "ru-RU"}
     assert [refusal(stub, whole()).code() for _ in range(2)] == [STATUS.ABORTED] * 2
     assert seen == [
         ("metadata", (fields, 0, False, 0)),
+        ("audio", (fields, CHUNK_BYTES, False, 0)),
         ("half-close", (fields, len(AUDIO), False, 0)),
         ("answer", (fields, len(AUDIO), True, 1)),
         ("metadata", (fields, 0, False, 1)),
