@@ -66,7 +66,7 @@ import types
 import uuid
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO
+from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, TextIO
 
 try:
     import fcntl
@@ -394,6 +394,7 @@ class Outcome(str, enum.Enum):
     UPDATED = "updated"  # New metadata for a dialog that exists.
     ALREADY = "already"  # Uploaded by an earlier run.
     CHECKED = "checked"  # By a dry run: would be uploaded.
+    LEFT_OUT = "left out"  # By --min-duration, once it was converted.
     REJECTED = "rejected"
     FAILED = "failed"
     UNKNOWN = "unknown"  # May or may not have become a dialog.
@@ -524,24 +525,37 @@ def within_64_bits(number: int) -> int:
 class Recording:
     """One recording, from its file's name to its result. Each field says which step fills it."""
 
-    def __init__(self, path: str, explicit: bool = True, sidecar: str | None = None) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: str,
+        explicit: bool = True,
+        sidecar: str | None = None,
+        siblings: tuple[str, ...] = (),
+    ) -> None:
+        self.path = path  # Source, if it chooses one of the siblings.
         self.explicit = explicit  # Named on the command line, not found in a folder.
         self.sidecar = sidecar  # find_files: the JSON beside it.
         self.file_state = NO_STATE  # Source; compared again at the commit point.
         self.started_s = 0.0  # Source, when it looks at the recording for the first time.
-        self.audio: audio_pb2.AudioMetadata | None = None  # check_audio
-        self.description = ""  # check_audio
+        self.siblings = siblings  # find_files: the same call in other formats.
+        self.audio: Audio | None = None  # Source: what its header says.
         self.metadata: TalkMetadata | None = None  # collect_metadata
         self.has_placeholders = False  # collect_metadata
         self.sha256 = ""  # hash_recording
         self.metadata_sha256 = ""  # hash_recording
         self.row: Row | None = None  # Source: what the ledger has, unless it is to be sent.
         self.is_to_send = False  # Source
+        self.replaces = ""  # Source: the dialog ID of other audio that had this path before.
+        self.converted: Converted | None = None  # Run, if it has to be.
         self.attempts = 0  # Uploader
         self.call: Call | None = None  # Uploader: the latest attempt.
         self.received: Result | None = None  # Uploader: though the ledger may not have it yet.
         self.result: Result | None = None  # Tally.add
+
+    @property
+    def sent_bytes(self) -> int:
+        """The size of what is sent: of the file, or of what it was converted to."""
+        return self.converted.size_bytes if self.converted else self.file_state.size_bytes
 
     @property
     def ids(self) -> str:
@@ -558,6 +572,7 @@ class Found(NamedTuple):
     path: str
     explicit: bool  # Named on the command line, not found in a folder.
     sidecar: str | None = None  # The JSON beside it.
+    siblings: tuple[str, ...] = ()  # Files that differ only in suffix: the same call.
     error: OSError | None = None
 
 
@@ -592,12 +607,25 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
             continue
         sidecars = {name for name in names if name.endswith((".json", ".JSON"))}
         start = os.path.join(folder, "")
-        for name in sorted(names):
-            if name.lower().endswith(suffixes):
-                stem = name.rpartition(".")[0]
-                own = sidecars.intersection((f"{stem}.json", f"{stem}.JSON")) if sidecars else ()
-                yield Found(start + name, False, start + max(own) if own else None)
+        for stem, same in itertools.groupby(sorted(names, key=stem_first), stem_of):
+            own = sidecars.intersection((f"{stem}.json", f"{stem}.JSON")) if sidecars else ()
+            audio = [start + name for name in same if name.lower().endswith(suffixes)]
+            if audio[1:]:  # In the order of preference.
+                audio.sort(key=lambda path: suffixes.index(os.path.splitext(path)[1].lower()))
+            if audio:
+                sidecar = start + max(own) if own else None
+                yield Found(audio[0], False, sidecar, tuple(audio[1:]))
         folders += [start + name for name in sorted(subfolders, reverse=True)]
+
+
+def stem_of(name: str) -> str:
+    """Return a file's name without its suffix: what files of one call share."""
+    return name.rpartition(".")[0]
+
+
+def stem_first(name: str) -> tuple[str, str]:
+    """Return a sort key that keeps the files of one call together."""
+    return stem_of(name), name
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -614,72 +642,572 @@ def find_sidecar(path: str) -> str | None:
     return next(filter(os.path.lexists, (f"{stem}.json", f"{stem}.JSON")), None)
 
 
-def check_recording(recording: Recording, args: Namespace, common: TalkMetadata | None) -> None:
-    """Check a file's header and collect its metadata; common: that of --meta-path."""
+def read_header(path: str, args: Namespace) -> tuple[Audio, FileState]:
+    """Read what a recording's header says, and the state of the file; raise UploadError."""
     try:
-        with open(recording.path, "rb") as file:
-            recording.file_state = FileState.of(file.fileno())
-            check_audio(recording, file, args)
+        with open(path, "rb") as file:
+            state = FileState.of(file.fileno())
+            audio = read_audio(
+                file, state.size_bytes, args.audio_type, args.sample_rate, args.channels
+            )
     except OSError as error:
         raise unreadable(error) from error
-    collect_metadata(recording, args, common)
+    if audio.needs_conversion and not args.convert:
+        raise conversion_needed(audio)
+    if not audio.needs_conversion:
+        check_limits(audio, state.size_bytes, args.split, args.single_message)
+    return audio, state
 
 
-# --- 5. Audio headers -------------------------------------------------------------------------
+# --- 5. Audio formats -------------------------------------------------------------------------
 
-WAV, MP3, OGG_OPUS, PCM = "WAV", "MP3", "OggOpus", "raw PCM"
-AUDIO_TYPES = {"wav": WAV, "mp3": MP3, "ogg-opus": OGG_OPUS, "pcm": PCM}
-AUDIO_SUFFIXES = (".wav", ".mp3", ".ogg", ".opus")
-PCM_SUFFIXES = (".pcm", ".raw")
-NEEDED = "WAV with 16 bit LPCM of 8,000 to 48,000 Hz, MP3 or OggOpus is needed"
+# The content tells the format. A format without a signature (raw GSM, MP3 behind padding) is told
+# by the suffix. To add a format, add a line to FORMATS.
+
+NEEDED = "16 bit LPCM WAV of 8,000 to 48,000 Hz, MP3 or OggOpus"
+CONVERT = f"use --convert, or record it as {NEEDED}"
 EXPORT_AGAIN = "record or export it again"
+WAIT_OR_REPAIR = "run again when it is closed; README tells how to repair one by hand"
+# What identifies a format is within so many bytes.
+HEAD_BYTES = 64
+# Recorders that count the header as audio announce 16 to 44 bytes more than there are.
+HEADER_SLACK_BYTES = 44
+# Our own limits, so that nonsense is not read to its end.
+ID3_TAGS_LIMIT = 1_000
+CHUNKS_LIMIT = 10_000
+PADDING_LIMIT_BYTES = 16 * 1024 * 1024
 
 
-def check_audio(recording: Recording, file: BinaryIO, args: Namespace) -> None:
-    """Detect a recording's format from its headers and check it; raise UploadError if it is bad."""
-    size_bytes = recording.file_state.size_bytes
+class Audio(NamedTuple):
+    """What the header of a recording says about its audio."""
+
+    format: AudioFormat
+    description: str
+    channels: int = 0  # 0: not known.
+    duration_s: float = 0.0  # Exact, or 0.0: not known.
+    rate_hz: int = 0  # 0: not known.
+    needs_conversion: bool = False
+    start_byte: int = 0  # Where the audio file begins, behind ID3 tags.
+
+
+class AudioFormat(NamedTuple):
+    """All that the script knows of a format."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    matches: Callable[[bytes], bool]  # From the first HEAD_BYTES, behind ID3v2 tags.
+    # From where the file stands to its size in bytes; raises UploadError for what is broken.
+    read_header: Callable[[BinaryIO, int, AudioFormat], Audio]
+    demuxer: str = ""  # FFmpeg's name for it.
+    container_type: str | None = None  # None: the service does not take it; --convert does.
+    can_split: bool = False
+
+
+def read_audio(
+    file: BinaryIO,
+    size_bytes: int,
+    audio_type: str = "auto",
+    sample_rate_hz: int = 0,
+    channels: int = 0,
+) -> Audio:
+    """Find out what a recording is, from its headers; raise UploadError if it is broken.
+
+    audio_type, sample_rate_hz, channels: the options of these names.
+    """
     if not size_bytes:
-        raise data_error("audio", "the file is empty", "remove it or restore it from the recorder")
-    head = file.read(64)
-    kind = description = find_format(file.name, head, args.audio_type)
-    if kind != AUDIO_TYPES.get(args.audio_type, kind):
-        raise data_error("audio", f"this is {kind}", f"leave out --audio-type {args.audio_type}")
-    duration_s = 0.0  # Of MP3 and OggOpus the service judges it.
-    if kind == WAV:
-        description, channels, duration_s = check_wav(file, size_bytes)
-    elif kind == PCM:
-        channels, frame_bytes = args.channels, args.channels * SAMPLE_SIZE_BITS // 8
-        duration_s = size_bytes / frame_bytes / args.sample_rate
-        if size_bytes % frame_bytes:
-            cause = f"{size_bytes:,} bytes: not a multiple of the {frame_bytes}-byte frame size"
-            raise data_error("audio", cause, "check --channels, and that it is 16 bit PCM")
-    elif kind == MP3:
-        channels = count_mp3_channels(file, head)
-    else:  # RFC 7845, section 5.1, in the first Ogg page.
-        channels = int.from_bytes(head[37:38], "big")
+        cause = "the file is empty, or still being recorded"
+        raise data_error("empty", cause, "run again when it is closed, or remove it")
+    start, head = skip_id3_tags(file)
+    audio_format = find_format(file.name, head, bool(start), audio_type)
+    if audio_format is not AUDIO_TYPES.get(audio_type, audio_format):
+        advice = f"leave out --audio-type {audio_type}"
+        raise data_error("other-audio-type", f"this is {audio_format.name}", advice)
+    if audio_format is PCM:
+        return read_pcm(size_bytes, sample_rate_hz, channels)
+    file.seek(start)
+    audio = audio_format.read_header(file, size_bytes, audio_format)
+    if start and audio_format is not MP3:  # Only MP3 may have tags in front.
+        description = f"{audio.description}, behind an ID3 tag"
+        return audio._replace(description=description, needs_conversion=True, start_byte=start)
+    return audio
+
+
+def skip_id3_tags(file: BinaryIO) -> tuple[int, bytes]:
+    """Return where the ID3v2 tags in front of a file end, and the bytes that follow."""
+    position = 0
+    for _ in range(ID3_TAGS_LIMIT):
+        file.seek(position)
+        head = file.read(HEAD_BYTES)
+        if not head.startswith(b"ID3") or len(head) < 10:
+            break
+        # The length is four times 7 bits; a footer repeats the header's 10 bytes.
+        length = functools.reduce(lambda number, byte: number << 7 | byte & 0x7F, head[6:10], 0)
+        position += 10 + length + (10 if head[5] & 0x10 else 0)
+    return position, head
+
+
+def find_format(path: str, head: bytes, has_id3_tag: bool, audio_type: str) -> AudioFormat:
+    """Tell the format from the first bytes, else from the suffix; raise UploadError if neither."""
+    suffix = os.path.splitext(path)[1].lower()
+    # Signatures that begin so are 12 bits: a sample of raw PCM may look like one.
+    is_weak = audio_type == "pcm" and head.startswith(b"\xff") and not has_id3_tag
+    for audio_format in FORMATS:
+        if audio_format.matches(head) and not is_weak:
+            return audio_format
+    if audio_type == "pcm":
+        return PCM
+    # Players skip whatever precedes the first MP3 frame.
+    if has_id3_tag or audio_type == "mp3" or suffix == ".mp3":
+        return MP3
+    if suffix in GSM.suffixes and head[0] >> 4 == GSM_MAGIC:
+        return GSM
+    raise unknown_content(head, suffix)
+
+
+def unknown_content(head: bytes, suffix: str) -> UploadError:
+    """Return the error for a file that is no recording, by what it looks like."""
+    if suffix in PCM.suffixes:
+        advice = "for raw PCM use --audio-type pcm with --sample-rate and --channels"
+        return data_error("no-header", "no audio header", advice)
+    cause = "not a recording in a known format"
+    return not_audio(head) or data_error("unknown-format", cause, EXPORT_AGAIN)
+
+
+def not_audio(head: bytes) -> UploadError | None:
+    """Return the error for what is often saved in the place of a recording."""
+    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|!--)", head, re.IGNORECASE):
+        advice = "download the recording again; the server may have asked for a login"
+        return data_error("web-page", "this is a web page or XML, not audio", advice)
+    if head and not head.strip(b"\0"):
+        cause = "zeros where the audio header should be"
+        return data_error("zeros", cause, "restore the file from the recorder, or remove it")
+    if re.fullmatch(rb"[\t\n\r -~\x80-\xff]+", head) and re.search(rb"[ -~]{16}", head):
+        return data_error("text", "this is text, not audio", EXPORT_AGAIN)
+    return None
+
+
+def conversion_needed(audio: Audio) -> UploadError:
+    """Return the error for a recording that the service does not take as it is."""
+    cause = f"the service does not take {audio.description}"
+    return data_error("needs-conversion", cause, CONVERT)
+
+
+def check_limits(audio: Audio, size_bytes: int, split: bool, single_message: bool) -> None:
+    """Raise UploadError if what is to be sent is over a limit of the service, or of an option."""
+    if split and not (audio.format.can_split and audio.channels == 1):
+        cause = f"{audio.description}: only WAV and MP3 of one channel can be split"
+        raise data_error("cannot-split", cause, "leave out --split")
+    if audio.duration_s > DURATION_LIMIT_S and not split:  # For splitting no limit is known.
+        cause = f"{audio.duration_s / 3600:.2f} hours long; the limit is 4"
+        raise data_error("too-long", cause, "cut it into parts of at most 4 hours")
+    if single_message and size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
+        cause = f"{size_bytes:,} bytes; a single message must be under "
+        cause += f"{SINGLE_MESSAGE_LIMIT_BYTES:,}"
+        raise data_error("too-large", cause, STREAM_IT)
+
+
+def describe(what: str, rate_hz: int = 0, channels: int = 0, duration_s: float = 0.0) -> str:
+    """Put a description together; 0 stands for what is not known."""
+    parts = [what]
+    if rate_hz:
+        parts.append(f"{rate_hz:,} Hz")
+    if channels:
+        parts.append(f"{channels} channel{'s' * (channels != 1)}")
+    if duration_s:
+        parts.append(f"{duration_s:,.1f} s")
+    return ", ".join(parts)
+
+
+def truncated(announced_bytes: int, there_bytes: int) -> UploadError:
+    """Return the error for a file whose header announces more than there is."""
+    announced = "no length" if announced_bytes == UNSET_LENGTH else f"{announced_bytes:,} bytes"
+    cause = f"truncated or still being recorded: the header announces {announced}, "
+    return data_error("truncated", f"{cause}{there_bytes:,} are there", WAIT_OR_REPAIR)
+
+
+# WAV
+
+WAVE_FORMAT_EXTENSIBLE = 0xFFFE
+UNSET_LENGTH = 0xFFFFFFFF
+# The end of every KSDATAFORMAT_SUBTYPE GUID that carries a format code in its first two bytes.
+SUBFORMAT_GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
+WAV_ENCODINGS = {1: "PCM", 3: "floating point", 6: "A-law", 7: "mu-law", 0x31: "GSM 6.10"}
+# Each frame is as long as the header's block size, so the duration is exact.
+WAV_UNCOMPRESSED = (1, 3, 6, 7)
+# Of any speech codec; for headers that do not say.
+MIN_BYTE_RATE = 1_000
+
+
+class WavChunks(NamedTuple):
+    """The two chunks of a WAV file that matter."""
+
+    format: bytes
+    data_start: int
+    data_bytes: int  # As announced; UNSET_LENGTH if it was never filled in.
+
+
+def read_wav(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
+    """Read the header of a WAV file, and check that its length is that of the file."""
+    chunks = read_wav_chunks(file, size_bytes)
+    code, channels, rate_hz, byte_rate, block_bytes, bits = struct.unpack_from(
+        "<HHIIHH", chunks.format.ljust(16, b"\0")
+    )
+    if code == WAVE_FORMAT_EXTENSIBLE and chunks.format[26:40] == SUBFORMAT_GUID_TAIL:
+        code = int.from_bytes(chunks.format[24:26], "little")
+    encoding = WAV_ENCODINGS.get(code, f"format 0x{code:04x}")
+    what = f"WAV, {encoding}{f' {bits} bit' if bits else ''}"
+    if not channels or not rate_hz:
+        cause = f"damaged WAV header: {what}, {rate_hz:,} Hz, {channels} channels"
+        raise data_error("damaged-header", cause, EXPORT_AGAIN)
+    is_lpcm = (code, bits) == (1, SAMPLE_SIZE_BITS)
+    if is_lpcm:  # Some writers leave nonsense in the fields that follow from the others.
+        block_bytes = channels * SAMPLE_SIZE_BITS // 8
+    # Not where a block is too small for its channels. 24 bits in blocks of 32 are usual.
+    is_exact = code in WAV_UNCOMPRESSED and block_bytes * 8 >= channels * bits > 0
+    if is_exact:
+        byte_rate = block_bytes * rate_hz
+    data_bytes = check_wav_length(file, size_bytes, chunks, max(byte_rate, MIN_BYTE_RATE))
+    if data_bytes < max(block_bytes, 1):
+        raise no_samples()
+    duration_s = data_bytes // block_bytes / rate_hz if is_exact else 0.0
+    description = describe(what, rate_hz, channels, duration_s)
+    needs_conversion = not is_lpcm or rate_hz not in SAMPLE_RATES_HZ
+    return Audio(audio_format, description, channels, duration_s, rate_hz, needs_conversion)
+
+
+def read_wav_chunks(file: BinaryIO, size_bytes: int) -> WavChunks:
+    """Find the format and the data chunk, in either order."""
+    wav_format, data = b"", None
+    position = file.tell() + 12
+    for _ in range(CHUNKS_LIMIT):
+        file.seek(position)
+        name, length = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
+        position += 8
+        if name == b"fmt ":
+            wav_format = file.read(min(length, 40))
+        elif name == b"data":
+            # Length 0, but what follows is not a chunk: the length was never filled in.
+            if length == 0 and not re.fullmatch(rb"[ -~]{4}|", file.read(4)):
+                length = UNSET_LENGTH
+            data = position, length
+        position += length + length % 2
+        if (wav_format and data) or position >= size_bytes:
+            break
+    if not wav_format or not data:
+        cause = f"damaged or truncated WAV file: no {'data' if wav_format else 'format'} chunk"
+        raise data_error("damaged-header", cause, f"run again when it is closed, or {EXPORT_AGAIN}")
+    return WavChunks(wav_format, *data)
+
+
+def check_wav_length(file: BinaryIO, size_bytes: int, chunks: WavChunks, byte_rate: int) -> int:
+    """Return how many bytes of audio a WAV file has; raise UploadError if its header is wrong.
+
+    byte_rate: bytes of a second of audio.
+    """
+    there_bytes = size_bytes - chunks.data_start
+    # Writers that cannot seek back leave 0, 0xFFFFFFFF or something like 0x80000000 there.
+    if chunks.data_bytes > there_bytes + HEADER_SLACK_BYTES:
+        raise truncated(chunks.data_bytes, there_bytes)
+    surplus_bytes = there_bytes - chunks.data_bytes
+    if surplus_bytes > byte_rate:
+        end = chunks.data_start + chunks.data_bytes
+        # Some writers do not pad a chunk of odd length.
+        starts = {end, end + chunks.data_bytes % 2}
+        if not any(is_chain_of_chunks(file, start, size_bytes, byte_rate) for start in starts):
+            cause = f"the header announces {chunks.data_bytes:,} bytes of audio, "
+            cause += f"{there_bytes:,} are there: the rest would be lost"
+            raise data_error("header-too-short", cause, WAIT_OR_REPAIR)
+    return min(chunks.data_bytes, there_bytes)
+
+
+def is_chain_of_chunks(file: BinaryIO, position: int, size_bytes: int, slack_bytes: int) -> bool:
+    """Check that a file goes on with RIFF chunks, and no more than some bytes after them."""
+    for _ in range(CHUNKS_LIMIT):
+        if size_bytes - position <= slack_bytes:
+            return position <= size_bytes + HEADER_SLACK_BYTES
+        file.seek(position)
+        name, length = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
+        # More audio: a second data chunk, or WAV files that were joined by cat.
+        if name in (b"data", b"RIFF") or not re.fullmatch(rb"[ -~]{4}", name):
+            return False
+        position += 8 + length + length % 2
+    return False
+
+
+def no_samples() -> UploadError:
+    """Return the error for a recording of no length."""
+    cause = "contains no audio samples, or is still being recorded"
+    return data_error("no-samples", cause, f"run again when it is closed, or {EXPORT_AGAIN}")
+
+
+# MP3
+
+# MPEG audio, layer III (ISO 11172-3, 13818-3, and MPEG-2.5): sync and version, then a bit rate
+# that exists. The lookahead makes matches overlap.
+MP3_SYNC = re.compile(rb"(?=\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef])")
+MP3_MPEG1_KBIT_S = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+MP3_MPEG2_KBIT_S = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+MP3_MPEG1_RATES_HZ = (44_100, 48_000, 32_000)
+# The first frame begins within so many bytes of a tag and its padding with zeros.
+MP3_SEARCH_BYTES = 64 * 1024
+# Three frames, a frame's length apart; fewer may be chance.
+MP3_FRAMES = 3
+MP3_FRAME_LIMIT_BYTES = 1_441
+
+
+def read_mp3(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
+    """Find the first frame of an MP3 file, behind its padding, and read its header."""
+    start, block = file.tell(), b""
+    for _ in range(0, PADDING_LIMIT_BYTES, MP3_SEARCH_BYTES):
+        block = file.read(MP3_SEARCH_BYTES)
+        if len(block.strip(b"\0")) or not block:
+            break
+    block = block.lstrip(b"\0")
+    block += file.read(MP3_SEARCH_BYTES + MP3_FRAMES * MP3_FRAME_LIMIT_BYTES - len(block))
+    for match in MP3_SYNC.finditer(block, 0, MP3_SEARCH_BYTES):
+        header = block[match.start() : match.start() + 4]
+        if begins_mp3_frames(block, match.start()):
+            # The version's two bits: 3 is MPEG-1, 2 MPEG-2, 0 MPEG-2.5.
+            rate_hz = MP3_MPEG1_RATES_HZ[header[2] >> 2 & 3] // (4, 0, 2, 1)[header[1] >> 3 & 3]
+            channels = 1 if header[3] >> 6 == 3 else 2
+            description = describe(audio_format.name, rate_hz, channels)
+            return Audio(audio_format, description, channels, rate_hz=rate_hz)
+    file.seek(start)
+    error = not_audio(file.read(HEAD_BYTES))
+    cause = "no MP3 audio where it should begin"
+    raise error or data_error("no_mp3_audio", cause, EXPORT_AGAIN)
+
+
+def begins_mp3_frames(block: bytes, position: int) -> bool:
+    """Check that at this position MP3 frames of one version follow each other."""
+    sync = block[position : position + 2]
+    for _ in range(MP3_FRAMES):
+        header = block[position : position + 4]
+        if len(header) < 4 or header[:2] != sync or not mp3_frame_bytes(header):
+            return False
+        position += mp3_frame_bytes(header)
+    return True
+
+
+def mp3_frame_bytes(header: bytes) -> int:
+    """Return the length of an MP3 frame, 0 if this is not its header."""
+    bit_rate, rate = header[2] >> 4, header[2] >> 2 & 3
+    if bit_rate in (0, 15) or rate == 3:
+        return 0
+    padding_bytes = header[2] >> 1 & 1
+    if header[1] >> 3 & 3 == 3:
+        return 144_000 * MP3_MPEG1_KBIT_S[bit_rate] // MP3_MPEG1_RATES_HZ[rate] + padding_bytes
+    divisor = 2 if header[1] >> 3 & 3 == 2 else 4
+    rate_hz = MP3_MPEG1_RATES_HZ[rate] // divisor
+    return 72_000 * MP3_MPEG2_KBIT_S[bit_rate] // rate_hz + padding_bytes
+
+
+# Ogg
+
+OGG_CODECS = {b"\x01vorbis": "Vorbis", b"Speex   ": "Speex", b"\x7fFLAC": "FLAC"}
+OGG_PAGE_HEADER_BYTES = 27
+# A cover in the comment header takes many pages.
+OGG_PAGES_LIMIT = 10_000
+# OpusHead and OpusTags: RFC 7845, section 3.
+OPUS_HEADER_PACKETS = 2
+
+
+def read_ogg_opus(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
+    """Read the first page of an OggOpus file (RFC 7845), and look for a page of audio."""
+    start = file.tell()
+    head = file.read(HEAD_BYTES)
+    channels = int.from_bytes(head[37:38], "little")
     if not channels:
-        raise data_error("audio", f"damaged {kind} header: no channels", EXPORT_AGAIN)
-    length = f", {duration_s:,.1f} s" if duration_s else ""
-    description += f", {channels} channel{'s' * (channels != 1)}{length}"
-    if args.split and (kind not in (WAV, MP3) or channels != 1):
-        cause = f"{description}: only WAV and MP3 of one channel can be split"
-        raise data_error("audio", cause, "leave out --split")
-    if duration_s > DURATION_LIMIT_S and not args.split:  # For splitting no limit is known.
-        cause = f"{duration_s / 3600:.2f} hours long; the limit is 4"
-        raise data_error("audio", cause, "cut it into parts of at most 4 hours")
-    if args.single_message and size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
-        limit = f"{SINGLE_MESSAGE_LIMIT_BYTES:,}"
-        cause = f"{size_bytes:,} bytes: a single message must stay under {limit}"
-        raise data_error("audio", cause, STREAM_IT)
-    recording.description = description
-    recording.audio = audio_format(kind, args)
+        cause = "damaged OggOpus header: no channels"
+        raise data_error("damaged-header", cause, EXPORT_AGAIN)
+    if not has_ogg_audio(file, start, size_bytes):
+        raise no_samples()
+    return Audio(audio_format, describe(audio_format.name, 0, channels), channels)
 
 
-def audio_format(kind: str, args: Namespace) -> audio_pb2.AudioMetadata:
+def has_ogg_audio(file: BinaryIO, position: int, size_bytes: int) -> bool:
+    """Check that an OggOpus file has a whole page of audio behind its header packets.
+
+    Of a page's segments (RFC 3533), those of fewer than 255 bytes end a packet.
+    """
+    packets, stream = 0, b""
+    for _ in range(OGG_PAGES_LIMIT):
+        file.seek(position)
+        page = file.read(OGG_PAGE_HEADER_BYTES)
+        if len(page) < OGG_PAGE_HEADER_BYTES or not page.startswith(b"OggS"):
+            return False
+        segments = file.read(page[26])
+        position += OGG_PAGE_HEADER_BYTES + len(segments) + sum(segments)
+        stream = stream or page[14:18]
+        if page[14:18] != stream:
+            continue
+        if packets >= OPUS_HEADER_PACKETS and any(segments):
+            return position <= size_bytes
+        packets += sum(length < 255 for length in segments)
+    return False
+
+
+def read_other_ogg(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
+    """Name the codec of an Ogg file that is not OggOpus."""
+    head = file.read(HEAD_BYTES)[28:]
+    codecs = (name for magic, name in OGG_CODECS.items() if head.startswith(magic))
+    codec = next(codecs, "another codec")
+    return Audio(audio_format, f"{audio_format.name} with {codec}", needs_conversion=True)
+
+
+# What only FFmpeg reads
+
+
+def read_other(
+    file: BinaryIO, size_bytes: int, audio_format: AudioFormat, length: LengthField | None = None
+) -> Audio:
+    """Compare a file's length with that in its header, if it has one.
+
+    Of a file that was cut between two packets FFmpeg (4.2 to 9.0) says nothing.
+    """
+    start = file.tell()
+    if length:
+        head = file.read(4096)
+        position = head.find(length.marker) + length.offset
+        announced_bytes = int.from_bytes(head[position : position + length.size], length.order)
+        there_bytes = size_bytes - start - length.uncounted_bytes
+        # Writers that cannot seek back leave 0 or 0xFFFFFFFF there.
+        is_known = length.marker in head and announced_bytes not in (0, UNSET_LENGTH)
+        if is_known and announced_bytes > there_bytes + HEADER_SLACK_BYTES:
+            raise truncated(announced_bytes, there_bytes)
+    return Audio(audio_format, audio_format.name, needs_conversion=True)
+
+
+class LengthField(NamedTuple):
+    """Where a header has the length of its file."""
+
+    marker: bytes
+    offset: int  # From the marker's beginning.
+    size: int
+    order: Literal["big", "little"]
+    uncounted_bytes: int
+
+
+def refuse_big_endian(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
+    """Refuse RIFX: FFmpeg (4.2 to 9.0) swaps its samples and makes noise of it without a word."""
+    cause = "big-endian WAV (RIFX): neither the service nor FFmpeg reads it"
+    raise data_error("big-endian", cause, f"record or export it as {NEEDED}")
+
+
+def read_flac(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
+    """Read STREAMINFO (RFC 9639, section 8.2), which has the number of samples."""
+    head = file.read(HEAD_BYTES).ljust(HEAD_BYTES, b"\0")
+    # 20 bits of sample rate, 3 of channels - 1, 5 of bits - 1, 36 of samples.
+    fields = int.from_bytes(head[18:26], "big")
+    rate_hz, channels, samples = fields >> 44, (fields >> 41 & 7) + 1, fields & (1 << 36) - 1
+    duration_s = samples / rate_hz if rate_hz else 0.0
+    description = describe(audio_format.name, rate_hz, channels, duration_s)
+    return Audio(audio_format, description, channels, duration_s, rate_hz, True)
+
+
+# Raw formats
+
+
+# Of a frame of 33 bytes the first four bits: libgsm, and RFC 3551, section 4.5.8.1.
+GSM_MAGIC = 0xD
+
+
+def read_pcm(size_bytes: int, rate_hz: int, channels: int) -> Audio:
+    """Describe raw PCM, as the command line does."""
+    frame_bytes = channels * SAMPLE_SIZE_BITS // 8
+    if size_bytes % frame_bytes:
+        cause = f"{size_bytes:,} bytes is not a multiple of the {frame_bytes}-byte frame size"
+        raise data_error("odd-size", cause, "check --channels, and that it is 16 bit PCM")
+    duration_s = size_bytes / frame_bytes / rate_hz
+    description = describe(PCM.name, rate_hz, channels, duration_s)
+    return Audio(PCM, description, channels, duration_s, rate_hz)
+
+
+def begins(*magics: bytes, at: int = 0) -> Callable[[bytes], bool]:
+    """Match files that have one of these at an offset."""
+    return lambda head: head.startswith(magics, at)
+
+
+def matches(pattern: bytes) -> Callable[[bytes], bool]:
+    """Match files that begin with a regular expression."""
+    compiled = re.compile(pattern, re.DOTALL)
+    return lambda head: compiled.match(head) is not None
+
+
+def never(head: bytes) -> bool:
+    """Match nothing: a format that has no signature."""
+    return False
+
+
+def sized(*length_field: Any) -> Callable[[BinaryIO, int, AudioFormat], Audio]:
+    """Read a format for FFmpeg whose header has its length; the arguments are LengthField's."""
+    return functools.partial(read_other, length=LengthField(*length_field))
+
+
+# Microsoft, ASF specification: File Properties Object.
+ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+WAV = AudioFormat(
+    "WAV", (".wav", ".wave"), matches(b"RIFF.{4}WAVE"), read_wav, "wav",
+    "CONTAINER_AUDIO_TYPE_WAV", can_split=True,
+)  # fmt: skip
+MP3 = AudioFormat(
+    "MP3", (".mp3",), matches(MP3_SYNC.pattern), read_mp3, "mp3",
+    "CONTAINER_AUDIO_TYPE_MP3", can_split=True,
+)  # fmt: skip
+OGG_OPUS = AudioFormat(
+    "OggOpus", (".ogg", ".oga", ".opus"), matches(b"OggS.{24}OpusHead"), read_ogg_opus, "ogg",
+    "CONTAINER_AUDIO_TYPE_OGG_OPUS",
+)  # fmt: skip
+GSM = AudioFormat("GSM", (".gsm",), never, read_other, "gsm")
+PCM = AudioFormat("raw PCM", (".pcm", ".raw"), never, read_other)
+
+# In the order in which files with one name and several suffixes are preferred. The first that
+# matches counts.
+FORMATS = (
+    WAV,
+    MP3,
+    OGG_OPUS,
+    AudioFormat("Ogg", (), begins(b"OggS"), read_other_ogg, "ogg"),
+    AudioFormat("FLAC", (".flac",), begins(b"fLaC"), read_flac, "flac"),
+    AudioFormat(
+        "M4A or MP4", (".m4a", ".mp4", ".3gp"),
+        begins(b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", at=4), read_other, "mov",
+    ),
+    AudioFormat("AAC", (".aac",), matches(rb"\xff[\xf0\xf1\xf8\xf9]|ADIF"), read_other, "aac"),
+    AudioFormat("AMR", (".amr",), begins(b"#!AMR"), read_other, "amr"),
+    GSM,
+    AudioFormat(
+        "WMA", (".wma",), begins(b"0&\xb2u\x8ef\xcf\x11"),
+        sized(ASF_FILE_PROPERTIES, 40, 8, "little", 0), "asf",
+    ),
+    AudioFormat("WebM", (".webm",), begins(b"\x1aE\xdf\xa3"), read_other, "matroska"),
+    AudioFormat(
+        "AIFF", (".aif", ".aiff"), matches(b"FORM.{4}AIF"), sized(b"FORM", 4, 4, "big", 8), "aiff"
+    ),
+    AudioFormat("AU", (".au",), begins(b".snd"), sized(b".snd", 8, 4, "big", 24), "au"),
+    # Known by their content only.
+    AudioFormat(
+        "RF64", (), matches(b"(RF64|BW64).{4}WAVE"), sized(b"ds64", 8, 8, "little", 8), "wav"
+    ),
+    AudioFormat(
+        "Wave64", (), begins(b"riff\x2e\x91\xcf\x11"), sized(b"riff", 16, 8, "little", 0), "w64"
+    ),
+    AudioFormat("big-endian WAV", (), matches(b"RIFX.{4}WAVE"), refuse_big_endian),
+    AudioFormat("CAF", (), begins(b"caff\0\1"), read_other, "caf"),
+    AudioFormat(
+        "MPEG layer II", (), matches(rb"\xff[\xf4\xf5\xfc\xfd][\x10-\xef]"), read_other, "mp3"
+    ),
+)  # fmt: skip
+# Values of --audio-type.
+AUDIO_TYPES = {"wav": WAV, "mp3": MP3, "ogg-opus": OGG_OPUS, "pcm": PCM}
+# What folders are searched for, in the order of preference.
+SUFFIXES = tuple(itertools.chain.from_iterable(each.suffixes for each in FORMATS))
+
+
+def audio_message(audio: Audio, args: Namespace) -> audio_pb2.AudioMetadata:
     """Build the message that announces a format."""
-    if kind != PCM:
-        name = f"CONTAINER_AUDIO_TYPE_{'OGG_OPUS' if kind == OGG_OPUS else kind}"
-        container = audio_pb2.ContainerAudio(container_audio_type=name)
+    if audio.format is not PCM:
+        container = audio_pb2.ContainerAudio(container_audio_type=audio.format.container_type)
         return audio_pb2.AudioMetadata(container_audio=container)
     raw = audio_pb2.RawAudio(
         audio_encoding=audio_pb2.RawAudio.AUDIO_ENCODING_LINEAR16_PCM,
@@ -689,121 +1217,280 @@ def audio_format(kind: str, args: Namespace) -> audio_pb2.AudioMetadata:
     return audio_pb2.AudioMetadata(raw_audio=raw)
 
 
-def find_format(path: str, head: bytes, audio_type: str) -> str:
-    """Detect the format from the first bytes; raise UploadError if it is not supported."""
-    suffix = os.path.splitext(path)[1].lower()
-    if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:12] == b"WAVE":
-        return WAV
-    if head.startswith(b"OggS") and head[28:].startswith(b"OpusHead"):
-        return OGG_OPUS
-    if head.startswith(b"ID3"):
-        return MP3
-    if audio_type == "pcm":
-        return PCM
-    # Players skip whatever precedes the first frame; so do we if the file is said to be MP3.
-    if audio_type == "mp3" or suffix == ".mp3" or MP3_FRAME.match(head):
-        return MP3
-    if suffix in PCM_SUFFIXES:
-        raise data_error("audio", "no audio header", f"{NEEDED}; for raw PCM: --audio-type pcm")
-    raise data_error("audio", "neither WAV nor MP3 nor OggOpus", conversion(path, NEEDED))
+# --- 6. Conversion ----------------------------------------------------------------------------
+
+# WAV cannot be longer; without a limit a small file could fill the disk with silence.
+CONVERTED_LIMIT_BYTES = 0xFFFFFFFF
+STDERR_LIMIT_BYTES = 64 * 1024
+# Decoders differ by some samples at the ends.
+LOST_LIMIT_S = 0.1
+KILL_GRACE_S = 1.0
+
+NO_FFMPEG = Meaning(
+    os.EX_CONFIG, "no-ffmpeg", "--convert needs FFmpeg, which is not installed or cannot be run",
+    "install it so that `ffmpeg` is in PATH, or leave out --convert", stops_run=True,
+)  # fmt: skip
+NO_TEMP_FOLDER = Meaning(
+    os.EX_CONFIG, "no-temp-folder", "no temporary file can be created for --convert",
+    "set TMPDIR to a folder that can be written to", stops_run=True,
+)  # fmt: skip
+NO_SPACE = Meaning(
+    os.EX_TEMPFAIL, "no-space", "no space left for the converted recording",
+    "free some space, or set TMPDIR to another disk; then run again",
+)  # fmt: skip
+CONVERSION_KILLED = Meaning(
+    os.EX_TEMPFAIL, "conversion-killed", "FFmpeg was ended by a signal", AGAIN
+)
+CONVERSION_NOT_STARTED = Meaning(
+    os.EX_TEMPFAIL, "conversion-not-started", "FFmpeg could not be started", AGAIN
+)
+CONVERSION_FAILED = Meaning(
+    os.EX_DATAERR, "conversion-failed", "FFmpeg cannot decode the whole recording",
+    f"check that it plays to its end; {EXPORT_AGAIN}",
+)  # fmt: skip
+NO_SPACE_TEXTS = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
-def conversion(path: str, when: str) -> str:
-    """Return advice: when to convert the file, and the FFmpeg command that does it."""
-    if re.match("-|.*:", path):  # FFmpeg would see an option, or a protocol before the colon.
-        path = os.path.join(".", path)
-    stem = os.path.splitext(path)[0]
-    target = f"{stem}-16bit.wav"
-    if os.path.lexists(target):  # The original beside it would be refused in every run.
-        return f"already converted: move {os.path.basename(path)} out of the folder"
-    line = f"ffmpeg -i {shlex.quote(path)} -c:a pcm_s16le {shlex.quote(target)}"
-    if sidecar := find_sidecar(path):
-        line += f" && cp {shlex.quote(sidecar)} {shlex.quote(f'{stem}-16bit.json')}"
-    return f"{when}: {line}"
+class Converted(NamedTuple):
+    """A recording as WAV, in a file without a name, which is gone when it is closed."""
+
+    file: BinaryIO
+    size_bytes: int
+    audio: Audio
 
 
-# Three frames of MPEG audio, layer III, a frame's length apart; fewer may be chance. Of each (ISO
-# 11172-3, 13818-3, and MPEG-2.5): sync and version, a bit rate that exists, the channels' byte.
-MP3_FRAME = re.compile(rb"(\xff[\xe2\xe3\xf2\xf3\xfa\xfb])[\x10-\xef](.)", re.DOTALL)
-MP3_FRAMES = re.compile(MP3_FRAME.pattern + rb"(?:.{20,1438}?\1[\x10-\xef]){2}", re.DOTALL)
-# Encoders leave some padding between tag and audio, but not more than this.
-MP3_SEARCH_BYTES = 64 * 1024
+def find_ffmpeg() -> str:
+    """Return the path of FFmpeg; raise UploadError, which stops the run, if there is none."""
+    import shutil
+
+    if path := shutil.which("ffmpeg"):
+        return os.path.abspath(path)
+    raise UploadError(NO_FFMPEG)
 
 
-def count_mp3_channels(file: BinaryIO, head: bytes) -> int:
-    """Return the channels of an MP3 file's first frame, behind its ID3v2 tag if it has one."""
+def convert(
+    ffmpeg: str, path: str, audio: Audio, timeout_s: float, stopping: threading.Event
+) -> Converted:
+    """Have FFmpeg decode a recording to 16 bit WAV at its own rate and channels.
+
+    ffmpeg: from find_ffmpeg.
+    timeout_s: how long nothing may be written, in seconds.
+    stopping: set when the run is to end; FFmpeg is killed then.
+    """
+    rate_hz = nearest_rate_hz(audio.rate_hz)
+    for _ in range(2):
+        file = create_temp_file()
+        try:
+            converted = decode(ffmpeg, path, audio, rate_hz, file, timeout_s, stopping)
+        except BaseException:
+            file.close()
+            raise
+        result = converted.audio
+        if not result.needs_conversion:
+            return converted
+        file.close()
+        # A rate that our own reading of the header did not know: once more, resampled.
+        rate_hz = nearest_rate_hz(result.rate_hz)
+    raise UploadError(CONVERSION_FAILED, f"FFmpeg wrote {result.description}")
+
+
+def nearest_rate_hz(rate_hz: int) -> int:
+    """Return what to resample to: 0, as it is, or the nearer end of what the service takes."""
+    if not rate_hz or rate_hz in SAMPLE_RATES_HZ:
+        return 0
+    return min(max(rate_hz, SAMPLE_RATES_HZ[0]), SAMPLE_RATES_HZ[-1])
+
+
+def create_temp_file() -> BinaryIO:
+    """Create a file without a name, so that nothing is left of it whatever happens."""
+    import tempfile
+
+    # Not /tmp, which may be memory: an hour in stereo at 8 kHz is 115 MB.
+    folder = os.environ.get("TMPDIR") or "/var/tmp"
+    try:
+        return tempfile.TemporaryFile(dir=folder)
+    except OSError as error:
+        is_wrong = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EROFS)
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        meaning = NO_TEMP_FOLDER if is_wrong else NO_SPACE if is_full else CONVERSION_NOT_STARTED
+        raise UploadError(meaning, f"{folder}: {error.strerror}") from error
+
+
+def decode(
+    ffmpeg: str,
+    path: str,
+    audio: Audio,
+    rate_hz: int,
+    file: BinaryIO,
+    timeout_s: float,
+    stopping: threading.Event,
+) -> Converted:
+    """Run FFmpeg once and check what it wrote, as any WAV is checked; rate_hz: 0 keeps it."""
+    words = ffmpeg_arguments(path, audio, rate_hz, f"/dev/fd/{file.fileno()}")
+    try:
+        running = FFmpeg([ffmpeg, *words], file.fileno())
+    except OSError as error:
+        is_missing = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR)
+        meaning = NO_FFMPEG if is_missing else CONVERSION_NOT_STARTED
+        raise UploadError(meaning, f"{ffmpeg}: {error.strerror}") from error
+    with running:
+        running.wait(timeout_s, stopping)
+    check_end(running.process.returncode, running.message, path, stopping)
+    size_bytes = os.fstat(file.fileno()).st_size
     file.seek(0)
-    if head.startswith(b"ID3"):  # The tag's length is four times 7 bits.
-        a, b, c, d = head[6:10].ljust(4, b"\0")
-        file.seek(10 + (a << 21 | b << 14 | c << 7 | d))
-    frame = MP3_FRAMES.search(file.read(MP3_SEARCH_BYTES))
-    if not frame:
-        raise data_error("audio", "no MP3 audio where it should begin", EXPORT_AGAIN)
-    return 1 if frame[2][0] >> 6 == 3 else 2
+    if not WAV.matches(file.read(HEAD_BYTES)):
+        raise UploadError(CONVERSION_FAILED, "FFmpeg wrote no WAV")
+    file.seek(0)
+    result = WAV.read_header(file, size_bytes, WAV)
+    file.seek(0)
+    # FFmpeg says nothing where some formats were cut between two packets.
+    if result.duration_s < audio.duration_s - LOST_LIMIT_S:
+        details = f"{result.duration_s:,.1f} s of {audio.duration_s:,.1f} s"
+        raise UploadError(CONVERSION_FAILED, details)
+    return Converted(file, size_bytes, result)
 
 
-WAVE_FORMAT_EXTENSIBLE = 0xFFFE
-UNSET_LENGTH = 0xFFFFFFFF
-# The end of every KSDATAFORMAT_SUBTYPE GUID that carries a format code in its first two bytes.
-SUBFORMAT_GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
-WAVE_FORMATS = {1: "PCM", 3: "floating point", 6: "A-law", 7: "mu-law", 0x31: "GSM 6.10"}
+def ffmpeg_arguments(path: str, audio: Audio, rate_hz: int, target: str) -> list[str]:
+    """Return FFmpeg's arguments.
+
+    What it reads is hostile: only the demuxer for the content that we saw may read it, and only
+    from files. A playlist that is called call.m4a would otherwise bring the neighbour's call.
+    """
+    source, protocols = f"file:{path}", "file"
+    if audio.start_byte:  # Offsets inside the file count from there.
+        source = f"subfile,,start,{audio.start_byte},end,0,,:{source}"
+        protocols = "subfile,file"
+    demuxer = audio.format.demuxer
+    words = ["-nostdin", "-v", "error", "-protocol_whitelist", protocols]
+    words += ["-format_whitelist", demuxer, "-f", demuxer]
+    # Of a WAV we checked the length ourselves; if its header counts itself, -xerror would call the
+    # last packet corrupt. Other errors are on stderr without it, too.
+    if audio.format is not WAV:
+        words.append("-xerror")
+    words += ["-i", source, "-map", "0:a", "-map_metadata", "-1", "-c:a", "pcm_s16le"]
+    if rate_hz:
+        words += ["-ar", str(rate_hz)]
+    return [*words, "-fflags", "+bitexact", "-f", "wav", "-y", target]
 
 
-def check_wav(file: BinaryIO, size_bytes: int) -> tuple[str, int, float]:
-    """Check a WAV file; return its description, channels and length in seconds."""
-    chunk, data_bytes, there_bytes = read_wav_chunks(file, size_bytes)
-    code, channels, rate_hz, bits = struct.unpack_from("<HHI6xH", chunk.ljust(16, b"\0"))
-    if code == WAVE_FORMAT_EXTENSIBLE and chunk[26:40] == SUBFORMAT_GUID_TAIL:
-        code = int.from_bytes(chunk[24:26], "little")
-    encoding = WAVE_FORMATS.get(code, f"WAV format 0x{code:04x}")
-    found = f"{encoding} {bits} bit, {rate_hz:,} Hz"
-    # Writers that cannot seek back leave 0, 0xFFFFFFFF or something like 0x80000000 there.
-    if data_bytes > there_bytes:
-        cause = "truncated or still being recorded: the header announces "
-        cause += f"{data_bytes:,} bytes of audio, {there_bytes:,} are there"
-        raise data_error(
-            "audio", cause, conversion(file.name, "run again when it is closed; if it is")
-        )
-    if not channels or rate_hz not in SAMPLE_RATES_HZ:
-        cause = f"{found}, {channels} channels: {NEEDED}"
-        raise data_error("audio", cause, EXPORT_AGAIN)
-    if (encoding, bits) != ("PCM", SAMPLE_SIZE_BITS):
-        raise data_error("audio", found, conversion(file.name, NEEDED))
-    frame_bytes = channels * SAMPLE_SIZE_BITS // 8
-    if data_bytes < frame_bytes:
-        raise data_error("audio", "contains no audio samples", EXPORT_AGAIN)
-    return f"{WAV}, {found}", channels, data_bytes / frame_bytes / rate_hz
+class FFmpeg:
+    """A process of FFmpeg that is gone when the `with` block ends, and when our process ends.
+
+    It has a session of its own, as Ctrl-C and `timeout` signal the whole group: a good recording
+    would count as broken.
+    """
+
+    def __init__(self, command: list[str], target: int) -> None:
+        import subprocess
+
+        self.target = target  # The descriptor that it writes to.
+        self.message = b""
+        # Neither the credential nor FFREPORT, which makes it write files.
+        names = ("HOME", "LD_LIBRARY_PATH", "PATH")
+        environment = {name: os.environ[name] for name in names if name in os.environ}
+        lifeline, self.our_end = os.pipe()
+        try:
+            self.process = subprocess.Popen(
+                command,
+                bufsize=0,
+                stdin=lifeline,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[target],
+                env=environment,
+                start_new_session=True,
+            )
+            kill_on_hangup(lifeline, self.process.pid)
+        except OSError:
+            os.close(self.our_end)
+            raise
+        finally:
+            os.close(lifeline)
+
+    def __enter__(self) -> FFmpeg:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import subprocess
+
+        if self.process.poll() is None:
+            with contextlib.suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            # On a share that is gone even this may not end it.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(KILL_GRACE_S)
+        if self.process.stderr:
+            self.process.stderr.close()
+        os.close(self.our_end)
+
+    def wait(self, timeout_s: float, stopping: threading.Event) -> None:
+        """Wait for its end; raise UploadError if the run is stopped or the output does not grow."""
+        import select
+        import subprocess
+
+        assert self.process.stderr
+        poller = select.poll()
+        poller.register(self.process.stderr, select.POLLIN)
+        size_bytes, idle_s, before_s = 0, 0.0, time.monotonic()
+        while self.process.poll() is None:
+            if poller.poll(TICK_S * 1000) and not self.read_message():
+                with contextlib.suppress(subprocess.TimeoutExpired):  # stderr is closed: the end.
+                    self.process.wait(TICK_S)
+            if stopping.is_set():
+                raise run_stopped()
+            previous_bytes, size_bytes = size_bytes, os.fstat(self.target).st_size
+            # A time in which we did not run ourselves (SIGSTOP) is not idle time.
+            now_s = time.monotonic()
+            idle_s = idle_s + min(now_s - before_s, 1) if size_bytes == previous_bytes else 0.0
+            before_s = now_s
+            if idle_s > timeout_s:
+                cause = f"FFmpeg decoded nothing for {timeout_s:g} s and was ended"
+                raise data_error("conversion-stuck", cause, EXPORT_AGAIN)
+            if size_bytes > CONVERTED_LIMIT_BYTES:
+                cause = "longer than a WAV file can be"
+                raise data_error("too-long", cause, "cut it into parts of at most 4 hours")
+        self.read_message()
+
+    def read_message(self) -> bytes:
+        """Read some of what is on stderr, without waiting; return it."""
+        assert self.process.stderr
+        os.set_blocking(self.process.stderr.fileno(), False)
+        more: bytes = self.process.stderr.read(STDERR_LIMIT_BYTES) or b""
+        if len(self.message) < STDERR_LIMIT_BYTES:
+            self.message += more
+        return more
 
 
-def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[bytes, int, int]:
-    """Return a WAV file's fmt chunk, and its data length: as announced, and as present (bytes)."""
-    wav_format, data, long_data_bytes = b"", None, 0
-    position = 12
-    for _ in range(10_000):
-        file.seek(position)
-        name, length = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
-        position += 8
-        if name == b"fmt ":
-            wav_format = file.read(min(length, 40))
-        elif name == b"ds64":  # RF64: lengths of 64 bits.
-            long_data_bytes = int.from_bytes(file.read(16)[8:], "little")
-        elif name == b"data":
-            if length == UNSET_LENGTH and long_data_bytes:
-                length = long_data_bytes
-            # Length 0, but what follows is not a chunk: the length was never filled in.
-            elif length == 0 and not re.fullmatch(rb"[ -~]{4}|", file.read(4)):
-                length = UNSET_LENGTH
-            data = length, size_bytes - position
-        position += length + length % 2
-        if (wav_format and data) or position >= size_bytes:
-            break
-    if not wav_format or not data:
-        cause = f"damaged or truncated WAV file: no {'data' if wav_format else 'format'} chunk"
-        raise data_error("audio", cause, f"run again when it is closed, or {EXPORT_AGAIN}")
-    return wav_format, *data
+def kill_on_hangup(pipe: int, pid: int) -> None:
+    """Have the kernel kill a process as soon as nobody can write to its pipe any more.
+
+    So FFmpeg does not outlive us, whatever ends us. prctl(PR_SET_PDEATHSIG) would have to be called
+    between fork and exec, where threads make Python unsafe.
+    """
+    if hasattr(fcntl, "F_SETSIG"):  # Linux.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETOWN, pid)
+            fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_ASYNC)
 
 
-# --- 6. Metadata ------------------------------------------------------------------------------
+def check_end(returncode: int, message: bytes, path: str, stopping: threading.Event) -> None:
+    """Raise UploadError unless FFmpeg ended well and said nothing, with nobody ending the run."""
+    text = message.decode(errors="replace").replace(f"file:{path}", "the file").strip()
+    if stopping.is_set():
+        raise run_stopped()
+    # FFmpeg catches SIGTERM and ends without a word with 255; a shell around it says 128 + signal.
+    if returncode < 0 or (returncode > 128 and not text):
+        raise UploadError(CONVERSION_KILLED, f"status {returncode}")
+    if returncode or text:
+        # The first line has the cause; those that follow say that therefore something else failed.
+        line = re.sub(r"^(\[[^]]*\] )+", "", (text.splitlines() or [f"status {returncode}"])[0])
+        line = "".join(char if char.isprintable() else "?" for char in line)[:200]
+        is_full = any(reason in text for reason in NO_SPACE_TEXTS)
+        raise UploadError(NO_SPACE if is_full else CONVERSION_FAILED, line)
+
+
+# --- 7. Metadata ------------------------------------------------------------------------------
 
 # The placeholder fields of the service's guide, sent where no metadata was given.
 PLACEHOLDER_FIELDS = {
@@ -952,7 +1639,7 @@ def warn_of_dates(path: str, metadata: TalkMetadata) -> None:
             log.warning(f"{path}: metadata key {quoted(key)}: {what}, such as {example}")
 
 
-# --- 7. Access: credential, certificates, proxy, channel --------------------------------------
+# --- 8. Access: credential, certificates, proxy, channel --------------------------------------
 
 NO_CREDENTIAL_ADVICE = "use --key-file FILE, or export API_KEY or IAM_TOKEN"
 # Yandex Cloud documentation, "Getting an IAM token in a VM".
@@ -1144,12 +1831,18 @@ def unacknowledged_bytes(user_timeout_ms: int) -> int:
     return held_bytes
 
 
-# --- 8. One call: the requests, and the commit point ------------------------------------------
+# --- 9. One call: the requests, and the commit point ------------------------------------------
 
 
-def read_chunks(path: str, size_bytes: int) -> Iterator[bytes]:
-    """Yield a file in chunks; raise UploadError if it can no longer be read."""
+def read_chunks(path: str, size_bytes: int, converted: BinaryIO | None = None) -> Iterator[bytes]:
+    """Yield a file, or what it was converted to, in chunks; raise UploadError if it cannot."""
     try:
+        if converted:
+            position = 0
+            while data := os.pread(converted.fileno(), size_bytes, position):
+                position += len(data)
+                yield data
+            return
         with open(path, "rb") as audio:
             while data := audio.read(size_bytes):
                 yield data
@@ -1157,14 +1850,13 @@ def read_chunks(path: str, size_bytes: int) -> Iterator[bytes]:
         raise file_changed(f"became unreadable ({error_text(error)})") from error
 
 
-def hash_file(path: str, stopping: threading.Event) -> str:
-    """Return the SHA-256 of a file in hexadecimal; raise UploadError."""
+def hash_file(path: str, at_chunk: Callable[[], None]) -> str:
+    """Return the SHA-256 of a file in hexadecimal; raise UploadError, or what at_chunk raises."""
     import hashlib
 
     digest = hashlib.sha256()
     for data in read_chunks(path, SMALL_FILE_LIMIT_BYTES):
-        if stopping.is_set():
-            raise run_stopped()
+        at_chunk()
         digest.update(data)
     return digest.hexdigest()
 
@@ -1253,12 +1945,37 @@ class Call:
         return masked("".join(f", {key} {value!s}" for key, value in pairs if key in names))
 
 
+def check_unchanged(recording: Recording, moved: Callable[[], None]) -> None:
+    """Raise UploadError unless a recording's file is still the one that was checked.
+
+    moved: called now and then, where that takes long.
+    """
+    try:
+        # Of the path: another file may have replaced ours while we had it open.
+        present = FileState.of(recording.path)
+        if present != recording.file_state and was_only_touched(recording, present, moved):
+            recording.file_state = present
+    except OSError as error:
+        raise file_changed(f"became unreadable ({error_text(error)})") from error
+    if present != recording.file_state:
+        raise file_changed("changed or was replaced while it was being uploaded")
+
+
+def was_only_touched(recording: Recording, present: FileState, moved: Callable[[], None]) -> bool:
+    """Return whether only the ctime is new (chmod, a backup's hard link), not the content."""
+    if present[:2] != recording.file_state[:2] or not recording.sha256:
+        return False
+    sha256 = hash_file(recording.path, moved)
+    return sha256 == recording.sha256 and FileState.of(recording.path) == present
+
+
 class Transfer(Call):
     """The call that sends a recording."""
 
     def __init__(
         self,
         recording: Recording,
+        audio: audio_pb2.AudioMetadata,
         watch: StallWatch,
         ledger: Ledger | None = None,
         refusal_wait_s: float = 0.0,
@@ -1266,6 +1983,7 @@ class Transfer(Call):
         super().__init__(watch)
         self.handed_over_bytes = 0  # Audio that grpc has taken.
         self._recording = recording
+        self._audio = audio
         self._ledger = ledger
         self._refusal_wait_s = refusal_wait_s
 
@@ -1278,7 +1996,7 @@ class Transfer(Call):
         try:
             yield talk_service_pb2.StreamTalkRequest(metadata=self._recording.metadata)
             self.has_connected = True
-            audio = audio_pb2.AudioStreamingRequest(audio_metadata=self._recording.audio)
+            audio = audio_pb2.AudioStreamingRequest(audio_metadata=self._audio)
             yield talk_service_pb2.StreamTalkRequest(audio=audio)
             for data in self._chunks(CHUNK_SIZE_BYTES):
                 audio = audio_pb2.AudioStreamingRequest(chunk=audio_pb2.AudioChunk(data=data))
@@ -1296,11 +2014,12 @@ class Transfer(Call):
         """
         data = b"".join(self._chunks(SINGLE_MESSAGE_LIMIT_BYTES))
         chunk = audio_pb2.AudioChunk(data=data)
-        audio = audio_pb2.AudioRequest(audio_metadata=self._recording.audio, audio_data=chunk)
+        audio = audio_pb2.AudioRequest(audio_metadata=self._audio, audio_data=chunk)
         return talk_service_pb2.UploadTalkRequest(metadata=self._recording.metadata, audio=audio)
 
     def _chunks(self, size_bytes: int) -> Iterator[bytes]:
-        for data in read_chunks(self._recording.path, size_bytes):
+        converted = self._recording.converted
+        for data in read_chunks(self._recording.path, size_bytes, converted and converted.file):
             yield data
             # grpc asks for the next chunk when it has sent this one.
             self.handed_over_bytes += len(data)
@@ -1312,7 +2031,9 @@ class Transfer(Call):
 
         Without this check, a file that shrank would become a truncated, and successful, dialog.
         """
-        self._check_file()
+        check_unchanged(self._recording, self.watch.moved)
+        if self.handed_over_bytes != self._recording.sent_bytes:
+            raise file_changed("changed while it was being uploaded")
         # A service that refuses every call does so just after the last byte of a short recording.
         until_s = time.monotonic() + self._refusal_wait_s
         self._check_call()
@@ -1332,35 +2053,12 @@ class Transfer(Call):
             self.watch.moved()
             self.phase = Phase.COMMITTED
 
-    def _check_file(self) -> None:
-        """Raise UploadError unless the file is the one that was checked, and was sent whole."""
-        recording = self._recording
-        try:
-            # Of the path: another file may have replaced ours while we had it open.
-            present = FileState.of(recording.path)
-            if present != recording.file_state and self._was_only_touched(present):
-                recording.file_state = present
-        except OSError as error:
-            raise file_changed(f"became unreadable ({error_text(error)})") from error
-        if present != recording.file_state or self.handed_over_bytes != present.size_bytes:
-            raise file_changed("changed or was replaced while it was being uploaded")
-
-    def _was_only_touched(self, present: FileState) -> bool:
-        """Return whether only the ctime is new (chmod, a backup's hard link), not the content."""
-        recording = self._recording
-        if present[:2] != recording.file_state[:2] or not recording.sha256:
-            return False
-        self.watch.is_waiting_for_us = True
-        sha256 = hash_file(recording.path, threading.Event())
-        self.watch.is_waiting_for_us = False
-        return sha256 == recording.sha256 and FileState.of(recording.path) == present
-
     def _check_call(self) -> None:
         if self.phase is Phase.CANCELLED or (self.grpc_call and self.grpc_call.done()):
             raise grpc.FutureCancelledError
 
 
-# --- 9. The circuit breaker and the uploader --------------------------------------------------
+# --- 10. The circuit breaker and the uploader -------------------------------------------------
 
 SAME_FOR_ALL = "stopped, because every other recording would meet the same error"
 
@@ -1426,13 +2124,16 @@ class Uploader:
         """Send a recording; retry only if that cannot create a second dialog; raise UploadError."""
         single, split = self._args.single_message, self._args.split
         method = "Upload" if single else "UploadBadge" if split else "UploadAsStream"
+        read = recording.converted.audio if recording.converted else recording.audio
+        assert read is not None
+        audio = audio_message(read, self._args)
 
         def attempt() -> Result:
             recording.attempts += 1
             if single:
                 self._connect()
             wait_s = min(REFUSAL_WAIT_S, self._args.timeout / 2) if self._breaker.half_open else 0.0
-            transfer = Transfer(recording, self._watch(), ledger, wait_s)
+            transfer = Transfer(recording, audio, self._watch(), ledger, wait_s)
             if ledger:
                 ledger.update(recording, state="sending", request_id=transfer.request_id)
             recording.call = transfer
@@ -1604,7 +2305,7 @@ class Uploader:
                 raise grpc.FutureTimeoutError(f"no progress for {call.watch.limit_s:g} s")
 
 
-# --- 10. The ledger ---------------------------------------------------------------------------
+# --- 11. The ledger ---------------------------------------------------------------------------
 
 Row = Any  # sqlite3.Row, of the table recordings.
 
@@ -1644,6 +2345,7 @@ LEDGER_TABLES = (
     looked_up_at    TEXT,
     is_missing      INTEGER NOT NULL DEFAULT 0,  -- A lookup has proved that there is no dialog.
     split           INTEGER NOT NULL DEFAULT 0,
+    duration_s      REAL,              -- Of what it was converted to.
     sent_at         TEXT,              -- The commit point.
     uploaded_at     TEXT,
     updated_at      TEXT    NOT NULL,
@@ -2043,8 +2745,8 @@ class Ledger(LedgerFile):
         # By name, as all of them take longer than the search.
         sql = (
             "SELECT sha256, stem, suffix, path, size_bytes, mtime_ns, ctime_ns, metadata_sha256, "
-            "state, talk_id, found_id, badge_id, operation_id, error, updated_at FROM recordings "
-            "INDEXED BY recordings_by_stem WHERE connection_id = ? AND stem = ?"
+            "duration_s, state, talk_id, found_id, badge_id, operation_id, error, updated_at "
+            "FROM recordings INDEXED BY recordings_by_stem WHERE connection_id = ? AND stem = ?"
         )
         return self._execute(sql, (self._args.connection_id, stem))
 
@@ -2265,7 +2967,12 @@ def printable(name: str) -> str:
 def hash_recording(recording: Recording, args: Namespace, stopping: threading.Event) -> None:
     """Set the SHA-256 of the audio and of the metadata; add the former to the metadata if asked."""
     assert recording.metadata is not None
-    recording.sha256 = hash_file(recording.path, stopping)
+
+    def stop() -> None:
+        if stopping.is_set():
+            raise run_stopped()
+
+    recording.sha256 = hash_file(recording.path, stop)
     recording.metadata_sha256 = hash_metadata(recording, args)
     if args.lookup_key:
         recording.metadata.fields[args.lookup_key] = recording.sha256
@@ -2312,7 +3019,7 @@ def utc(seconds: float | None = None) -> str:
     return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-# --- 11. Looking up what is unknown -----------------------------------------------------------
+# --- 12. Looking up what is unknown -----------------------------------------------------------
 
 # Values per search, and calls per run. The service's quota per project, used by the console too, is
 # 20/s, 200/min and 2,000/h.
@@ -2487,7 +3194,7 @@ def batches(
         yield batch
 
 
-# --- 12. Choosing what to send ----------------------------------------------------------------
+# --- 13. Choosing what to send ----------------------------------------------------------------
 
 
 class Action(enum.Enum):
@@ -2497,6 +3204,7 @@ class Action(enum.Enum):
     WAIT = "wait"  # For the end of the upload of the same audio that is under way.
     FOLLOW = "follow"  # Ask for the dialogs that it is being split into.
     LEAVE = "leave"
+    LEAVE_OUT = "leave out"
 
 
 class Decision(NamedTuple):
@@ -2522,6 +3230,8 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
         if args.wait and is_being_split:
             return Decision(Action.FOLLOW, "it is being split")
         return Decision(Action.LEAVE, "uploaded")
+    if state == "failed" and (row["duration_s"] or math.inf) < args.min_duration:
+        return Decision(Action.LEAVE_OUT, "converted before, and too short")
     if state in ("failed", "sending"):
         return Decision(Action.SEND, "no dialog can have been created")
     if state == "rejected":
@@ -2632,7 +3342,7 @@ class Source:
         # Without a ledger, only this keeps a file with two names from becoming two dialogs.
         seen: set[tuple[int, int]] = set()
         for found in find_files(self._args):
-            recording = Recording(found.path, found.explicit, found.sidecar)
+            recording = Recording(found.path, found.explicit, found.sidecar, found.siblings)
             try:
                 if found.error:
                     raise found.error
@@ -2644,10 +3354,10 @@ class Source:
             identity = status.st_dev, status.st_ino
             if is_young(status, self._args.min_age):
                 text = f"younger than {self._args.min_age:g} s"
-                self._tally.leave_out(recording, "young", text)
+                self._tally.leave_out(recording, "waiting", text)
             elif identity in seen:
                 what = "another name of a file that was found before"
-                self._tally.leave_out(recording, "other name", what)
+                self._tally.leave_out(recording, "under another name", what)
             else:
                 seen.add(identity)
                 yield recording
@@ -2671,36 +3381,116 @@ class Source:
         If not, its result is reported, or it is looked at again later.
         """
         rows = self._ledger.find_by_stem(recording.path) if self._ledger else []
-        known, is_touched = match_file(rows, recording)
-        if self._is_too_old(recording) and not any(is_same_path(row, recording) for row in rows):
-            self._tally.leave_out(recording, "old", f"older than {self._args.since}")
-            return False
+        known, is_touched = self._match_call(rows, recording)
         if known and not self._has_newer_sidecar(recording, known):
             return self._leave(recording, known, decide(known, recording, self._args, set()))
+        if self._is_left_out(recording, rows):
+            return False
         if is_touched and not self._may_hash_touched:
             self._touched.append(recording)
             return False
-        if recording.metadata is None:
-            check_recording(recording, self._args, self._common)
-            self._warn_of_placeholders(recording)
+        if recording.metadata is None and not self._check(recording):
+            return False
         if not self._ledger:
             recording.is_to_send = True
             return True
         if not recording.sha256:
             hash_recording(recording, self._args, self._breaker.stopping)
-        if self._args.dry_run and recording.sha256 in self._claimed:
-            self._tally.add(recording, Result(Outcome.ALREADY))
-            return False
+        for row in rows:
+            if row["state"] == "uploaded" and is_same_path(row, recording):
+                recording.replaces = row["talk_id"] or row["found_id"] or ""
         return self._claim_or_leave(recording, self._ledger)
+
+    def _is_left_out(self, recording: Recording, rows: Sequence[Row]) -> bool:
+        """Leave out what is old and new to the ledger, and what is uploaded in another format."""
+        if self._is_too_old(recording) and not any(is_same_path(row, recording) for row in rows):
+            self._leave_out(recording, "before --since", f"older than {self._args.since}")
+            return True
+        if other := uploaded_sibling(rows, recording):
+            what = f"the same call as {other['path']}, which is {other['state']}"
+            self._leave_out(recording, "in another format", what)
+            return True
+        return False
+
+    def _check(self, recording: Recording) -> bool:
+        """Check a recording's audio and metadata; return False if it is left out."""
+        if not self._check_audio(recording):
+            return False
+        collect_metadata(recording, self._args, self._common)
+        self._warn_of_placeholders(recording)
+        return True
+
+    def _match_call(self, rows: Sequence[Row], recording: Recording) -> tuple[Row | None, bool]:
+        """Return like match_file, for whichever of a call's files the ledger knows."""
+        known, is_touched = match_file(rows, recording)
+        for sibling in recording.siblings if rows and not known else ():
+            other = Recording(sibling)
+            with contextlib.suppress(OSError):
+                other.file_state = FileState.of(sibling)
+            known, _ = match_file(rows, other)
+            if known:
+                self._choose_sibling(recording, sibling, other.file_state)
+                break
+        return known, is_touched
+
+    def _choose_sibling(self, recording: Recording, path: str, state: FileState) -> None:
+        """Take one of the files of a call for its recording."""
+        others = {recording.path, *recording.siblings} - {path}
+        recording.path, recording.file_state = path, state
+        recording.siblings = tuple(sorted(others))
+
+    def _check_audio(self, recording: Recording) -> bool:
+        """Read the header of the file to send; return False if it is left out.
+
+        Of files of one call, what the service takes as it is goes first, then the order of FORMATS.
+        Raises UploadError if all of them are broken: that of the first.
+        """
+        readable: list[tuple[bool, str, Audio, FileState]] = []
+        first_error: UploadError | None = None
+        for path in (recording.path, *recording.siblings):
+            try:
+                audio, state = read_header(path, self._args)
+                readable.append((audio.needs_conversion, path, audio, state))
+            except UploadError as error:
+                first_error = first_error or error
+        if not readable:
+            assert first_error
+            is_empty = first_error.meaning.id in ("empty", "no-samples")
+            if self._args.min_duration and is_empty:
+                self._leave_out(recording, "too short", "without audio so far")
+                return False
+            raise first_error
+        _, path, audio, state = min(readable, key=lambda each: each[0])
+        self._choose_sibling(recording, path, state)
+        recording.audio = audio
+        if 0 < audio.duration_s < self._args.min_duration:
+            what = f"{audio.duration_s:,.1f} s, shorter than {self._args.min_duration:g} s"
+            self._leave_out(recording, "too short", what)
+            return False
+        for sibling in recording.siblings:
+            what = f"the same call as {path}"
+            self._tally.leave_out(Recording(sibling), "in another format", what)
+        return True
+
+    def _leave_out(self, recording: Recording, reason: str, what: str) -> None:
+        """Count a recording, and the other files of its call, as left out."""
+        for path in (recording.path, *recording.siblings):
+            self._tally.leave_out(Recording(path, recording.explicit), reason, what)
 
     def _claim_or_leave(self, recording: Recording, ledger: Ledger) -> bool:
         """Act on what the ledger has of a recording's audio; return like _examine."""
+        if self._args.dry_run and recording.sha256 in self._claimed:
+            self._tally.add(recording, Result(Outcome.ALREADY))
+            return False
         row = ledger.find_by_hash(recording.sha256)
         while row:
             decision = decide(row, recording, self._args, self._claimed)
             if decision.action is Action.SEND:
                 log.info(f"{recording.path}: sent again; {decision.reason}")
                 break
+            if decision.action is Action.LEAVE_OUT:
+                self._leave_out(recording, "too short", decision.reason)
+                return False
             if decision.action is not Action.WAIT:
                 self._remember_path(recording, row, ledger)
                 return self._leave(recording, row, decision)
@@ -2800,13 +3590,26 @@ def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, b
     return None, is_touched
 
 
+def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
+    """Return the row of the same call in a format of which there is no file any more.
+
+    A night job may have turned X.wav into X.mp3 after the upload.
+    """
+    paths = (recording.path, *recording.siblings)
+    present = {os.path.splitext(path)[1] for path in paths}
+    if any(is_same_path(row, recording) for row in rows):
+        return None
+    states = ("uploaded", "unknown", "finishing", "sending")
+    return next((r for r in rows if r["suffix"] not in present and r["state"] in states), None)
+
+
 def drained(queue: collections.deque[Recording]) -> Iterator[Recording]:
     """Yield and remove what is in a queue, also what is added meanwhile."""
     while queue:
         yield queue.popleft()
 
 
-# --- 13. Counting and reporting ---------------------------------------------------------------
+# --- 14. Counting and reporting ---------------------------------------------------------------
 
 
 class Tally:
@@ -2821,6 +3624,7 @@ class Tally:
         self.not_tried = 0
         self.looked_up: set[str] = set()  # SHA-256 of what a lookup has found.
         self._console = console
+        self._is_dry_run = is_dry_run
         self._ledger = None if is_dry_run else ledger
         self._breaker = breaker
         self._exit_codes: set[int] = set()
@@ -2835,6 +3639,9 @@ class Tally:
             recording.result = result
             self._breaker.record(result)
             was_found = bool(result.found_id) and result.outcome is Outcome.UPLOADED
+            if result.outcome is Outcome.LEFT_OUT:
+                self.leave_out(recording, "too short", result.description)
+                return
             self.counts["found" if was_found else result.outcome.value] += 1
             if was_found:
                 self.looked_up.add(recording.sha256)
@@ -2859,7 +3666,11 @@ class Tally:
         """Count a recording that is left out, and why."""
         with self.lock:
             self.left_out[reason] += 1
-            log.debug(f"{recording.path}: {text}, left out")
+            is_told = recording.explicit or self._is_dry_run
+            log.log(
+                logging.INFO if is_told else logging.DEBUG, f"{recording.path}: left out, {text}"
+            )
+            self._clear_problem(recording)
 
     def add_not_tried(self, number: int) -> None:
         """Count the recordings that a stopped run did not get to."""
@@ -2884,6 +3695,7 @@ class Tally:
         return (
             f"{counts['uploaded']:,} uploaded, {counts['already']:,} already there{found}, "
             f"{failures:,} failed, {counts['unknown']:,} unknown"
+            + "".join(f", {number:,} {reason}" for reason, number in self.left_out.items())
         )
 
     def _note(self, recording: Recording, result: Result) -> None:
@@ -2891,15 +3703,21 @@ class Tally:
         if not self._ledger:
             return
         try:
-            if result.error:
-                if not result.error.meaning.is_outage:
-                    self._ledger.note_problem(recording.path, result.error, recording.file_state)
-                    self._with_problems.add(stored_path(recording.path))
-            elif self._with_problems and stored_path(recording.path) in self._with_problems:
-                self._ledger.clear_problem(recording.path)
+            if not result.error:
+                self._clear_problem(recording)
+            elif not result.error.meaning.is_outage:
+                self._ledger.note_problem(recording.path, result.error, recording.file_state)
+                self._with_problems.add(stored_path(recording.path))
         except LedgerError as error:
             self.forget_ledger()
             self.add_error(error)
+
+    def _clear_problem(self, recording: Recording) -> None:
+        if self._ledger and self._with_problems:
+            path = stored_path(recording.path)
+            if path in self._with_problems:
+                self._with_problems.discard(path)
+                self._ledger.clear_problem(recording.path)
 
 
 class Console(logging.Handler):
@@ -2933,6 +3751,11 @@ class Console(logging.Handler):
             lines.insert(0, f"Badge ID: {result.badge_id}")
         elif result.operation_id:
             lines.insert(0, f"Operation ID: {result.operation_id}")
+        if recording.replaces and outcome is Outcome.UPLOADED:
+            ids = ", ".join(result.dialog_ids)
+            log.info(
+                f"{path}: uploaded as {ids}; other audio of this name was {recording.replaces}"
+            )
         if result.error:
             log.error(f"{path}: {result.error}")
         elif recording.attempts:
@@ -3062,7 +3885,7 @@ def clean(text: str) -> str:
     return one_line(text)[:LINE_LIMIT_CHARACTERS]
 
 
-# --- 14. The run ------------------------------------------------------------------------------
+# --- 15. The run ------------------------------------------------------------------------------
 
 
 class Run:
@@ -3072,6 +3895,7 @@ class Run:
         self, args: Namespace, access: Access | None, console: Console, ledger: Ledger | None
     ) -> None:
         common = read_metadata(args.meta_path) if args.meta_path else None
+        self._ffmpeg = find_ffmpeg() if args.convert and access else ""
         self._args = args
         self._access = access
         self._console = console
@@ -3106,7 +3930,11 @@ class Run:
         for recording in self._source.plan():
             if recording.is_to_send:
                 size = f"{recording.file_state.size_bytes:,} bytes"
-                text = f"{recording.description}, {size}, {described(recording.metadata)}"
+                audio = recording.audio
+                how = "to be converted: " if audio and audio.needs_conversion else ""
+                text = (
+                    f"{how}{audio and audio.description}, {size}, {described(recording.metadata)}"
+                )
                 self._tally.add(recording, Result(Outcome.CHECKED, description=text))
             else:
                 self._tally.add(recording, from_row(recording.row))
@@ -3152,14 +3980,41 @@ class Run:
         return result if result.error else self._recorded(recording, result)
 
     def _send(self, recording: Recording, uploader: Uploader) -> Result:
+        """Convert a recording, if it has to be, and upload it; return and record the result."""
         try:
+            if too_short := self._convert(recording):
+                return too_short
             result = uploader.upload_talk(recording, self._ledger)
         except LedgerError as error:
             # Its row says at most `finishing`: less than what happened, never more.
             return failed(error)
         except UploadError as error:
             result = failed(error)
+        finally:
+            if recording.converted:
+                recording.converted.file.close()
         return self._recorded(recording, result)
+
+    def _convert(self, recording: Recording) -> Result | None:
+        """Convert a recording, if it has to be; return a result if it turns out too short.
+
+        Raises UploadError.
+        """
+        args, audio = self._args, recording.audio
+        if not audio or not audio.needs_conversion:
+            return None
+        recording.converted = converted = convert(
+            self._ffmpeg, recording.path, audio, args.timeout, self._breaker.stopping
+        )
+        check_unchanged(recording, lambda: None)
+        duration_s = converted.audio.duration_s
+        if duration_s >= args.min_duration:
+            check_limits(converted.audio, converted.size_bytes, args.split, args.single_message)
+            return None
+        if self._ledger:  # So that it is not converted again.
+            self._ledger.update(recording, state="failed", duration_s=duration_s)
+        what = f"{duration_s:,.1f} s, shorter than {args.min_duration:g} s"
+        return Result(Outcome.LEFT_OUT, description=what)
 
     def _recorded(self, recording: Recording, result: Result) -> Result:
         """Record a result in the ledger; return it, or what it has become if that failed."""
@@ -3300,7 +4155,7 @@ def update_talk(args: Namespace, access: Access | None, console: Console) -> int
     return tally.exit_code
 
 
-# --- 15. The report ---------------------------------------------------------------------------
+# --- 16. The report ---------------------------------------------------------------------------
 
 # A connection whose cron job works has a run within this time that looked at everything.
 QUIET_RUN_LIMIT = datetime.timedelta(hours=24)
@@ -3680,7 +4535,7 @@ def print_wrapped(text: str, width: int, indent: str) -> None:
     print(text)
 
 
-# --- 16. Options and main ---------------------------------------------------------------------
+# --- 17. Options and main ---------------------------------------------------------------------
 
 
 def age(text: str) -> float:
@@ -3727,7 +4582,8 @@ def make_parser() -> Parser:
     # fmt: off
     option = parser.add_argument_group("what to upload").add_argument
     option("--audio-path", action="extend", nargs="+", default=[], metavar="PATH",
-           help="recordings (WAV with 16 bit LPCM, MP3, OggOpus), or folders searched for them")
+           help="recordings (WAV with 16 bit LPCM, MP3, OggOpus; others with --convert), or "
+                "folders searched for them")
     option("--connection-id", metavar="ID", help="the connection to upload to")
     option("--meta-path", metavar="FILE",
            help="JSON object of metadata fields; call.json beside call.wav wins, field by field")
@@ -3737,6 +4593,10 @@ def make_parser() -> Parser:
            help="auto (default): from the content; pcm: raw signed 16 bit little-endian samples")
     option("--sample-rate", type=int, default=0, metavar="HZ", help="of raw samples")
     option("--channels", type=int, default=0, metavar="N", help="of raw samples")
+    option("--convert", action="store_true",
+           help="have FFmpeg convert recordings in a format that the service does not take")
+    option("--min-duration", type=float, default=0.0, metavar="S",
+           help="leave out recordings shorter than S seconds; MP3 and OggOpus are not measured")
     option("--since", type=day, metavar="DAY",
            help="leave out recordings older than YYYY-MM-DD, today, yesterday or 7d, unless the "
                 "ledger knows them; with --report: begin there")
@@ -3830,6 +4690,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
         (args.wait and not args.split, "--wait is for --split"),
         ({"key", "key_file"} <= given, "--key and --key-file exclude each other"),
         (args.key_type == "vm" and {"key", "key_file"} & given, "--key-type vm takes no key"),
+        (not 0 <= args.min_duration <= 1e5, "--min-duration: must be from 0 to 1e+05"),
         (args.retry_unknown and not args.ledger, "--retry-unknown needs --ledger"),
         (args.retry_rejected and not args.ledger, "--retry-rejected needs --ledger"),
         (args.lookup_key and missing, f"--lookup-key needs {missing}"),
@@ -3843,7 +4704,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     for is_wrong, reason in wrong:
         if is_wrong:
             parser.error(reason)
-    args.suffixes = PCM_SUFFIXES if pcm else AUDIO_SUFFIXES
+    args.suffixes = PCM.suffixes if pcm else SUFFIXES
     return args
 
 
