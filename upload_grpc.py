@@ -577,23 +577,19 @@ class Found(NamedTuple):
 
 def find_files(args: Namespace) -> Iterator[Found]:
     """Yield the files named, and the audio files in the folders named, in a stable order."""
-    calls: dict[tuple[bool, str], list[str]] = {}
+    calls: dict[tuple[str, bool], list[str]] = {}
     for path in args.audio_path:
-        is_folder = os.path.isdir(path)
-        call = path if is_folder else call_of(path, args.suffixes)
-        calls.setdefault((is_folder, call), []).append(path)
-    for (is_folder, _), paths in calls.items():
-        if is_folder:
+        stem, suffix = os.path.splitext(path)
+        # Other endings may tell calls apart: rec.103000 and rec.104500.
+        is_audio = suffix.lower() in args.suffixes and not os.path.isdir(path)
+        calls.setdefault((stem, True) if is_audio else (path, False), []).append(path)
+    for (_, is_audio), paths in calls.items():
+        if is_audio:
+            in_order(paths, args.suffixes)
+        if os.path.isdir(paths[0]):
             yield from find_in_folder(paths[0], args.suffixes)
         else:
-            in_order(paths, args.suffixes)
             yield Found(paths, True, find_sidecar(paths[0]))
-
-
-def call_of(path: str, suffixes: tuple[str, ...]) -> str:
-    """Return what files of one call share: the path without its suffix, if that is of audio."""
-    stem, suffix = os.path.splitext(path)
-    return stem if suffix.lower() in suffixes else path
 
 
 def in_order(paths: list[str], suffixes: tuple[str, ...]) -> None:
@@ -3545,7 +3541,7 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
     sent = [row for row in rows if row["state"] in SENT]
     if any(is_same_path(row, path) for row in sent for path in present):
         return None
-    # Other endings may tell calls apart: rec.103000 and rec.104500.
+    # As in find_files.
     suffixes = {os.path.splitext(path)[1].lower() for path in present}
     sent = [row for row in sent if {row["suffix"].lower(), *suffixes} <= {*SUFFIXES}]
     return next(iter(sent), None)
@@ -4502,8 +4498,11 @@ def day(text: str) -> datetime.date:
     with contextlib.suppress(ValueError, OverflowError):
         if match := re.fullmatch(r"(\d{1,5})d", days):
             return datetime.date.today() - datetime.timedelta(days=int(match[1]))
-        return datetime.date.fromisoformat(text)
-    raise argparse.ArgumentTypeError("must be YYYY-MM-DD, today, yesterday, or like 7d")
+        if (found := datetime.date.fromisoformat(text)).year >= 1970:
+            return found
+    raise argparse.ArgumentTypeError(
+        "must be YYYY-MM-DD, today, yesterday, or like 7d, from 1970 on"
+    )
 
 
 class Parser(argparse.ArgumentParser):
