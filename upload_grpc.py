@@ -4272,7 +4272,7 @@ class Run:
         workers = [threading.Thread(target=self._work, daemon=True) for _ in range(jobs)]
         self._collect_signals()
         self._look_up()
-        for worker in workers:
+        for worker in workers if not self._is_ending() else ():
             worker.start()
         while not self._is_ending() and self._wait_a_tick(workers):
             pass
