@@ -3367,18 +3367,10 @@ class Source:
         self.found = 0
         self.is_exhausted = False  # All was looked at.
         self._args = args
-        self._common = common
         self._ledger = ledger
         self._breaker = breaker
         self._tally = tally
-        midnight = datetime.datetime.combine(args.since or datetime.date.min, datetime.time())
-        self._since_s = midnight.timestamp() if args.since else -math.inf
-        self._claimed: set[str] = set()
-        self._touched: collections.deque[Recording] = collections.deque()
-        self._copies: collections.deque[Recording] = collections.deque()
-        self._may_hash_touched = self._may_wait = False
-        self._has_warned = False
-        self._dated = 0  # Recordings with the date of --meta-path.
+        self._examiner = Examiner(args, common, ledger, breaker, tally)
         self._recordings = self._in_order()
         self._to_send = self._choose()
         self._lock = threading.Lock()
@@ -3424,17 +3416,17 @@ class Source:
                 failed_before.append(recording)
             else:
                 yield recording
+        examiner = self._examiner
         yield from drained(failed_before)
-        self._may_hash_touched = True
-        yield from drained(self._touched)
-        self._may_wait = True
-        yield from drained(self._copies)
+        examiner.may_hash_touched = True
+        yield from drained(examiner.touched)
+        examiner.may_wait = True
+        yield from drained(examiner.copies)
 
     def _found(self) -> Iterator[Recording]:
         """Yield each file found once, whatever its names; report what cannot be looked at."""
         for folder in self._args.audio_path if self._ledger else ():
-            if os.path.isdir(folder) and not os.listdir(folder):
-                self._check_mount(folder, self._ledger)
+            self._check_mount(folder, self._ledger)
         # Without a ledger, only this keeps a file with two names from becoming two dialogs.
         seen: set[tuple[int, int]] = set()
         for found in find_files(self._args):
@@ -3459,17 +3451,19 @@ class Source:
                 yield recording
 
     def _check_mount(self, folder: str, ledger: Ledger | None) -> None:
-        if ledger and ledger.knows_below(folder):
-            cause = "the folder is empty, though there were recordings in it"
-            meaning = Meaning(os.EX_NOINPUT, "empty-folder", cause, "is it mounted?")
-            self._tally.add(Recording(folder), failed(UploadError(meaning)))
+        """Report a folder that is empty, though the ledger knows recordings in it."""
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:  # Reported when searched.
+            if ledger and next(entries, None) is None and ledger.knows_below(folder):
+                cause = "the folder is empty, though there were recordings in it"
+                meaning = Meaning(os.EX_NOINPUT, "empty-folder", cause, "is it mounted?")
+                self._tally.add(Recording(folder), failed(UploadError(meaning)))
 
     def _choose(self) -> Iterator[Recording]:
         """Look up and check the recordings; yield those to send or to follow, report the others."""
         for recording in self._recordings:
             recording.started_s = recording.started_s or time.monotonic()
             try:
-                if self._examine(recording):
+                if self._examiner.examine(recording):
                     yield recording
             except UploadError as error:
                 self._tally.add(recording, failed(error))
@@ -3477,10 +3471,40 @@ class Source:
                 return
         self.is_exhausted = True
 
-    def _examine(self, recording: Recording) -> bool:
-        """Return whether a recording is to be sent or followed.
 
-        If not, its result is reported, or it is looked at again later.
+class Examiner:
+    """Looks at one recording after the other: leaves it out, reports what is known, or claims it.
+
+    One at a time, so that of two recordings with the same audio the first is sent.
+    """
+
+    def __init__(
+        self,
+        args: Namespace,
+        common: TalkMetadata | None,
+        ledger: Ledger | None,
+        breaker: CircuitBreaker,
+        tally: Tally,
+    ) -> None:
+        # What comes last: known but for its new ctime, or a copy of what is under way.
+        self.touched: collections.deque[Recording] = collections.deque()
+        self.copies: collections.deque[Recording] = collections.deque()
+        self.may_hash_touched = self.may_wait = False
+        self._args = args
+        self._common = common
+        self._ledger = ledger
+        self._breaker = breaker
+        self._tally = tally
+        midnight = datetime.datetime.combine(args.since or datetime.date.min, datetime.time())
+        self._since_s = midnight.timestamp() if args.since else -math.inf
+        self._claimed: set[str] = set()
+        self._has_warned = False
+        self._dated = 0  # Recordings with the date of --meta-path.
+
+    def examine(self, recording: Recording) -> bool:
+        """Return whether a worker has to see to a recording.
+
+        If not, its result is reported, or it is looked at again later. Raises UploadError.
         """
         rows = self._ledger.find_by_stem(recording.path) if self._ledger else []
         known, is_touched = self._match_call(rows, recording)
@@ -3488,8 +3512,8 @@ class Source:
             return self._leave(recording, known)
         if self._is_left_out(recording, rows):
             return False
-        if is_touched and not self._may_hash_touched:
-            self._touched.append(recording)
+        if is_touched and not self.may_hash_touched:
+            self.touched.append(recording)
             return False
         if recording.metadata is None and not self._check(recording):
             return False
@@ -3605,7 +3629,7 @@ class Source:
             self._tally.leave_out(Recording(path, recording.explicit), reason, what)
 
     def _claim_or_leave(self, recording: Recording, ledger: Ledger) -> bool:
-        """Act on what the ledger has of a recording's audio; return like _examine."""
+        """Act on what the ledger has of a recording's audio; return like examine."""
         if self._args.dry_run and recording.sha256 in self._claimed:
             self._tally.add(recording, Result(Outcome.ALREADY))
             return False
@@ -3621,8 +3645,8 @@ class Source:
             if decision.action is not Action.WAIT:
                 self._remember_path(recording, row, ledger)
                 return self._leave(recording, row)
-            if not self._may_wait:
-                self._copies.append(recording)
+            if not self.may_wait:
+                self.copies.append(recording)
                 return False
             if self._breaker.stopping.wait(TICK_S):  # Its row may never change again.
                 raise run_stopped()
