@@ -175,6 +175,12 @@ SAMPLE_SIZE_BITS = 16
 METADATA_VALUE_LIMIT_BYTES = 1024
 # Our own limit, so that a file named by mistake is not read to its end.
 SMALL_FILE_LIMIT_BYTES = 1024 * 1024
+# With --quiet: how many problems of one cause are named in a run; how long what may pass by itself
+# (exit code 75), and what a lookup may still find, has to last before it is named.
+SAID_LIMIT = 10
+PASSING_S = 60 * 60.0
+LOOKUP_HOPE_S = 24 * 60 * 60.0
+
 # Our own limit, so that a service's error text of many KB stays one readable line.
 LINE_LIMIT_CHARACTERS = 1000
 
@@ -319,7 +325,6 @@ BROKE = "the connection broke, or the service failed, after the whole recording 
 UNKNOWN = Meaning(
     *(76, "unknown", f"{BROKE}; the dialog may or may not exist", LOOK_FIRST), is_outage=True
 )
-BAD_ANSWER = UNKNOWN._replace(id="bad-response")
 
 # The policy: a pattern for "STATUS: details", and what it means; the first match counts. None of
 # these calls created a dialog.
@@ -436,7 +441,7 @@ def uploaded(response: Any, call: Call) -> Result:
     if call.phase is not Phase.COMMITTED or not dialog_id:
         early = f"before it had the whole file (ID: {dialog_id})" if dialog_id else "without an ID"
         cause = f"the service responded {early}; the dialog may be missing or incomplete"
-        raise CallError(BAD_ANSWER._replace(cause=cause), "OK", call)
+        raise CallError(UNKNOWN._replace(cause=cause), "OK", call)
     badge = talk_service_pb2.UploadBadgeMetadata()
     if operation_id:
         with contextlib.suppress(DecodeError):
@@ -472,16 +477,24 @@ def unrecorded(result: Result, error: UploadError) -> Result:
     return result._replace(outcome=Outcome.UNKNOWN, error=UploadError(meaning))
 
 
+# Meaning.id of what an earlier run has noted with another one.
+REJECTED_BEFORE = "rejected"
+
+
 def from_row(row: Row, reason: str = "") -> Result:
     """Return the result of a recording that is left as the ledger has it; reason: why it is."""
     if row["state"] in ("unknown", "finishing"):
         why = row["error"] or "a run is uploading it, or ended before its result was recorded"
         cause = f"not sent; it may have been uploaded: {why}" + (f"; {reason}" if reason else "")
-        return failed(UploadError(UNKNOWN._replace(cause=cause, is_outage=False)))
+        meaning = UNKNOWN._replace(cause=cause, is_outage=False)
+        if row["is_missing"]:
+            cause, advice = f"not in the service, a lookup proved: {why}", "use --retry-unknown"
+            meaning = meaning._replace(id="missing", cause=cause, advice=advice)
+        return failed(UploadError(meaning))
     if row["state"] == "rejected":
         cause = f"not sent; it was rejected before: {row['error']}"
         advice = "it is sent again once the file or its metadata changes, or with --retry-rejected"
-        return failed(data_error("rejected", cause, advice))
+        return failed(data_error(REJECTED_BEFORE, cause, advice))
     return Result(
         Outcome.ALREADY,
         tuple((row["talk_id"] or "").split()),
@@ -522,6 +535,14 @@ def within_64_bits(number: int) -> int:
     return max(-(2**63), min(number, 2**63 - 1))
 
 
+class Json(NamedTuple):
+    """The JSON beside a recording, as it was read."""
+
+    state: FileState
+    sha256: str  # Of its fields.
+    warnings: list[str]
+
+
 class Recording:
     """One recording, from its file's name to its result. Each field says which step fills it."""
 
@@ -540,11 +561,12 @@ class Recording:
         self.siblings = siblings  # The same call in other formats, until Source has taken one.
         self.audio: Audio | None = None  # Source: what its header says.
         self.metadata: TalkMetadata | None = None  # collect_metadata
+        self.json: Json | None = None  # collect_metadata: the sidecar, as it was read.
         self.has_placeholders = False  # collect_metadata
         self.sha256 = ""  # hash_recording
         self.metadata_sha256 = ""  # hash_recording
         self.row: Row | None = None  # Source: what the ledger has, unless it is to be sent.
-        self.is_to_send = False  # Source
+        self.action = Action.LEAVE  # Source: what a worker has to do.
         self.replaces = ""  # Source: the dialog ID of other audio that had this path before.
         self.converted: Converted | None = None  # Run, if it has to be.
         self.attempts = 0  # Uploader
@@ -1427,6 +1449,7 @@ PLACEHOLDER_FIELDS = {
     "date_from": "2023-09-13T17:30:00.000Z",
     "date_to": "2023-09-13T17:31:00.000Z",
     "direction_outgoing": "true",
+    "language": "ru-RU",  # Mandatory since March 2025.
 }
 
 
@@ -1445,7 +1468,7 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
     if common is not None:
         metadata.CopyFrom(common)
     if recording.sidecar:
-        own = read_metadata(recording.sidecar)
+        own, recording.json = read_sidecar(recording.sidecar)
         if own.users:
             metadata.ClearField("users")
         metadata.MergeFrom(own)
@@ -1453,6 +1476,24 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
     if args.lookup_key and args.lookup_key in metadata.fields:
         cause = f"its metadata has the key {quoted(args.lookup_key)}, which --lookup-key fills"
         raise data_error("lookup-key", cause, "remove it there, or name another --lookup-key")
+
+
+def read_sidecar(path: str) -> tuple[TalkMetadata, Json]:
+    """Read the JSON beside a recording; raise UploadError."""
+    try:
+        # First: if it changes while it is read, the next run reads it again.
+        state = FileState.of(path)
+    except OSError as error:
+        raise unreadable(error, f"metadata file {path}: ") from error
+    metadata = read_metadata(path)
+    return metadata, Json(state, sha256_of(metadata), list(date_warnings(path, metadata)))
+
+
+def sha256_of(metadata: TalkMetadata) -> str:
+    """Return the SHA-256 of metadata in hexadecimal."""
+    import hashlib
+
+    return hashlib.sha256(metadata.SerializeToString(deterministic=True)).hexdigest()
 
 
 def read_metadata(path: str) -> TalkMetadata:
@@ -1466,7 +1507,6 @@ def read_metadata(path: str) -> TalkMetadata:
         raise unreadable(error, f"metadata file {path}: ") from error
     except (ValueError, RecursionError) as error:
         raise data_error("metadata", f"metadata file {path}: {error}", "fix the file") from error
-    warn_of_dates(path, metadata)
     return metadata
 
 
@@ -1552,8 +1592,11 @@ ISO_DATE = re.compile(
 )
 
 
-def warn_of_dates(path: str, metadata: TalkMetadata) -> None:
-    """Warn of dates that the service would misread."""
+DATE_ADVICE = "write it like 2026-01-31T09:30:00+03:00"
+
+
+def date_warnings(path: str, metadata: TalkMetadata) -> Iterator[str]:
+    """Yield a text for each date that the service would misread."""
     for fields in (metadata.fields, *(user.fields for user in metadata.users)):
         for key in filter(lambda key: key.startswith("date"), fields):
             match = ISO_DATE.fullmatch(fields[key])
@@ -1561,8 +1604,7 @@ def warn_of_dates(path: str, metadata: TalkMetadata) -> None:
                 if match and datetime.datetime.fromisoformat(match[1]).year:
                     continue
             what = f"{quoted(fields[key])} is not an ISO 8601 date with an offset"
-            example = "2026-01-31T09:30:00+03:00"
-            log.warning(f"{path}: metadata key {quoted(key)}: {what}, such as {example}")
+            yield f"metadata file {path}: key {quoted(key)}: {what}"
 
 
 # --- 8. Access: credential, certificates, proxy, channel --------------------------------------
@@ -2260,6 +2302,7 @@ LEDGER_TABLES = (
     json_mtime_ns   INTEGER,
     json_ctime_ns   INTEGER,
     json_sha256     TEXT,              -- Of its fields.
+    json_refused    TEXT,              -- Of the fields that the service refused as an update.
     had_meta_path   INTEGER NOT NULL DEFAULT 0,
     metadata_sha256 TEXT    NOT NULL,  -- Of the metadata sent.
     recorded_at     TEXT    NOT NULL,  -- The metadata's date, else the file's mtime.
@@ -2477,6 +2520,14 @@ class LedgerInUse(LedgerError):
         super().__init__(path, "in-use", "another run is using it", AGAIN, os.EX_TEMPFAIL)
 
 
+class ProblemKey(NamedTuple):
+    """What makes a problem another one: never its text, as IDs and counts differ in every run."""
+
+    path: str  # As stored; empty: the run's.
+    exit_code: int  # 0: a warning.
+    cause: str  # Meaning.id
+
+
 class LedgerFile:
     """Opens, locks and checks the ledger's file; a dry run only reads it, and takes no lock."""
 
@@ -2678,7 +2729,9 @@ class Ledger(LedgerFile):
         # By name, as all of them take longer than the search.
         sql = (
             "SELECT sha256, stem, suffix, path, size_bytes, mtime_ns, ctime_ns, metadata_sha256, "
-            "duration_s, state, talk_id, found_id, badge_id, operation_id, error, updated_at "
+            "json_size_bytes, json_mtime_ns, json_ctime_ns, json_sha256, json_refused, split, "
+            "had_meta_path, lookup_key, uploaded_at, is_missing, duration_s, state, talk_id, "
+            "found_id, badge_id, operation_id, error "
             "FROM recordings INDEXED BY recordings_by_stem WHERE connection_id = ? AND stem = ?"
         )
         return self._execute(sql, (self._args.connection_id, stem))
@@ -2722,9 +2775,7 @@ class Ledger(LedgerFile):
             "size_bytes": recording.file_state.size_bytes,
             "mtime_ns": recording.file_state.mtime_ns,
             "ctime_ns": recording.file_state.ctime_ns,
-            "had_meta_path": bool(self._args.meta_path),
-            "metadata_sha256": recording.metadata_sha256,
-            "recorded_at": recorded_at(recording),
+            **self._metadata_columns(recording),
             "state": "sending",
             "error": None,
             "request_id": None,
@@ -2740,6 +2791,22 @@ class Ledger(LedgerFile):
             f"ON CONFLICT DO UPDATE SET {renewed}",
             tuple(columns.values()),
         )
+
+    def _metadata_columns(self, recording: Recording) -> dict[str, object]:
+        """Return what the ledger keeps of the metadata that is sent."""
+        return {
+            **json_columns(recording.json.state if recording.json else None),
+            "json_sha256": recording.json.sha256 if recording.json else None,
+            "json_refused": None,
+            "had_meta_path": bool(self._args.meta_path),
+            "metadata_sha256": recording.metadata_sha256,
+            "recorded_at": recorded_at(recording),
+        }
+
+    def record_update(self, recording: Recording) -> None:
+        """Record that the service has taken new metadata for an uploaded recording."""
+        columns = self._metadata_columns(recording)
+        self.update(recording, error=None, updated_at=utc(), **columns)
 
     def commit(self, recording: Recording, request_id: str) -> None:
         """Record, on disk, that a dialog may exist from now on."""
@@ -2789,33 +2856,52 @@ class Ledger(LedgerFile):
 
     # Problems and runs
 
-    def note_problem(self, path: str, error: UploadError, file_state: FileState | None) -> None:
-        """Note what keeps a recording (or, with path "", the run) from being uploaded."""
-        values = (self._args.connection_id, stored_path(path) if path else "")
-        exit_code, cause = error.meaning.exit_code, error.meaning.id
-        now, state = utc(), file_state or (None, None, None)
-        self._execute(
-            "DELETE FROM problems WHERE connection_id = ? AND path = ? AND path <> '' "
-            "AND exit_code <> 0 AND (exit_code <> ? OR cause <> ?)",
-            (*values, exit_code, cause),
-        )
+    def knows_below(self, folder: str) -> bool:
+        """Return whether there are recordings in a folder or its subfolders."""
+        start = os.path.join(stored_path(folder), "")
+        sql = "SELECT 1 FROM recordings WHERE connection_id = ? AND stem >= ? AND stem < ? LIMIT 1"
+        # What is below: "/" is followed by "0".
+        return bool(self._execute(sql, (self._args.connection_id, start, f"{start[:-1]}0")))
+
+    def paths_not_uploaded(self) -> list[str]:
+        """Return the paths of the recordings that are not uploaded, and may yet be."""
+        sql = "state IN ('failed', 'rejected') AND state <> 'uploaded' AND duration_s IS NULL"
+        rows = self._rows("INDEXED BY recordings_not_uploaded", sql)
+        return [row["path"] for row in rows]
+
+    def has_sibling(self, path: str) -> bool:
+        """Return whether the call at this path goes on in another format, or was sent in it."""
+        others = [row for row in self.find_by_stem(path) if row["path"] != path]
+        return any(row["state"] in SENT or os.path.exists(row["path"]) for row in others)
+
+    def problems(self) -> dict[ProblemKey, Row]:
+        """Return the problems that were noted."""
+        sql = "SELECT * FROM problems WHERE connection_id = ?"
+        rows = self._execute(sql, (self._args.connection_id,))
+        return {ProblemKey(row["path"], row["exit_code"], row["cause"]): row for row in rows}
+
+    def note_problem(self, key: ProblemKey, text: str, file_state: FileState | None) -> None:
+        """Note a problem, or that it lasts."""
+        now, state = utc(), file_state if file_state and any(file_state) else (None, None, None)
         self._execute(
             "INSERT INTO problems VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL) "
             "ON CONFLICT DO UPDATE SET text = excluded.text, seen_at = excluded.seen_at, "
             "size_bytes = excluded.size_bytes, mtime_ns = excluded.mtime_ns, "
             "ctime_ns = excluded.ctime_ns",
-            (*values, exit_code, cause, clean(masked(str(error))), *state, now, now),
+            (self._args.connection_id, *key, text, *state, now, now),
         )
 
-    def clear_problem(self, path: str) -> None:
-        """Forget the problems of a recording that is uploaded or left out by an option."""
-        sql = "DELETE FROM problems WHERE connection_id = ? AND path = ?"
-        self._execute(sql, (self._args.connection_id, stored_path(path)))
+    def mark_said(self, key: ProblemKey) -> None:
+        """Note that an operator has heard of a problem."""
+        self._change_problem("UPDATE problems SET said_at = ?", key, utc())
 
-    def paths_with_problems(self) -> set[str]:
-        """Return the paths, as stored, of which there are problems."""
-        sql = "SELECT DISTINCT path FROM problems WHERE connection_id = ?"
-        return {row["path"] for row in self._execute(sql, (self._args.connection_id,))}
+    def forget_problem(self, key: ProblemKey) -> None:
+        """Delete a problem that is over."""
+        self._change_problem("DELETE FROM problems", key)
+
+    def _change_problem(self, sql: str, key: ProblemKey, *values: str) -> None:
+        where = "connection_id = ? AND path = ? AND exit_code = ? AND cause = ?"
+        self._execute(f"{sql} WHERE {where}", (*values, self._args.connection_id, *key))
 
     def begin_run(self, endpoint: str) -> bool:
         """Note that a run has begun; return whether the latest one before it ended half open."""
@@ -2879,6 +2965,12 @@ def open_read_only(path: str) -> Any:
     return sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro{options}", uri=True)
 
 
+def json_columns(state: FileState | None) -> dict[str, object]:
+    """Return the columns for the state of the JSON beside a recording."""
+    names = ("json_size_bytes", "json_mtime_ns", "json_ctime_ns")
+    return dict(zip(names, state or (None, None, None), strict=True))
+
+
 def stored_path(path: str) -> str:
     """Return a path as the ledger has it: absolute, printable, other bytes escaped."""
     folder, name = os.path.split(path)
@@ -2914,16 +3006,14 @@ def hash_recording(recording: Recording, args: Namespace, stopping: threading.Ev
 
 def hash_metadata(recording: Recording, args: Namespace) -> str:
     """Return the SHA-256 of the metadata, with the options that say how the audio is sent."""
-    import hashlib
-
     assert recording.metadata is not None
     sent = TalkMetadata()
     sent.CopyFrom(recording.metadata)
     sent.connection_id = ""
     if recording.has_placeholders:  # Their date changes each time.
         del sent.fields["date"]
-    digest = hashlib.sha256(sent.SerializeToString(deterministic=True)).hexdigest()
-    return f"{digest} {args.audio_type}{' split' * args.split}{' single' * args.single_message}"
+    way = f"{args.audio_type}{' split' * args.split}{' single' * args.single_message}"
+    return f"{sha256_of(sent)} {way}"
 
 
 def recorded_at(recording: Recording) -> str:
@@ -3141,6 +3231,7 @@ class Action(enum.Enum):
     SEND = "send"
     WAIT = "wait"  # For the end of the upload of the same audio that is under way.
     FOLLOW = "follow"  # Ask for the dialogs that it is being split into.
+    UPDATE_METADATA = "update metadata"
     LEAVE = "leave"
     LEAVE_OUT = "leave out"
 
@@ -3152,8 +3243,12 @@ class Decision(NamedTuple):
     reason: str
 
 
-def decide(  # noqa: PLR0911 - a return a case reads best.
-    row: Row, recording: Recording, args: Namespace, claimed: set[str]
+def decide(  # noqa: PLR0911, PLR0912 - a return a case reads best.
+    row: Row,
+    recording: Recording,
+    args: Namespace,
+    claimed: set[str],
+    has_new_metadata: bool = False,
 ) -> Decision:
     """Say what to do with a recording of which the ledger has a row. Does nothing else.
 
@@ -3167,6 +3262,8 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
         is_being_split = row["operation_id"] and not row["talk_id"]
         if args.wait and is_being_split:
             return Decision(Action.FOLLOW, "it is being split")
+        if has_new_metadata and args.update_metadata:
+            return Decision(Action.UPDATE_METADATA, "its JSON has changed")
         return Decision(Action.LEAVE, "uploaded")
     if state == "failed" and (row["duration_s"] or math.inf) < args.min_duration:
         return Decision(Action.LEAVE_OUT, "converted before, and too short")
@@ -3213,17 +3310,10 @@ class Source:
         self.found = 0
         self.is_exhausted = False  # All was looked at.
         self._args = args
-        self._common = common
         self._ledger = ledger
         self._breaker = breaker
         self._tally = tally
-        midnight = args.since and datetime.datetime.combine(args.since, datetime.time())
-        self._since_s = midnight.timestamp() if midnight else -math.inf
-        self._claimed: set[str] = set()
-        self._touched: collections.deque[Recording] = collections.deque()
-        self._copies: collections.deque[Recording] = collections.deque()
-        self._may_hash_touched = self._may_wait = False
-        self._has_warned = False
+        self._examiner = Examiner(args, common, ledger, breaker, tally)
         self._recordings = self._in_order()
         self._to_send = self._choose()
         self._lock = threading.Lock()
@@ -3269,14 +3359,17 @@ class Source:
                 failed_before.append(recording)
             else:
                 yield recording
+        examiner = self._examiner
         yield from drained(failed_before)
-        self._may_hash_touched = True
-        yield from drained(self._touched)
-        self._may_wait = True
-        yield from drained(self._copies)
+        examiner.may_hash_touched = True
+        yield from drained(examiner.touched)
+        examiner.may_wait = True
+        yield from drained(examiner.copies)
 
     def _found(self) -> Iterator[Recording]:
         """Yield each file found once, whatever its names; report what cannot be looked at."""
+        for folder in self._args.audio_path if self._ledger else ():
+            self._check_mount(folder, self._ledger)
         # Without a ledger, only this keeps a file with two names from becoming two dialogs.
         seen: set[tuple[int, int]] = set()
         for found in find_files(self._args):
@@ -3310,12 +3403,20 @@ class Source:
                 seen |= identities
                 yield recording
 
+    def _check_mount(self, folder: str, ledger: Ledger | None) -> None:
+        """Report a folder that is empty, though the ledger knows recordings in it."""
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:  # Reported when searched.
+            if ledger and next(entries, None) is None and ledger.knows_below(folder):
+                cause = "the folder is empty, though there were recordings in it"
+                meaning = Meaning(os.EX_NOINPUT, "empty-folder", cause, "is it mounted?")
+                self._tally.add(Recording(folder), failed(UploadError(meaning)))
+
     def _choose(self) -> Iterator[Recording]:
         """Look up and check the recordings; yield those to send or to follow, report the others."""
         for recording in self._recordings:
             recording.started_s = recording.started_s or time.monotonic()
             try:
-                if self._examine(recording):
+                if self._examiner.examine(recording):
                     yield recording
             except UploadError as error:
                 self._tally.add(recording, failed(error))
@@ -3323,32 +3424,66 @@ class Source:
                 return
         self.is_exhausted = True
 
-    def _examine(self, recording: Recording) -> bool:
-        """Return whether a recording is to be sent or followed.
 
-        If not, its result is reported, or it is looked at again later.
+class Examiner:
+    """Looks at one recording after the other: leaves it out, reports what is known, or claims it.
+
+    One at a time, so that of two recordings with the same audio the first is sent.
+    """
+
+    def __init__(
+        self,
+        args: Namespace,
+        common: TalkMetadata | None,
+        ledger: Ledger | None,
+        breaker: CircuitBreaker,
+        tally: Tally,
+    ) -> None:
+        # What comes last: known but for its new ctime, or a copy of what is under way.
+        self.touched: collections.deque[Recording] = collections.deque()
+        self.copies: collections.deque[Recording] = collections.deque()
+        self.may_hash_touched = self.may_wait = False
+        self._args = args
+        self._common = common
+        self._ledger = ledger
+        self._breaker = breaker
+        self._tally = tally
+        midnight = args.since and datetime.datetime.combine(args.since, datetime.time())
+        self._since_s = midnight.timestamp() if midnight else -math.inf
+        self._claimed: set[str] = set()
+        self._has_warned = False
+        self._dated = 0  # Recordings with the date of --meta-path.
+
+    def examine(self, recording: Recording) -> bool:
+        """Return whether a worker has to see to a recording.
+
+        If not, its result is reported, or it is looked at again later. Raises UploadError.
         """
         rows = self._ledger.find_by_stem(recording.path) if self._ledger else []
         other = uploaded_sibling(rows, recording)
         if rows and recording.siblings:
             self._take_sent_file(rows, recording)
         known, is_touched = match_file(rows, recording)
-        if known and not self._has_newer_sidecar(recording, known):
-            return self._leave(recording, known, decide(known, recording, self._args, set()))
-        if is_touched and not self._may_hash_touched:
-            self._touched.append(recording)
+        if known:
+            return self._leave(recording, known)
+        if is_touched and not self.may_hash_touched:
+            self.touched.append(recording)
             return False
         if recording.metadata is None:  # Not looked at before.
-            if self._is_left_out(recording, other, bool(rows)) or not self._check_audio(recording):
+            if (
+                self._is_left_out(recording, other, bool(rows))
+                or self._waits_for_json(recording)
+                or not self._check_audio(recording)
+            ):
                 return False
             collect_metadata(recording, self._args, self._common)
-            self._warn_of_placeholders(recording)
+            self._warn_of_metadata(recording)
         if not self._ledger:
-            recording.is_to_send = True
+            recording.action = Action.SEND
             return True
         if not recording.sha256:
             hash_recording(recording, self._args, self._breaker.stopping)
-        for row in sorted(rows, key=lambda row: str(row["updated_at"])):
+        for row in sorted(rows, key=lambda row: str(row["uploaded_at"])):
             if row["state"] == "uploaded" and is_same_path(row, recording.path):
                 recording.replaces = row["talk_id"] or row["found_id"] or ""
         return self._claim_or_leave(recording, self._ledger)
@@ -3363,6 +3498,31 @@ class Source:
             self._tally.leave_out(recording, "in another format", what)
         else:
             return False
+        return True
+
+    def _waits_for_json(self, recording: Recording) -> bool:
+        """Leave out what is to have a JSON, and has none yet, or one that is still being written.
+
+        Raises UploadError for what waits too long.
+        """
+        args, limit_s = self._args, self._args.require_json
+        if recording.sidecar:
+            with contextlib.suppress(OSError):
+                if not is_young(os.stat(recording.sidecar), args.min_age):
+                    return False
+                self._tally.leave_out(
+                    recording, "waiting", f"its JSON is younger than {args.min_age:g} s"
+                )
+                return True
+        if limit_s is None or recording.sidecar:
+            return False
+        age_s = time.time() - max(recording.file_state[1:]) / 1e9
+        if recording.explicit or abs(age_s) > limit_s:
+            name = f"{os.path.splitext(os.path.basename(recording.path))[0]}.json"
+            advice = "find out why it was not written; or leave out --require-json"
+            meaning = Meaning(os.EX_NOINPUT, "no-metadata", f"no metadata yet: {name}", advice)
+            raise UploadError(meaning)
+        self._tally.leave_out(recording, "waiting", "it has no JSON yet")
         return True
 
     def _take_sent_file(self, rows: Sequence[Row], recording: Recording) -> None:
@@ -3417,7 +3577,7 @@ class Source:
         return True
 
     def _claim_or_leave(self, recording: Recording, ledger: Ledger) -> bool:
-        """Act on what the ledger has of a recording's audio; return like _examine."""
+        """Act on what the ledger has of a recording's audio; return like examine."""
         if self._args.dry_run and recording.sha256 in self._claimed:
             self._tally.add(recording, Result(Outcome.ALREADY))
             return False
@@ -3433,9 +3593,9 @@ class Source:
                 return False
             if decision.action is not Action.WAIT:
                 self._remember_path(recording, row, ledger)
-                return self._leave(recording, row, decision)
-            if not self._may_wait:
-                self._copies.append(recording)
+                return self._leave(recording, row)
+            if not self.may_wait:
+                self.copies.append(recording)
                 return False
             if self._breaker.stopping.wait(TICK_S):  # Its row may never change again.
                 raise run_stopped()
@@ -3443,26 +3603,76 @@ class Source:
         if not self._args.dry_run:
             ledger.claim(recording)
         self._claimed.add(recording.sha256)
-        recording.is_to_send = True
+        recording.action = Action.SEND
         return True
 
-    def _leave(self, recording: Recording, row: Row, decision: Decision) -> bool:
-        """Report a recording as the ledger has it; return True if it is to be followed instead."""
+    def _leave(self, recording: Recording, row: Row) -> bool:
+        """Report a recording as the ledger has it; return True if a worker has to see to it."""
         recording.row, recording.sha256 = row, row["sha256"]
-        self._warn_of_difference(recording, row)
-        if decision.action is Action.FOLLOW:
+        is_new = row["state"] == "uploaded" and self._has_new_metadata(recording, row)
+        decision = decide(row, recording, self._args, self._claimed, is_new)
+        recording.action = decision.action
+        if is_new:
+            self._check_update(recording, row)
+        if recording.action in (Action.FOLLOW, Action.UPDATE_METADATA):
             return True
         if row["sha256"] not in self._tally.looked_up:  # Reported already.
             self._tally.add(recording, from_row(row, decision.reason))
         return False
 
-    def _has_newer_sidecar(self, recording: Recording, row: Row) -> bool:
-        """Return whether metadata changed since the upload: only worth a line, so not if quiet."""
-        sidecar = None if self._args.quiet else recording.sidecar
-        with contextlib.suppress(OSError):  # The sidecar may be removed meanwhile.
-            if sidecar and os.lstat(sidecar).st_mtime >= seconds_of(row["updated_at"]):
-                return True
+    def _has_new_metadata(self, recording: Recording, row: Row) -> bool:
+        """Return whether the JSON beside an uploaded recording is not the one that was sent.
+
+        Only a JSON of another size, mtime or ctime is read; a nightly export may write all of them
+        anew. Only the one beside the row's own path counts. Raises UploadError for one that cannot
+        be read, and for a copy with other metadata.
+        """
+        is_copy = row["path"] != stored_path(recording.path) and os.path.exists(row["path"])
+        if is_copy:
+            if recording.json and recording.json.sha256 != row["json_sha256"]:
+                cause = f"not sent: same audio as {row['path']}, other metadata"
+                advice = "move one of them away, or correct the dialog with --talk-id"
+                raise data_error("copy-differs", cause, advice)
+            return False
+        if not recording.sidecar or not self._ledger:
+            return False
+        try:
+            status = os.stat(recording.sidecar)
+            state = FileState.from_stat(status)
+        except OSError:  # Removed meanwhile.
+            return False
+        before = row["json_size_bytes"], row["json_mtime_ns"], row["json_ctime_ns"]
+        if state == before or is_young(status, self._args.min_age):
+            return False
+        collect_metadata(recording, self._args, self._common)
+        assert recording.json
+        if recording.json.sha256 not in (row["json_sha256"], row["json_refused"]):
+            return True
+        if not self._args.dry_run:
+            self._ledger.update(recording, **json_columns(recording.json.state))
         return False
+
+    def _check_update(self, recording: Recording, row: Row) -> None:
+        """Say why changed metadata is not sent, or complete it; raise UploadError if it cannot."""
+        assert recording.metadata is not None and recording.json and self._ledger
+        cause = "its metadata has changed since the upload"
+        if row["split"]:
+            advice = "update its dialogs with --talk-id"
+            self._tally.warn(recording, "split-metadata", f"{cause}; it was split", advice)
+            if not self._args.dry_run:  # Said once.
+                self._ledger.update(recording, **json_columns(recording.json.state))
+            recording.action = Action.LEAVE
+        elif recording.action is not Action.UPDATE_METADATA:
+            advice = "run the same command with --update-metadata"
+            self._tally.warn(recording, "metadata-changed", cause, advice)
+        elif row["had_meta_path"] and not self._args.meta_path:
+            cause += ", but the upload had a --meta-path and this run has none"
+            raise data_error("no-meta-path", cause, "add --meta-path")
+        else:
+            recording.metadata_sha256 = hash_metadata(recording, self._args)
+            # Keys left out are erased.
+            if key := self._args.lookup_key or row["lookup_key"]:
+                recording.metadata.fields[key] = recording.sha256
 
     def _remember_path(self, recording: Recording, row: Row, ledger: Ledger) -> None:
         """Give an uploaded row the path where its audio is now: it spares the next run a hash."""
@@ -3473,24 +3683,19 @@ class Source:
             _, mtime_ns, ctime_ns = recording.file_state
             ledger.update(recording, stem=stem, suffix=suffix, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
 
-    def _warn_of_placeholders(self, recording: Recording) -> None:
+    def _warn_of_metadata(self, recording: Recording) -> None:
         if recording.has_placeholders and not self._has_warned:
             self._has_warned = True
-            what = "no metadata given, so placeholder fields are sent (said once a run)"
-            log.warning(f"{recording.path}: {what}; use --meta-path or call.json")
-
-    def _warn_of_difference(self, recording: Recording, row: Row) -> None:
-        """Warn that a recording is not sent although its metadata is not what was sent."""
-        present, sent = recording.metadata_sha256[:64], row["metadata_sha256"][:64]
-        if present == sent or not present or not sent:
-            return
-        path, other = recording.path, row["path"]
-        advice = f"to change it: --talk-id {row['talk_id'] or 'ID'} --meta-path FILE"
-        if other != stored_path(path):
-            what = f"not sent, as {other} has the same audio; their metadata differs"
-            log.warning(f"{path}: {what}; {advice}")
-        elif row["state"] == "uploaded":
-            log.info(f"{path}: its metadata has changed since the upload; {advice}")
+            cause = "no metadata given, so placeholder fields are sent (said once a run)"
+            self._tally.warn(recording, "placeholders", cause, "use --meta-path or call.json")
+        for text in recording.json.warnings if recording.json else ():
+            self._tally.warn(recording, "date", text, DATE_ADVICE)
+        if self._common and "date" in self._common.fields and recording.metadata:
+            self._dated += recording.metadata.fields["date"] == self._common.fields["date"]
+            if self._dated == 2:
+                cause = "the date in --meta-path is sent with several recordings"
+                advice = "leave it out there, and give each recording a JSON with its own"
+                self._tally.warn(None, "common-date", cause, advice)
 
 
 def is_young(status: os.stat_result, min_age_s: float) -> bool:
@@ -3556,24 +3761,188 @@ def drained(queue: collections.deque[Recording]) -> Iterator[Recording]:
 # --- 14. Counting and reporting ---------------------------------------------------------------
 
 
+# Meaning.id of what is noted for the run, whichever recording met it, and of two special cases.
+OUTAGE = "outage"
+LOST = "lost"
+UPDATE_REFUSED = "update-refused"
+
+
+class OpenProblem(NamedTuple):
+    """A problem that lasts."""
+
+    text: str
+    since: str
+    said_at: str | None  # By a run with --quiet.
+
+
+class Problems:
+    """What an operator hears: the only way of an error or a warning to stderr.
+
+    Without --quiet, or without a ledger, a run says at once all that it finds. With both, a problem
+    is said when it is new (or has lasted, if it may pass by itself), and again on each day that it
+    lasts. The ledger keeps what is open, for --report.
+    """
+
+    def __init__(self, args: Namespace, ledger: Ledger | None) -> None:
+        self._args = args
+        self._ledger = None if args.dry_run else ledger
+        self._open: dict[ProblemKey, OpenProblem] = {}
+        self._by_path: dict[str, set[ProblemKey]] = collections.defaultdict(set)
+        for key, row in self._ledger.problems().items() if self._ledger else ():
+            self._open[key] = OpenProblem(row["text"], row["since"], row["said_at"])
+            self._by_path[key.path].add(key)
+        self._met: set[ProblemKey] = set()  # By this run.
+        self._said: set[ProblemKey] = set()
+        self._lines: collections.Counter[str] = collections.Counter()  # By cause.
+
+    def note(self, path: str, error: UploadError, file_state: FileState | None = None) -> None:
+        """Take a problem of a recording, or with path "" of the run."""
+        meaning, text = error.meaning, clean(masked(str(error)))
+        line = f"{path}: {text}" if path else text
+        if self._ledger is None:
+            self._say(meaning.exit_code, meaning.id, line)
+            return
+        is_outage = meaning.is_outage and meaning.exit_code == os.EX_TEMPFAIL
+        own = "" if is_outage or meaning.stops_run or not path else stored_path(path)
+        key = self._key(own, meaning.exit_code, OUTAGE if is_outage else meaning.id)
+        self._remember(self._ledger, key, text, file_state)
+        if not self._args.quiet:
+            self._say(meaning.exit_code, meaning.id, line)
+        elif self._open[key].said_at is None and self._has_lasted(key):
+            self._say_quietly(self._ledger, key, text)
+
+    def clear(self, path: str, was_sent: bool) -> None:
+        """Forget the problems of a recording that this run has not met.
+
+        was_sent: it was uploaded or updated; else a refused update of its metadata stays open.
+        """
+        if self._ledger is None or not self._open:
+            return
+        keys = self._by_path.get(stored_path(path), set()) - self._met
+        keys = {key for key in keys if was_sent or key.cause != UPDATE_REFUSED}
+        if was_sent:
+            keys |= {key for key in self._by_path[""] if key.cause == OUTAGE}
+        for key in keys:
+            self._forget(self._ledger, key)
+
+    def finish(self, is_complete: bool) -> set[int]:
+        """Say what lasts or is lost; return exit codes. is_complete: all was looked at."""
+        ledger, codes = self._ledger, set()
+        if ledger and is_complete:
+            for key in self._by_path[""] - self._met:
+                if key.cause != OUTAGE:  # That ends with an upload.
+                    self._forget(ledger, key)
+            for path in self._lost_paths(ledger):
+                advice = "restore it, or delete this row of the ledger's problems"
+                meaning = Meaning(os.EX_NOINPUT, LOST, "gone before it was uploaded", advice)
+                self.note(path, UploadError(meaning))
+                codes.add(meaning.exit_code)
+        if ledger and self._args.quiet:
+            for key, problem in sorted(self._open.items()):
+                if key not in self._said and key.cause != LOST and is_of_earlier_day(problem):
+                    self._say_quietly(ledger, key, problem.text)
+        for cause, number in self._lines.items():
+            if self._args.quiet and number > SAID_LIMIT:
+                where = "--report" if ledger else "leave out --quiet"
+                log.error(f"and {number - SAID_LIMIT:,} more ({cause}): {where}")
+        return codes
+
+    def forget_ledger(self) -> None:
+        """Use the ledger no more: it may be what the run waits for."""
+        self._ledger = None
+
+    def _key(self, path: str, exit_code: int, cause: str) -> ProblemKey:
+        if cause == REJECTED_BEFORE:  # For the cause that was noted then.
+            for key in self._by_path.get(path, ()):
+                if key.exit_code == exit_code:
+                    return key
+        return ProblemKey(path, exit_code, cause)
+
+    def _remember(
+        self, ledger: Ledger, key: ProblemKey, text: str, file_state: FileState | None
+    ) -> None:
+        """Note a problem in the ledger; an error takes the place of the recording's earlier one."""
+        if key.path and key.exit_code:
+            for other in [k for k in self._by_path[key.path] if k.exit_code and k != key]:
+                self._forget(ledger, other)
+        ledger.note_problem(key, text, file_state)
+        before = self._open.get(key, OpenProblem(text, utc(), None))
+        self._open[key] = before._replace(text=text)
+        self._by_path[key.path].add(key)
+        self._met.add(key)
+
+    def _forget(self, ledger: Ledger, key: ProblemKey) -> None:
+        ledger.forget_problem(key)
+        self._open.pop(key, None)
+        self._by_path[key.path].discard(key)
+
+    def _has_lasted(self, key: ProblemKey) -> bool:
+        """Return whether a problem lasts for so long that a person has to hear of it."""
+        hold_s = PASSING_S if key.exit_code == os.EX_TEMPFAIL else 0.0
+        if key.cause == UNKNOWN.id and self._args.lookup_key:
+            hold_s = LOOKUP_HOPE_S
+        return abs(time.time() - seconds_of(self._open[key].since)) >= hold_s
+
+    def _lost_paths(self, ledger: Ledger) -> list[str]:
+        """Return the recordings that vanished before they were uploaded.
+
+        Not where a share is not mounted: then the nearest folder that exists is empty.
+        """
+        paths = {key.path for key in self._open if key.exit_code and key not in self._met}
+        paths |= set(ledger.paths_not_uploaded())
+        known = {key.path for key in self._open if key.cause == LOST or key in self._met}
+        lost = sorted(path for path in paths - known - {""} if is_lost(path))
+        return [path for path in lost if not ledger.has_sibling(path)]
+
+    def _say_quietly(self, ledger: Ledger, key: ProblemKey, text: str) -> None:
+        ledger.mark_said(key)
+        self._said.add(key)
+        self._say(key.exit_code, key.cause, f"{key.path}: {text}" if key.path else text)
+
+    def _say(self, exit_code: int, cause: str, line: str) -> None:
+        self._lines[cause] += 1
+        if not self._args.quiet or self._lines[cause] <= SAID_LIMIT:
+            log.log(logging.ERROR if exit_code else logging.WARNING, line)
+
+
+def is_of_earlier_day(problem: OpenProblem) -> bool:
+    """Return whether a problem was said, but not on this local day."""
+    if problem.said_at is None:
+        return False
+    said = datetime.date.fromtimestamp(seconds_of(problem.said_at))
+    return said != datetime.date.today()
+
+
+def is_lost(path: str) -> bool:
+    """Return whether a file is gone, from a folder that is there and not empty."""
+    if "\\" in path or os.path.lexists(path):  # A backslash may stand for another character.
+        return False
+    folder = os.path.dirname(path)
+    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    try:
+        return bool(os.listdir(folder))
+    except OSError:
+        return False
+
+
 class Tally:
     """Takes each result once: prints and counts it, notes problems, feeds the circuit breaker."""
 
     def __init__(
-        self, console: Console, ledger: Ledger | None, breaker: CircuitBreaker, is_dry_run: bool
+        self, args: Namespace, console: Console, problems: Problems, breaker: CircuitBreaker
     ) -> None:
         self.lock = threading.RLock()
         self.counts: collections.Counter[str] = collections.Counter()
         self.left_out: collections.Counter[str] = collections.Counter()
         self.not_tried = 0
         self.looked_up: set[str] = set()  # SHA-256 of what a lookup has found.
+        self.problems = problems
+        self._args = args
         self._console = console
-        self._is_dry_run = is_dry_run
-        self._ledger = None if is_dry_run else ledger
         self._breaker = breaker
         self._exit_codes: set[int] = set()
         self._run_errors: set[str] = set()  # Said already.
-        self._with_problems = self._ledger.paths_with_problems() if self._ledger else set()
 
     def add(self, recording: Recording, result: Result) -> None:
         """Take the result of a recording."""
@@ -3582,20 +3951,31 @@ class Tally:
                 return
             recording.result = result
             self._breaker.record(result)
-            was_found = bool(result.found_id) and result.outcome is Outcome.UPLOADED
             if result.outcome is Outcome.LEFT_OUT:
                 self.leave_out(recording, "too short", result.description)
                 return
+            was_found = bool(result.found_id) and result.outcome is Outcome.UPLOADED
             self.counts["found" if was_found else result.outcome.value] += 1
             if was_found:
                 self.looked_up.add(recording.sha256)
             if result.error:
                 self._exit_codes.add(result.error.meaning.exit_code)
-            self._note(recording, result)
+                self._note(recording.path, result.error, recording.file_state)
+            else:
+                self._clear(recording, result.outcome in (Outcome.UPLOADED, Outcome.UPDATED))
             self._console.result(recording, result)
             if self._console.output_lost:
                 self._exit_codes.add(os.EX_IOERR)
                 self._breaker.stop("stdout cannot be written")
+
+    def warn(self, recording: Recording | None, id: str, cause: str, advice: str) -> None:
+        """Take a warning, of a recording or of the run."""
+        error = UploadError(Meaning(os.EX_OK, id, cause, advice))
+        with self.lock:
+            if recording:
+                self._note(recording.path, error, recording.file_state)
+            else:
+                self._note("", error, None)
 
     def add_error(self, error: UploadError) -> None:
         """Take an error of the run itself, which ends it."""
@@ -3610,11 +3990,10 @@ class Tally:
         """Count a recording that is left out, and why."""
         with self.lock:
             self.left_out[reason] += 1
-            is_told = recording.explicit or self._is_dry_run
-            log.log(
-                logging.INFO if is_told else logging.DEBUG, f"{recording.path}: left out, {text}"
-            )
-            self._clear_problem(recording)
+            is_told = recording.explicit or self._args.dry_run
+            level = logging.INFO if is_told else logging.DEBUG
+            log.log(level, f"{recording.path}: left out, {text}")
+            self._clear(recording, was_sent=False)
 
     def add_not_tried(self, number: int) -> None:
         """Count the recordings that a stopped run did not get to."""
@@ -3622,9 +4001,14 @@ class Tally:
         if number:
             self._exit_codes.add(os.EX_TEMPFAIL)
 
-    def forget_ledger(self) -> None:
-        """Use the ledger no more: it may be what the run waits for."""
-        self._ledger = None
+    def finish(self, is_complete: bool) -> None:
+        """Say what lasts or is lost; is_complete: all was looked at."""
+        with self.lock:
+            try:
+                self._exit_codes |= self.problems.finish(is_complete)
+            except LedgerError as error:
+                self.problems.forget_ledger()
+                self.add_error(error)
 
     @property
     def exit_code(self) -> int:
@@ -3634,34 +4018,36 @@ class Tally:
     def summary(self) -> str:
         """Return the counts in words."""
         counts = self.counts
-        found = f", {counts['found']:,} found in the service" if counts["found"] else ""
-        failures = counts["failed"] + counts["rejected"]
-        return (
-            f"{counts['uploaded']:,} uploaded, {counts['already']:,} already there{found}, "
-            f"{failures:,} failed, {counts['unknown']:,} unknown"
-            + "".join(f", {number:,} {reason}" for reason, number in self.left_out.items())
-        )
+        parts = []
+        if self._args.dry_run:
+            parts.append(f"{counts['checked']:,} would be uploaded")
+        else:
+            parts.append(f"{counts['uploaded']:,} uploaded")
+        parts.append(f"{counts['already']:,} already there")
+        if counts["found"]:
+            parts.append(f"{counts['found']:,} found in the service")
+        if counts["updated"]:
+            parts.append(f"{counts['updated']:,} with metadata updated")
+        parts.append(f"{counts['failed'] + counts['rejected']:,} failed")
+        parts.append(f"{counts['unknown']:,} unknown")
+        parts += [f"{number:,} {reason}" for reason, number in self.left_out.items()]
+        return ", ".join(parts)
 
-    def _note(self, recording: Recording, result: Result) -> None:
-        """Keep the ledger's list of problems up to date."""
-        if not self._ledger:
-            return
+    def _note(self, path: str, error: UploadError, file_state: FileState | None) -> None:
         try:
-            if not result.error:
-                self._clear_problem(recording)
-            elif not result.error.meaning.is_outage:
-                self._ledger.note_problem(recording.path, result.error, recording.file_state)
-                self._with_problems.add(stored_path(recording.path))
-        except LedgerError as error:
-            self.forget_ledger()
-            self.add_error(error)
+            self.problems.note(path, error, file_state)
+        except LedgerError as failure:
+            # The line has to come all the same.
+            self.problems.forget_ledger()
+            self.problems.note(path, error, file_state)
+            self.add_error(failure)
 
-    def _clear_problem(self, recording: Recording) -> None:
-        if self._ledger and self._with_problems:
-            path = stored_path(recording.path)
-            if path in self._with_problems:
-                self._with_problems.discard(path)
-                self._ledger.clear_problem(recording.path)
+    def _clear(self, recording: Recording, was_sent: bool) -> None:
+        try:
+            self.problems.clear(recording.path, was_sent)
+        except LedgerError as failure:
+            self.problems.forget_ledger()
+            self.add_error(failure)
 
 
 class Console(logging.Handler):
@@ -3690,7 +4076,8 @@ class Console(logging.Handler):
         self._done_bytes += recording.file_state.size_bytes
         path, outcome = recording.path, result.outcome
         is_new = outcome in (Outcome.UPLOADED, Outcome.UPDATED)
-        lines = [f"Dialog ID: {dialog_id}" for dialog_id in result.dialog_ids]
+        note = " (metadata updated)" if outcome is Outcome.UPDATED and recording.row else ""
+        lines = [f"Dialog ID: {dialog_id}{note}" for dialog_id in result.dialog_ids]
         if result.badge_id:
             lines.insert(0, f"Badge ID: {result.badge_id}")
         elif result.operation_id:
@@ -3700,9 +4087,7 @@ class Console(logging.Handler):
             log.info(
                 f"{path}: uploaded as {ids}; other audio of this name was {recording.replaces}"
             )
-        if result.error:
-            log.error(f"{path}: {result.error}")
-        elif recording.attempts:
+        if recording.attempts and not result.error:
             seconds = f"{seconds_since(recording):.2f}"
             log.debug(f"{path}: {outcome.value} in {seconds} s ({recording.ids})")
         if self._args.format == "json":
@@ -3836,7 +4221,12 @@ class Run:
     """Workers and signals, from the paths named to the exit code."""
 
     def __init__(
-        self, args: Namespace, access: Access | None, console: Console, ledger: Ledger | None
+        self,
+        args: Namespace,
+        access: Access | None,
+        console: Console,
+        ledger: Ledger | None,
+        problems: Problems,
     ) -> None:
         common = read_metadata(args.meta_path) if args.meta_path else None
         self._ffmpeg = find_ffmpeg() if args.convert and access else ""
@@ -3846,7 +4236,9 @@ class Run:
         self._ledger = ledger
         half_open = bool(ledger and access and ledger.begin_run(access.endpoint))
         self._breaker = CircuitBreaker(half_open)
-        self._tally = Tally(console, ledger, self._breaker, args.dry_run)
+        self._tally = Tally(args, console, problems, self._breaker)
+        for text in date_warnings(args.meta_path, common) if common is not None else ():
+            self._tally.warn(None, "date", text, DATE_ADVICE)
         self._source = Source(args, common, ledger, self._breaker, self._tally)
         self._signals: list[int] = []
         self._bug: BaseException | None = None
@@ -3858,7 +4250,7 @@ class Run:
         workers = [threading.Thread(target=self._work, daemon=True) for _ in range(jobs)]
         self._collect_signals()
         self._look_up()
-        for worker in workers:
+        for worker in workers if not self._is_ending() else ():
             worker.start()
         while not self._is_ending() and self._wait_a_tick(workers):
             pass
@@ -3872,16 +4264,16 @@ class Run:
     def plan(self) -> int:
         """Report what main() would do; return the exit code."""
         for recording in self._source.plan():
-            if recording.is_to_send:
-                size = f"{recording.file_state.size_bytes:,} bytes"
-                audio = recording.audio
-                how = "to be converted: " if audio and audio.needs_conversion else ""
-                text = (
-                    f"{how}{audio and audio.description}, {size}, {described(recording.metadata)}"
-                )
-                self._tally.add(recording, Result(Outcome.CHECKED, description=text))
-            else:
+            if recording.action is Action.FOLLOW:
                 self._tally.add(recording, from_row(recording.row))
+                continue
+            size = f"{recording.file_state.size_bytes:,} bytes"
+            audio = recording.audio
+            text = f"{audio.description}, {size}, " if audio else "metadata only, "
+            if audio and audio.needs_conversion:
+                text = f"to be converted: {text}"
+            text += described(recording.metadata)
+            self._tally.add(recording, Result(Outcome.CHECKED, description=text))
         return self._end()
 
     def _collect_signals(self) -> None:
@@ -3913,7 +4305,9 @@ class Run:
 
     def _deliver(self, recording: Recording, uploader: Uploader) -> Result:
         """Upload a recording, or only wait for its dialogs; return and record the result."""
-        if recording.is_to_send:
+        if recording.action is Action.UPDATE_METADATA:
+            return self._update(recording, uploader)
+        if recording.action is Action.SEND:
             result = self._send(recording, uploader)
         else:
             result = from_row(recording.row)._replace(outcome=Outcome.UPLOADED)
@@ -3961,6 +4355,31 @@ class Run:
         if self._ledger:  # So that it is not converted again.
             self._ledger.update(recording, state="failed", duration_s=duration_s)
         return Result(Outcome.LEFT_OUT, description=shorter(duration_s, args))
+
+    def _update(self, recording: Recording, uploader: Uploader) -> Result:
+        """Send changed metadata of an uploaded recording; return and record the result."""
+        row: Any = recording.row
+        talk_id = row["talk_id"] or row["found_id"]
+        request = talk_service_pb2.UploadTalkRequest(talk_id=talk_id, metadata=recording.metadata)
+        assert self._ledger and recording.json
+        try:
+            result = uploader.update_talk(recording, request)
+            self._ledger.record_update(recording)
+            return result
+        except LedgerError as error:  # It is sent again, which does no harm.
+            self._tally.add_error(error)
+            return failed(error)
+        except CallError as error:
+            meaning = update_meaning(error, row)
+            if meaning.id == UPDATE_REFUSED:
+                self._ledger.update(
+                    recording,
+                    json_refused=recording.json.sha256,
+                    **json_columns(recording.json.state),
+                )
+            return failed(UploadError(meaning, error.details))
+        except UploadError as error:
+            return failed(error)
 
     def _recorded(self, recording: Recording, result: Result) -> Result:
         """Record a result in the ledger; return it, or what it has become if that failed."""
@@ -4023,7 +4442,7 @@ class Run:
     def _abandon(self) -> NoReturn:
         """End although workers are stuck; for the ledger, this is a kill -9."""
         code = 128 + self._signals[0] if self._signals else os.EX_SOFTWARE
-        self._tally.forget_ledger()
+        self._tally.problems.forget_ledger()
         if self._tally.lock.acquire(timeout=TICK_S):  # Else a worker hangs in printing.
             self._console.end_progress()
             for recording in list(self._source.under_way):
@@ -4046,10 +4465,18 @@ class Run:
         tally = self._tally
         if self._is_ending():  # Perhaps after the workers had ended.
             self._breaker.stop(self._cause())
+        if self._ledger and self._is_ending():
+            self._ledger.be_quick()
+        is_complete = self._source.is_exhausted and not self._is_ending()
+        tally.finish(is_complete)
         if self._ledger and self._access:
-            self._note_end(self._ledger)
+            self._note_end(self._ledger, is_complete)
         if self._is_ending() or tally.not_tried:
-            log.warning(f"{self._breaker.cause}; {tally.summary()}, {tally.not_tried:,} not tried")
+            # The ledger notes an outage, and says so once it has lasted.
+            is_told = self._is_ending() or not self._ledger
+            level = logging.WARNING if is_told else logging.INFO
+            text = f"{self._breaker.cause}; {tally.summary()}, {tally.not_tried:,} not tried"
+            log.log(level, text)
         elif not tally.counts and not tally.left_out:
             looked_for = ", ".join(self._args.suffixes)
             folders = ", ".join(self._args.audio_path)
@@ -4060,12 +4487,10 @@ class Run:
             raise self._bug
         return 128 + self._signals[0] if self._signals else tally.exit_code
 
-    def _note_end(self, ledger: Ledger) -> None:
-        if self._is_ending():
-            ledger.be_quick()
+    def _note_end(self, ledger: Ledger, is_complete: bool) -> None:
         try:
             ledger.end_run(
-                looked_at_all=self._source.is_exhausted and not self._is_ending(),
+                looked_at_all=is_complete,
                 found=self._source.found,
                 uploaded=self._tally.counts["uploaded"],
                 left_out=json.dumps(self._tally.left_out),
@@ -4075,6 +4500,20 @@ class Run:
             )
         except LedgerError as error:
             self._tally.add_error(error)
+
+
+def update_meaning(error: CallError, row: Row) -> Meaning:
+    """Return what the end of an update of a dialog's metadata means: never a stop of the run."""
+    meaning, cause = error.meaning, f"its metadata could not be updated: {error.meaning.cause}"
+    if error.status == "UNAUTHENTICATED":  # Every upload would meet the same.
+        return meaning
+    age_s = abs(time.time() - seconds_of(row["uploaded_at"]))
+    is_too_early = error.status == "NOT_FOUND" and age_s < LOOKUP_HOPE_S
+    if is_too_early or meaning.may_retry or meaning.exit_code == os.EX_PROTOCOL:
+        id = "update-too-early" if is_too_early else "update-failed"
+        return Meaning(os.EX_TEMPFAIL, id, cause, AGAIN)
+    advice = "correct its JSON; it is sent again once that changes"
+    return Meaning(os.EX_DATAERR, UPDATE_REFUSED, cause, advice)
 
 
 def described(metadata: TalkMetadata | None) -> str:
@@ -4090,7 +4529,9 @@ def update_talk(args: Namespace, access: Access | None, console: Console) -> int
     metadata = read_metadata(args.meta_path)
     metadata.connection_id = args.connection_id
     request = talk_service_pb2.UploadTalkRequest(talk_id=args.talk_id, metadata=metadata)
-    tally = Tally(console, None, CircuitBreaker(), args.dry_run)
+    tally = Tally(args, console, Problems(args, None), CircuitBreaker())
+    for text in date_warnings(args.meta_path, metadata):
+        tally.warn(None, "date", text, DATE_ADVICE)
     if access is None:
         tally.add(recording, Result(Outcome.CHECKED, description=described(metadata)))
     else:
@@ -4546,6 +4987,11 @@ def make_parser() -> Parser:
            help="have FFmpeg convert recordings in a format that the service does not take")
     option("--min-duration", type=float, default=0.0, metavar="S",
            help="leave out recordings shorter than S seconds; MP3 and OggOpus are not measured")
+    option("--require-json", type=age, nargs="?", const=3600.0, metavar="AGE",
+           help="in folders, upload only recordings that have their own JSON; one that waits "
+                "longer than AGE (default: 1h) is a problem")
+    option("--update-metadata", action="store_true",
+           help="send a JSON that changed after the upload to the dialog; needs --ledger")
     option("--since", type=day, metavar="DAY",
            help="leave out recordings older than YYYY-MM-DD, today, yesterday or 7d, unless the "
                 "ledger knows them; with --report: begin there")
@@ -4641,6 +5087,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
         (args.key_type == "vm" and {"key", "key_file"} & given, "--key-type vm takes no key"),
         (not 0 <= args.min_duration <= 1e5, "--min-duration: must be from 0 to 1e+05"),
         (args.retry_unknown and not args.ledger, "--retry-unknown needs --ledger"),
+        (args.update_metadata and not args.ledger, "--update-metadata needs --ledger"),
         (args.retry_rejected and not args.ledger, "--retry-rejected needs --ledger"),
         (args.lookup_key and missing, f"--lookup-key needs {missing}"),
         (about_lookup and not args.lookup_key, "--lookup-key is missing"),
@@ -4696,6 +5143,21 @@ def report_bug(bug: BaseException) -> None:
     log.error("this is a bug: report it with the lines above")
 
 
+def run_command(args: Namespace, console: Console, ledger: Ledger | None) -> int:
+    """Run with an open ledger, so that a wrong setting, too, is said once and not in each run."""
+    problems = Problems(args, ledger)
+    try:
+        access = None if args.dry_run else Access(args)
+        run = Run(args, access, console, ledger, problems)
+    except UploadError as error:
+        if isinstance(error, LedgerError):
+            raise
+        problems.note("", error)
+        problems.finish(is_complete=False)
+        return error.meaning.exit_code
+    return run.plan() if args.dry_run else run.main()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     if sys.stderr is None:
@@ -4711,13 +5173,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return report(args)
         if import_error:
             raise import_problem(import_error)
-        access = None if args.dry_run else Access(args)
         if args.talk_id:
-            return update_talk(args, access, console)
+            return update_talk(args, None if args.dry_run else Access(args), console)
         ledger = Ledger(args) if args.ledger else None
         with contextlib.closing(ledger) if ledger else contextlib.nullcontext():
-            run = Run(args, access, console, ledger)
-            return run.plan() if args.dry_run else run.main()
+            return run_command(args, console, ledger)
     except UploadError as error:
         # Another run holds the ledger: no failure that cron should email every few minutes.
         level = logging.INFO if isinstance(error, LedgerInUse) else logging.ERROR

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import grpc
 import ledgers
@@ -437,10 +438,10 @@ def test_a_disk_that_hangs_at_open_ends_with_the_timeout(
 ) -> None:
     read = upload_grpc.read_chunks
 
-    def hang(path: str, size_bytes: int) -> Iterator[bytes]:
+    def hang(path: str, size_bytes: int, converted: BinaryIO | None = None) -> Iterator[bytes]:
         if path.endswith("00.wav"):
             time.sleep(30)
-        return read(path, size_bytes)
+        return read(path, size_bytes, converted)
 
     monkeypatch.setattr(upload_grpc, "read_chunks", hang)
     started_s = time.monotonic()
