@@ -476,8 +476,8 @@ def from_row(row: Row, reason: str = "") -> Result:
     """Return the result of a recording that is left as the ledger has it; reason: why it is."""
     if row["state"] in ("unknown", "finishing"):
         why = row["error"] or "a run is uploading it, or ended before its result was recorded"
-        cause = f"not sent; it may have been uploaded: {why}" + (f"; {reason}" if reason else "")
-        return failed(UploadError(UNKNOWN._replace(cause=cause, is_outage=False)))
+        cause, advice = f"not sent; it may have been uploaded: {why}", reason or LOOK_FIRST
+        return failed(UploadError(UNKNOWN._replace(cause=cause, advice=advice, is_outage=False)))
     if row["state"] == "rejected":
         cause = f"not sent; it was rejected before: {row['error']}"
         advice = "it is sent again once the file or its metadata changes, or with --retry-rejected"
@@ -2187,13 +2187,12 @@ PROOF_AGE_S = 24 * 60 * 60.0
 CONTROLS = 3
 # The service's limit. A value should have one dialog, so a batch stays far below it.
 GET_LIMIT_TALKS = 100
-
-
-class Talk(NamedTuple):
-    """A dialog that the service has."""
-
-    created_s: float
-    id: str
+SEND_ANYWAY = "--retry-unknown without --lookup-key sends it, and may create a duplicate"
+CHECK_PLACE = "check --organization-id, --space-id, --project-id and --lookup-key"
+LOOKUP_ADVICE = {
+    "PERMISSION_DENIED": HAS_ROLE,
+    **dict.fromkeys(("NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION"), CHECK_PLACE),
+}
 
 
 class Lookup:
@@ -2211,6 +2210,7 @@ class Lookup:
         self._signals = signals
         self._calls = 0
         self._next_call_s = 0.0
+        self._has_warned = False
 
     def run(self) -> Iterator[tuple[Recording, Result]]:
         """Look up the unknown recordings; yield those that were found, with their results.
@@ -2219,24 +2219,24 @@ class Lookup:
         """
         now_s = time.time()
         rows = [row for row in self._ledger.unknown_with_key() if is_due_for_lookup(row, now_s)]
-        has_warned = False
+        rows.sort(key=lambda row: row["looked_up_at"] or "")  # A run may not get to all of them.
         for batch in batches(rows, self._controls):
             try:
                 found, is_complete = self._find(batch)
             except CallError as error:
                 if error.status == "UNAUTHENTICATED":
                     raise
-                if not has_warned:
-                    log.warning(f"unknown recordings could not be looked up: {error}")
-                has_warned = True
-                if not error.status or error.meaning.id == NO_CONNECTION.id:  # No response.
+                self._warn(error)
+                for row in batch:
+                    self._ledger.update(recording_of(row), looked_up_at=utc())
+                if would_repeat(error):
                     return
-                continue
             except UploadError as error:
                 log.info(f"unknown recordings not looked up: {error}")
                 return
-            for row, controls in batch.items():
-                yield from self._take(row, found, is_complete and found.keys() & controls)
+            else:
+                for row, controls in batch.items():
+                    yield from self._take(row, found, is_complete and found.keys() & controls)
 
     def _controls(self, row: Row) -> set[str]:
         """Return the SHA-256 of what would be found by now if the row's recording could be."""
@@ -2246,46 +2246,48 @@ class Lookup:
         return {each["sha256"] for each in self._ledger.uploaded_next(row, CONTROLS)}
 
     def _take(
-        self, row: Row, found: Mapping[str, set[Talk]], is_proof: object
+        self, row: Row, found: Mapping[str, Mapping[str, float]], is_proof: object
     ) -> Iterator[tuple[Recording, Result]]:
         """Record what a search says of one row; yield its recording if it was found."""
-        recording = Recording(row["path"], sha256=row["sha256"], row=row)
-        talks = sorted(found.get(row["sha256"], ()))
-        if not talks:
-            # Not found proves nothing by itself.
-            self._ledger.update(recording, looked_up_at=utc(), is_missing=bool(is_proof))
+        recording = recording_of(row)
+        created_s = found.get(row["sha256"], {})
+        # Not found proves nothing by itself.
+        is_missing = bool(is_proof) and not created_s
+        self._ledger.update(recording, looked_up_at=utc(), is_missing=is_missing)
+        if not created_s:
             return
-        ids = [talk.id for talk in talks]
+        ids = sorted(created_s, key=lambda talk_id: (created_s[talk_id], talk_id))
+        returned = tuple((row["talk_id"] or "").split())
         if row["split"]:
-            cause = "it arrived and was split; the list of its dialogs may not be complete"
-            meaning = UNKNOWN._replace(cause=cause, advice=LOOK_FOR_IT, is_outage=False)
-            result = failed(UploadError(meaning))._replace(talk_ids=tuple(ids))
-        else:
-            returned = tuple((row["talk_id"] or "").split())
-            result = Result(Outcome.UPLOADED, returned, found_id=ids[0])
-            if ids[1:]:
-                log.warning(f"{recording.path}: uploaded more than once: {', '.join(ids)}")
+            log.info(f"{recording.path}: it was split; there may be more dialogs of it later")
+            returned = tuple(ids)
+        elif ids[1:]:
+            others = ", ".join(ids[1:])
+            advice = "remove them in the console"
+            log.warning(f"{recording.path}: {ids[0]} has duplicates: {others}; {advice}")
+        result = Result(Outcome.UPLOADED, returned, found_id=ids[0])
         self._ledger.record_result(recording, result)
         yield recording, result
 
-    def _find(self, batch: Mapping[Row, set[str]]) -> tuple[dict[str, set[Talk]], bool]:
-        """Return the talks that have these values under the key, and whether that is all of them.
+    def _find(self, batch: Mapping[Row, set[str]]) -> tuple[dict[str, dict[str, float]], bool]:
+        """Return when the dialogs with these values under the key were created, by value and ID.
 
-        A search may match more than it was asked for, so only what Get returns is proof.
+        Also whether that is all of them. A search may match more than it was asked for, so only
+        what Get returns is proof.
         """
         values: set[str] = {row["sha256"] for row in batch}.union(*batch.values())
         request = talk_service_pb2.SearchTalkRequest(page_size=GET_LIMIT_TALKS)
         key = f"userMeta.{self._args.lookup_key}"
         request.filters.add(key=key).any_match.values.extend(sorted(values))
         page = self._ask("Search", request)
-        talks = self._get(list(dict.fromkeys(page.talk_ids)))
-        found: dict[str, set[Talk]] = collections.defaultdict(set)
+        talks = self._get(list(dict.fromkeys(page.talk_ids))[:GET_LIMIT_TALKS])
+        found: dict[str, dict[str, float]] = collections.defaultdict(dict)
         for talk in talks:
             created_s = talk.created_at.seconds + talk.created_at.nanos / 1e9
             for field in talk.talk_fields:
                 is_ours = talk.connection_id == self._args.connection_id
                 if is_ours and field.name == self._args.lookup_key and field.value in values:
-                    found[field.value].add(Talk(created_s, talk.id))
+                    found[field.value][talk.id] = created_s
         is_complete = {talk.id for talk in talks} >= set(page.talk_ids)
         return found, is_complete and not page.next_page_token
 
@@ -2298,8 +2300,11 @@ class Lookup:
         try:
             return list(self._ask("Get", request).talk)
         except CallError as error:
-            if error.meaning.id != TOO_LARGE.id or len(talk_ids) == 1:
+            if error.meaning.id != TOO_LARGE.id:
                 raise
+            if len(talk_ids) == 1:
+                self._warn(error)
+                return []
         middle = len(talk_ids) // 2
         return self._get(talk_ids[:middle]) + self._get(talk_ids[middle:])
 
@@ -2319,11 +2324,45 @@ class Lookup:
             setattr(request, name, getattr(self._args, name) or "")
         return self._uploader.ask("lookup", method, request, LOOKUP_TIMEOUT_S)
 
+    def _warn(self, error: CallError) -> None:
+        """Say, once a run, that something could not be looked up; uploads go on."""
+        advice = LOOKUP_ADVICE.get(error.status, "a later run looks again")
+        if not self._has_warned:
+            log.warning(f"unknown recordings could not be looked up; {advice} ({error.details})")
+        self._has_warned = True
+
+
+def recording_of(row: Row) -> Recording:
+    """Return the recording of a row, whose file may be gone."""
+    return Recording(row["path"], sha256=row["sha256"], row=row)
+
+
+def would_repeat(error: CallError) -> bool:
+    """Return whether other lookups would end like this one: without an answer, or refused."""
+    # NOT_FOUND may be said of one dialog.
+    is_for_all = error.meaning.stops_run and error.meaning.id != NOT_KNOWN.id
+    return not error.status or error.meaning.pauses_run or is_for_all
+
 
 def is_due_for_lookup(row: Row, now_s: float) -> bool:
     """Return whether a recording may be looked up again; a clock may jump either way."""
     looked_up_at = row["looked_up_at"]
     return not looked_up_at or abs(now_s - seconds_of(looked_up_at)) >= LOOKUP_INTERVAL_S
+
+
+def why_not_missing(row: Row, key: str) -> str:
+    """Say why an unknown recording is not sent again although lookups are made; what would help."""
+    if row["lookup_key"] != key:
+        return f"it was sent without {quoted(key)}, so it is not looked up; {SEND_ANYWAY}"
+    if row["split"]:
+        return f"no lookup can prove a split recording missing; {SEND_ANYWAY}"
+    proof_s = seconds_of(row["sent_at"]) + PROOF_AGE_S
+    if time.time() < proof_s:
+        when = utc(proof_s)[:16].replace("T", " ")
+        return f"within a day of sending no lookup can prove it missing; run again after {when} UTC"
+    needed = f"one of the {CONTROLS} recordings uploaded next after it, but not it"
+    check = f"if there are any, check that the connection has the key {quoted(key)}"
+    return f"no lookup has found {needed}; {check}, --project-id and earlier warnings"
 
 
 def batches(
@@ -2393,12 +2432,8 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
         return Decision(Action.LEAVE, "")
     if not args.lookup_key:
         return Decision(Action.SEND, "this may create a duplicate")
-    if row["lookup_key"] != args.lookup_key:
-        advice = "--retry-unknown without --lookup-key sends it, and may create a duplicate"
-        return Decision(Action.LEAVE, f"sent without {quoted(args.lookup_key)}: {advice}")
-    if not row["is_missing"]:
-        reason = "not found, although a recording uploaded after it is, a day after it was sent"
-        return Decision(Action.LEAVE, f"not proved missing: it has to be {reason}")
+    if row["lookup_key"] != args.lookup_key or not row["is_missing"]:
+        return Decision(Action.LEAVE, why_not_missing(row, args.lookup_key))
     return Decision(Action.SEND, "proved missing in the service")
 
 
@@ -2755,6 +2790,8 @@ class Console(logging.Handler):
         path, outcome = recording.path, result.outcome
         is_new = outcome in (Outcome.UPLOADED, Outcome.UPDATED)
         lines = [f"Dialog ID: {dialog_id}" for dialog_id in result.dialog_ids]
+        if result.found_id and result.found_id not in result.dialog_ids:
+            lines[-1] += f" (in the service: {result.found_id})"
         if result.badge_id:
             lines.insert(0, f"Badge ID: {result.badge_id}")
         elif result.operation_id:
@@ -2950,8 +2987,13 @@ class Run:
             return
         with contextlib.closing(Uploader(self._args, self._access, self._breaker)) as uploader:
             lookup = Lookup(self._args, uploader, self._ledger, self._signals)
-            for recording, result in lookup.run():
-                self._tally.add(recording, result)
+            try:
+                for recording, result in lookup.run():
+                    self._tally.add(recording, result)
+            except UploadError as error:
+                self._tally.add_error(error)
+        if self._signals:  # No upload begins.
+            self._breaker.stop(self._cause())
 
     def _work(self) -> None:
         """Send one recording after the other over this worker's own channel."""
