@@ -2339,9 +2339,11 @@ def recording_of(row: Row) -> Recording:
 
 def would_repeat(error: CallError) -> bool:
     """Return whether other lookups would end like this one: without an answer, or refused."""
+    meaning, end = error.meaning, error.__cause__
+    has_answer = isinstance(end, grpc.Call) and (end.initial_metadata() or end.trailing_metadata())
     # NOT_FOUND may be said of one dialog.
-    is_for_all = error.meaning.stops_run and error.meaning.id != NOT_KNOWN.id
-    return not error.status or error.meaning.pauses_run or is_for_all
+    is_for_all = meaning.pauses_run or (meaning.stops_run and meaning.id != NOT_KNOWN.id)
+    return not has_answer or is_for_all
 
 
 def is_due_for_lookup(row: Row, now_s: float) -> bool:

@@ -752,13 +752,21 @@ def test_an_error_of_one_batch_leaves_the_others_their_turn(
     assert len(office.service.searches) == searches
 
 
-def test_a_call_without_an_answer_ends_looking_up(office: Office) -> None:
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (Freeze(), "no progress for 0.3 s"),
+        # As if the connection had been cut: nothing that tells of the service.
+        (Fail(STATUS.UNAVAILABLE, "Socket closed", ids=False), "Socket closed"),
+    ],
+)
+def test_a_call_without_an_answer_ends_looking_up(office: Office, step: Step, said: str) -> None:
     office.add_unknown_rows(60, before(HOUR_S))
     office.record("b.wav")
-    office.script_lookups(Freeze())
+    office.script_lookups(step)
     result = office.run("--timeout", "0.3")
     assert result.code == 0
-    assert len(problems(result, "0.3 s")) == 1
+    assert len(problems(result, said)) == 1
     assert len(office.service.searches) == 1
     assert len(office.copies("b.wav")) == 1
 
