@@ -2280,7 +2280,7 @@ class Lookup:
         key = f"userMeta.{self._args.lookup_key}"
         request.filters.add(key=key).any_match.values.extend(sorted(values))
         page = self._ask("Search", request)
-        talks = self._get(list(dict.fromkeys(page.talk_ids))[:GET_LIMIT_TALKS])
+        talks = self._get(list(dict.fromkeys(page.talk_ids)))
         found: dict[str, dict[str, float]] = collections.defaultdict(dict)
         for talk in talks:
             created_s = talk.created_at.seconds + talk.created_at.nanos / 1e9
@@ -2434,7 +2434,7 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
         return Decision(Action.LEAVE, "")
     if not args.lookup_key:
         return Decision(Action.SEND, "this may create a duplicate")
-    if row["lookup_key"] != args.lookup_key or not row["is_missing"]:
+    if not row["is_missing"]:
         return Decision(Action.LEAVE, why_not_missing(row, args.lookup_key))
     return Decision(Action.SEND, "proved missing in the service")
 

@@ -755,16 +755,19 @@ def test_an_error_of_one_batch_leaves_the_others_their_turn(
 @pytest.mark.parametrize(
     ("step", "said"),
     [
-        (Freeze(), "no progress for 0.3 s"),
+        (Freeze(), "no progress for 0.5 s"),
         # As if the connection had been cut: nothing that tells of the service.
         (Fail(STATUS.UNAVAILABLE, "Socket closed", ids=False), "Socket closed"),
     ],
 )
-def test_a_call_without_an_answer_ends_looking_up(office: Office, step: Step, said: str) -> None:
+def test_a_call_without_an_answer_ends_looking_up(
+    office: Office, step: Step, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload_grpc, "LOOKUP_TIMEOUT_S", 0.5)
     office.add_unknown_rows(60, before(HOUR_S))
     office.record("b.wav")
     office.script_lookups(step)
-    result = office.run("--timeout", "0.3")
+    result = office.run()
     assert result.code == 0
     assert len(problems(result, said)) == 1
     assert len(office.service.searches) == 1
