@@ -20,14 +20,13 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import hashlib
+import functools
 import io
 import json
 import os
 import random
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -44,9 +43,10 @@ import upload_grpc  # Before anything imports grpc.
 # isort: split
 
 import grpc
-from conftest import FOREIGN_VARIABLES, SCRIPT, arguments, make_wav, start
+import ledgers
+from conftest import FOREIGN_VARIABLES, SCRIPT, WAITS, arguments, make_wav, sha256, start
 from fault_proxy import Fault, FaultProxy
-from stand_in import Delay, Fail, Slow, StandIn, Step, stored_talks
+from stand_in import LOOKUPS, Call, Delay, Fail, Slow, StandIn, Step, stored_talks
 
 SEED = 20260731
 OK, AGAIN, UNKNOWN = 0, 75, 76
@@ -110,6 +110,12 @@ def print_table(title: str, columns: Sequence[str], counts: Mapping[tuple[str, s
     print(flush=True)
 
 
+def states_by_content(ledger: Path) -> dict[str, tuple[str, str | None]]:
+    """SHA-256 -> state and dialog ID, as the ledger has them."""
+    rows = ledgers.rows_by_content(ledger).items()
+    return {digest: (row["state"], row["talk_id"]) for digest, row in rows}
+
+
 def talks_by_sha256(store: Path) -> collections.defaultdict[str, list[dict[str, Any]]]:
     talks: collections.defaultdict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for talk in stored_talks(store):
@@ -125,10 +131,6 @@ def run_to_end(words: Sequence[str]) -> tuple[int, str, str]:
         finally:
             process.kill()
     return process.returncode, out, err
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # --- Cuts ----------------------------------------------------------------------------
@@ -267,7 +269,7 @@ class Cuts:
         """
         if sent.code == OK and sent.result["attempts"] == 1:
             return UNBROKEN
-        calls = {str(call.metadata["x-client-request-id"]): call for call in self.service.calls}
+        calls = {call.client_request_id: call for call in self.service.calls}
         if sent.code == OK:
             broken = [call for request_id, call in calls.items() if request_id not in last_ids]
         else:
@@ -386,12 +388,11 @@ class Kills:
         for suffix in ("", "-wal"):
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(f"{self.ledger}{suffix}", f"{copy}{suffix}")
-        with contextlib.closing(sqlite3.connect(copy)) as ledger:
-            try:
-                states = ledger.execute("SELECT state FROM recordings").fetchall()
-            except sqlite3.OperationalError:
-                states = []  # Killed before there was a table.
-        return sum(state not in ("sending", "failed") for (state,) in states)
+        try:
+            states = ledgers.states(copy)
+        except ledgers.Unreadable:
+            states = []  # Killed before there was a table.
+        return sum(state not in ("sending", "failed") for state in states)
 
     def _step(self) -> Step:
         """Make the service slow enough for kills to hit uploads and answers under way."""
@@ -436,12 +437,6 @@ class Kills:
         code, out, err = run_to_end(self.words())
         return code, {each["path"]: each for each in map(json.loads, out.splitlines())}, err
 
-    def rows(self) -> dict[str, tuple[str, str | None]]:
-        """SHA-256 -> state and dialog ID, as the ledger has them."""
-        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger:
-            query = "SELECT sha256, state, talk_id FROM recordings"
-            return {row[0]: (row[1], row[2]) for row in ledger.execute(query)}
-
 
 class End(NamedTuple):
     """What has become of one recording: in the ledger, and in the store."""
@@ -461,7 +456,7 @@ def kill_campaign(results: Results, folder: Path, noise: random.Random, size: Si
         code, said, err = campaign.undisturbed()
         code_after, said_after, _ = campaign.undisturbed()
     talks = talks_by_sha256(folder / "store")
-    rows = campaign.rows()
+    rows = states_by_content(campaign.ledger)
     ends = [
         End(path, *rows.get(digest, ("no row", None)), [talk["talk_id"] for talk in talks[digest]])
         for digest, path in campaign.recordings.items()
@@ -553,14 +548,15 @@ CLOCKS_H = (0, 0, 0, -11, -3, 3, 11)
 # Runs with --retry-unknown until nothing is unknown: one makes 30 calls at most.
 RETRIES_LIMIT = 12
 # Starts the program with pauses that are right for a service on this machine.
+QUICK_WAITS = {WAITS["lookup_pause"]: 0, WAITS["refusal"]: 0.02, WAITS["backoff"]: 0.01}
 QUICK_START = f"""import os, sys, time
 right, ahead_s = time.time, 3600 * float(os.environ["CLOCK_AHEAD_H"])
 time.time = lambda: right() + ahead_s
 sys.path.insert(0, {str(SCRIPT.parent)!r})
 import upload_grpc
-for name, value in dict(LOOKUP_PAUSE_S=0, REFUSAL_WAIT_S=0.02, BACKOFF_S=0.01).items():
-    assert hasattr(upload_grpc, name)
-    setattr(upload_grpc, name, value)
+for name, value_s in {QUICK_WAITS}.items():
+    getattr(upload_grpc, name)  # There has to be one.
+    setattr(upload_grpc, name, value_s)
 if os.environ["QUICK_PROOF"]:
     # A day is as much longer than the hour after which a dialog can be found.
     assert upload_grpc.PROOF_AGE_S / upload_grpc.LOOKUP_INTERVAL_S == 96
@@ -629,8 +625,8 @@ class LostAnswers:
                 # In the end nothing can be looked up, so that the run left alone finds something.
                 self._service.viewer_role = number <= runs * 2 // 3
                 # Slow enough for kills to come between an answer and the ledger.
-                pauses_s = [self._noise.uniform(0, 0.1) for _ in range(100)]
-                self._service.lookup_script[:] = map(Delay, pauses_s)
+                pauses = [Delay(self._noise.uniform(0, 0.1)) for _ in range(100)]
+                self._service.on_call = functools.partial(self._step_of, pauses)
                 moment_s = self._noise.uniform(0, startup_s + WORK_S)
                 self.clock_h = self._noise.choice(self._scenario.clocks_h)
                 # Without lookups that would be to ask for duplicates.
@@ -641,9 +637,14 @@ class LostAnswers:
                 proxy.cut_all()
         self.clock_h = 0
         self._service.script.clear()
-        self._service.lookup_script.clear()
+        self._service.on_call = self._service.next_step
         self._service.viewer_role = True
         self._service.wait_until_idle()
+
+    def _step_of(self, pauses: list[Delay], call: Call) -> Step:
+        if call.method in LOOKUPS:
+            return pauses.pop() if pauses else None
+        return self._service.next_step(call)
 
     def _startup_s(self) -> float:
         started_s = time.monotonic()
@@ -677,16 +678,16 @@ class LostAnswers:
     def wait_for_index(self) -> None:
         """Wait until all that was made can be found, and let it be looked up by the next run."""
         time.sleep(INDEX_LAG_S)
-        self._change("looked_up_at = NULL")
+        self._change(looked_up_at=None)
 
     def age(self) -> None:
         """Let two days go by."""
         two_days_ago = upload_grpc.utc(time.time() - 2 * 24 * 3600)
-        self._change("sent_at = ?, looked_up_at = NULL", two_days_ago)
+        self._change(sent_at=two_days_ago, looked_up_at=None)
 
-    def _change(self, assignments: str, *values: object) -> None:
-        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger, ledger:
-            ledger.execute(f"UPDATE recordings SET {assignments} WHERE state = 'unknown'", values)
+    def _change(self, **columns: object) -> None:
+        if "unknown" in ledgers.states(self.ledger):
+            ledgers.change(self.ledger, {"state": "unknown"}, **columns)
 
     def run(
         self, *more: str, kill_after_s: float = 0
@@ -727,13 +728,12 @@ class LostAnswers:
     def ends(self) -> list[LookupEnd]:
         """Return what has become of each recording."""
         talks = talks_by_sha256(self._service.store)
-        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger:
-            query = "SELECT sha256, state, talk_id, found_id FROM recordings"
-            rows = {row[0]: (row[1], row[2], row[3]) for row in ledger.execute(query)}
+        rows = ledgers.rows_by_content(self.ledger).items()
+        ids = {digest: (row["state"], row["talk_id"], row["found_id"]) for digest, row in rows}
         return [
             LookupEnd(
                 path,
-                *rows.get(digest, ("no row", None, None)),
+                *ids.get(digest, ("no row", None, None)),
                 [(talk["talk_id"], talk["found_id"]) for talk in talks[digest]],
             )
             for digest, path in self.recordings.items()

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
-import hashlib
 import json
 import re
 import signal
-import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
+import ledgers
 import pytest
-from conftest import Outcome, Run, arguments, make_wav, start, wait_for
-from stand_in import Delay, Fail, Freeze, StandIn, Step, Talk
+from conftest import WAYS, Outcome, Run, Waits, Way, arguments, make_wav, sha256, start, wait_for
+from stand_in import LOOKUPS, Call, Delay, Fail, Freeze, StandIn, Step, Talk
 
-import upload_grpc
-
+pytestmark = pytest.mark.usefixtures("waits")
 STATUS = grpc.StatusCode
 KEY = "upload_sha256"
 LOOKUP = ("--lookup-key", KEY, "--organization-id", "org-1", "--space-id", "space-1")
@@ -30,16 +27,6 @@ MADE = Fail(STATUS.UNAVAILABLE, "as scripted", store=True)
 NOT_MADE = Fail(STATUS.UNAVAILABLE, "as scripted")
 MINUTE_S, HOUR_S = 60, 3_600
 DAY_S = 24 * HOUR_S
-
-
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_grpc, "LOOKUP_PAUSE_S", 0.0)
-    monkeypatch.setattr(upload_grpc, "REFUSAL_WAIT_S", 0.0)
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def problems(outcome: Outcome, *words: str) -> list[str]:
@@ -93,7 +80,7 @@ class Office:
     def uploaded(self, *names: str) -> None:
         """Record these, and have them uploaded in this order, while nothing is looked up."""
         if self.ledger.exists():
-            self.change("looked_up_at = ?", before(0))
+            self.change(looked_up_at=before(0))
         for name in names:
             path = self.record(name)
             assert self.upload("--audio-path", path, *self.words()[2:]).code == 0
@@ -101,20 +88,22 @@ class Office:
 
     def age(self, seconds: float = DAY_S, **where: object) -> None:
         """Have rows been sent so much earlier, and not looked up since."""
-        self.change("sent_at = ?, looked_up_at = NULL", before(seconds), **where)
+        self.change(where, sent_at=before(seconds), looked_up_at=None)
 
     def forget_lookups(self) -> None:
-        self.change("looked_up_at = NULL")
+        self.change(looked_up_at=None)
 
-    def change(self, assignments: str, *values: object, **where: object) -> None:
-        condition = " AND ".join(f"{name} = ?" for name in where) or "true"
-        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger, ledger:
-            sql = f"UPDATE recordings SET {assignments} WHERE {condition}"
-            assert ledger.execute(sql, (*values, *where.values())).rowcount
+    def change(self, where: Mapping[str, object] | None = None, /, **columns: object) -> None:
+        ledgers.change(self.ledger, where, **columns)
 
     def script_lookups(self, *steps: Step) -> None:
-        """Have the next lookups take these steps, in the order in which they arrive."""
-        self.service.lookup_script[:] = steps
+        """Have the next lookups take these steps; other calls take those of the script."""
+        waiting = iter(steps)
+
+        def step_of(call: Call) -> Step:
+            return next(waiting, None) if call.method in LOOKUPS else self.service.next_step(call)
+
+        self.service.on_call = step_of
 
     def forget_calls(self) -> None:
         for received in (self.service.calls, self.service.searches, self.service.gets):
@@ -135,11 +124,8 @@ class Office:
         return [talk for talk in self.service.talks.values() if talk.sha256 == self.digest(name)]
 
     def row(self, name: str) -> dict[str, Any]:
-        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger:
-            ledger.row_factory = sqlite3.Row
-            path = str(self.folder / name)
-            [row] = ledger.execute("SELECT * FROM recordings WHERE path = ?", (path,))
-            return dict(row)
+        [row] = [each for each in ledgers.rows(self.ledger) if Path(each["path"]).name == name]
+        return row
 
     def state(self, name: str) -> str:
         return str(self.row(name)["state"])
@@ -147,19 +133,7 @@ class Office:
     def add_unknown_rows(self, count: int, sent_at: str) -> None:
         """Put recordings of earlier runs into the ledger, as unknown."""
         assert self.run().code == 0  # Begins the ledger.
-        columns = {
-            "connection_id": "connection-1", "stem": "/gone", "suffix": ".wav", "size_bytes": 1,
-            "mtime_ns": 1, "ctime_ns": 1, "metadata_sha256": "", "recorded_at": sent_at,
-            "state": "unknown", "error": "as before", "lookup_key": KEY, "sent_at": sent_at,
-            "updated_at": sent_at,
-        }  # fmt: skip
-        names = ", ".join(("sha256", "sequence", *columns))
-        marks = ", ".join("?" * (len(columns) + 2))
-        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger, ledger:
-            ledger.executemany(
-                f"INSERT INTO recordings ({names}) VALUES ({marks})",
-                [(value(number), number - count, *columns.values()) for number in range(count)],
-            )
+        ledgers.add_unknown(self.ledger, map(value, range(count)), KEY, sent_at)
         self.forget_calls()
 
 
@@ -169,10 +143,10 @@ def value(number: int) -> str:
 
 
 @pytest.fixture
-def office(service: StandIn, upload: Run, tmp_path: Path) -> Office:
+def office(service: StandIn, upload: Run, tmp_path: Path, ledger: Path) -> Office:
     folder = tmp_path / "calls"
     folder.mkdir()
-    return Office(service, upload, folder, tmp_path / "ledger.sqlite")
+    return Office(service, upload, folder, ledger)
 
 
 # --- Options, and the key on its way --------------------------------------------------
@@ -207,9 +181,7 @@ def test_the_options_go_together(
 
 
 @pytest.mark.parametrize("way", [(), ("--single-message",), ("--split",)])
-def test_the_sha256_travels_and_nothing_unknown_means_no_lookup(
-    office: Office, way: tuple[str, ...]
-) -> None:
+def test_the_sha256_travels_and_nothing_unknown_means_no_lookup(office: Office, way: Way) -> None:
     path = office.record("call.wav")
     path.with_suffix(".json").write_text('{"language": "ru-RU"}')
     for _ in range(2):
@@ -275,8 +247,8 @@ def test_what_an_earlier_run_left_is_found(office: Office) -> None:
     assert (again.code, again.out, office.methods) == (0, "", [])
 
 
-@pytest.mark.parametrize("way", [(), ("--single-message",)])
-def test_nothing_is_looked_up_at_the_end_of_a_run(office: Office, way: tuple[str, ...]) -> None:
+@WAYS
+def test_nothing_is_looked_up_at_the_end_of_a_run(office: Office, way: Way) -> None:
     office.record("a.wav")
     office.service.script[:] = [MADE]
     assert office.run(*way).code == 76
@@ -291,7 +263,7 @@ def test_nothing_is_looked_up_at_the_end_of_a_run(office: Office, way: tuple[str
 def test_two_ids_and_which_is_which(office: Office) -> None:
     office.service.gives_other_ids = True
     office.unknown("a.wav")
-    office.change("talk_id = 'returned'")
+    office.change(talk_id="returned")
     path, [talk] = office.folder / "a.wav", office.copies("a.wav")
     line = f"{path}: Dialog ID: returned (in the service: {talk.found_id})\n"
     assert office.run() == Outcome(0, line, problems_summary(found=1))
@@ -465,7 +437,7 @@ def test_each_recording_is_looked_up_at_most_every_15_minutes(office: Office) ->
 
     def searches_after(looked_up_at: str | None) -> int:
         office.forget_calls()
-        office.change("looked_up_at = ?", looked_up_at)
+        office.change(looked_up_at=looked_up_at)
         assert office.run().code == 76
         return len(office.service.searches)
 
@@ -546,7 +518,7 @@ def test_any_of_the_next_three_is_a_control(office: Office, indexed: str, code: 
     for name in "1234":
         office.copies(f"{name}.wav")[0].lag_s = 0 if name == indexed else DAY_S
     # By their clocks nothing came later.
-    office.change("sent_at = ?, uploaded_at = ?", before(9 * DAY_S), before(9 * DAY_S))
+    office.change(sent_at=before(9 * DAY_S), uploaded_at=before(9 * DAY_S))
     office.age(state="unknown")
     assert office.run("--retry-unknown").code == code
     controls = {office.digest(f"{name}.wav") for name in "123"}
@@ -555,15 +527,15 @@ def test_any_of_the_next_three_is_a_control(office: Office, indexed: str, code: 
 
 
 def with_another_key(office: Office) -> None:
-    office.change("lookup_key = 'other'", state="uploaded")
+    office.change({"state": "uploaded"}, lookup_key="other")
 
 
 def split_itself(office: Office) -> None:
-    office.change("split = 1", state="uploaded")
+    office.change({"state": "uploaded"}, split=1)
 
 
 def still_unknown(office: Office) -> None:
-    office.change("state = 'unknown', looked_up_at = ?", before(0), state="uploaded")
+    office.change({"state": "uploaded"}, state="unknown", looked_up_at=before(0))
 
 
 def dropped(office: Office) -> None:
@@ -671,13 +643,13 @@ def without_a_control(office: Office) -> str:
 
 
 def without_the_key(office: Office) -> str:
-    office.change("lookup_key = NULL", state="unknown")
+    office.change({"state": "unknown"}, lookup_key=None)
     return f'it was sent without "{KEY}", so it is not looked up; {SEND_ANYWAY}'
 
 
 def one_to_split(office: Office) -> str:
     office.age()
-    office.change("split = 1", state="unknown")
+    office.change({"state": "unknown"}, split=1)
     return f"no lookup can prove a split recording missing; {SEND_ANYWAY}"
 
 
@@ -691,9 +663,9 @@ def test_what_is_not_sent_again_says_why_not_and_what_would_help(
     office.unknown("a.wav", made=False)
     office.uploaded("b.wav")
     reason = why(office)
-    result = office.run("--retry-unknown", "--quiet")
+    result = office.run("--retry-unknown")
     assert (result.code, result.out) == (76, "")
-    [line] = result.err.splitlines()
+    [line] = problems(result, "a.wav")
     assert f"{office.folder / 'a.wav'}: not sent; it may have been uploaded: " in line
     assert f"; {reason}" in line
     assert "(with --ledger: --retry-unknown)" not in line
@@ -761,9 +733,9 @@ def test_an_error_of_one_batch_leaves_the_others_their_turn(
     ],
 )
 def test_a_call_without_an_answer_ends_looking_up(
-    office: Office, step: Step, said: str, monkeypatch: pytest.MonkeyPatch
+    office: Office, step: Step, said: str, waits: Waits
 ) -> None:
-    monkeypatch.setattr(upload_grpc, "LOOKUP_TIMEOUT_S", 0.5)
+    waits(lookup_answer=0.5)
     office.add_unknown_rows(60, before(HOUR_S))
     office.record("b.wav")
     office.script_lookups(step)
@@ -783,8 +755,7 @@ def test_a_credential_that_is_refused_stops_the_run(office: Office) -> None:
     assert office.methods == ["Search"]
     first, last = result.err.splitlines()
     assert "UNAUTHENTICATED" in first and "not tried" in last
-    with contextlib.closing(sqlite3.connect(office.ledger)) as ledger:
-        assert ledger.execute("SELECT exit_code FROM runs").fetchall()[-1] == (77,)
+    assert ledgers.runs(office.ledger)[-1]["exit_code"] == 77
 
 
 # --- How many calls -----------------------------------------------------------------------
@@ -812,14 +783,14 @@ def test_what_a_run_did_not_get_to_comes_first_in_the_next(office: Office) -> No
     office.add_unknown_rows(700, before(HOUR_S))
     for _ in range(2):
         assert office.run().code == 0
-        # NULL stays NULL.
-        office.change("looked_up_at = strftime('%Y-%m-%dT%H:%M:%SZ', looked_up_at, '-1 hour')")
+        for looked_up_at in {row["looked_up_at"] for row in ledgers.rows(office.ledger)} - {None}:
+            office.change({"looked_up_at": looked_up_at}, looked_up_at=before(HOUR_S))
     asked = [office.values(number) for number in range(60)]
     assert len(set().union(*asked)) == 700
 
 
-def test_a_pause_between_calls(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_grpc, "LOOKUP_PAUSE_S", 0.2)
+def test_a_pause_between_calls(office: Office, waits: Waits) -> None:
+    waits(lookup_pause=0.2)
     office.unknown("a.wav", "b.wav")
     started_s = time.monotonic()
     assert office.run().code == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -23,12 +22,11 @@ from conftest import (
     arguments,
     before_command,
     make_wav,
+    sha256,
     start,
     wait_for,
 )
 from stand_in import Delay, Fail, Freeze, StandIn, Step, stored_talks
-
-import upload_grpc
 
 LOST = Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True)
 BUSY = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many at a time")
@@ -36,16 +34,13 @@ REJECTED = Fail(grpc.StatusCode.INVALID_ARGUMENT, "not this one")
 REFUSED = Fail(grpc.StatusCode.PERMISSION_DENIED, "not you")
 NO_CONNECTION = Fail(grpc.StatusCode.NOT_FOUND, "no such connection")
 
+pytestmark = pytest.mark.usefixtures("waits")
+
 JSON_KEYS = {
     *("schema_version", "path", "outcome", "talk_id", "talk_ids", "badge_id", "error"),
     *("exit_code", "request_id", "bytes", "seconds", "attempts", "description"),
     *("operation_id", "found_id", "time"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_grpc, "REFUSAL_WAIT_S", 0.05, raising=False)
 
 
 @pytest.fixture
@@ -171,14 +166,24 @@ def test_a_folder_that_may_not_be_read_is_named(service: StandIn, folder: Path) 
     assert f"upload_grpc: {folder}/closed: cannot be read: Permission denied; " in err
 
 
-def test_young_files_are_left_out(upload: Run, service: StandIn, folder: Path) -> None:
-    """One dated far ahead by a wrong clock is as old as any; a little ahead it may be new."""
+def test_young_files_are_left_out(
+    upload: Run, service: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Young by the later of mtime and ctime: a copy has its original's mtime.
+
+    One dated far ahead by a wrong clock is as old as any; a little ahead it may be new.
+    """
     now_s = time.time()
     paths = make_wavs(folder, "ahead.wav", "new.wav", "old.wav", "year_ahead.wav")
-    for path, age_s in zip(paths, (-10, 30, 3600, -365 * 86_400), strict=True):
+    for path, age_s in zip(paths, (-1000, -970, 3600, -365 * 86_400), strict=True):
         os.utime(path, (now_s - age_s,) * 2)
     paths[1].write_bytes(b"RIFF, and the recorder is not done yet")
-    outcome = upload("--min-age", 600, "--quiet", "--audio-path", folder)
+    words = ("--min-age", "10m", "--audio-path", folder)
+    assert upload(*words, "--quiet") == Outcome(os.EX_OK, "", "")
+    assert "0 uploaded" in upload(*words).err and "4 waiting" in upload(*words).err
+    os.utime(paths[1], (now_s + 970,) * 2)
+    monkeypatch.setattr(time, "time", lambda: now_s + 1000)
+    outcome = upload(*words, "--quiet")
     assert (outcome.code, outcome.err) == (os.EX_OK, "")
     assert sorted(dialog_ids(outcome.out)) == [str(paths[2]), str(paths[3])]
     words = ("--min-age", 600, "--audio-path", paths[1])
@@ -207,7 +212,7 @@ def test_any_name_will_do(service: StandIn, folder: Path, named: bool) -> None:
     ids = {talk["sha256"]: talk["talk_id"].encode() for talk in stored_talks(service.store)}
     expected = set()
     for name in NAMES:
-        digest = hashlib.sha256((folder / os.fsdecode(name)).read_bytes()).hexdigest()
+        digest = sha256(folder / os.fsdecode(name))
         expected.add(b"./" + SHOWN.get(name, name) + b": Dialog ID: " + ids.pop(digest))
     assert ids == {}
     assert set(done.stdout.splitlines()) == expected
@@ -309,9 +314,8 @@ def test_the_last_line_counts_and_quiet_leaves_the_failures(
 
 
 def test_json_is_one_object_a_recording_whatever_became_of_it(
-    upload: Run, service: StandIn, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    upload: Run, service: StandIn, folder: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.01, raising=False)
     words = ("--format", "json", "--jobs", 1, "--ledger", tmp_path / "ledger", "--retries", 1)
     make_wavs(folder, "1.wav")
     upload(*words, "--audio-path", folder)
@@ -335,7 +339,7 @@ def test_json_is_one_object_a_recording_whatever_became_of_it(
         "6.wav": ("rejected", os.EX_DATAERR, 0),
         "7.wav": ("failed", os.EX_NOINPUT, 0),
     }
-    request_ids = {call.metadata["x-client-request-id"] for call in service.calls}
+    request_ids = {call.client_request_id for call in service.calls}
     for name, result in results.items():
         assert set(result) == JSON_KEYS
         assert result["schema_version"] == 1
@@ -397,7 +401,7 @@ def test_a_signal_leaves_no_dialog_without_a_line(service: StandIn, folder: Path
     [unnamed] = set(made) - set(ids.values())
     [doubtful] = [line for line in err.splitlines() if "--retry-unknown" in line]
     [path] = [path for path in folder.glob("*.wav") if f"{path}: " in doubtful]
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == made[unnamed]
+    assert sha256(path) == made[unnamed]
     assert summary(err) == {"uploaded": 4, "unknown": 1, "not tried": 4}
 
 

@@ -1,0 +1,283 @@
+"""Mechanisms that nobody would miss until a day when much goes wrong at once.
+
+Each of these tests fails if what it is about is taken out of the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+from conftest import Run, arguments, sparse_wav, start, wait_for, when
+from fault_proxy import FaultProxy
+from stand_in import Freeze, StandIn
+
+AGAIN = 75
+# More than all buffers between the program and a peer that does not read.
+LARGE_BYTES = 60_000_000
+# In which a run comes to its end here many times over, even on a busy machine.
+SOON_S = 20
+# What a run would wait for that does not go on without a dead connection.
+LONG_S = 100
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    path = sparse_wav(tmp_path / "a-large.wav", LARGE_BYTES)
+    path.with_suffix(".json").write_text("{}")
+    return path
+
+
+# --- The beginning and the end of the process ----------------------------------------
+
+
+def test_modules_that_grpc_does_not_need_are_not_loaded(command: Run, call: Path) -> None:
+    outcome = command("--audio-path", call, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert outcome.code == 0
+    loaded = [line.rpartition("|")[2].strip() for line in outcome.err.splitlines()]
+    # What stands before "site" was loaded by the interpreter, or by what is installed there.
+    ours = set(loaded[loaded.index("site") + 1 :])
+    assert {"grpc", "grpc._channel", "google.protobuf.message"} <= ours
+    unused = {"asyncio", "grpc.aio", "inspect", "google.protobuf.internal.python_message"}
+    assert not unused & ours
+
+
+def test_nothing_comes_after_the_last_line(service: StandIn, large: Path, tmp_path: Path) -> None:
+    """Neither does the interpreter clean up, nor is a thread waited for that hangs in a read.
+
+    The second try reads from a FIFO into which nobody writes.
+    """
+    service.script.append(Freeze(after_bytes=1))
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    def has_begun() -> bool:
+        return any(call.bytes_received for call in service.calls)
+
+    given = arguments(service, "--audio-path", large, "--timeout", 1, "--retries", 1, "--quiet")
+    # The interpreter names what it does, also in its cleanup.
+    env = {"PYTHONVERBOSE": "1"}
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(open(fifo, "r+b", buffering=0))
+        undo.enter_context(when(has_begun, lambda: fifo.rename(large)))
+        process = undo.enter_context(start(*given, env=env))
+        undo.callback(process.kill)
+        _, err = process.communicate(timeout=SOON_S)
+    assert process.returncode == AGAIN
+    assert "import 'argparse'" in err
+    last = err.splitlines()[-1]
+    assert last.startswith(f"upload_grpc: {large}: ") and "no progress for 1 s" in last
+
+
+# --- Connections that stand still ----------------------------------------------------
+
+# HTTP/2 (RFC 9113, 6): kinds of frames, flags, and the largest window.
+HEADERS, SETTINGS, WINDOW_UPDATE = 1, 4, 8
+END_STREAM, END_HEADERS = 1, 4
+INITIAL_WINDOW_SIZE = 4
+WINDOW_BYTES = 2**31 - 1
+PREFACE_BYTES = 24
+
+
+def header(name: str, value: str) -> bytes:
+    """Write a header as HPACK does without any compression (RFC 7541, 6.2.2)."""
+    texts = (text.encode() for text in (name, value))
+    return b"\0" + b"".join(bytes([len(text)]) + text for text in texts)
+
+
+class Peer:
+    """A service that lets a call send far more than it reads, as gRPC's own server never does.
+
+    serve: what it does with a connection once a call has begun on it.
+    """
+
+    def __init__(
+        self, certificate: trustme.LeafCert, serve: Callable[[PeerConnection], None]
+    ) -> None:
+        self._serve = serve
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.set_alpn_protocols(["h2"])
+        certificate.configure_cert(self._context)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._threads = [threading.Thread(target=self._accept)]
+        self.connections: list[PeerConnection] = []
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # Shut down.
+            while True:
+                plain, _ = self._listener.accept()
+                self._threads.append(threading.Thread(target=self._begin, args=(plain,)))
+                self._threads[-1].start()
+
+    def _begin(self, plain: socket.socket) -> None:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as open_sockets:
+            open_sockets.enter_context(plain)
+            secure = self._context.wrap_socket(plain, server_side=True)
+            open_sockets.enter_context(secure)
+            connection = PeerConnection(secure)
+            self.connections.append(connection)
+            connection.wait_for_call()
+            self._serve(connection)
+
+    def __enter__(self) -> Peer:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self.connections:
+            connection.shut_down()
+        for thread in self._threads:
+            thread.join()
+
+
+class PeerConnection:
+    """One connection to a Peer; taken_bytes: of audio and all that is around it."""
+
+    def __init__(self, secure: ssl.SSLSocket) -> None:
+        self.taken_bytes = 0
+        self.called = threading.Event()
+        self._secure = secure
+        self._stream = 0
+
+    def wait_for_call(self) -> None:
+        """Open the windows wide, and read up to the headers of a call."""
+        setting = INITIAL_WINDOW_SIZE.to_bytes(2, "big") + WINDOW_BYTES.to_bytes(4, "big")
+        self._send(0, SETTINGS, 0, setting)
+        self._send(0, WINDOW_UPDATE, 0, (WINDOW_BYTES - 65_535).to_bytes(4, "big"))
+        self._read(PREFACE_BYTES)
+        kind = None
+        while kind != HEADERS:
+            head = self._read(9)
+            kind, self._stream = head[3], int.from_bytes(head[5:], "big")
+            self._read(int.from_bytes(head[:3], "big"))
+        self.called.set()
+
+    def refuse(self) -> None:
+        """Answer UNAVAILABLE."""
+        status = header(":status", "200") + header("content-type", "application/grpc")
+        trailers = status + header("grpc-status", "14")
+        self._send(self._stream, HEADERS, END_HEADERS | END_STREAM, trailers)
+
+    def take(self, size_bytes: int) -> bool:
+        """Read so much, waiting for it; return whether more may come."""
+        until_bytes = self.taken_bytes + size_bytes
+        while self.taken_bytes < until_bytes:
+            if not (data := self._secure.recv(size_bytes)):
+                return False
+            self.taken_bytes += len(data)
+        return True
+
+    def shut_down(self) -> None:
+        with contextlib.suppress(OSError):
+            self._secure.shutdown(socket.SHUT_RDWR)
+
+    def _read(self, size_bytes: int) -> bytes:
+        content = b""
+        while len(content) < size_bytes:
+            if not (data := self._secure.recv(size_bytes - len(content))):
+                raise OSError("closed by the program")
+            content += data
+        return content
+
+    def _send(self, stream: int, kind: int, flags: int, content: bytes) -> None:
+        head = len(content).to_bytes(3, "big") + bytes([kind, flags])
+        self._secure.sendall(head + stream.to_bytes(4, "big") + content)
+
+
+@contextlib.contextmanager
+def stuck(
+    service: StandIn, *words: object
+) -> Iterator[tuple[subprocess.Popen[str], FaultProxy, PeerConnection]]:
+    """Start the command, and wait until it can write no more to the only connection there is.
+
+    Connections made from then on lead to the service.
+    """
+    with contextlib.ExitStack() as undo:
+        over = threading.Event()
+
+        def read_nothing(connection: PeerConnection) -> None:
+            over.wait()
+
+        peer = undo.enter_context(Peer(service.ca.issue_cert("localhost"), read_nothing))
+        undo.callback(over.set)
+        proxy = undo.enter_context(FaultProxy(peer.port))
+        given = arguments(service, *words, "--endpoint", proxy.endpoint, "--timeout", LONG_S)
+        process = undo.enter_context(start(*given))
+        undo.callback(process.kill)
+        wait_for(lambda: peer.connections and peer.connections[0].called.is_set())
+        before, forwarded = -1, 0
+        while before < forwarded:
+            time.sleep(0.3)
+            before, forwarded = forwarded, proxy.to_server
+        assert 0 < forwarded < LARGE_BYTES
+        proxy.upstream_port = service.port
+        yield process, proxy, peer.connections[0]
+
+
+def test_a_connection_that_stands_still_is_left_behind(
+    service: StandIn, large: Path, call: Path
+) -> None:
+    """The service refused a call, and reads no more: gRPC's close() would wait for the write."""
+    words = ("--audio-path", large, call, "--jobs", 1, "--retries", 1, "--quiet")
+    with stuck(service, *words) as (process, proxy, connection):
+        connection.refuse()
+        out, err = process.communicate(timeout=SOON_S)
+        assert len(proxy.connections) == 2
+    assert (process.returncode, err) == (0, "")
+    assert [line.rpartition(" ")[2] for line in out.splitlines()] == list(service.talks)
+    assert [talk.size for talk in service.talks.values()] == [
+        path.stat().st_size for path in (large, call)
+    ]
+
+
+def test_a_connection_that_stands_still_does_not_hold_up_the_end(
+    service: StandIn, large: Path, call: Path
+) -> None:
+    """The worker ends by itself, that is, so that the recordings not tried are counted."""
+    words = ("--audio-path", large, call, "--jobs", 1, "--quiet")
+    with stuck(service, *words) as (process, _, _):
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=SOON_S)
+    assert (process.returncode, out) == (128 + signal.SIGTERM, "")
+    failed, last = err.splitlines()
+    assert f"{large}: the upload failed before it was complete" in failed
+    assert "1 failed, 0 unknown, 1 not tried" in last
+
+
+def test_a_mute_service_is_given_up_beside_a_slow_line(
+    service: StandIn, large: Path, call: Path
+) -> None:
+    """What the kernel holds of one connection is no sign of life on another."""
+
+    def read_slowly(connection: PeerConnection) -> None:
+        while connection.take(100_000):
+            time.sleep(0.05)
+
+    words = ("--audio-path", large, call, "--timeout", 1, "--format", "json", "--quiet")
+    with contextlib.ExitStack() as undo:
+        peer = undo.enter_context(Peer(service.ca.issue_cert("localhost"), read_slowly))
+        endpoint = ("--endpoint", f"localhost:{peer.port}")
+        process = undo.enter_context(start(*arguments(service, *words, *endpoint)))
+        undo.callback(process.kill)
+        assert process.stdout
+        assert select.select([process.stdout], [], [], SOON_S)[0], "it was not given up"
+        result = json.loads(process.stdout.readline())
+        assert process.poll() is None
+        assert max(each.taken_bytes for each in peer.connections) < LARGE_BYTES
+    assert (result["path"], result["outcome"]) == (str(call), "unknown")
+    assert "no progress for 1 s" in result["error"]
