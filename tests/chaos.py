@@ -370,7 +370,7 @@ class Kills:
     def words(self) -> list[str]:
         return arguments(
             self._service, "--audio-path", self.calls, "--ledger", self.ledger,
-            "--format", "json", "--quiet",
+            "--format", "json",
         )  # fmt: skip
 
     def run(self, wanted: int, limit_s: float) -> None:
@@ -411,7 +411,7 @@ class Kills:
         with (
             open(self._printed, "wb") as printed,
             subprocess.Popen(
-                [sys.executable, str(SCRIPT), *self.words()],
+                [sys.executable, str(SCRIPT), "--quiet", *self.words()],
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=subprocess.DEVNULL,
@@ -630,10 +630,10 @@ class LostAnswers:
                 moment_s = self._noise.uniform(0, startup_s + WORK_S)
                 self.clock_h = self._noise.choice(self._scenario.clocks_h)
                 # Without lookups that would be to ask for duplicates.
-                retry = ["--retry-unknown"] * bool(self._scenario.options and number % 4 < 2)
+                more = ["--retry-unknown"] * bool(self._scenario.options and number % 4 < 2)
+                more += ["--quiet", "--endpoint", proxy.endpoint]
                 if time.monotonic() < deadline_s:
-                    kill_after_s = moment_s * (number % 2)
-                    self.run("--endpoint", proxy.endpoint, *retry, kill_after_s=kill_after_s)
+                    self.run(*more, kill_after_s=moment_s * (number % 2))
                 proxy.cut_all()
         self.clock_h = 0
         self._service.script.clear()
@@ -695,7 +695,7 @@ class LostAnswers:
         """Run the program, and kill it after so long; return exit code, results and stderr."""
         words = arguments(
             self._service, "--audio-path", self.calls, "--ledger", self.ledger,
-            "--format", "json", "--quiet", "--timeout", TIMEOUT_S, *self._scenario.options, *more,
+            "--format", "json", "--timeout", TIMEOUT_S, *self._scenario.options, *more,
         )  # fmt: skip
         proof = "1" * self._scenario.quick_proof
         printed, said = self._folder / "printed", self._folder / "said"
