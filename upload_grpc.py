@@ -4564,7 +4564,7 @@ class Run:
             level = logging.WARNING if is_told else logging.INFO
             text = f"{self._breaker.cause}; {tally.summary()}, {tally.not_tried:,} not tried"
             log.log(level, text)
-        elif not tally.counts:
+        elif not tally.counts and not tally.left_out:
             looked_for = ", ".join(self._args.suffixes)
             folders = ", ".join(self._args.audio_path)
             log.info(f"{folders}: no recordings found (looked for {looked_for})")
