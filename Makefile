@@ -5,9 +5,8 @@ PYTHON ?= python3
 # A clone of yandex-cloud/cloudapi to make the stubs from, in place of protos/.
 CLOUDAPI ?=
 CLOUDAPI_URL ?= https://github.com/yandex-cloud/cloudapi
-# As many tests at a time as there are cores, unless something else is named: tests that are
-# chosen by name, or looked at with --pdb, run in one process.
-# More than there are cores: most of the time is spent waiting.
+# Four tests at a time, also with fewer cores, as most of their time is spent waiting. What is
+# given on the command line takes the place of that: -k name or --pdb runs in one process.
 PYTEST_ARGS ?= -n 4
 CHAOS_ARGS ?=
 FUZZ_ARGS ?=

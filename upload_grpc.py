@@ -1719,6 +1719,125 @@ LEDGER_TABLES = (
     half_open     INTEGER NOT NULL DEFAULT 0
 )""",
 )
+# Whether the row r of recordings is that of the path of p, a row of problems. The stem is either
+# all of the path or what is before its last dot: with both given, recordings_by_stem is used.
+SAME_PATH = """r.connection_id = p.connection_id AND r.path = p.path AND r.stem IN
+    (p.path, substr(p.path, 1, length(rtrim(p.path, replace(p.path, '.', ''))) - 1))"""
+
+# What became of the row r of recordings, as the next run will see it: a run that may still go on
+# has its rows `sending`; one that is over left nothing (failed) or perhaps a dialog (unknown).
+# A recording that vanished, or waits for its JSON, is not one that the next run will upload.
+OUTCOME = """CASE
+    WHEN r.state IN ('uploaded', 'unknown') THEN r.state
+    WHEN r.state IN ('sending', 'finishing')
+        AND r.updated_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 day')
+        AND (SELECT ended_at IS NULL FROM runs WHERE connection_id = r.connection_id
+             ORDER BY id DESC LIMIT 1)
+        THEN 'sending'
+    WHEN r.state = 'finishing' THEN 'unknown'
+    ELSE coalesce(
+        (SELECT min(cause) FROM problems p
+         WHERE p.connection_id = r.connection_id AND p.path = r.path AND p.exit_code <> 0
+         AND (p.cause = 'lost' OR p.cause = 'no-metadata' AND r.state <> 'rejected')),
+        replace(r.state, 'sending', 'failed'))
+    END"""
+
+# The outcomes in the order of the report's columns, each with its words.
+OUTCOMES = {
+    "uploaded": "uploaded",
+    "failed": "failed",
+    "rejected": "rejected",
+    "unknown": "unknown",
+    "no-metadata": "without metadata",
+    "lost": "lost",
+    "sending": "being uploaded",
+}
+DAY_COLUMNS = tuple(words.replace(" ", "_") for words in OUTCOMES.values())
+
+COUNTED_DAYS = "SELECT connection_id, date(recorded_at, 'localtime') AS day, " + ", ".join(
+    f"sum(outcome = '{outcome}') AS {column}"
+    for outcome, column in zip(OUTCOMES, DAY_COLUMNS, strict=True)
+)
+
+# For people, `sqlite3 -csv`, pandas and dashboards. Their times are the ledger's (UTC), their days
+# those of the zone of whoever asks.
+LEDGER_VIEWS = {
+    # A row for each call, uploaded or not. What was refused before it had a row in recordings is
+    # known from problems: one row a path, `lost` before what was seen last. A folder has no mtime
+    # there, and is no call. Other content under the path of an uploaded recording is another call.
+    "calls": f"""
+SELECT r.connection_id, r.path, r.recorded_at, r.uploaded_at, {OUTCOME} AS outcome,
+    r.talk_id AS dialog_id, r.found_id, r.error
+FROM recordings r
+UNION ALL
+SELECT p.connection_id, p.path,
+    coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', p.mtime_ns / 1e9, 'unixepoch'), p.since), NULL,
+    CASE WHEN p.cause IN ('lost', 'no-metadata') THEN p.cause ELSE 'failed' END, NULL, NULL, p.text
+FROM (
+    SELECT connection_id, path, cause, text, size_bytes, mtime_ns, since,
+        max((cause = 'lost') || seen_at)
+    FROM problems
+    WHERE path <> '' AND exit_code <> 0
+    AND (mtime_ns IS NOT NULL OR cause IN ('lost', 'no-metadata'))
+    GROUP BY connection_id, path
+) p
+WHERE NOT EXISTS (
+    SELECT 1 FROM recordings r INDEXED BY recordings_by_stem WHERE {SAME_PATH}
+    AND (r.state <> 'uploaded' OR coalesce(p.size_bytes, r.size_bytes) = r.size_bytes)
+)""",
+    # Days without calls have zeros, for a year back: a recorder without a clock writes 1970.
+    "days": f"""
+WITH RECURSIVE counted AS ({COUNTED_DAYS} FROM calls GROUP BY 1, 2),
+every_day (connection_id, day) AS (
+    SELECT connection_id, max(min(day), date('now', 'localtime', '-365 days'))
+    FROM counted GROUP BY 1
+    UNION ALL
+    SELECT connection_id, date(day, '+1 day') FROM every_day WHERE day < date('now', 'localtime')
+)
+SELECT connection_id, day, {", ".join(f"sum({column}) AS {column}" for column in DAY_COLUMNS)}
+FROM (
+    SELECT * FROM counted
+    UNION ALL
+    SELECT connection_id, day, {", ".join("0" for _ in DAY_COLUMNS)} FROM every_day
+)
+GROUP BY connection_id, day""",
+    # All that is open: each problem, warnings included, then the recordings that none of them is
+    # about. The text of a problem is "cause; what to do (details)".
+    "attention": f"""
+SELECT p.connection_id, p.since, p.path, p.cause, p.exit_code,
+    CASE WHEN instr(p.text, '; ') THEN substr(p.text, instr(p.text, '; ') + 2) ELSE '' END
+        AS what_to_do,
+    CASE WHEN instr(p.text, '; ') THEN substr(p.text, 1, instr(p.text, '; ') - 1) ELSE p.text END
+        AS error,
+    coalesce(
+        (SELECT r.recorded_at FROM recordings r INDEXED BY recordings_by_stem WHERE {SAME_PATH}
+         ORDER BY r.updated_at DESC LIMIT 1),
+        strftime('%Y-%m-%dT%H:%M:%fZ', p.mtime_ns / 1e9, 'unixepoch')) AS recorded_at,
+    p.seen_at
+FROM problems p
+UNION ALL
+SELECT r.connection_id, r.updated_at, r.path, r.outcome,
+    CASE r.outcome WHEN 'unknown' THEN 76 WHEN 'rejected' THEN 65 ELSE 75 END,
+    CASE r.outcome
+        WHEN 'unknown' THEN 'look for it in the console by ' || coalesce(
+            r.lookup_key || ' = ' || r.sha256,
+            'its time, ' || strftime('%Y-%m-%d %H:%M', r.recorded_at, 'localtime'))
+            || '; if it is not there, --retry-unknown uploads it again'
+        WHEN 'rejected' THEN
+            'correct the file or its metadata; after a fix in the console: --retry-rejected'
+        ELSE 'the next run uploads it' END,
+    coalesce(r.error, CASE r.state
+        WHEN 'finishing' THEN 'the run ended before its result was recorded'
+        WHEN 'sending' THEN 'the run ended before it was uploaded'
+        ELSE r.state END),
+    r.recorded_at, r.updated_at
+FROM (SELECT r.*, {OUTCOME} AS outcome FROM recordings r WHERE r.state <> 'uploaded') r
+WHERE r.outcome IN ('unknown', 'rejected', 'failed') AND NOT EXISTS (
+    SELECT 1 FROM problems p WHERE p.connection_id = r.connection_id AND p.path = r.path
+    AND CASE r.outcome WHEN 'unknown' THEN p.exit_code = 76
+        WHEN 'rejected' THEN p.exit_code = 65 ELSE p.exit_code <> 0 END
+)""",
+}
 NEW_LEDGER = "a new ledger uploads everything again"
 CHECK_LEDGER = "check --ledger"
 RESTORE_LEDGER = f"restore it from a backup, with its -wal file ({NEW_LEDGER})"
@@ -1862,18 +1981,9 @@ class LedgerFile:
     def _prepare(self) -> None:
         """Check the layout, or create it; take over what a killed run left."""
         execute = self._db.execute
-        (application_id,) = execute("PRAGMA application_id").fetchone()
-        (version,) = execute("PRAGMA user_version").fetchone()
         (tables,) = execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables and application_id != LEDGER_APPLICATION_ID:
-            cause = "not a ledger, but a database of another program"
-            advice = f"{CHECK_LEDGER}, or {RESTORE_LEDGER}"
-            raise LedgerError(self.path, "foreign", cause, advice)
-        if tables and version != LEDGER_VERSION:
-            age = "a newer" if version > LEDGER_VERSION else "an older"
-            raise LedgerError(
-                self.path, "version", f"written by {age} upload_grpc", "use that version"
-            )
+        if tables:
+            check_layout(self._db, self.path)
         if self._args.dry_run and tables:
             return
         if not tables:  # Perhaps SQLite has just undone what a killed first run had begun.
@@ -1882,6 +1992,9 @@ class LedgerFile:
         # In one transaction of a file without -wal: a run killed in it leaves an empty file.
         for statement in () if tables else LEDGER_TABLES:
             execute(statement)
+        for name, select in LEDGER_VIEWS.items():
+            execute(f"DROP VIEW IF EXISTS {name}")
+            execute(f"CREATE VIEW {name} AS {select}")
         execute(f"PRAGMA application_id = {LEDGER_APPLICATION_ID}")
         # Written even if it changes nothing, so that a full disk is noticed before we send.
         execute(f"PRAGMA user_version = {LEDGER_VERSION}")
@@ -2148,6 +2261,18 @@ class Ledger(LedgerFile):
         names = ", ".join(f"{name} = ?" for name in columns)
         values = (*columns.values(), utc(), self._run_id)
         self._execute(f"UPDATE runs SET {names}, ended_at = ? WHERE id = ?", values)
+
+
+def check_layout(db: Any, path: str) -> None:
+    """Raise LedgerError if a database is not a ledger of this layout."""
+    (application_id,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if application_id != LEDGER_APPLICATION_ID:
+        cause = "not a ledger, but a database of another program"
+        raise LedgerError(path, "foreign", cause, f"{CHECK_LEDGER}, or {RESTORE_LEDGER}")
+    if version != LEDGER_VERSION:
+        age = "a newer" if version > LEDGER_VERSION else "an older"
+        raise LedgerError(path, "version", f"written by {age} upload_grpc", "use that version")
 
 
 def is_mount_point(path: str) -> bool:
@@ -2502,6 +2627,8 @@ class Source:
         self._ledger = ledger
         self._breaker = breaker
         self._tally = tally
+        midnight = datetime.datetime.combine(args.since or datetime.date.min, datetime.time())
+        self._since_s = midnight.timestamp() if args.since else -math.inf
         self._claimed: set[str] = set()
         self._touched: collections.deque[Recording] = collections.deque()
         self._copies: collections.deque[Recording] = collections.deque()
@@ -2537,7 +2664,8 @@ class Source:
         for recording in self._recordings:
             known = None
             with contextlib.suppress(LedgerError):
-                known, _ = self._find_known(recording)
+                rows = self._ledger.find_by_stem(recording.path) if self._ledger else []
+                known, _ = match_file(rows, recording)
             number += not known
         return number
 
@@ -2572,10 +2700,9 @@ class Source:
                 self._tally.add(recording, failed(unreadable(error)))
                 continue
             identity = status.st_dev, status.st_ino
-            # A date far in the future is wrong rather than young; slightly ahead is clock skew.
-            min_age_s = self._args.min_age
-            if min_age_s and abs(time.time() - status.st_mtime) < min_age_s:
-                self._tally.leave_out(recording, "young", f"younger than {min_age_s:g} s")
+            if is_young(status, self._args.min_age):
+                text = f"younger than {self._args.min_age:g} s"
+                self._tally.leave_out(recording, "young", text)
             elif identity in seen:
                 what = "another name of a file that was found before"
                 self._tally.leave_out(recording, "other name", what)
@@ -2604,7 +2731,11 @@ class Source:
 
         If not, its result is reported, or it is looked at again later.
         """
-        known, is_touched = self._find_known(recording)
+        rows = self._ledger.find_by_stem(recording.path) if self._ledger else []
+        known, is_touched = match_file(rows, recording)
+        if self._is_too_old(recording) and not any(is_same_path(row, recording) for row in rows):
+            self._tally.leave_out(recording, "old", f"older than {self._args.since}")
+            return False
         if known and not self._has_newer_sidecar(recording, known):
             return self._leave(recording, known, decide(known, recording, self._args, set()))
         if is_touched and not self._may_hash_touched:
@@ -2646,17 +2777,9 @@ class Source:
         recording.is_to_send = True
         return True
 
-    def _find_known(self, recording: Recording) -> tuple[Row | None, bool]:
-        """Return the uploaded row of this very file, and whether one differs only in its ctime."""
-        state, is_touched = recording.file_state, False
-        suffix = os.path.splitext(recording.path)[1]
-        for row in self._ledger.find_by_stem(recording.path) if self._ledger else ():
-            before = row["size_bytes"], row["mtime_ns"]
-            if row["state"] == "uploaded" and row["suffix"] == suffix and before == state[:2]:
-                if row["ctime_ns"] == state.ctime_ns:
-                    return row, False
-                is_touched = True
-        return None, is_touched
+    def _is_too_old(self, recording: Recording) -> bool:
+        state = recording.file_state
+        return max(state.mtime_ns, state.ctime_ns) < self._since_s * 1e9
 
     def _leave(self, recording: Recording, row: Row, decision: Decision) -> bool:
         """Report a recording as the ledger has it; return True if it is to be followed instead."""
@@ -2703,6 +2826,39 @@ class Source:
             log.warning(f"{path}: {what}; {advice}")
         elif row["state"] == "uploaded":
             log.info(f"{path}: its metadata has changed since the upload; {advice}")
+
+
+def is_young(status: os.stat_result, min_age_s: float) -> bool:
+    """Return whether a file may still be written to.
+
+    By the later of mtime and ctime: a file that a tool copied with its old mtime is young when it
+    arrives. A date far in the future is wrong rather than young; slightly ahead is clock skew.
+    """
+    age_s = time.time() - max(status.st_mtime, status.st_ctime)
+    if age_s < -min_age_s:
+        age_s = time.time() - status.st_ctime
+    return bool(min_age_s) and abs(age_s) < min_age_s
+
+
+def is_same_path(row: Row, recording: Recording) -> bool:
+    """Return whether a row of find_by_stem is of the recording's path."""
+    suffix: str = row["suffix"]
+    return suffix == os.path.splitext(recording.path)[1]
+
+
+def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, bool]:
+    """Return the uploaded row of this very file, and whether one differs only in its ctime.
+
+    rows: those of find_by_stem.
+    """
+    state, is_touched = recording.file_state, False
+    for row in rows:
+        before = row["size_bytes"], row["mtime_ns"]
+        if row["state"] == "uploaded" and before == state[:2] and is_same_path(row, recording):
+            if row["ctime_ns"] == state.ctime_ns:
+                return row, False
+            is_touched = True
+    return None, is_touched
 
 
 def drained(queue: collections.deque[Recording]) -> Iterator[Recording]:
@@ -3211,7 +3367,405 @@ def update_talk(args: Namespace, access: Access | None, console: Console) -> int
     return tally.exit_code
 
 
-# --- 15. Options and main ---------------------------------------------------------------------
+# --- 15. The report ---------------------------------------------------------------------------
+
+# A connection whose cron job works has a run within this time that looked at everything.
+QUIET_RUN_LIMIT = datetime.timedelta(hours=24)
+CHECK_CRON = "check that cron runs, and what it emails"
+# So that a good day fits a screen; with --since all days since then, up to a year.
+DAYS_SHOWN = 10
+DAYS_SHOWN_SINCE = 366
+# Of each cause; the newest are shown.
+ATTENTION_SHOWN = 10
+CALL_COLUMNS = (
+    "connection_id",
+    "path",
+    "recorded_at",
+    "uploaded_at",
+    "outcome",
+    "dialog_id",
+    "found_id",
+    "error",
+)
+
+
+class Filter(NamedTuple):
+    """Conditions in SQL for the rows that were asked for, and their named values."""
+
+    calls: str
+    attention: str
+    runs: str
+    is_covered: str  # What counts for the exit code: attention shows all that is open.
+    values: dict[str, str]
+
+
+class LastRun(NamedTuple):
+    """The last --quiet run of a connection that looked at everything, in words."""
+
+    connection_id: str
+    text: str
+    is_overdue: bool  # None within QUIET_RUN_LIMIT, or something was not tried.
+
+
+def report(args: Namespace) -> int:
+    """Print what the ledger knows and return the exit code; raise UploadError or OSError (stdout).
+
+    The gravest of what --since covers; at least 75 if a connection's last --quiet run is overdue.
+    """
+    import sqlite3
+
+    path = os.path.realpath(args.ledger)
+    try:
+        with contextlib.closing(open_for_report(path)) as db:
+            chosen = make_filter(args)
+            check_connection(db, args, path)
+            last_runs = find_last_runs(db, chosen)
+            if args.format == "text":
+                print_text(db, args, chosen, last_runs)
+            else:
+                print_calls(db, chosen, args.format)
+                for run in last_runs:
+                    if run.is_overdue:
+                        log.warning("%s: %s", one_line(run.connection_id), one_line(run.text))
+            covered = f"{chosen.attention} AND {chosen.is_covered}"
+            sql = f"SELECT DISTINCT exit_code FROM attention WHERE {covered}"
+            codes = {code for (code,) in db.execute(sql, chosen.values)}
+    except sqlite3.Error as error:
+        raise LedgerError.of(path, error) from error
+    sys.stdout.flush()
+    if any(run.is_overdue for run in last_runs):
+        codes.add(os.EX_TEMPFAIL)
+    return next((code for code in GRAVEST_FIRST if code in codes), os.EX_OK)
+
+
+def open_for_report(path: str) -> Any:
+    """Open a ledger for one look at it, with the views; raise UploadError or sqlite3.Error."""
+    if not os.path.isfile(path) or not os.path.getsize(path):
+        cause = "empty" if os.path.isfile(path) else "missing, or not a regular file"
+        raise LedgerError(path, "missing", cause, CHECK_LEDGER)
+    db = open_read_only(path)
+    check_layout(db, path)
+    # Of this version, whatever version made those in the file.
+    for name, select in LEDGER_VIEWS.items():
+        db.execute(f"CREATE TEMP VIEW {name} AS {select}")
+    db.execute("BEGIN")  # All queries see the same state.
+    return db
+
+
+def check_connection(db: Any, args: Namespace, path: str) -> None:
+    """Raise UploadError if the ledger knows nothing of --connection-id: a typo is not "all well".
+
+    Its value is not named, as it may be a misplaced key.
+    """
+    if args.connection_id is None:
+        return
+    for table in ("runs", "recordings", "problems"):
+        sql = f"SELECT 1 FROM {table} WHERE connection_id = ? LIMIT 1"
+        if db.execute(sql, (args.connection_id,)).fetchone():
+            return
+    known = [row[0] for row in db.execute("SELECT DISTINCT connection_id FROM runs ORDER BY 1")]
+    advice = f"it has: {one_line(', '.join(known[:10])) or 'no run yet'}"
+    cause = "the connection of --connection-id is not in it"
+    raise LedgerError(path, "connection", cause, advice)
+
+
+def make_filter(args: Namespace) -> Filter:
+    """Return the conditions that --connection-id, --audio-path and --since stand for."""
+    values: dict[str, str] = {}
+    connection = "1"
+    if args.connection_id is not None:
+        values["connection"] = args.connection_id
+        connection = "connection_id = :connection"
+    paths = []
+    for number, path in enumerate(map(stored_path, args.audio_path)):
+        folder = path.rstrip("/")
+        # What is below: "/" is followed by "0".
+        values |= {f"at{number}": path, f"from{number}": f"{folder}/", f"to{number}": f"{folder}0"}
+        paths.append(f"path = :at{number} OR path >= :from{number} AND path < :to{number}")
+    at_paths = " OR ".join(paths) or "1"
+    since = covered = "1"
+    if args.since is not None:
+        # mktime() knows no year 1; no recording is older than this.
+        day = max(args.since, datetime.date(1970, 1, 2))
+        midnight = datetime.datetime.combine(day, datetime.time()).astimezone(datetime.timezone.utc)
+        values["since"] = midnight.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        since = "recorded_at >= :since"
+        # What is about no recording (an outage, a folder) counts while runs meet it.
+        covered = "coalesce(recorded_at, seen_at) >= :since"
+    return Filter(
+        calls=f"{connection} AND ({at_paths}) AND {since}",
+        # What is wrong with a run is wrong for each path.
+        attention=f"{connection} AND (path = '' OR {at_paths})",
+        runs=connection,
+        is_covered=covered,
+        values=values,
+    )
+
+
+def find_last_runs(db: Any, chosen: Filter) -> list[LastRun]:
+    """Describe the last --quiet run that looked at everything, of each connection with runs.
+
+    A connection that never had a --quiet run is not held to having one.
+    """
+    sql = f"""SELECT connection_id, max(quiet),
+        max(CASE WHEN quiet AND looked_at_all THEN id END),
+        max(CASE WHEN quiet AND ended_at IS NOT NULL THEN id END)
+        FROM runs WHERE {chosen.runs} GROUP BY connection_id"""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    runs = []
+    for connection_id, is_held_to_it, complete, ended in db.execute(sql, chosen.values).fetchall():
+        columns = "coalesce(ended_at, began_at), found, uploaded, left_out, not_tried, exit_code"
+        sql = f"SELECT {columns} FROM runs WHERE id = ?"
+        run = db.execute(sql, (complete,)).fetchone()
+        later = db.execute(sql, (ended,)).fetchone() if ended and ended > (complete or 0) else None
+        if not is_held_to_it:
+            text, is_overdue = "no run with --quiet so far", False
+        elif not run:
+            text, is_overdue = f"none with --quiet looked at everything; {CHECK_CRON}", True
+        else:
+            text = run_text(run)
+            # A clock that jumped must not hide a dead cron for years.
+            is_overdue = abs(now - parse_time(run[0])) > QUIET_RUN_LIMIT
+            if is_overdue:
+                text = f"none for 24 h looked at everything; {CHECK_CRON}. The last: {text}"
+        if later:
+            text += f". Since then: {run_text(later)}"
+        is_overdue = is_overdue or bool((run and run[4]) or (later and later[4]))
+        runs.append(LastRun(connection_id, text, is_overdue))
+    return runs
+
+
+def run_text(run: tuple[Any, ...]) -> str:
+    """Say when a run ended, what it found and what it left."""
+    at, found, uploaded, left_out, not_tried, exit_code = run
+    reasons = json.loads(left_out or "{}")
+    counts = [f"{found:,} found", f"{uploaded:,} uploaded"]
+    counts += [f"{number:,} {reason}" for reason, number in reasons.items() if number]
+    if not_tried:
+        counts.append(f"{not_tried:,} not tried")
+    if exit_code:
+        counts.append(f"exit code {exit_code}")
+    return f"{local_time(at)}: {', '.join(counts)}"
+
+
+def parse_time(text: str) -> datetime.datetime:
+    """Parse a time of the ledger."""
+    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def local_time(text: str) -> str:
+    """Return a time of the ledger in the local zone, to the minute."""
+    return f"{parse_time(text).astimezone():%Y-%m-%d %H:%M}"
+
+
+def local_zone() -> str:
+    """Name the local zone: "CET/CEST, now UTC+01:00"."""
+    now = datetime.datetime.now().astimezone()
+    return f"{'/'.join(dict.fromkeys(time.tzname))}, now UTC{now.isoformat()[-6:]}"
+
+
+def print_calls(db: Any, chosen: Filter, output_format: str) -> None:
+    """Print a line for each call, the earliest first: csv for spreadsheets, json for programs.
+
+    Times: csv has local ones without an offset, json the ledger's (UTC).
+    """
+    import csv
+
+    columns = ", ".join(CALL_COLUMNS)
+    if output_format == "csv":
+        for name in ("recorded_at", "uploaded_at"):
+            columns = columns.replace(name, f"strftime('%Y-%m-%d %H:%M:%S', {name}, 'localtime')")
+    sql = f"SELECT {columns} FROM calls WHERE {chosen.calls} ORDER BY recorded_at, path"
+    rows = safe_rows(db.execute(sql, chosen.values))
+    stdout = utf8_stdout()
+    if output_format == "json":
+        encode = json.JSONEncoder(ensure_ascii=False).encode
+        stdout.writelines(encode(dict(zip(CALL_COLUMNS, row))) + "\n" for row in rows)  # noqa: B905
+        return
+    # The byte order mark tells spreadsheets that this is UTF-8.
+    stdout.write("\ufeff")
+    writer = csv.writer(stdout, delimiter=";", lineterminator="\n")
+    writer.writerow(CALL_COLUMNS)
+    # The service's words must not become a formula.
+    writer.writerows(
+        (*row[:-1], f"'{row[-1]}") if row[-1] and row[-1][0] in "=+-@" else row for row in rows
+    )
+
+
+def safe_rows(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Yield rows of text or None with control and bidi characters escaped."""
+    for row in rows:
+        # str.isprintable is quick, and few rows have anything to escape.
+        if "".join(filter(None, row)).isprintable():
+            yield row
+        else:
+            yield tuple(value and one_line(value) for value in row)
+
+
+def utf8_stdout() -> TextIO:
+    """Return stdout, writing UTF-8 whatever the locale is."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    return sys.stdout
+
+
+def print_text(db: Any, args: Namespace, chosen: Filter, last_runs: list[LastRun]) -> None:
+    """Print the report for people: totals, runs, days, what needs attention."""
+    import shutil
+
+    # COLUMNS, else the terminal's, else what an email has.
+    width = min(max(shutil.get_terminal_size((80, 24)).columns, 40), 100)
+    totals = {run.connection_id: [0] * len(OUTCOMES) for run in last_runs}
+    days: dict[str, list[int]] = {}
+    sql = f"{COUNTED_DAYS} FROM calls WHERE {chosen.calls} GROUP BY 1, 2"
+    for connection_id, day, *counts in db.execute(sql, chosen.values):
+        for sums, key in ((totals, connection_id), (days, day or "?")):
+            sums[key] = [a + b for a, b in zip(sums.get(key, [0] * 7), counts, strict=True)]
+    since = f" recorded since {args.since}" if args.since else ""
+    print_wrapped(f"Calls{since} (ledger {args.ledger})", width, "    ")
+    print_wrapped(f"Days and times: {local_zone()}", width, "    ")
+    print()
+    for connection_id, counts in sorted(totals.items()):
+        print_wrapped(f"{connection_id}: {count_text(counts)}", width, "    ")
+    if not totals:
+        print("No calls.")
+    print()
+    for run in last_runs:
+        name = f" of {run.connection_id}" if len(last_runs) > 1 else ""
+        print_wrapped(f"Last complete run{name}: {run.text}", width, "    ")
+    if not last_runs:
+        print("No runs.")
+    print()
+    print_days(days, args.since, width)
+    print_attention(db, chosen, len(totals) > 1, width)
+
+
+def count_text(counts: list[int]) -> str:
+    """Return "1,204 uploaded, 2 failed": zeros only of what was uploaded."""
+    pairs = list(zip(counts, OUTCOMES.values(), strict=True))
+    return ", ".join(f"{n:,} {words}" for i, (n, words) in enumerate(pairs) if n or not i)
+
+
+def print_days(days: dict[str, list[int]], since: datetime.date | None, width: int) -> None:
+    """Print the days, the latest first, those without calls too; columns, if width allows.
+
+    width: in characters.
+    """
+    if not days and not since:
+        return
+    limit = DAYS_SHOWN_SINCE if since else DAYS_SHOWN
+    today = datetime.date.today()
+    first = str(since) if since else min(days)
+    recent = (str(today - datetime.timedelta(days=ago)) for ago in range(limit))
+    every_day = sorted({*days, *(day for day in recent if day >= first)}, reverse=True)
+    # Only what any of the days has, but always the six that people ask for.
+    words = list(OUTCOMES.values())[: 7 if any(counts[6] for counts in days.values()) else 6]
+    columns = [(word, max(len(word), 7) + 2) for word in words]
+    is_table = 14 + sum(size for _, size in columns) <= width
+    if is_table:
+        print(f"{'Day':14}" + "".join(f"{word:>{size}}" for word, size in columns))
+    for day in every_day[:limit]:
+        counts = days.get(day, [0] * 7)
+        weekday = "" if day == "?" else f"{datetime.date.fromisoformat(day):%a}"
+        if is_table:
+            cells = zip(counts, columns, strict=False)
+            print(f"{day} {weekday:3}" + "".join(f"{n:>{size},}" for n, (_, size) in cells))
+        else:
+            print_wrapped(f"{day} {weekday}: {count_text(counts)}", width, "    ")
+    if earlier := [days[day] for day in every_day[limit:]]:
+        sums = [sum(column) for column in zip(*earlier, strict=True)]
+        print_wrapped(f"Earlier (--since DAY shows the days): {count_text(sums)}", width, "    ")
+    print()
+
+
+class Entry(NamedTuple):
+    """A row of attention; entries sort by since."""
+
+    since: str
+    connection_id: str
+    path: str
+    error: str
+    what_to_do: str
+
+
+def print_attention(db: Any, chosen: Filter, name_connections: bool, width: int) -> None:
+    """Print all that is open, the gravest cause first; of each cause the newest few."""
+    import heapq
+
+    # By exit code and cause: how many, the first, and a heap of the newest.
+    counts: dict[tuple[int, str], int] = {}
+    first: dict[tuple[int, str], str] = {}
+    newest: dict[tuple[int, str], list[Entry]] = {}
+    sql = f"""SELECT exit_code, cause, since, connection_id, path, error, what_to_do
+        FROM attention WHERE {chosen.attention}"""
+    for exit_code, name, *columns in db.execute(sql, chosen.values):
+        key, entry = (exit_code, name), Entry(*columns)
+        counts[key] = counts.get(key, 0) + 1
+        first[key] = min(first.get(key, entry.since), entry.since)
+        heap = newest.setdefault(key, [])
+        heapq.heappush(heap, entry)
+        if len(heap) > ATTENTION_SHOWN:
+            heapq.heappop(heap)
+    if not counts:
+        print("Nothing needs attention.")
+        return
+    print(f"Needs attention: {sum(counts.values()):,}, the newest first")
+    gravity = {code: place for place, code in enumerate(GRAVEST_FIRST)}
+    for key in sorted(counts, key=lambda key: (gravity.get(key[0], len(gravity)), key)):
+        kind = f"exit code {key[0]}" if key[0] else "a warning"
+        print()
+        print_wrapped(f"{counts[key]:,} {key[1]} ({kind})", width, "    ")
+        print_entries(sorted(newest[key], reverse=True), name_connections, width)
+        if (rest := counts[key] - len(newest[key])) > 0:
+            where = "--format csv" if key[0] else "the view attention in the ledger"
+            text = f"  and {rest:,} more, since {local_time(first[key])}: {where}"
+            print_wrapped(text, width, "    ")
+
+
+def print_entries(entries: list[Entry], name_connections: bool, width: int) -> None:
+    """Print when and where, and before it what and what to do, unless that was said just now."""
+    said: tuple[str, ...] = ("", "")
+    for entry in entries:
+        says = (entry.error, entry.what_to_do)
+        if says != said:
+            is_new = entry.what_to_do and entry.what_to_do != said[1]
+            print_wrapped(f"  {'; '.join(says) if is_new else entry.error}", width, "  ")
+            said = says
+        name = f"{entry.connection_id}  " if name_connections else ""
+        line = f"    {local_time(entry.since)}  {name}{entry.path or '(the run)'}"
+        print_wrapped(line, width, "      ")
+
+
+def print_wrapped(text: str, width: int, indent: str) -> None:
+    """Print text in lines of at most width characters, cut after a blank, else within a path."""
+    text = one_line(text)
+    while len(text) > width:
+        least = len(indent) + width // 3
+        cut = text.rfind(" ", least, width + 1) + 1 or text.rfind("/", least, width) + 1 or width
+        print(text[:cut].rstrip(" "))
+        text = indent + text[cut:].lstrip(" ")
+    print(text)
+
+
+# --- 16. Options and main ---------------------------------------------------------------------
+
+
+def age(text: str) -> float:
+    """Return an age in seconds: 90, 90s, 5m, 1h or 2d."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)([smhd]?)", text.strip())
+    if not match or float(match[1]) > 1e6:
+        raise argparse.ArgumentTypeError("must be a number of seconds, or like 5m, 1h, 2d")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
+
+
+def day(text: str) -> datetime.date:
+    """Return a local day: YYYY-MM-DD, today, yesterday, or 7d for seven days ago."""
+    days = {"today": "0d", "yesterday": "1d"}.get(text, text)
+    with contextlib.suppress(ValueError, OverflowError):
+        if match := re.fullmatch(r"(\d{1,5})d", days):
+            return datetime.date.today() - datetime.timedelta(days=int(match[1]))
+        return datetime.date.fromisoformat(text)
+    raise argparse.ArgumentTypeError("must be YYYY-MM-DD, today, yesterday, or like 7d")
 
 
 class Parser(argparse.ArgumentParser):
@@ -3241,7 +3795,7 @@ def make_parser() -> Parser:
     option = parser.add_argument_group("what to upload").add_argument
     option("--audio-path", action="extend", nargs="+", default=[], metavar="PATH",
            help="recordings (WAV with 16 bit LPCM, MP3, OggOpus), or folders searched for them")
-    option("--connection-id", required=True, metavar="ID", help="the connection to upload to")
+    option("--connection-id", metavar="ID", help="the connection to upload to")
     option("--meta-path", metavar="FILE",
            help="JSON object of metadata fields; call.json beside call.wav wins, field by field")
     option("--talk-id", metavar="ID",
@@ -3250,8 +3804,12 @@ def make_parser() -> Parser:
            help="auto (default): from the content; pcm: raw signed 16 bit little-endian samples")
     option("--sample-rate", type=int, default=0, metavar="HZ", help="of raw samples")
     option("--channels", type=int, default=0, metavar="N", help="of raw samples")
-    option("--min-age", type=float, default=0, metavar="S",
-           help="leave out files changed less than S seconds ago: they may still be written to")
+    option("--since", type=day, metavar="DAY",
+           help="leave out recordings older than YYYY-MM-DD, today, yesterday or 7d, unless the "
+                "ledger knows them; with --report: begin there")
+    option("--min-age", type=age, default=0.0, metavar="AGE",
+           help="leave out files that changed less than AGE ago (90, 5m, 1h): they may still be "
+                "written to")
     option = parser.add_argument_group("access").add_argument
     option("--key", metavar="KEY", help="API key or IAM token; every user sees it in process lists")
     option("--key-file", metavar="FILE", help="file that holds the key or token")
@@ -3288,7 +3846,10 @@ def make_parser() -> Parser:
     option("--space-id", metavar="ID", help="where the connection is")
     option("--project-id", metavar="ID", help="look only in this project")
     option = parser.add_argument_group("output").add_argument
-    option("--format", choices=("text", "json"), default="text", help="of stdout")
+    option("--report", action="store_true",
+           help="print what the --ledger knows: each day's counts, and what needs attention")
+    option("--format", choices=("text", "json", "csv"), default="text",
+           help="of stdout; csv is for --report")
     option("--quiet", action="store_true", help="on stderr: only failures and doubtful metadata")
     option("--verbose", action="store_true", help="on stderr: every step, with IDs")
     option("--version", action="version", version=f"upload_grpc {__version__}")
@@ -3304,7 +3865,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
         # Not --key=SECRET or the like.
         options = [word for word in rest if re.fullmatch("--[a-z-]{1,20}", word)]
         parser.error(f"unknown option: {' '.join(options)}" if options else "unexpected argument")
-    args.connection_id = args.connection_id.strip()
+    args.connection_id = args.connection_id and args.connection_id.strip()
     for name, value in vars(args).items():
         # An unset $LEDGER expands to ''; reject it. (authorization() reports an empty --key.)
         if value == "" and name != "key":
@@ -3318,7 +3879,10 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     pcm = args.audio_type == "pcm"
     good_rate = args.sample_rate in SAMPLE_RATES_HZ
     wrong = (
-        (not args.talk_id and not args.audio_path, "--audio-path is missing"),
+        (not args.connection_id and not args.report, "--connection-id is missing"),
+        (args.report and not args.ledger, "--report needs --ledger"),
+        (args.format == "csv" and not args.report, "--format csv is for --report"),
+        (not (args.talk_id or args.audio_path or args.report), "--audio-path is missing"),
         ("" in args.audio_path, "--audio-path is empty"),
         (args.talk_id and not args.meta_path, "--talk-id needs --meta-path"),
         (args.talk_id and with_audio & given, "--talk-id sends metadata only, and no audio"),
@@ -3329,7 +3893,6 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
         (not 1 <= args.jobs <= 64, "--jobs: must be from 1 to 64"),
         (not 0 <= args.retries <= 100, "--retries: must be from 0 to 100"),
         (not 0.1 <= args.timeout <= 86_400, "--timeout: must be from 0.1 to 86400"),
-        (not 0 <= args.min_age <= 1e9, "--min-age: must be from 0 to 1e+09"),
         (args.split and args.single_message, "--split is a stream: leave out --single-message"),
         (args.wait and not args.split, "--wait is for --split"),
         ({"key", "key_file"} <= given, "--key and --key-file exclude each other"),
@@ -3338,7 +3901,10 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
         (args.retry_rejected and not args.ledger, "--retry-rejected needs --ledger"),
         (args.lookup_key and missing, f"--lookup-key needs {missing}"),
         (about_lookup and not args.lookup_key, "--lookup-key is missing"),
-        (not args.connection_id.isprintable(), "--connection-id has characters that no ID has"),
+        (
+            not (args.connection_id or "-").isprintable(),
+            "--connection-id has characters that no ID has",
+        ),
         (not (args.lookup_key or "-").isprintable(), "--lookup-key has characters that no key has"),
         (not (args.talk_id or "-").isprintable(), "--talk-id has characters that no ID has"),
     )
@@ -3406,11 +3972,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     console = Console(args)
     try:
+        if sys.stdout is None:
+            advice = "results go there: redirect it"
+            raise UploadError(Meaning(os.EX_IOERR, "stdout", "stdout is closed", advice))
+        if args.report:
+            return report(args)
         if import_error:
             raise import_problem(import_error)
-        if sys.stdout is None:
-            advice = "dialog IDs go there: redirect it"
-            raise UploadError(Meaning(os.EX_IOERR, "stdout", "stdout is closed", advice))
         check_files_limit(args.jobs if console.several else 1)
         access = None if args.dry_run else Access(args)
         if args.talk_id:

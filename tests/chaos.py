@@ -19,14 +19,13 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import hashlib
+import functools
 import io
 import json
 import os
 import random
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -43,9 +42,10 @@ import upload_grpc  # Before anything imports grpc.
 # isort: split
 
 import grpc
-from conftest import FOREIGN_VARIABLES, SCRIPT, arguments, make_wav, start
+import ledgers
+from conftest import FOREIGN_VARIABLES, SCRIPT, WAITS, arguments, make_wav, sha256, start
 from fault_proxy import Fault, FaultProxy
-from stand_in import Delay, Fail, Slow, StandIn, Step, stored_talks
+from stand_in import LOOKUPS, Call, Delay, Fail, Slow, StandIn, Step, stored_talks
 
 SEED = 20260731
 OK, AGAIN, UNKNOWN = 0, 75, 76
@@ -109,6 +109,12 @@ def print_table(title: str, columns: Sequence[str], counts: Mapping[tuple[str, s
     print(flush=True)
 
 
+def states_by_content(ledger: Path) -> dict[str, tuple[str, str | None]]:
+    """SHA-256 -> state and dialog ID, as the ledger has them."""
+    rows = ledgers.rows_by_content(ledger).items()
+    return {digest: (row["state"], row["talk_id"]) for digest, row in rows}
+
+
 def talks_by_sha256(store: Path) -> collections.defaultdict[str, list[dict[str, Any]]]:
     talks: collections.defaultdict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for talk in stored_talks(store):
@@ -124,10 +130,6 @@ def run_to_end(words: Sequence[str]) -> tuple[int, str, str]:
         finally:
             process.kill()
     return process.returncode, out, err
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # --- Cuts ----------------------------------------------------------------------------
@@ -266,7 +268,7 @@ class Cuts:
         """
         if sent.code == OK and sent.result["attempts"] == 1:
             return UNBROKEN
-        calls = {str(call.metadata["x-client-request-id"]): call for call in self.service.calls}
+        calls = {call.client_request_id: call for call in self.service.calls}
         if sent.code == OK:
             broken = [call for request_id, call in calls.items() if request_id not in last_ids]
         else:
@@ -385,12 +387,11 @@ class Kills:
         for suffix in ("", "-wal"):
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(f"{self.ledger}{suffix}", f"{copy}{suffix}")
-        with contextlib.closing(sqlite3.connect(copy)) as ledger:
-            try:
-                states = ledger.execute("SELECT state FROM recordings").fetchall()
-            except sqlite3.OperationalError:
-                states = []  # Killed before there was a table.
-        return sum(state not in ("sending", "failed") for (state,) in states)
+        try:
+            states = ledgers.states(copy)
+        except ledgers.Unreadable:
+            states = []  # Killed before there was a table.
+        return sum(state not in ("sending", "failed") for state in states)
 
     def _step(self) -> Step:
         """Make the service slow enough for kills to hit uploads and answers under way."""
@@ -435,12 +436,6 @@ class Kills:
         code, out, err = run_to_end(self.words())
         return code, {each["path"]: each for each in map(json.loads, out.splitlines())}, err
 
-    def rows(self) -> dict[str, tuple[str, str | None]]:
-        """SHA-256 -> state and dialog ID, as the ledger has them."""
-        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger:
-            query = "SELECT sha256, state, talk_id FROM recordings"
-            return {row[0]: (row[1], row[2]) for row in ledger.execute(query)}
-
 
 class End(NamedTuple):
     """What has become of one recording: in the ledger, and in the store."""
@@ -460,7 +455,7 @@ def kill_campaign(results: Results, folder: Path, noise: random.Random, size: Si
         code, said, err = campaign.undisturbed()
         code_after, said_after, _ = campaign.undisturbed()
     talks = talks_by_sha256(folder / "store")
-    rows = campaign.rows()
+    rows = states_by_content(campaign.ledger)
     ends = [
         End(path, *rows.get(digest, ("no row", None)), [talk["talk_id"] for talk in talks[digest]])
         for digest, path in campaign.recordings.items()
@@ -546,10 +541,13 @@ SETTLE_OPTIONS = ("--lookup-key", SETTLE_KEY, "--organization-id", "o", "--space
 # Recordings, and runs through the faults, half of which are killed.
 LOST_ANSWERS, LOST_ANSWERS_SHORT = (500, 60), (40, 8)
 # Starts the program with pauses that are right for a service on this machine.
+QUICK_WAITS = {WAITS["lookup_pause"]: 0, WAITS["refusal"]: 0.02, WAITS["backoff"]: 0.01}
 QUICK_START = f"""import sys
 sys.path.insert(0, {str(SCRIPT.parent)!r})
 import upload_grpc
-upload_grpc.LOOKUP_PAUSE_S, upload_grpc.REFUSAL_WAIT_S, upload_grpc.BACKOFF_S = 0, 0.02, 0.01
+for name, value_s in {QUICK_WAITS}.items():
+    getattr(upload_grpc, name)  # There has to be one.
+    setattr(upload_grpc, name, value_s)
 sys.exit(upload_grpc.main())
 """
 
@@ -593,17 +591,22 @@ class LostAnswers:
                 # In the end nothing can be looked up, so that the run left alone finds something.
                 self._service.viewer_role = number <= runs * 2 // 3
                 # Slow enough for kills to come between an answer and the ledger.
-                pauses_s = [self._noise.uniform(0, 0.1) for _ in range(100)]
-                self._service.lookup_script[:] = map(Delay, pauses_s)
+                pauses = [Delay(self._noise.uniform(0, 0.1)) for _ in range(100)]
+                self._service.on_call = functools.partial(self._step_of, pauses)
                 moment_s = self._noise.uniform(0, startup_s + WORK_S)
                 late = time.monotonic() > deadline_s
                 if not late:
                     self.run("--endpoint", proxy.endpoint, kill_after_s=moment_s * (number % 2))
                 proxy.cut_all()
         self._service.script.clear()
-        self._service.lookup_script.clear()
+        self._service.on_call = self._service.next_step
         self._service.viewer_role = True
         self._service.wait_until_idle()
+
+    def _step_of(self, pauses: list[Delay], call: Call) -> Step:
+        if call.method in LOOKUPS:
+            return pauses.pop() if pauses else None
+        return self._service.next_step(call)
 
     def _startup_s(self) -> float:
         started_s = time.monotonic()
@@ -669,9 +672,7 @@ class LostAnswers:
     def ends(self) -> list[End]:
         """Return what has become of each recording."""
         talks = talks_by_sha256(self._service.store)
-        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger:
-            query = "SELECT sha256, state, talk_id FROM recordings"
-            rows = {row[0]: (row[1], row[2]) for row in ledger.execute(query)}
+        rows = states_by_content(self.ledger)
         return [
             End(
                 path,

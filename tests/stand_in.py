@@ -14,12 +14,19 @@ SIGTERM. From a test:
         ...  # upload to service.endpoint, trusting service.ca_file
         assert service.talks
 
+What becomes of a call is decided in one place, `service.on_call`: a function that each arriving
+call is shown to, and that returns a step. The list `service.script` is what it takes them from
+unless a test sets another:
+
+    service.on_call = lambda call: Freeze() if call.method == "Search" else None
+
 A talk is in the store when its `<talk_id>.json` is: that file is renamed into place last.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -78,12 +85,14 @@ HEAD_BYTES = 24
 # Longer than any test waits.
 FREEZE_S = 60
 WORKERS = 16
+# The methods that look up; the poll of an operation is called Get, too.
+LOOKUPS = ("Search", "GetTalks")
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 Response = TypeVar("Response")
 
 
-# --- What a test can script: each arriving call takes the next step ------------------
+# --- What a test can script: the steps that on_call returns --------------------------
 
 
 @dataclass(frozen=True)
@@ -138,8 +147,31 @@ class Slow:
     bytes_per_s: float
 
 
+@dataclass(frozen=True)
+class FindNothing:
+    """Answer a search as if nothing had been indexed yet."""
+
+
+Act = Callable[["Call"], "Step"]
+
+
+@dataclass(frozen=True)
+class At:
+    """Run functions at moments of the call; a step that one returns counts from then on.
+
+    metadata: when the metadata has been read. audio: when the first audio has been read.
+    half_close: after the last message, before the service looks whether that was the end.
+    answer: when the talk has been made, before the answer. For the arrival there is on_call.
+    """
+
+    metadata: Act | None = None
+    audio: Act | None = None
+    half_close: Act | None = None
+    answer: Act | None = None
+
+
 # None: behave normally, to let a call pass between two faults.
-Step = Fail | Freeze | AnswerEarly | EmptyAnswer | Delay | Slow | None
+Step = Fail | Freeze | AnswerEarly | EmptyAnswer | Delay | Slow | FindNothing | At | None
 
 
 # --- What a test can look at ---------------------------------------------------------
@@ -154,10 +186,16 @@ class Call:
     peer: str
     request_id: str
     trace_id: str
+    fields: dict[str, str] = field(default_factory=dict)  # of the metadata, once that was read
     messages: list[str] = field(default_factory=list)  # the first ones
     bytes_received: int = 0  # of audio
     half_closed: bool = False
     outcome: str = ""  # "OK <id>", "<CODE>: <details>", "cancelled"; empty while it runs
+
+    @property
+    def client_request_id(self) -> str:
+        """The ID that the client gave it, other than the two that the service gives."""
+        return str(self.metadata["x-client-request-id"])
 
 
 @dataclass
@@ -307,9 +345,10 @@ def _check_audio(recording: _Recording, method: str) -> None:
 class _LiveCall:
     """One call being served: its record, its scripted step, and whether it has ended."""
 
-    def __init__(self, method: str, context: ServicerContext, step: Step) -> None:
+    step: Step = None
+
+    def __init__(self, method: str, context: ServicerContext) -> None:
         self.context = context
-        self.step = step
         self.record = Call(
             method,
             {str(key): value for key, value in context.invocation_metadata()},
@@ -322,11 +361,28 @@ class _LiveCall:
         if not context.add_callback(self._ended.set):
             self._ended.set()
 
+    def take(self, step: Step) -> None:
+        """Follow a step from now on."""
+        self.step = step
+        self.reading()
+
+    def reached(self, act: Act | None) -> None:
+        """Run what a test wants at this moment."""
+        if act and (step := act(self.record)):
+            self.take(step)
+
+    def read_metadata(self, metadata: TalkMetadata) -> None:
+        self.record.fields = dict(metadata.fields)
+        if isinstance(self.step, At):
+            self.reached(self.step.metadata)
+
     def received(self, message: str, size: int = 0) -> None:
         """Record a message, then do what the script wants at this point of the reading."""
         if len(self.record.messages) < MESSAGES_KEPT:
             self.record.messages.append(message)
         self.record.bytes_received += size
+        if isinstance(self.step, At) and 0 < size == self.record.bytes_received:
+            self.reached(self.step.audio)
         if isinstance(self.step, Slow):
             self.pause(size / self.step.bytes_per_s)
         self.reading()
@@ -340,6 +396,14 @@ class _LiveCall:
                 self.fail()
             case AnswerEarly(after_bytes=limit) if read_bytes >= limit:
                 raise _AnsweredEarly
+
+    def finish(self) -> None:
+        """Do what the script wants between the work and the answer."""
+        if isinstance(self.step, At):
+            self.reached(self.step.answer)
+        self.fail()
+        if isinstance(self.step, Delay):
+            self.pause(self.step.seconds)
 
     def fail(self) -> None:
         """Fail or freeze now, if the step is one that does."""
@@ -377,6 +441,8 @@ class _LiveCall:
         of the messages is done, the cancellation has been seen too, if there was one. Waiting
         a fixed time instead was too short on a busy machine and too long on an idle one.
         """
+        if isinstance(self.step, At):
+            self.reached(self.step.half_close)
         self.context.send_initial_metadata(self.ids())
         state = cast(Any, self.context)._state
         while "send_initial_metadata" in state.due:
@@ -418,15 +484,14 @@ class StandIn:
         self.calls: list[Call] = []
         self.talks: dict[str, Talk] = {}
         self.badges: dict[str, Badge] = {}  # by operation ID
+        self.on_call: Act = self.next_step
         self.script: list[Step] = []
-        # Search and Get have a script of their own, and are kept as they came.
-        self.lookup_script: list[Step] = []
+        # What was looked up, as it came.
         self.searches: list[SearchTalkRequest] = []
         self.gets: list[GetTalkRequest] = []
-        # How talks are found: so long after they were made, by no search before that many, where
-        # a value is part of theirs, in other connections too, in this project.
+        # How talks are found: so long after they were made, where a value is part of theirs, in
+        # other connections too, in this project.
         self.index_lag_s = 0.0
-        self.index_lag_searches = 0
         self.search_contains = False
         self.search_everywhere = False
         self.project_id = "project-1"
@@ -519,6 +584,12 @@ class StandIn:
 
     # Answering one call
 
+    def next_step(self, call: Call) -> Step:
+        """Take the next step of the script, in which those who look up have no part."""
+        with contextlib.suppress(IndexError):
+            return None if call.method in LOOKUPS else self.script.pop(0)
+        return None
+
     def answer(
         self,
         method: str,
@@ -526,16 +597,11 @@ class StandIn:
         work: Callable[[_LiveCall], tuple[str, Response]],
     ) -> Response:
         """Serve one call; `work` returns the ID for the record and the response."""
-        script = self.lookup_script if method in ("Search", "GetTalks") else self.script
-        try:
-            step = script.pop(0)
-        except IndexError:
-            step = None
-        call = _LiveCall(method, context, step)
+        call = _LiveCall(method, context)
         self.calls.append(call.record)
         outcome = "crashed"
         try:
-            call.reading()
+            call.take(self.on_call(call.record))
             self._check_authorization(call.record.metadata)
             made_id, response = work(call)
             outcome = f"OK {made_id}"
@@ -661,6 +727,7 @@ class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
             if request.audio.HasField("audio_data"):
                 size = len(request.audio.audio_data.data)
                 call.received(f"audio:{size}", size)
+            call.read_metadata(request.metadata)
             self._service.check_metadata(request.metadata)
             if request.talk_id:
                 return self._update(call, request)
@@ -711,6 +778,7 @@ class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
                 _refuse(f"stream order: expected {expected}, got {kind}")
             if kind == "metadata":
                 recording.metadata = request.metadata
+                call.read_metadata(recording.metadata)
                 self._service.check_metadata(recording.metadata)
                 expected = "format"
             elif kind == "format":
@@ -772,14 +840,14 @@ class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
                 and service.shows(talk, request)
                 and service.matches(talk, request)
             ]
-            if len(service.searches) <= service.index_lag_searches:
+            if isinstance(call.step, FindNothing):
                 found = []
             start = int(request.page_token or 0)
             end = start + min(request.page_size or 100, service.search_page)
             response = SearchTalkResponse(talk_ids=found[start:end], talks_count=len(found))
             if end < len(found):
                 response.next_page_token = str(end)
-            self._answer_late(call)
+            call.finish()
             return f"{len(response.talk_ids)} talks", response
 
         return service.answer("Search", context, work)
@@ -797,10 +865,9 @@ class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
                 talk = service.talks.get(talk_id)
                 if talk and service.shows(talk, request):
                     self._describe(talk, request, response)
-            self._answer_late(call)
+            call.finish()
             return f"{len(response.talk)} talks", response
 
-        # The poll of an operation is called Get, too.
         return service.answer("GetTalks", context, work)
 
     def _describe(self, talk: Talk, request: GetTalkRequest, response: GetTalkResponse) -> None:
@@ -818,11 +885,6 @@ class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
         for name, value in fields.items():
             described.talk_fields.add(name=name, value=value, type=FIELD_TYPE_STRING)
 
-    def _answer_late(self, call: _LiveCall) -> None:
-        call.fail()
-        if isinstance(call.step, Delay):
-            call.pause(call.step.seconds)
-
     def _update(
         self, call: _LiveCall, request: UploadTalkRequest
     ) -> tuple[str, UploadTalkResponse]:
@@ -839,9 +901,7 @@ class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
         return self._finish(call, talk.talk_id)
 
     def _finish(self, call: _LiveCall, talk_id: str) -> tuple[str, UploadTalkResponse]:
-        call.fail()
-        if isinstance(call.step, Delay):
-            call.pause(call.step.seconds)
+        call.finish()
         if isinstance(call.step, EmptyAnswer):
             talk_id = ""
         return talk_id, UploadTalkResponse(talk_id=talk_id)
@@ -858,9 +918,7 @@ class _OperationService(operation_service_pb2_grpc.OperationServiceServicer):
             if badge is None:
                 details = f"operation {request.operation_id!r} not found"
                 raise _Refused(grpc.StatusCode.NOT_FOUND, details)
-            call.fail()
-            if isinstance(call.step, Delay):
-                call.pause(call.step.seconds)
+            call.finish()
             badge.polls_left -= 1
             if badge.polls_left < 0 and not badge.operation.done:
                 self._complete(badge)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import KEY, Outcome, Run, start
+from conftest import KEY, WAYS, Outcome, Run, Way, closed_port, start
 from fault_proxy import HttpProxy
 from stand_in import StandIn
 
-import upload_grpc
+pytestmark = pytest.mark.usefixtures("waits")
 
 CONFIG, TEMPORARY = 78, 75
 # A name that no resolver asks the network for (RFC 7686): it is unknown everywhere.
@@ -27,9 +27,8 @@ Send = Callable[..., Outcome]
 
 
 @pytest.fixture
-def send(upload: Run, call: Path, monkeypatch: pytest.MonkeyPatch) -> Send:
+def send(upload: Run, call: Path) -> Send:
     """Upload a recording, trying once, with these words and these environment variables."""
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.02, raising=False)
 
     def run(*words: object, retries: int = 0, **environment: str) -> Outcome:
         for name in ("https_proxy", "no_proxy"):  # The program may have set them before.
@@ -146,11 +145,6 @@ def test_what_is_no_grpc_service_with_tls(send: Send, service: StandIn) -> None:
             assert_failed(send("--endpoint", endpoint), CONFIG, "UNAVAILABLE", "--endpoint")
 
 
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
-
-
 def test_what_may_be_better_later(send: Send) -> None:
     for way in ((), ("--single-message",)):
         outcome = send("--endpoint", f"localhost:{closed_port()}", *way, retries=2)
@@ -223,8 +217,8 @@ def test_a_proxy_that_grpc_cannot_use_is_refused(send: Send, service: StandIn) -
     assert service.calls == []
 
 
-@pytest.mark.parametrize("way", [(), ("--single-message",)], ids=["stream", "single"])
-def test_a_proxy_that_refuses(send: Send, service: StandIn, way: tuple[str, ...]) -> None:
+@WAYS
+def test_a_proxy_that_refuses(send: Send, service: StandIn, way: Way) -> None:
     with HttpProxy("407") as proxy:
         url = proxy.url.replace("http://", "http://user:pass-word@")
         outcome = send(*way, https_proxy=url, retries=2)

@@ -5,7 +5,6 @@ Recordings come from real encoders, and are put together by hand where no encode
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import re
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import encoders
 import pytest
-from conftest import Outcome, Run
+from conftest import WAYS, Outcome, Run, Way, sha256
 from encoders import ffmpeg, id3v2, mp3, ogg_opus, pcm, sound, wav
 from google.protobuf import json_format
 from stand_in import StandIn
@@ -156,15 +155,15 @@ PCM_WORDS = ("--audio-type", "pcm", "--sample-rate", 16_000, "--channels", 2)
 def assert_sent(service: StandIn, audio: bytes, audio_format: object) -> None:
     """The recording became one talk, announced as that, byte by byte."""
     [talk] = service.talks.values()
-    assert (talk.size, talk.sha256) == (len(audio), hashlib.sha256(audio).hexdigest())
+    assert (talk.size, talk.sha256) == (len(audio), sha256(audio))
     sent = json_format.MessageToDict(talk.audio_format, preserving_proto_field_name=True)
     assert sent == audio_format
 
 
-@pytest.mark.parametrize("way", [(), ("--single-message",)], ids=["stream", "single"])
+@WAYS
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_a_recording_is_announced_as_what_it_is(
-    send: Check, service: StandIn, kind: str, way: tuple[str, ...]
+    send: Check, service: StandIn, kind: str, way: Way
 ) -> None:
     make, _, container = CONTAINERS[kind]
     outcome = send("call", make(), *way)
@@ -173,9 +172,9 @@ def test_a_recording_is_announced_as_what_it_is(
     assert outcome.out == f"Dialog ID: {next(iter(service.talks))}\n"
 
 
-@pytest.mark.parametrize("way", [(), ("--single-message",)], ids=["stream", "single"])
+@WAYS
 def test_raw_pcm_is_announced_as_the_command_line_describes_it(
-    send: Check, service: StandIn, way: tuple[str, ...]
+    send: Check, service: StandIn, way: Way
 ) -> None:
     audio = pcm(channels=2, rate_hz=16_000)
     outcome = send("call.pcm", audio, *PCM_WORDS, *way)

@@ -18,7 +18,19 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import KEY, ROOT, SAMPLE, SCRIPT, Outcome, Run, arguments, make_wav, sparse_wav, start
+from conftest import (
+    KEY,
+    LONG_BYTES,
+    ROOT,
+    SAMPLE,
+    SCRIPT,
+    Outcome,
+    Run,
+    arguments,
+    make_wav,
+    sparse_wav,
+    start,
+)
 from fault_proxy import HttpProxy
 from stand_in import SINGLE_MESSAGE_LIMIT_BYTES, Fail, StandIn
 
@@ -141,7 +153,7 @@ def test_a_json_line_has_these_keys(upload: Run, service: StandIn, call: Path) -
         "talk_id": next(iter(service.talks)),
         "error": None,
         "exit_code": 0,
-        "request_id": service.calls[0].metadata["x-client-request-id"],
+        "request_id": service.calls[0].client_request_id,
         "bytes": call.stat().st_size,
         "attempts": 1,
     }
@@ -167,17 +179,15 @@ def test_quiet_still_names_what_failed(upload: Run, service: StandIn, call: Path
     assert re.fullmatch(f"upload_grpc: {missing}: .*\n", outcome.err)
 
 
-def test_verbose_shows_the_ids_of_each_call(
-    upload: Run, service: StandIn, call: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.02, raising=False)
-    sparse_wav(call, 60_000_000)
+@pytest.mark.usefixtures("waits")
+def test_verbose_shows_the_ids_of_each_call(upload: Run, service: StandIn, call: Path) -> None:
+    sparse_wav(call, LONG_BYTES)
     service.script.append(Fail(STATUS.UNAVAILABLE, "\x1b[31mred\r\n", after_bytes=0))
     outcome = upload("--audio-path", call, "--verbose")
     [talk_id] = service.talks
     assert (outcome.code, outcome.out) == (0, f"Dialog ID: {talk_id}\n")
     refused, taken = service.calls
-    ids = [str(received.metadata["x-client-request-id"]) for received in (refused, taken)]
+    ids = [received.client_request_id for received in (refused, taken)]
     assert ids[0] != ids[1] and {uuid.UUID(text).version for text in ids} == {4}
     for text in (str(call), *ids, taken.request_id, taken.trace_id, r"\x1b[31mred"):
         assert text in outcome.err
@@ -204,7 +214,7 @@ def test_verbose_shows_the_ids_of_each_call(
 def test_a_status_ends_in_one_line_with_everything_in_it(
     upload: Run, service: StandIn, call: Path, status: grpc.StatusCode, code: int
 ) -> None:
-    sparse_wav(call, 60_000_000)
+    sparse_wav(call, LONG_BYTES)
     service.script.append(Fail(status, "said the service", after_bytes=0))
     outcome = upload("--audio-path", call, "--retries", 0)
     assert (outcome.code, outcome.out, service.talks) == (code, "", {})
@@ -212,8 +222,8 @@ def test_a_status_ends_in_one_line_with_everything_in_it(
     line = re.fullmatch(rf"upload_grpc: {call}: [^;(]+; .+ \((.*)\)\n", outcome.err)
     assert line and line[1].startswith(f"{status.name}: said the service, ")
     [received] = service.calls
-    for text in (received.metadata["x-client-request-id"], received.request_id, received.trace_id):
-        assert str(text) in line[1]
+    for text in (received.client_request_id, received.request_id, received.trace_id):
+        assert text in line[1]
 
 
 @pytest.mark.parametrize(

@@ -15,17 +15,17 @@ from unittest.mock import patch
 
 import grpc
 import pytest
-from conftest import Outcome, make_wav, sparse_wav
-from stand_in import Call, Fail, StandIn
+from conftest import LONG_BYTES, Outcome, Waits, make_wav, sparse_wav
+from stand_in import Fail, StandIn
 
 import upload_grpc
+
+pytestmark = pytest.mark.usefixtures("waits")
 
 # As the service's keys look; nothing else on a command line here contains it.
 SECRET = "AQVNyq6vB3fXcZ0sJt_8wLd-Gh2"
 TOKEN = f"t1.9euelZ{SECRET}"
 STATUS = grpc.StatusCode
-# Still under way when a call is refused at its beginning.
-LARGE_BYTES = 60_000_000
 
 Bare = Callable[..., Outcome]
 
@@ -42,10 +42,8 @@ def bare(
     service: StandIn,
     call: Path,
     capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Bare:
     """Call main() with some words and variables, and no other credential."""
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.02, raising=False)
 
     def run(*words: object, **environment: str) -> Outcome:
         address = ("--endpoint", service.endpoint, "--ca-file", service.ca_file)
@@ -74,18 +72,6 @@ def assert_refused(outcome: Outcome, service: StandIn, *texts: str) -> None:
     assert re.fullmatch(r"upload_grpc: .*\n", outcome.err)
     for text in texts:
         assert text in outcome.err
-
-
-class Arrivals(list[Call]):
-    """The service's calls; does some work as each one arrives."""
-
-    def __init__(self, work: Callable[[], object]) -> None:
-        super().__init__()
-        self._work = work
-
-    def append(self, received: Call) -> None:
-        super().append(received)
-        self._work()
 
 
 # --- Where it comes from --------------------------------------------------------------
@@ -197,7 +183,7 @@ def test_a_key_file_without_a_key_is_named(
 
 def test_a_pipe_can_be_the_key_file(bare: Bare, service: StandIn, call: Path) -> None:
     """As with `--key-file <(vault read ...)`: it gives its bytes only once."""
-    sparse_wav(call, LARGE_BYTES)
+    sparse_wav(call, LONG_BYTES)
     service.script.append(Fail(STATUS.UNAVAILABLE, after_bytes=0))
     reader, writer = os.pipe()
     os.write(writer, f"{SECRET}\n".encode())
@@ -280,9 +266,9 @@ def test_a_vm_gives_its_token(
 
 
 def test_the_token_of_a_vm_is_fetched_anew_when_it_is_old(
-    bare: Bare, service: StandIn, vm: VmMetadata, call: Path, monkeypatch: pytest.MonkeyPatch
+    bare: Bare, service: StandIn, vm: VmMetadata, call: Path, waits: Waits
 ) -> None:
-    monkeypatch.setattr(upload_grpc, "VM_TOKEN_AGE_LIMIT_S", 0.0)
+    waits(vm_token_age=0.0)
     vm.answer = (200, b'{"access_token": "t1.NUMBER"}')
     outcome = bare("--key-type", "vm", "--audio-path", make_wav(call.with_name("b.wav"), 1_000))
     assert outcome.code == 0
@@ -338,9 +324,9 @@ def test_a_vms_address_that_is_none_is_named(bare: Bare, service: StandIn, addre
 
 @pytest.mark.parametrize("listening", [False, True])
 def test_a_machine_that_is_no_cloud_vm_is_told_so_in_seconds(
-    bare: Bare, service: StandIn, monkeypatch: pytest.MonkeyPatch, listening: bool
+    bare: Bare, service: StandIn, waits: Waits, listening: bool
 ) -> None:
-    monkeypatch.setattr(upload_grpc, "VM_METADATA_TIMEOUT_S", 0.3, raising=False)
+    waits(vm_answer=0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         if not listening:
@@ -377,7 +363,7 @@ def test_a_service_that_repeats_it_cannot_make_us_show_it(
 ) -> None:
     secret = TOKEN if "vm" in words else SECRET
     if status:
-        sparse_wav(call, LARGE_BYTES)
+        sparse_wav(call, LONG_BYTES)
         step = Fail(status, f"bad {secret}", after_bytes=0, trailing=(("x-request-id", secret),))
         service.script += [step, step]
     output = ("--retries", 1, "--format", "json", "--verbose", "--ledger", tmp_path / "ledger")

@@ -3,66 +3,47 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
 import resource
 import shutil
 import socket
-import sqlite3
 import stat
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
+import ledgers
 import pytest
-import stand_in
-from conftest import AS_NOBODY_SPECIAL, Outcome, Run, arguments, before_command, make_wav, start
-from stand_in import Fail, StandIn, Talk
-from yandex.cloud.speechsense.v1 import talk_service_pb2
+from conftest import (
+    AS_NOBODY_SPECIAL,
+    LONG_BYTES,
+    Outcome,
+    Run,
+    arguments,
+    before_command,
+    make_wav,
+    sha256,
+    start,
+)
+from ledgers import rows, states
+from stand_in import At, Call, Fail, StandIn, Step
 
 import upload_grpc
+
+pytestmark = pytest.mark.usefixtures("waits")
 
 LOST = Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True)
 BUSY = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many at a time")
 REJECTED = Fail(grpc.StatusCode.INVALID_ARGUMENT, "not this one")
 REFUSED = Fail(grpc.StatusCode.PERMISSION_DENIED, "not you")
 
-# More than grpc and the sockets hold while the service reads nothing.
-LONG_BYTES = 12_000_000
-
 LEDGER = Path("ledger.sqlite")
 CALL = Path("call.wav")
-
-
-def do_nothing() -> None:
-    pass
-
-
-class Service(StandIn):
-    """A service that lets a test act when a call arrives, and before a dialog is answered."""
-
-    def __init__(self, store: Path) -> None:
-        super().__init__(store)
-        self.at_call: Callable[[], object] = do_nothing
-        self.at_talk: Callable[[], object] = do_nothing
-
-    def check_metadata(self, metadata: talk_service_pb2.TalkMetadata) -> None:
-        self.at_call()
-        super().check_metadata(metadata)
-
-    def save(self, talk: Talk) -> None:
-        super().save(talk)
-        self.at_talk()
-
-    @property
-    def contents(self) -> list[str]:
-        return sorted(talk.sha256 for talk in self.talks.values())
 
 
 class Gate:
@@ -71,7 +52,7 @@ class Gate:
     def __init__(self) -> None:
         self._reached, self._opened = threading.Event(), threading.Event()
 
-    def __call__(self) -> None:
+    def __call__(self, _: Call) -> None:
         self._reached.set()
         assert self._opened.wait(20)
 
@@ -88,16 +69,8 @@ class Gate:
 @pytest.fixture(autouse=True)
 def _in_a_folder_with_a_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(upload_grpc, "REFUSAL_WAIT_S", 0.05, raising=False)
     make_wav(CALL, 600_000)
     Path("fields.json").write_text('{"operator_name": "Anna"}')
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    server = Service(tmp_path / "store")
-    with server:
-        yield server
 
 
 @pytest.fixture
@@ -112,28 +85,17 @@ def words_for(*paths_and_options: object) -> list[object]:
     return [word.absolute() if isinstance(word, Path) else word for word in words]
 
 
+def contents(service: StandIn) -> list[str]:
+    """Return the digests of the audio of all dialogs."""
+    return sorted(talk.sha256 for talk in service.talks.values())
+
+
 def make_calls(*names: str, size_bytes: int = 300_000) -> list[Path]:
     return [make_wav(Path(name), size_bytes) for name in names]
 
 
-def rows() -> list[dict[str, Any]]:
-    """Read the ledger as anybody else would, also while it is in use."""
-    with contextlib.closing(sqlite3.connect(f"file:{LEDGER}?mode=ro", uri=True)) as database:
-        database.row_factory = sqlite3.Row
-        return [dict(row) for row in database.execute("SELECT * FROM recordings ORDER BY path")]
-
-
-def states() -> list[str]:
-    return [row["state"] for row in rows()]
-
-
-def change(statement: str) -> None:
-    with contextlib.closing(sqlite3.connect(LEDGER)) as database, database:
-        assert database.execute(statement).rowcount > 0
-
-
 def sha256s(*paths: Path) -> list[str]:
-    return sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+    return sorted(map(sha256, paths))
 
 
 @contextlib.contextmanager
@@ -149,13 +111,10 @@ def running(service: StandIn, *words: object) -> Iterator[subprocess.Popen[str]]
 # --- What a row says -----------------------------------------------------------------
 
 
-def test_a_row_says_everything_about_an_upload(
-    remember: Run, service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_says_everything_about_an_upload(remember: Run, service: StandIn) -> None:
     service.script.append(BUSY)
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.01, raising=False)
     assert remember(CALL, "--retries", 1).code == os.EX_OK
-    (row,) = rows()
+    row = ledgers.row(LEDGER)
     (talk,) = service.talks.values()
     assert time.strptime(row["updated_at"][:19], "%Y-%m-%dT%H:%M:%S")[:3] == time.gmtime()[:3]
     assert re.fullmatch(r"\.\d{3}Z", row["updated_at"][19:]), "not UTC to the millisecond"
@@ -167,7 +126,7 @@ def test_a_row_says_everything_about_an_upload(
         "mtime_ns": CALL.stat().st_mtime_ns,
         "state": "uploaded",
         "talk_id": talk.talk_id,
-        "request_id": service.calls[-1].metadata["x-client-request-id"],
+        "request_id": service.calls[-1].client_request_id,
         "attempts": 2,
         "error": None,
     }
@@ -185,25 +144,25 @@ def test_a_row_says_everything_about_an_upload(
     ],
 )
 def test_how_it_ended_decides_about_the_next_run(
-    remember: Run, service: Service, step: Fail | None, code: int, state: str, again: bool
+    remember: Run, service: StandIn, step: Fail | None, code: int, state: str, again: bool
 ) -> None:
     service.script.append(step)
     assert remember(CALL).code == code
-    (row,) = rows()
+    row = ledgers.row(LEDGER)
     assert (row["state"], row["attempts"]) == (state, 1)
-    assert row["request_id"] == service.calls[0].metadata["x-client-request-id"]
+    assert row["request_id"] == service.calls[0].client_request_id
     assert not step or (row["talk_id"] is None and step.details in row["error"])
 
     outcome = remember(CALL, "--dry-run", "--format", "json")
     found = json.loads(outcome.out)["outcome"]
     assert found == ("checked" if again else "already" if state == "uploaded" else state)
     assert outcome.code == (os.EX_OK if again else code)
-    assert (rows(), len(service.calls)) == ([row], 1)
+    assert (rows(LEDGER), len(service.calls)) == ([row], 1)
 
     outcome = remember(CALL)
     assert len(service.calls) == (2 if again else 1)
     assert outcome.code == (os.EX_OK if again else code)
-    assert states() == ["uploaded" if again else state]
+    assert states(LEDGER) == ["uploaded" if again else state]
     if step and not again:
         assert "call.wav: " in outcome.err and step.details in outcome.err
 
@@ -212,7 +171,7 @@ def test_how_it_ended_decides_about_the_next_run(
 
 
 def test_renamed_moved_touched_or_copied_it_is_not_sent_again(
-    remember: Run, service: Service
+    remember: Run, service: StandIn
 ) -> None:
     first = remember(CALL)
     assert (first.code, first.out) == (os.EX_OK, f"Dialog ID: {next(iter(service.talks))}\n")
@@ -228,7 +187,7 @@ def test_renamed_moved_touched_or_copied_it_is_not_sent_again(
     assert len(service.calls) == 1
 
 
-def test_a_known_name_size_and_time_spare_reading_the_file(remember: Run, service: Service) -> None:
+def test_a_known_name_size_and_time_spare_reading_the_file(remember: Run, service: StandIn) -> None:
     remember(CALL)
     moved = CALL.rename("moved.wav")
     remember(moved)  # So that the new name spares it too.
@@ -236,7 +195,7 @@ def test_a_known_name_size_and_time_spare_reading_the_file(remember: Run, servic
     make_wav(moved, 600_000, seed=1)
     os.utime(moved, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert remember(moved).code == os.EX_OK
-    assert len(service.contents) == 2, "changed content is another dialog, though its mtime is old"
+    assert len(contents(service)) == 2, "changed content is another dialog, though its mtime is old"
     moved.chmod(0o600)
     assert remember(moved).code == os.EX_OK
     assert len(service.calls) == 2, "a new ctime alone is none"
@@ -244,7 +203,7 @@ def test_a_known_name_size_and_time_spare_reading_the_file(remember: Run, servic
 
 @pytest.mark.parametrize("jobs", [1, 4])
 def test_two_names_for_one_content_are_one_dialog(
-    remember: Run, service: Service, jobs: int
+    remember: Run, service: StandIn, jobs: int
 ) -> None:
     paths = [make_wav(Path(f"{name}.wav"), 300_000, seed=1) for name in "abc"]
     for _ in range(2):
@@ -252,12 +211,12 @@ def test_two_names_for_one_content_are_one_dialog(
         (talk_id,) = service.talks
         lines = [f"{path.absolute()}: Dialog ID: {talk_id}" for path in paths]
         assert (outcome.code, sorted(outcome.out.splitlines())) == (os.EX_OK, lines)
-    assert states() == ["uploaded"]
+    assert states(LEDGER) == ["uploaded"]
 
 
 @pytest.mark.parametrize(("step", "code"), [(REJECTED, 65), (LOST, 76), (BUSY, 75)])
 def test_of_two_names_for_one_content_the_second_shares_its_failure_or_is_sent(
-    remember: Run, service: Service, step: Fail, code: int
+    remember: Run, service: StandIn, step: Fail, code: int
 ) -> None:
     # Not UTF-8; how it is shown is left to the terminal's encoding.
     paths = [Path(os.fsdecode(b"a\xff.wav")), Path("b.wav")]
@@ -277,7 +236,7 @@ def test_of_two_names_for_one_content_the_second_shares_its_failure_or_is_sent(
 
 @pytest.mark.parametrize("jobs", [1, 4])
 def test_of_two_names_for_one_unknown_content_one_is_sent_again(
-    remember: Run, service: Service, jobs: int
+    remember: Run, service: StandIn, jobs: int
 ) -> None:
     paths = [make_wav(Path(f"{name}.wav"), 3_000, seed=1) for name in "abc"]
     service.script += [LOST, LOST]
@@ -286,26 +245,22 @@ def test_of_two_names_for_one_unknown_content_one_is_sent_again(
     assert len(service.talks) == 2
 
 
-def test_a_file_that_is_replaced_by_a_device_fails_alone(
-    remember: Run, service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_replaced_by_a_device_fails_alone(remember: Run, service: StandIn) -> None:
     paths = [make_wav(Path(f"{number}.wav"), 3_000, seed=number) for number in range(2)]
-    check = upload_grpc.check_recording
 
-    def check_then_replace(recording: Any, *more: Any) -> None:
-        check(recording, *more)
-        if recording.path.endswith("0.wav"):
-            os.remove(recording.path)
-            os.symlink("/dev/null", recording.path)
+    def replace(_: Call) -> Step:
+        paths[0].unlink()
+        paths[0].symlink_to("/dev/null")
+        return BUSY
 
-    monkeypatch.setattr(upload_grpc, "check_recording", check_then_replace)
-    outcome = remember(*paths)
+    service.script.append(At(half_close=replace))
+    outcome = remember(*paths, "--retries", 1)
     assert (outcome.code, len(service.talks)) == (os.EX_TEMPFAIL, 1)
     assert "0.wav: became unreadable (not a regular file)" in outcome.err
 
 
 def test_of_two_names_with_other_metadata_the_first_by_path_counts(
-    remember: Run, service: Service
+    remember: Run, service: StandIn
 ) -> None:
     """Which of them was dropped was chance once, and nobody was told."""
     Path("calls").mkdir()
@@ -322,7 +277,7 @@ def test_of_two_names_with_other_metadata_the_first_by_path_counts(
         assert re.fullmatch(r"upload_grpc: \S+/b\.wav: .*/a\.wav .*--talk-id .*\n", outcome.err)
 
 
-def test_metadata_edited_after_the_upload_is_told_of(remember: Run, service: Service) -> None:
+def test_metadata_edited_after_the_upload_is_told_of(remember: Run, service: StandIn) -> None:
     sidecar = CALL.with_suffix(".json")
     sidecar.write_text('{"client_name": "Boris"}')
     done = remember(CALL)
@@ -340,11 +295,11 @@ def test_metadata_edited_after_the_upload_is_told_of(remember: Run, service: Ser
     assert len(service.calls) == 1
 
 
-def test_connections_are_kept_apart(remember: Run, service: Service) -> None:
+def test_connections_are_kept_apart(remember: Run, service: StandIn) -> None:
     for connection in ("one", "two", "one", "two"):
         assert remember(CALL, "--connection-id", connection).code == os.EX_OK
     made = {talk.connection_id: talk.talk_id for talk in service.talks.values()}
-    assert {row["connection_id"]: row["talk_id"] for row in rows()} == made
+    assert {row["connection_id"]: row["talk_id"] for row in rows(LEDGER)} == made
     assert list(made) == ["one", "two"] and len(service.calls) == 2
 
 
@@ -352,7 +307,7 @@ def test_connections_are_kept_apart(remember: Run, service: Service) -> None:
 
 
 def test_a_rejected_one_is_sent_again_once_file_or_metadata_changes(
-    remember: Run, service: Service
+    remember: Run, service: StandIn
 ) -> None:
     sidecar = CALL.with_suffix(".json")
     user = '{"users": [{"id": "1", "role": "client"}]}'
@@ -374,11 +329,11 @@ def test_a_rejected_one_is_sent_again_once_file_or_metadata_changes(
     sidecar.unlink()
     service.script = []
     assert remember(CALL).code == os.EX_OK
-    (row,) = rows()
+    row = ledgers.row(LEDGER)
     assert (row["state"], row["error"], row["attempts"]) == ("uploaded", None, 6)
 
 
-def test_a_rejected_one_without_metadata_is_not_sent_again(upload: Run, service: Service) -> None:
+def test_a_rejected_one_without_metadata_is_not_sent_again(upload: Run, service: StandIn) -> None:
     """The date among the placeholder fields is another each time."""
     service.script += [REJECTED]
     for _ in range(2):
@@ -386,7 +341,7 @@ def test_a_rejected_one_without_metadata_is_not_sent_again(upload: Run, service:
     assert len(service.calls) == 1
 
 
-def test_an_unknown_one_is_named_until_somebody_decides(remember: Run, service: Service) -> None:
+def test_an_unknown_one_is_named_until_somebody_decides(remember: Run, service: StandIn) -> None:
     service.script += [LOST]
     remember(CALL)
     for _ in range(2):
@@ -394,20 +349,18 @@ def test_an_unknown_one_is_named_until_somebody_decides(remember: Run, service: 
         assert (outcome.code, outcome.out) == (os.EX_PROTOCOL, "")
         (line,) = outcome.err.splitlines()
         assert "call.wav: " in line and "gone" in line and "--retry-unknown" in line
-    # Seen in the service, and marked with the statement that README gives.
-    change(
-        "UPDATE recordings SET state = 'uploaded', talk_id = 'seen', error = NULL "
-        f"WHERE path = '{CALL.resolve()}' AND state = 'unknown'"
-    )
+    # Seen in the service, and marked as README says.
+    unknown = {"path": str(CALL.resolve()), "state": "unknown"}
+    ledgers.change(LEDGER, unknown, state="uploaded", talk_id="seen", error=None)
     assert remember(CALL, "--retry-unknown").out == "Dialog ID: seen\n"
     assert len(service.calls) == 1
 
-    change("UPDATE recordings SET state = 'unknown', talk_id = NULL")
+    ledgers.change(LEDGER, state="unknown", talk_id=None)
     outcome = remember(CALL, "--retry-unknown")
     assert (outcome.code, outcome.out) == (0, f"Dialog ID: {list(service.talks)[1]}\n")
     assert "duplicate" in outcome.err
     assert remember(CALL, "--retry-unknown").out == outcome.out
-    assert (states(), len(service.calls)) == (["uploaded"], 2)
+    assert (states(LEDGER), len(service.calls)) == (["uploaded"], 2)
 
 
 # --- A dry run -----------------------------------------------------------------------
@@ -420,19 +373,18 @@ def ledger_files() -> dict[str, bytes]:
 def test_a_dry_run_reads_a_copy_of_a_ledger_with_its_log(remember: Run) -> None:
     assert remember(CALL).code == os.EX_OK
     Path("copy").mkdir()
-    with contextlib.closing(sqlite3.connect(LEDGER)) as ledger, ledger:
-        ledger.execute("UPDATE recordings SET attempts = 2")
-        ledger.commit()
+    with ledgers.changed(LEDGER, attempts=2):
         for name in (LEDGER, Path(f"{LEDGER}-wal")):
             shutil.copy(name, "copy")
     outcome = remember(CALL, "--dry-run", "--ledger", Path("copy") / LEDGER)
     assert (outcome.code, "would be uploaded" in outcome.out) == (os.EX_OK, False), outcome.err
 
 
-def test_a_dry_run_neither_makes_nor_changes_a_ledger(remember: Run, service: Service) -> None:
+def test_a_dry_run_neither_makes_nor_changes_a_ledger(remember: Run, service: StandIn) -> None:
     assert upload_grpc.main([*arguments(service, *words_for(CALL), "--dry-run", begun=False)]) == 0
     assert ledger_files() == {}
-    service.at_talk = gate = Gate()
+    gate = Gate()
+    service.script.append(At(answer=gate))
     with running(service, CALL) as process, gate.closed():
         process.kill()
         process.wait()
@@ -453,25 +405,23 @@ def test_a_dry_run_neither_makes_nor_changes_a_ledger(remember: Run, service: Se
 
 
 def test_finishing_is_written_before_the_half_close_can_arrive(
-    remember: Run, service: Service, monkeypatch: pytest.MonkeyPatch
+    remember: Run, service: StandIn
 ) -> None:
     """That it is on disk then is what test_power_cut.py shows."""
     seen: list[str] = []
-    confirm = stand_in._LiveCall.confirm_half_close
 
-    def look_first(call: Any) -> None:
-        seen.extend(row["request_id"] for row in rows() if row["state"] == "finishing")
-        confirm(call)
+    def look(_: Call) -> None:
+        seen.extend(row["request_id"] for row in rows(LEDGER) if row["state"] == "finishing")
 
-    monkeypatch.setattr(stand_in._LiveCall, "confirm_half_close", look_first)
+    service.on_call = lambda call: At(half_close=look)
     remember(*make_calls(*(f"{number}.wav" for number in range(20)), size_bytes=100_000))
     assert len(service.talks) == 20
-    assert seen == [call.metadata["x-client-request-id"] for call in service.calls]
+    assert seen == [call.client_request_id for call in service.calls]
 
 
 @pytest.mark.parametrize("moment", ["nothing sent", "sending", "finishing", "after the answer"])
 def test_after_kill_9_one_run_has_every_recording_once_or_names_it(
-    remember: Run, service: Service, moment: str
+    remember: Run, service: StandIn, moment: str
 ) -> None:
     paths = make_calls("0.wav", "1.wav", size_bytes=LONG_BYTES)
     gate = Gate()
@@ -482,47 +432,44 @@ def test_after_kill_9_one_run_has_every_recording_once_or_names_it(
             with running(service, *paths, "--endpoint", endpoint):
                 mute.accept()[0].close()
     else:
-        if moment == "sending":
-            service.at_call = gate
-        elif moment == "finishing":
-            service.at_talk = gate
-        else:
-            service.at_call = lambda: gate() if service.talks else None
+        if moment == "after the answer":
+            service.script.append(None)
+        service.script.append(At(answer=gate) if moment == "finishing" else At(metadata=gate))
         with running(service, *paths) as process, gate.closed():
-            assert states()[0] == ("uploaded" if moment == "after the answer" else moment)
+            assert states(LEDGER)[0] == ("uploaded" if moment == "after the answer" else moment)
             process.kill()
             process.wait()
         service.wait_until_idle()
     outcome = remember(*paths, "--quiet")
-    assert service.contents == sha256s(*paths)
+    assert contents(service) == sha256s(*paths)
     if moment == "finishing":
-        assert (outcome.code, states()) == (os.EX_PROTOCOL, ["unknown", "uploaded"])
+        assert (outcome.code, states(LEDGER)) == (os.EX_PROTOCOL, ["unknown", "uploaded"])
         (line,) = outcome.err.splitlines()
         assert "0.wav: " in line and "--retry-unknown" in line
     else:
-        assert (outcome.code, states(), outcome.err) == (os.EX_OK, ["uploaded"] * 2, "")
+        assert (outcome.code, states(LEDGER), outcome.err) == (os.EX_OK, ["uploaded"] * 2, "")
 
 
 # --- Others who use it at the same time ----------------------------------------------
 
 
-def test_a_recording_whose_row_was_deleted_is_not_uploaded(remember: Run, service: Service) -> None:
+def test_a_recording_whose_row_was_deleted_is_not_uploaded(remember: Run, service: StandIn) -> None:
     make_wav(CALL, LONG_BYTES)
-    service.at_call = lambda: change("DELETE FROM recordings WHERE state = 'sending'")
+    service.script.append(At(metadata=lambda _: ledgers.delete(LEDGER, state="sending")))
     outcome = remember(CALL)
     assert (outcome.code, outcome.out) == (os.EX_CONFIG, "")
     assert "call.wav: " in outcome.err and "ledger.sqlite: " in outcome.err
     service.wait_until_idle()
     assert not service.talks
-    service.at_call = do_nothing
     assert remember(CALL).code == os.EX_OK
     assert len(service.talks) == 1
 
 
-def test_a_second_run_leaves_at_once_and_the_first_goes_on(remember: Run, service: Service) -> None:
+def test_a_second_run_leaves_at_once_and_the_first_goes_on(remember: Run, service: StandIn) -> None:
     """By whatever name: two runs on one ledger would upload everything twice."""
     Path("link.sqlite").symlink_to(LEDGER)
-    service.at_talk = gate = Gate()
+    gate = Gate()
+    service.script.append(At(answer=gate))
     with running(service, CALL) as first:
         with gate.closed():
             for name in (LEDGER, "link.sqlite"):
@@ -538,20 +485,20 @@ def test_a_second_run_leaves_at_once_and_the_first_goes_on(remember: Run, servic
     assert (again.code, again.out, len(service.calls)) == (os.EX_OK, out, 1)
 
 
-def test_its_user_can_read_and_change_it_while_a_run_goes_on(service: Service) -> None:
+def test_its_user_can_read_and_change_it_while_a_run_goes_on(service: StandIn) -> None:
     paths = make_calls("0.wav", "1.wav")
     gate = Gate()
-    service.at_talk = lambda: gate() if len(service.talks) == 2 else None
+    service.script += [None, At(answer=gate)]
     with contextlib.ExitStack() as stack:
         stack.callback(os.umask, os.umask(0))
         process = stack.enter_context(running(service, *paths))
         with gate.closed():
             files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in Path().glob("led*")}
-            assert states() == ["uploaded", "finishing"]
-            change("UPDATE recordings SET error = 'seen' WHERE path LIKE '%0.wav'")
+            assert states(LEDGER) == ["uploaded", "finishing"]
+            ledgers.change(LEDGER, {"path": str(paths[0].absolute())}, error="seen")
         process.communicate(timeout=20)
     assert process.returncode == os.EX_OK
-    assert [(row["state"], row["error"]) for row in rows()] == [
+    assert [(row["state"], row["error"]) for row in rows(LEDGER)] == [
         ("uploaded", "seen"),
         ("uploaded", None),
     ]
@@ -559,18 +506,6 @@ def test_its_user_can_read_and_change_it_while_a_run_goes_on(service: Service) -
 
 
 # --- Where it cannot be used ---------------------------------------------------------
-
-
-def make_foreign(path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(path)) as database, database:
-        database.execute("CREATE TABLE recordings (path TEXT, state TEXT)")
-        database.execute("INSERT INTO recordings VALUES ('/calls/1.wav', 'uploaded')")
-
-
-def make_newer(path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        database.execute(f"PRAGMA user_version = {version + 1}")
 
 
 def damage(path: Path) -> None:
@@ -582,15 +517,16 @@ def damage(path: Path) -> None:
     ("what", "make"),
     [
         ("a text", lambda path: path.write_text("not a database\n")),
-        ("another program's database", make_foreign),
+        ("another program's database", ledgers.make_foreign),
         ("a folder", Path.mkdir),
-        ("a ledger of a newer version", make_newer),
+        ("a ledger of a newer version", ledgers.make_newer),
+        ("a ledger of an older version", ledgers.make_older),
         ("a damaged ledger", damage),
         ("the beginning of a ledger", lambda path: os.truncate(path, 5_000)),
     ],
 )
 def test_what_is_no_ledger_is_left_as_it_is_and_nothing_is_sent(
-    remember: Run, service: Service, what: str, make: Callable[[Path], object]
+    remember: Run, service: StandIn, what: str, make: Callable[[Path], object]
 ) -> None:
     if "ledger" in what:
         remember(CALL)
@@ -601,13 +537,13 @@ def test_what_is_no_ledger_is_left_as_it_is_and_nothing_is_sent(
     outcome = remember(CALL)
     assert (outcome.code, outcome.out, service.calls) == (os.EX_CONFIG, "", [])
     assert outcome.err.count("\n") == 1 and f"{LEDGER.resolve()}: " in outcome.err
-    assert ("backup" in outcome.err) == (what not in ("a folder", "a ledger of a newer version"))
+    assert ("backup" in outcome.err) == ("version" not in what and what != "a folder")
     assert before == (None if LEDGER.is_dir() else LEDGER.read_bytes())
 
 
 @pytest.mark.parametrize("closed", ["file", "folder", "missing folder"])
 def test_where_it_cannot_be_written_it_is_named_and_nothing_is_sent(
-    remember: Run, service: Service, closed: str
+    remember: Run, service: StandIn, closed: str
 ) -> None:
     ledger = Path("kept/ledger.sqlite")
     if closed != "missing folder":
@@ -626,7 +562,7 @@ def test_where_it_cannot_be_written_it_is_named_and_nothing_is_sent(
 
 
 @pytest.mark.parametrize("option", ["--ledger", "--meta-path", "--ca-file"])
-def test_an_empty_name_is_not_the_same_as_none(upload: Run, service: Service, option: str) -> None:
+def test_an_empty_name_is_not_the_same_as_none(upload: Run, service: StandIn, option: str) -> None:
     """An unset variable expands to ''."""
     assert upload("--audio-path", CALL, option, "").code != os.EX_OK
     assert not service.calls
@@ -637,12 +573,12 @@ def test_an_empty_name_is_not_the_same_as_none(upload: Run, service: Service, op
 
 @pytest.mark.parametrize("used_before", [False, True])
 def test_a_disk_that_is_full_from_the_start(
-    remember: Run, service: Service, used_before: bool
+    remember: Run, service: StandIn, used_before: bool
 ) -> None:
     if used_before:
         remember(CALL)
         make_wav(CALL, 600_000, seed=2)
-    before = rows() if used_before else []
+    before = rows(LEDGER) if used_before else []
     under = before_command("import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (0, 0))")
     words = arguments(service, "--ledger", LEDGER, "--audio-path", CALL)
     with start(*words, under=under) as process:
@@ -650,19 +586,17 @@ def test_a_disk_that_is_full_from_the_start(
     assert (process.returncode, out, len(service.calls)) == (os.EX_TEMPFAIL, "", len(before))
     assert "ledger.sqlite: " in err
     # The next run, with room, goes on as if nothing had been.
-    assert not used_before or rows() == before
+    assert not used_before or rows(LEDGER) == before
     assert remember(CALL).code == os.EX_OK
     assert len(service.calls) == len(before) + 1
 
 
 @pytest.mark.parametrize("moment", ["before the last byte", "before the answer"])
-def test_a_disk_that_fills_up(remember: Run, service: Service, moment: str) -> None:
+def test_a_disk_that_fills_up(remember: Run, service: StandIn, moment: str) -> None:
     paths = make_calls("0.wav", "1.wav", size_bytes=LONG_BYTES)
     gate = Gate()
-    if moment == "before the answer":
-        service.at_talk = gate
-    else:
-        service.at_call = gate
+    before_answer = moment == "before the answer"
+    service.script.append(At(answer=gate) if before_answer else At(metadata=gate))
     with running(service, *paths) as process:
         with gate.closed():
             size_bytes = Path("ledger.sqlite-wal").stat().st_size
@@ -672,13 +606,13 @@ def test_a_disk_that_fills_up(remember: Run, service: Service, moment: str) -> N
     assert "0.wav: " in err and "ledger.sqlite: " in err and "Traceback" not in err
     service.wait_until_idle()
     made = list(service.talks)
-    if moment == "before the answer":
+    if before_answer:
         assert made[0] in out, "a dialog ID that came is a result, whatever became of the ledger"
         assert re.search(f"0.wav: uploaded as {made[0]}, but the ledger could not record it: ", err)
-        assert states() == ["finishing"]
+        assert states(LEDGER) == ["finishing"]
     else:
-        assert (made, out, states()) == ([], "", ["sending"])
+        assert (made, out, states(LEDGER)) == ([], "", ["sending"])
     outcome = remember(*paths, "--quiet")
     assert outcome.code == (os.EX_PROTOCOL if made else os.EX_OK)
     assert ("0.wav: " in outcome.err) == bool(made)
-    assert service.contents == sha256s(*paths)
+    assert contents(service) == sha256s(*paths)

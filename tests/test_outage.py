@@ -15,20 +15,32 @@ import json
 import os
 import re
 import signal
-import socket
-import sqlite3
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import ledgers
 import pytest
-from conftest import Outcome, Run, arguments, begin_ledger, make_wav, start, wait_for, when
+from conftest import (
+    Outcome,
+    Run,
+    Waits,
+    arguments,
+    begin_ledger,
+    closed_port,
+    make_wav,
+    start,
+    wait_for,
+    when,
+)
 from fault_proxy import Fault, FaultProxy
-from stand_in import Delay, Fail, Freeze, Slow, StandIn, Step, _Refused, stored_talks
-from yandex.cloud.speechsense.v1.talk_service_pb2 import TalkMetadata
+from stand_in import At, Call, Delay, Fail, Freeze, Slow, StandIn, Step, stored_talks
 
 import upload_grpc
+
+pytestmark = pytest.mark.usefixtures("waits")
 
 AGAIN, UNKNOWN, CONFIG = 75, 76, 78
 COUNT = 60
@@ -47,17 +59,6 @@ MUTE = Freeze()
 Words = tuple[object, ...]
 
 
-class Script(list[Step]):
-    """A script without an end: each arriving call gets what a function returns."""
-
-    def __init__(self, step: Callable[[], Step]) -> None:
-        super().__init__()
-        self._step = step
-
-    def pop(self, index: object = 0) -> Step:
-        return self._step()
-
-
 @pytest.fixture
 def calls(tmp_path: Path) -> Path:
     folder = tmp_path / "calls"
@@ -68,20 +69,13 @@ def calls(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Words:
-    """Shorten the waits; return what every run of these tests has on its command line."""
-    for name, value_s in (("BACKOFF_S", 0.01), ("REFUSAL_WAIT_S", 0.05)):
-        monkeypatch.setattr(upload_grpc, name, value_s, raising=False)
+def words(tmp_path: Path) -> Words:
+    """Return what every run of these tests has on its command line."""
     (tmp_path / "fields.json").write_text('{"language": "ru-RU"}')
     return (
         *("--meta-path", tmp_path / "fields.json", "--quiet"),
         *("--format", "json", "--jobs", JOBS, "--timeout", 0.5),
     )
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Path:
-    return tmp_path / "ledger.sqlite"
 
 
 def outcomes(out: str, err: str = "") -> collections.Counter[str]:
@@ -95,10 +89,7 @@ def outcomes(out: str, err: str = "") -> collections.Counter[str]:
 
 
 def states(ledger: Path) -> collections.Counter[str]:
-    with contextlib.closing(sqlite3.connect(ledger)) as database:
-        return collections.Counter(
-            state for (state,) in database.execute("SELECT state FROM recordings")
-        )
+    return collections.Counter(ledgers.states(ledger))
 
 
 def assert_stopped(outcome: Outcome, code: int) -> collections.Counter[str]:
@@ -114,11 +105,6 @@ def assert_stopped(outcome: Outcome, code: int) -> collections.Counter[str]:
     assert counts["unknown"] <= UNKNOWN_LIMIT
     assert sum(counts.values()) == COUNT
     return counts
-
-
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 # --- Connections that die, while new ones work ---------------------------------------
@@ -153,7 +139,7 @@ def test_nobody_listens(upload: Run, words: Words, calls: Path) -> None:
 
 
 def test_a_mute_service(upload: Run, service: StandIn, words: Words, calls: Path) -> None:
-    service.script = Script(lambda: MUTE)
+    service.on_call = lambda _: MUTE
     started_s = time.monotonic()
     counts = assert_stopped(upload(*words, "--audio-path", calls), UNKNOWN)
     assert time.monotonic() - started_s < 5
@@ -165,7 +151,7 @@ def test_a_service_that_refuses_each_call_at_once(
     upload: Run, service: StandIn, words: Words, calls: Path
 ) -> None:
     """Its refusal of a short recording comes just after the last byte: too late, as a rule."""
-    service.script = Script(lambda: DOWN)
+    service.on_call = lambda _: DOWN
     outcome = upload(*words, "--retries", 1, "--audio-path", calls)
     counts = assert_stopped(outcome, outcome.code)
     assert outcome.code == (UNKNOWN if counts["unknown"] else AGAIN)
@@ -178,25 +164,25 @@ def test_five_in_a_row_end_the_run_and_an_upload_between_them_does_not(
 ) -> None:
     one_by_one = (*words, "--jobs", 1, "--retries", 0, "--audio-path", calls)
     steps: Iterator[Step] = iter([None, NO_QUOTA] * COUNT)
-    service.script = Script(lambda: next(steps))
+    service.on_call = lambda _: next(steps)
     outcome = upload(*one_by_one)
     assert outcomes(outcome.out) == {"uploaded": COUNT / 2, "failed": COUNT / 2}
     service.calls.clear()
-    service.script = Script(lambda: NO_QUOTA)
+    service.on_call = lambda _: NO_QUOTA
     counts = assert_stopped(upload(*one_by_one), AGAIN)
     assert counts["failed"] == len(service.calls) == 5
 
 
 def test_rejections_are_no_outage(upload: Run, service: StandIn, words: Words, calls: Path) -> None:
-    service.script = Script(lambda: REJECTED)
+    service.on_call = lambda _: REJECTED
     outcome = upload(*words, "--audio-path", calls)
     assert (outcome.code, outcomes(outcome.out)) == (65, {"rejected": COUNT})
 
 
 def test_the_tries_of_a_recording_end_in_time(
-    upload: Run, words: Words, calls: Path, monkeypatch: pytest.MonkeyPatch
+    upload: Run, words: Words, calls: Path, waits: Waits
 ) -> None:
-    monkeypatch.setattr(upload_grpc, "ATTEMPTS_LIMIT_S", 0.5, raising=False)
+    waits(attempts_limit=0.5)
     endpoint = ("--endpoint", f"localhost:{closed_port()}")
     started_s = time.monotonic()
     outcome = upload(*words, *endpoint, "--retries", 100, "--audio-path", calls / "00.wav")
@@ -211,7 +197,7 @@ def test_the_tries_of_a_recording_end_in_time(
 def test_cron_through_a_long_outage(
     upload: Run, service: StandIn, words: Words, ledger: Path, calls: Path, step: Step
 ) -> None:
-    service.script = Script(lambda: step)
+    service.on_call = lambda _: step
     words = (*words, "--ledger", ledger, "--retries", 1, "--audio-path", calls)
     spent = []
     for _ in range(7):
@@ -220,7 +206,7 @@ def test_cron_through_a_long_outage(
         spent.append(states(ledger).total())
     assert spent[0] <= UNKNOWN_LIMIT
     assert all(after - before <= 2 for before, after in itertools.pairwise(spent)), spent
-    service.script = Script(lambda: None)
+    service.on_call = lambda _: None
     unknown = states(ledger)["unknown"]
     assert outcomes(upload(*words, "--timeout", 10).out)["uploaded"] == COUNT - unknown
     assert states(ledger) == {
@@ -240,14 +226,8 @@ def test_recordings_that_always_fail_hold_up_no_other(
     always = [calls / "00.wav", calls / "01.wav"]
     for path in always:
         path.with_suffix(".json").write_text('{"language": "xx"}')
-    check = service.check_metadata
-
-    def refuse_some(metadata: TalkMetadata) -> None:
-        if metadata.fields["language"] == "xx":
-            raise _Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "never this one")
-        check(metadata)
-
-    service.check_metadata = refuse_some  # type: ignore[method-assign]
+    refuse_some = At(metadata=lambda call: NO_QUOTA if call.fields["language"] == "xx" else None)
+    service.on_call = lambda _: refuse_some
     words = (*words, "--ledger", ledger, "--retries", 0)
     upload(*words, "--audio-path", *always)
     assert states(ledger) == {"failed": 2}
@@ -263,11 +243,11 @@ def test_in_doubt_one_goes_first(
     assert upload(*words, calls / "00.wav").code == AGAIN
     under_way: list[int] = []
 
-    def step() -> Step:
-        under_way.append(sum(not call.outcome for call in service.calls))
+    def step(arrived: Call) -> Step:
+        under_way.append(sum(not call.outcome for call in service.calls if call is not arrived))
         return Delay(0.05 if under_way[1:] else 0.3)
 
-    service.script = Script(step)
+    service.on_call = step
     assert upload(*words, calls).code == 0
     assert under_way[:2] == [0, 0], "the first was not alone"
     assert max(under_way) == JOBS - 1, "the others should go side by side"
@@ -275,19 +255,19 @@ def test_in_doubt_one_goes_first(
 
 def test_in_doubt_a_refusal_on_its_way_is_waited_for(
     upload: Run, service: StandIn, words: Words, ledger: Path, calls: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    waits: Waits,
 ) -> None:  # fmt: skip
     """Without that it would come after the half-close, and make a short recording unknown."""
-    monkeypatch.setattr(upload_grpc, "REFUSAL_WAIT_S", 2, raising=False)
+    waits(refusal=2)
 
-    def step() -> Step:
+    def step(_: Call) -> Step:
         time.sleep(0.2)
         return DOWN
 
     words = (*words, "--timeout", 10, "--ledger", ledger, "--retries", 0, "--audio-path")
     service.script.append(NO_QUOTA)
     assert upload(*words, calls / "00.wav").code == AGAIN
-    service.script = Script(step)
+    service.on_call = step
     outcome = upload(*words, calls)
     assert outcome.code == AGAIN
     assert outcomes(outcome.out, outcome.err) == {"failed": 2, "not tried": COUNT - 2}
@@ -297,13 +277,13 @@ def test_in_doubt_a_refusal_on_its_way_is_waited_for(
 
 
 def test_a_quota_delays_and_loses_nothing(
-    upload: Run, service: StandIn, words: Words, calls: Path, monkeypatch: pytest.MonkeyPatch
+    upload: Run, service: StandIn, words: Words, calls: Path, waits: Waits
 ) -> None:
     """A token bucket: ten calls at once, then 60 a second."""
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.1, raising=False)
+    waits(backoff=0.1)
     tokens, filled_s = 10.0, time.monotonic()
 
-    def step() -> Step:
+    def step(_: Call) -> Step:
         nonlocal tokens, filled_s
         now_s = time.monotonic()
         tokens, filled_s = min(10, tokens + (now_s - filled_s) * 60), now_s
@@ -312,7 +292,7 @@ def test_a_quota_delays_and_loses_nothing(
         tokens -= 1
         return None
 
-    service.script = Script(step)
+    service.on_call = step
     outcome = upload(*words, "--audio-path", calls)
     assert (outcome.code, outcomes(outcome.out)) == (0, {"uploaded": COUNT})
     refused = sum(call.outcome.startswith("RESOURCE_EXHAUSTED") for call in service.calls)
@@ -320,20 +300,18 @@ def test_a_quota_delays_and_loses_nothing(
 
 
 def test_a_used_up_quota_holds_the_other_workers(
-    upload: Run, service: StandIn, words: Words, calls: Path, monkeypatch: pytest.MonkeyPatch
+    upload: Run, service: StandIn, words: Words, calls: Path, waits: Waits
 ) -> None:
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.5, raising=False)
+    waits(backoff=0.5)
     (calls / "00.json").write_text('{"language": "xx"}')
     seen: list[str] = []
-    check = service.check_metadata
 
-    def refuse_once(metadata: TalkMetadata) -> None:
-        seen.append(metadata.fields["language"])
-        if seen[-1] == "xx" and seen.count("xx") == 1:
-            raise _Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "quota")
-        check(metadata)
+    def refuse_once(call: Call) -> Step:
+        language = call.fields["language"]
+        seen.append(language)
+        return NO_QUOTA if language == "xx" and seen.count("xx") == 1 else None
 
-    service.check_metadata = refuse_once  # type: ignore[method-assign]
+    service.on_call = lambda _: At(metadata=refuse_once)
     assert upload(*words, "--audio-path", calls).code == 0
     first, again = (index for index, language in enumerate(seen) if language == "xx")
     # What was under way, and what begins just when the pause is over.
@@ -347,7 +325,7 @@ def test_a_used_up_quota_holds_the_other_workers(
 def test_a_signal_leaves_nothing_unknown(
     service: StandIn, words: Words, calls: Path, name: str
 ) -> None:
-    service.script = Script(lambda: Delay(2))
+    service.on_call = lambda _: Delay(2)
     with start(*arguments(service, *words, "--timeout", 10, "--audio-path", calls)) as process:
         wait_for(lambda: len(service.talks) >= JOBS)
         process.send_signal(signal.Signals[name])
@@ -378,19 +356,24 @@ def test_a_signal_ends_the_hashing_of_a_large_file(
 
 
 def test_a_copy_does_not_wait_for_a_row_that_will_not_change(
-    service: StandIn, upload: Run, words: Words, ledger: Path, calls: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    service: StandIn, upload: Run, words: Words, ledger: Path, calls: Path, waits: Waits
+) -> None:
     """The result of the first cannot be written, so the ledger has it as under way for ever."""
-    monkeypatch.setattr(upload_grpc, "LEDGER_LOCK_LIMIT_S", 0.5)
+    waits(ledger_lock=0.5)
     first, copy = calls / "00.wav", calls / "copy.wav"
     copy.write_bytes(first.read_bytes())
     service.script.append(Delay(1))
     begin_ledger(str(ledger))
-    with contextlib.closing(sqlite3.connect(ledger, check_same_thread=False)) as other:
-        with when(lambda: service.talks, lambda: other.execute("BEGIN IMMEDIATE")):
-            also = ("--timeout", 10, "--ledger", ledger)
-            outcome = upload(*words, *also, "--audio-path", first, copy)
+    is_over = threading.Event()
+
+    def hold() -> None:
+        with ledgers.locked(ledger):
+            is_over.wait(20)
+
+    also = ("--timeout", 10, "--ledger", ledger)
+    with when(lambda: service.talks, hold):
+        outcome = upload(*words, *also, "--audio-path", first, copy)
+        is_over.set()
     [talk_id] = service.talks
     assert outcome.code == CONFIG
     assert f"uploaded as {talk_id}, but the ledger could not record it" in outcome.err
@@ -415,13 +398,12 @@ def test_a_signal_while_the_ledgers_disk_hangs(
     service: StandIn, words: Words, ledger: Path, calls: Path, names: tuple[str, ...]
 ) -> None:
     """A bug that once was: the program waited for a lock that is held during a sync."""
-    service.script = Script(lambda: Slow(4_000))
+    service.on_call = lambda _: Slow(4_000)
     given = arguments(service, *words, "--ledger", ledger, "--audio-path", calls, "--timeout", 10)
     with start(*given) as process, contextlib.ExitStack() as undo:
         undo.callback(process.kill)
         wait_for(lambda: service.calls)
-        other = undo.enter_context(contextlib.closing(sqlite3.connect(ledger)))
-        other.execute("BEGIN IMMEDIATE")  # Whoever writes has to wait, as for a disk.
+        undo.enter_context(ledgers.locked(ledger))
         time.sleep(0.6)
         started_s = time.monotonic()
         for name in names:
@@ -474,10 +456,15 @@ def test_a_ledger_that_is_moved_stops_the_run(
     upload: Run, service: StandIn, words: Words, ledger: Path, calls: Path
 ) -> None:
     """As logrotate does. What is past its commit point then is uploaded, and nothing else."""
-    service.script = Script(lambda: Delay(0.4))
     moved = ledger.with_name("ledger.1")
-    with when(lambda: service.talks, lambda: ledger.rename(moved)):
-        outcome = upload(*words, "--ledger", ledger, "--audio-path", calls)
+
+    def move(_: Call) -> Step:
+        with contextlib.suppress(FileNotFoundError):  # Another call was faster.
+            ledger.rename(moved)
+        return Delay(0.4)
+
+    service.on_call = lambda _: At(answer=move)
+    outcome = upload(*words, "--ledger", ledger, "--audio-path", calls)
     assert outcome.code == CONFIG
     counts = outcomes(outcome.out, outcome.err)
     assert 1 <= counts["uploaded"] == len(service.talks) <= JOBS
@@ -491,9 +478,8 @@ def test_a_ledger_that_is_moved_stops_the_run(
 def test_a_ledger_that_is_moved_in_the_end_is_noticed(
     upload: Run, service: StandIn, words: Words, ledger: Path, calls: Path
 ) -> None:
-    service.script.append(Delay(0.3))
-    with when(lambda: service.talks, ledger.unlink):
-        outcome = upload(*words, "--ledger", ledger, "--audio-path", calls / "00.wav")
+    service.script.append(At(answer=lambda _: ledger.unlink()))
+    outcome = upload(*words, "--ledger", ledger, "--audio-path", calls / "00.wav")
     assert (outcome.code, outcomes(outcome.out)) == (CONFIG, {"uploaded": 1})
     [line] = outcome.err.splitlines()
     assert str(ledger) in line

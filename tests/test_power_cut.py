@@ -7,28 +7,25 @@ has from then on; what is written later is lost in a power cut until the next fs
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import platform
 import re
 import select
 import socket
-import sqlite3
 import struct
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
+import ledgers
 import pytest
-from conftest import Run, arguments, make_wav, start
-from stand_in import StandIn, Talk
+from conftest import Run, arguments, make_wav, sha256, start
+from stand_in import At, Call, StandIn
 
 RECORDINGS = 24
-LEDGER_FILES = ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-journal")
+LEDGER_FILES = tuple(f"ledger.sqlite{suffix}" for suffix in ledgers.SUFFIXES)
 # Numbers of the system calls seccomp, fsync and fdatasync (asm/unistd.h).
 CALLS = {"x86_64": (317, 74, 75), "aarch64": (277, 82, 83)}.get(platform.machine(), ())
 KERNEL = [int(number) for number in re.findall(r"\d+", platform.release())]
@@ -106,29 +103,22 @@ class Disk:
             self.synced = {n: data for n, data in self.synced.items() if (path / n).exists()}
 
 
-class Service(StandIn):
-    """A service that notes, as each dialog is made, which there are and what the disk has."""
+class Cuts:
+    """Notes, as each dialog is made, which there are, and what the disk has at that moment."""
 
-    def __init__(self, store: Path) -> None:
-        super().__init__(store)
+    def __init__(self, service: StandIn, fails_after: int = RECORDINGS + 1) -> None:
         self.disk = Disk()
-        self.cuts: list[tuple[set[str], dict[str, bytes]]] = []
-        self.fails_after = RECORDINGS + 1
+        self.seen: list[tuple[set[str], dict[str, bytes]]] = []
+        self._service = service
+        self._fails_after = fails_after
         self._one_at_a_time = threading.Lock()
+        service.on_call = lambda call: At(answer=self._note)
 
-    def save(self, talk: Talk) -> None:
+    def _note(self, _: Call) -> None:
         with self._one_at_a_time:
-            super().save(talk)
-            made = {each.sha256 for each in self.talks.values()}
-            self.cuts.append((made, dict(self.disk.synced)))
-            self.disk.failing = len(self.talks) >= self.fails_after
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    server = Service(tmp_path / "store")
-    with server:
-        yield server
+            made = {each.sha256 for each in list(self._service.talks.values())}
+            self.seen.append((made, dict(self.disk.synced)))
+            self.disk.failing = len(self._service.talks) >= self._fails_after
 
 
 @pytest.fixture
@@ -146,30 +136,30 @@ def restore(synced: dict[str, bytes], folder: Path) -> tuple[Path, dict[str, str
     for name, content in synced.items():
         (folder / name).write_bytes(content)
     ledger = folder / "ledger.sqlite"
-    with contextlib.closing(sqlite3.connect(ledger)) as database:
-        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        return ledger, dict(database.execute("SELECT sha256, state FROM recordings"))
+    ledgers.check(ledger)
+    found = ledgers.rows_by_content(ledger).items()
+    return ledger, {digest: row["state"] for digest, row in found}
 
 
 def test_after_a_power_cut_each_dialog_has_its_row_and_the_next_run_doubles_none(
-    service: Service, calls: Path, tmp_path: Path, upload: Run
+    service: StandIn, calls: Path, tmp_path: Path, upload: Run
 ) -> None:
     metadata = tmp_path / "fields.json"
     metadata.write_text("{}")
     words = ("--audio-path", calls, "--meta-path", metadata, "--ledger")
-    code, _, err = service.disk.run(
-        *arguments(service, *words, tmp_path / "ledger.sqlite", begun=False)
-    )
+    cuts = Cuts(service)
+    ledger = tmp_path / "ledger.sqlite"
+    code, _, err = cuts.disk.run(*arguments(service, *words, ledger, begun=False))
     assert "begins a new ledger" in err.splitlines()[0]
-    assert (code, err.count("\n"), len(service.cuts)) == (os.EX_OK, 2, RECORDINGS)
-    contents = {hashlib.sha256(path.read_bytes()).hexdigest() for path in calls.iterdir()}
-    for number, (made, synced) in enumerate(list(service.cuts)):
+    assert (code, err.count("\n"), len(cuts.seen)) == (os.EX_OK, 2, RECORDINGS)
+    contents = set(map(sha256, calls.iterdir()))
+    for number, (made, synced) in enumerate(list(cuts.seen)):
         ledger, states = restore(synced, tmp_path / str(number))
-        assert {states.get(sha256) for sha256 in made} <= {"finishing", "uploaded"}
-        assert {sha256 for sha256, state in states.items() if state == "uploaded"} <= made
+        assert {states.get(digest) for digest in made} <= {"finishing", "uploaded"}
+        assert {digest for digest, state in states.items() if state == "uploaded"} <= made
         if number % 10 == 7:
             service.talks.clear()
-            unknown = {sha256 for sha256, state in states.items() if state == "finishing"}
+            unknown = {digest for digest, state in states.items() if state == "finishing"}
             outcome = upload("--quiet", *words, ledger)
             again = [talk.sha256 for talk in service.talks.values()]
             assert made.isdisjoint(again) and len(again) == len(set(again))
@@ -179,11 +169,11 @@ def test_after_a_power_cut_each_dialog_has_its_row_and_the_next_run_doubles_none
 
 
 def test_on_a_disk_that_does_not_sync_nothing_is_sent_to_its_end(
-    service: Service, calls: Path, tmp_path: Path
+    service: StandIn, calls: Path, tmp_path: Path
 ) -> None:
-    service.fails_after = 1
+    cuts = Cuts(service, fails_after=1)
     words = ("--audio-path", calls, "--jobs", 1, "--ledger", tmp_path / "ledger.sqlite")
-    code, out, err = service.disk.run(*arguments(service, *words, begun=False))
+    code, out, err = cuts.disk.run(*arguments(service, *words, begun=False))
     assert code == os.EX_TEMPFAIL
     assert len(service.talks) == 1 and next(iter(service.talks)) in out
     assert "ledger.sqlite: " in err

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SCRIPT, Run, arguments, make_wav, sparse_wav
+from conftest import LONG_BYTES, SCRIPT, Run, arguments, make_wav, sparse_wav
 from stand_in import Delay, Freeze, StandIn
 
 # Longer than the bar waits before it appears.
@@ -146,7 +146,7 @@ def test_off_a_terminal_there_is_nothing(command: Run, service: StandIn, folder:
 
 
 def test_a_signal_takes_the_bar_away(service: StandIn, folder: Path) -> None:
-    sparse_wav(folder / "0.wav", 60_000_000)
+    sparse_wav(folder / "0.wav", LONG_BYTES)
     service.script += [Freeze(after_bytes=0)]
     code, received = on_terminal(*words_for(service, folder), interrupt_at=b"%|")
     assert code == 128 + signal.SIGINT

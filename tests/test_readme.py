@@ -189,7 +189,9 @@ def test_a_dry_run_tells_whether_a_day_is_complete(machine: Machine) -> None:
     assert re.fullmatch(r"\S+b\.wav: would be uploaded: .*\n", machine.run(check).out)
 
 
-@pytest.mark.skipif(not shutil.which("parallel"), reason="GNU parallel is not installed")
+@pytest.mark.skipif(
+    not shutil.which("parallel"), reason="no GNU parallel: apt-get install parallel"
+)
 def test_the_lines_for_gnu_parallel(machine: Machine) -> None:
     machines, folders = block("sh", "Several machines").splitlines()
     machine.call("a.wav", "north")

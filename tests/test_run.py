@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -23,12 +22,11 @@ from conftest import (
     arguments,
     before_command,
     make_wav,
+    sha256,
     start,
     wait_for,
 )
 from stand_in import Delay, Fail, Freeze, StandIn, Step, stored_talks
-
-import upload_grpc
 
 LOST = Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True)
 BUSY = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many at a time")
@@ -36,16 +34,13 @@ REJECTED = Fail(grpc.StatusCode.INVALID_ARGUMENT, "not this one")
 REFUSED = Fail(grpc.StatusCode.PERMISSION_DENIED, "not you")
 NO_CONNECTION = Fail(grpc.StatusCode.NOT_FOUND, "no such connection")
 
+pytestmark = pytest.mark.usefixtures("waits")
+
 JSON_KEYS = {
     *("schema_version", "path", "outcome", "talk_id", "talk_ids", "badge_id", "error"),
     *("exit_code", "request_id", "bytes", "seconds", "attempts", "description"),
     *("operation_id", "found_id", "time"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_grpc, "REFUSAL_WAIT_S", 0.05, raising=False)
 
 
 @pytest.fixture
@@ -207,7 +202,7 @@ def test_any_name_will_do(service: StandIn, folder: Path, named: bool) -> None:
     ids = {talk["sha256"]: talk["talk_id"].encode() for talk in stored_talks(service.store)}
     expected = set()
     for name in NAMES:
-        digest = hashlib.sha256((folder / os.fsdecode(name)).read_bytes()).hexdigest()
+        digest = sha256(folder / os.fsdecode(name))
         expected.add(b"./" + SHOWN.get(name, name) + b": Dialog ID: " + ids.pop(digest))
     assert ids == {}
     assert set(done.stdout.splitlines()) == expected
@@ -309,9 +304,8 @@ def test_the_last_line_counts_and_quiet_leaves_the_failures(
 
 
 def test_json_is_one_object_a_recording_whatever_became_of_it(
-    upload: Run, service: StandIn, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    upload: Run, service: StandIn, folder: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.01, raising=False)
     words = ("--format", "json", "--jobs", 1, "--ledger", tmp_path / "ledger", "--retries", 1)
     make_wavs(folder, "1.wav")
     upload(*words, "--audio-path", folder)
@@ -335,7 +329,7 @@ def test_json_is_one_object_a_recording_whatever_became_of_it(
         "6.wav": ("rejected", os.EX_DATAERR, 0),
         "7.wav": ("failed", os.EX_NOINPUT, 0),
     }
-    request_ids = {call.metadata["x-client-request-id"] for call in service.calls}
+    request_ids = {call.client_request_id for call in service.calls}
     for name, result in results.items():
         assert set(result) == JSON_KEYS
         assert result["schema_version"] == 1
@@ -397,7 +391,7 @@ def test_a_signal_leaves_no_dialog_without_a_line(service: StandIn, folder: Path
     [unnamed] = set(made) - set(ids.values())
     [doubtful] = [line for line in err.splitlines() if "--retry-unknown" in line]
     [path] = [path for path in folder.glob("*.wav") if f"{path}: " in doubtful]
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == made[unnamed]
+    assert sha256(path) == made[unnamed]
     assert summary(err) == {"uploaded": 4, "unknown": 1, "not tried": 4}
 
 

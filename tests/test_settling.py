@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
+import itertools
 import json
 import signal
-import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import grpc
+import ledgers
 import pytest
-from conftest import Outcome, Run, arguments, make_wav, start
-from stand_in import Delay, Fail, Freeze, Slow, StandIn, Talk
+from conftest import WAYS, Outcome, Run, Waits, Way, arguments, make_wav, sha256, start, wait_for
+from stand_in import Call, Delay, Fail, FindNothing, Freeze, Slow, StandIn, Step, Talk
 
-import upload_grpc
-
+pytestmark = pytest.mark.usefixtures("waits")
 STATUS = grpc.StatusCode
 KEY = "upload_sha256"
-SETTLING = ("--lookup-key", KEY, "--organization-id", "org-1", "--space-id", "space-1")
+SETTLING = ("--settle-key", KEY, "--organization-id", "org-1", "--space-id", "space-1")
 # The service's answer is lost, after it has made the dialog or before.
 MADE = Fail(STATUS.UNAVAILABLE, "as scripted", store=True)
 NOT_MADE = Fail(STATUS.UNAVAILABLE, "as scripted")
-
-
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_grpc, "LOOKUP_PAUSE_S", 0.0, raising=False)
-    monkeypatch.setattr(upload_grpc, "REFUSAL_WAIT_S", 0.0, raising=False)
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def problems(outcome: Outcome, *words: str) -> list[str]:
@@ -58,6 +46,13 @@ class Office:
     def run(self, *more: object) -> Outcome:
         return self.upload(*self.words(*more))
 
+    def run_blind(self, *more: object) -> Outcome:
+        """Run without being allowed to look anything up."""
+        self.service.viewer_role = False
+        outcome = self.run(*more)
+        self.service.viewer_role = True
+        return outcome
+
     def record(self, name: str) -> Path:
         path = make_wav(self.folder / name, 1_000)
         path.with_suffix(".json").write_text("{}")
@@ -68,10 +63,19 @@ class Office:
         for name in names:
             self.record(name)
         self.service.script[:] = [MADE if made else NOT_MADE] * len(names)
-        self.service.viewer_role = False
-        assert self.run(*options).code == 76
-        self.service.viewer_role = True
+        assert self.run_blind(*options).code == 76
         self.forget_calls()
+
+    def script_lookups(self, *, search: Iterable[Step] = (), get: Iterable[Step] = ()) -> None:
+        """Have the next lookups take these steps, one each; other calls take the script's."""
+        steps = {"Search": iter(search), "GetTalks": iter(get)}
+
+        def step_of(call: Call) -> Step:
+            if call.method in steps:
+                return next(steps[call.method], None)
+            return self.service.next_step(call)
+
+        self.service.on_call = step_of
 
     def forget_calls(self) -> None:
         for received in (self.service.calls, self.service.searches, self.service.gets):
@@ -87,32 +91,20 @@ class Office:
 
     def rows(self) -> dict[str, tuple[str, str | None]]:
         """Return state and dialog ID by the file's name."""
-        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger:
-            query = "SELECT path, state, talk_id FROM recordings"
-            return {Path(path).name: (state, made) for path, state, made in ledger.execute(query)}
+        rows = ledgers.rows(self.ledger)
+        return {Path(row["path"]).name: (row["state"], row["talk_id"]) for row in rows}
 
     def add_unknown_rows(self, count: int) -> None:
         """Put recordings of earlier runs into the ledger, as unknown."""
         self.run()  # Makes the ledger.
-        columns = {
-            "connection_id": "connection-1", "path": "/gone.wav", "size_bytes": 1, "mtime_ns": 1,
-            "metadata_sha256": "", "state": "unknown", "error": "as before", "settle_key": KEY,
-            "updated_at": "2026-01-01T00:00:00.000Z",
-        }  # fmt: skip
-        names = ", ".join(("sha256", *columns))
-        marks = ", ".join("?" * (len(columns) + 1))
-        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger, ledger:
-            ledger.executemany(
-                f"INSERT INTO recordings ({names}) VALUES ({marks})",
-                [(f"{number:064x}", *columns.values()) for number in range(count)],
-            )
+        ledgers.add_unknown(self.ledger, (f"{number:064x}" for number in range(count)), KEY)
 
 
 @pytest.fixture
-def office(service: StandIn, upload: Run, tmp_path: Path) -> Office:
+def office(service: StandIn, upload: Run, tmp_path: Path, ledger: Path) -> Office:
     folder = tmp_path / "calls"
     folder.mkdir()
-    return Office(service, upload, folder, tmp_path / "ledger.sqlite")
+    return Office(service, upload, folder, ledger)
 
 
 # --- Options, and the key on its way --------------------------------------------------
@@ -121,12 +113,12 @@ def office(service: StandIn, upload: Run, tmp_path: Path) -> Office:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("--lookup-key", KEY, "--ledger", "l"), ("--organization-id", "--space-id")),
+        (("--settle-key", KEY, "--ledger", "l"), ("--organization-id", "--space-id")),
         (SETTLING, ("--ledger",)),
         ((*SETTLING[:4], "--ledger", "l"), ("--space-id",)),
-        ((*SETTLING[2:], "--ledger", "l"), ("--lookup-key",)),
-        (("--project-id", "p", "--ledger", "l"), ("--lookup-key",)),
-        (("--lookup-key", "", *SETTLING[2:], "--ledger", "l"), ("--settle-key",)),
+        ((*SETTLING[2:], "--ledger", "l"), ("--settle-key",)),
+        (("--project-id", "p", "--ledger", "l"), ("--settle-key",)),
+        (("--settle-key", "", *SETTLING[2:], "--ledger", "l"), ("--settle-key",)),
         ((*SETTLING, "--project-id", "", "--ledger", "l"), ("--project-id",)),
     ],
 )
@@ -140,9 +132,7 @@ def test_the_options_go_together(
 
 
 @pytest.mark.parametrize("way", [(), ("--single-message",), ("--split",)])
-def test_the_sha256_travels_and_nothing_unknown_means_no_lookup(
-    office: Office, way: tuple[str, ...]
-) -> None:
+def test_the_sha256_travels_and_nothing_unknown_means_no_lookup(office: Office, way: Way) -> None:
     path = office.record("call.wav")
     path.with_suffix(".json").write_text('{"language": "ru-RU"}')
     for _ in range(2):
@@ -207,8 +197,8 @@ def test_what_an_earlier_run_left_is_found(office: Office) -> None:
     assert (again.code, again.out, office.methods) == (0, "", [])
 
 
-@pytest.mark.parametrize("way", [(), ("--single-message",)])
-def test_what_this_run_lost_is_found_at_its_end(office: Office, way: tuple[str, ...]) -> None:
+@WAYS
+def test_what_this_run_lost_is_found_at_its_end(office: Office, way: Way) -> None:
     for name in ("a.wav", "b.wav"):
         office.record(name)
     office.service.script[:] = [MADE]
@@ -250,9 +240,7 @@ def test_of_several_dialogs_the_earliest_counts(office: Office) -> None:
 def test_what_a_page_leaves_out_is_not_missing(office: Office) -> None:
     office.unknown("a.wav", "b.wav")
     office.record("later.wav")
-    office.service.viewer_role = False
-    office.run()
-    office.service.viewer_role = True
+    office.run_blind()
     office.forget_calls()
     [later] = office.copies("later.wav")
     later.created_s = 0.0  # So that it comes first.
@@ -272,8 +260,7 @@ def test_a_second_name_of_what_is_settled_in_the_end_is_there_already(office: Of
 
 def test_a_name_that_version_1_stored_as_bytes(office: Office) -> None:
     office.unknown("a.wav")
-    with contextlib.closing(sqlite3.connect(office.ledger)) as ledger, ledger:
-        ledger.execute("UPDATE recordings SET path = ?", (b"/calls/\xff.wav",))
+    ledgers.change(office.ledger, path=b"/calls/\xff.wav")
     result = office.run("--format", "json")
     assert (result.code, json.loads(result.out)["path"]) == (0, "/calls/\udcff.wav")
 
@@ -288,7 +275,7 @@ def test_an_answer_of_more_than_4_mb_is_taken(office: Office) -> None:
 def test_an_index_that_lags(office: Office) -> None:
     office.record("a.wav")
     office.service.script[:] = [MADE]
-    office.service.index_lag_searches = 2
+    office.script_lookups(search=[FindNothing()] * 2)
     for _ in range(2):
         result = office.run()
         assert (result.code, result.out) == (76, "")
@@ -371,9 +358,9 @@ def test_only_what_is_missing_is_sent_again(office: Office) -> None:
     office.unknown("a.wav")
     office.unknown("b.wav", made=False)
     office.record("c.wav")
-    office.service.index_lag_searches = 100
+    office.script_lookups(search=[FindNothing()] * 100)
     assert office.run().code == 76  # c.wav is uploaded, later than the others were sent.
-    office.service.index_lag_searches = 0
+    office.script_lookups()
     office.forget_calls()
     result = office.run("--retry-unknown")
     assert result.code == 0
@@ -436,9 +423,7 @@ def test_a_control_is_uploaded_later(office: Office) -> None:
 def test_a_hit_that_get_does_not_return_is_not_sent_again(office: Office) -> None:
     office.unknown("a.wav", "b.wav")
     office.record("c.wav")
-    office.service.viewer_role = False
-    office.run()
-    office.service.viewer_role = True
+    office.run_blind()
     office.service.get_talks = 1
     # The control is what Get shows.
     [control] = office.copies("c.wav")
@@ -451,15 +436,13 @@ def test_a_hit_that_get_does_not_return_is_not_sent_again(office: Office) -> Non
     assert all(len(office.copies(name)) == 1 for name in ("a.wav", "b.wav", "c.wav"))
 
 
-@pytest.mark.parametrize("method", ["Search", "GetTalks"])
+@pytest.mark.parametrize("method", ["search", "get"])
 def test_where_looking_up_fails_nothing_is_sent_again(office: Office, method: str) -> None:
     office.unknown("a.wav")
     office.record("b.wav")
-    office.service.viewer_role = False
-    office.run()
-    office.service.viewer_role = True
+    office.run_blind()
     failure = Fail(STATUS.UNAVAILABLE, "as scripted")
-    office.service.lookup_script[:] = [failure] if method == "Search" else [None, failure]
+    office.script_lookups(**{method: [failure]})
     assert office.run("--retry-unknown").code == 76
     assert len(office.copies("a.wav")) == 1
 
@@ -467,7 +450,7 @@ def test_where_looking_up_fails_nothing_is_sent_again(office: Office, method: st
 # --- What goes wrong with looking up ------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["Search", "GetTalks"])
+@pytest.mark.parametrize("method", ["search", "get"])
 def test_a_lookup_that_fails_is_one_line_and_stops_nothing(office: Office, method: str) -> None:
     office.unknown("a.wav")
     failing = set(STATUS) - {STATUS.OK, STATUS.UNAUTHENTICATED}
@@ -475,7 +458,7 @@ def test_a_lookup_that_fails_is_one_line_and_stops_nothing(office: Office, metho
         # What is unknown need not be named, and then its exit code is not this run's.
         path = office.record(f"{status.name}.wav")
         failure = Fail(status, "as scripted")
-        office.service.lookup_script[:] = [failure] if method == "Search" else [None, failure]
+        office.script_lookups(**{method: [failure]})
         result = office.upload("--audio-path", path, "--ledger", office.ledger, *SETTLING)
         assert (result.code, len(result.out.splitlines())) == (0, 1), (status, result)
         [line] = result.err.splitlines()
@@ -500,7 +483,7 @@ def test_a_credential_that_is_refused_stops_the_run(office: Office) -> None:
 def test_a_credential_that_is_refused_at_the_end(office: Office) -> None:
     office.record("a.wav")
     office.service.script[:] = [MADE]
-    office.service.lookup_script[:] = [Fail(STATUS.UNAUTHENTICATED, "as scripted")]
+    office.script_lookups(search=[Fail(STATUS.UNAUTHENTICATED, "as scripted")])
     result = office.run()
     assert result.code == 77
     assert len(problems(result, "a.wav")) == len(problems(result, "UNAUTHENTICATED")) == 1
@@ -509,7 +492,7 @@ def test_a_credential_that_is_refused_at_the_end(office: Office) -> None:
 def test_a_mute_search_ends_with_the_timeout(office: Office) -> None:
     office.unknown("a.wav")
     office.record("b.wav")
-    office.service.lookup_script[:] = [Freeze()]
+    office.script_lookups(search=[Freeze()])
     result = office.run("--timeout", "0.3")
     assert result.code == 76
     assert len(problems(result, "0.3 s")) == 1
@@ -538,8 +521,8 @@ def test_469_unknown_take_50_calls_and_two_runs(office: Office) -> None:
     assert len(office.service.searches) == 25
 
 
-def test_a_pause_between_calls(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_grpc, "LOOKUP_PAUSE_S", 0.2)
+def test_a_pause_between_calls(office: Office, waits: Waits) -> None:
+    waits(lookup_pause=0.2)
     office.unknown("a.wav", "b.wav")
     started_s = time.monotonic()
     assert office.run().code == 0
@@ -552,10 +535,10 @@ def test_what_is_settled_does_not_end_the_doubt(office: Office) -> None:
     for number in range(8):
         office.record(f"{number}.wav")
     office.service.script[:] = [MADE] * 100
-    office.service.index_lag_searches = 10**6
+    office.script_lookups(search=itertools.repeat(FindNothing()))
     office.run("--jobs", 1)
     before = list(office.rows().values()).count(("unknown", None))
-    office.service.index_lag_searches = 0
+    office.script_lookups()
     result = office.run("--jobs", 1, "--format", "json")
     assert result.code == 76
     outcomes = [json.loads(line)["outcome"] for line in result.out.splitlines()]
@@ -565,19 +548,12 @@ def test_what_is_settled_does_not_end_the_doubt(office: Office) -> None:
 # --- Killed and stopped -----------------------------------------------------------------
 
 
-def until(true: Callable[[], Any]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
-
-
 def test_killed_between_get_and_the_ledger(office: Office) -> None:
     office.unknown("a.wav", "b.wav")
     office.record("c.wav")
-    office.service.lookup_script[:] = [None, Delay(5)]
+    office.script_lookups(get=[Delay(5)])
     with start(*arguments(office.service, *office.words("--retry-unknown"))) as process:
-        until(lambda: office.service.gets)
+        wait_for(lambda: office.service.gets)
         process.kill()
     assert office.rows()["a.wav"] == ("unknown", None)
     result = office.run()
@@ -592,9 +568,9 @@ def test_stopped_while_looking_up_at_the_start(office: Office) -> None:
     office.add_unknown_rows(60)
     office.forget_calls()
     office.record("a.wav")
-    office.service.lookup_script[:] = [Delay(0.2)]
+    office.script_lookups(search=[Delay(0.2)])
     with start(*arguments(office.service, *office.words())) as process:
-        until(lambda: office.service.searches)
+        wait_for(lambda: office.service.searches)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=20)
     assert (process.returncode, office.methods) == (143, ["Search"])
@@ -604,9 +580,9 @@ def test_stopped_while_looking_up_at_the_start(office: Office) -> None:
 def test_stopped_while_looking_up_at_the_end(office: Office) -> None:
     office.record("a.wav")
     office.service.script[:] = [MADE]
-    office.service.lookup_script[:] = [Freeze()]
+    office.script_lookups(search=[Freeze()])
     with start(*arguments(office.service, *office.words("--timeout", 1))) as process:
-        until(lambda: office.service.searches)
+        wait_for(lambda: office.service.searches)
         signalled_s = time.monotonic()
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=20)
@@ -626,12 +602,8 @@ def test_what_waits_to_be_looked_up_is_named_if_the_run_is_left(office: Office) 
     given = arguments(office.service, *office.words("--jobs", 1, "--format", "json", "--quiet"))
     with start(*given) as process, contextlib.ExitStack() as undo:
         undo.callback(process.kill)
-        deadline_s = time.monotonic() + 20
-        while len(office.service.calls) < 2:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
-        other = undo.enter_context(contextlib.closing(sqlite3.connect(office.ledger)))
-        other.execute("BEGIN IMMEDIATE")  # Whoever writes has to wait, as for a disk.
+        wait_for(lambda: len(office.service.calls) == 2)
+        undo.enter_context(ledgers.locked(office.ledger))
         time.sleep(1.8)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=10)

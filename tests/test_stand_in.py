@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import signal
 import socket
@@ -17,8 +16,22 @@ from typing import Any
 
 import grpc
 import pytest
+from conftest import sha256
 from fault_proxy import Fault, FaultProxy
-from stand_in import AnswerEarly, Delay, EmptyAnswer, Fail, Freeze, Slow, StandIn, stored_talks
+from stand_in import (
+    Act,
+    AnswerEarly,
+    At,
+    Call,
+    Delay,
+    EmptyAnswer,
+    Fail,
+    Freeze,
+    Slow,
+    StandIn,
+    Step,
+    stored_talks,
+)
 from yandex.cloud.speechsense.v1 import talk_service_pb2_grpc
 from yandex.cloud.speechsense.v1.audio_pb2 import AudioMetadata
 from yandex.cloud.speechsense.v1.talk_service_pb2 import StreamTalkRequest as Request
@@ -86,7 +99,7 @@ def test_a_stream_is_stored_as_it_was_sent(service: StandIn, stub: Any) -> None:
     assert entry["audio_format"]["container_audio"] == {
         "container_audio_type": "CONTAINER_AUDIO_TYPE_WAV"
     }
-    assert entry["sha256"] == hashlib.sha256(AUDIO).hexdigest()
+    assert entry["sha256"] == sha256(AUDIO)
     [record] = service.calls
     assert record.messages[:3] == ["metadata", "format", f"chunk:{CHUNK_BYTES}"]
     assert (record.bytes_received, record.half_closed) == (len(AUDIO), True)
@@ -155,6 +168,34 @@ def test_answers_can_be_early_empty_late_or_slow(service: StandIn, stub: Any) ->
         start = time.monotonic()
         assert stub.UploadAsStream(whole(), metadata=AUTHORIZATION).talk_id in service.talks
         assert time.monotonic() - start >= seconds
+
+
+def test_functions_run_at_moments_and_can_decide(service: StandIn, stub: Any) -> None:
+    seen: list[tuple[str, object]] = []
+
+    def look(moment: str, step: Step = None) -> Act:
+        def act(call: Call) -> Step:
+            state = (call.fields, call.bytes_received, call.half_closed, len(service.talks))
+            seen.append((moment, state))
+            return step
+
+        return act
+
+    refused = Fail(STATUS.ABORTED, "why")
+    service.script += [
+        At(look("metadata"), look("audio"), look("half-close"), look("answer", refused)),
+        At(metadata=look("metadata", Fail(STATUS.ABORTED, "why", after_bytes=0))),
+    ]
+    fields = {"language": "ru-RU"}
+    assert [refusal(stub, whole()).code() for _ in range(2)] == [STATUS.ABORTED] * 2
+    assert seen == [
+        ("metadata", (fields, 0, False, 0)),
+        ("audio", (fields, CHUNK_BYTES, False, 0)),
+        ("half-close", (fields, len(AUDIO), False, 0)),
+        ("answer", (fields, len(AUDIO), True, 1)),
+        ("metadata", (fields, 0, False, 1)),
+    ]
+    assert service.calls[1].bytes_received == 0
 
 
 def test_by_hand(tmp_path: Path) -> None:

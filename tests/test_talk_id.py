@@ -13,7 +13,7 @@ import pytest
 from conftest import SCRIPT, Outcome, Run, arguments, make_wav
 from stand_in import Fail, Freeze, StandIn, Talk
 
-import upload_grpc
+pytestmark = pytest.mark.usefixtures("waits")
 
 ANNA = {"id": "op-7", "role": "operator", "fields": {"name": "Анна"}}
 ANNA_SENT = {"id": "op-7", "role": "USER_ROLE_OPERATOR", "fields": {"name": "Анна"}}
@@ -39,8 +39,7 @@ def metadata(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def update(upload: Run, talk: Talk, metadata: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.02, raising=False)
+def update(upload: Run, talk: Talk, metadata: Path) -> Run:
     return lambda *words: upload("--talk-id", talk.talk_id, "--meta-path", metadata, *words)
 
 
@@ -59,7 +58,7 @@ def test_metadata_alone_is_sent_and_takes_the_place_of_what_is_there(
     result = json.loads(outcome.out)
     assert (outcome.code, outcome.err) == (0, "")
     assert (result["outcome"], result["talk_id"]) == ("updated", talk.talk_id)
-    assert result["request_id"] == service.calls[1].metadata["x-client-request-id"]
+    assert result["request_id"] == service.calls[1].client_request_id
 
 
 def test_a_dry_run_says_what_would_be_sent(update: Run, service: StandIn, talk: Talk) -> None:

@@ -1,0 +1,141 @@
+"""Reads and changes ledgers, as their user might: the only module that knows how they are laid out.
+
+(But for the queries that README gives, which test_readme.py takes from there.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+TABLE = "recordings"
+# What a ledger may consist of.
+SUFFIXES = ("", "-wal", "-journal")
+
+# There is no table yet, or no file.
+Unreadable = sqlite3.OperationalError
+
+
+@contextlib.contextmanager
+def _opened(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
+    address = f"{path.absolute().as_uri()}?mode={mode}"
+    with contextlib.closing(sqlite3.connect(address, uri=True)) as database:
+        database.row_factory = sqlite3.Row
+        yield database
+
+
+# --- Reading -------------------------------------------------------------------------
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """Return every row, by path; also while a run goes on."""
+    with _opened(path, "ro") as database:
+        return [dict(row) for row in database.execute(f"SELECT * FROM {TABLE} ORDER BY path")]
+
+
+def row(path: Path) -> dict[str, Any]:
+    """Return the only row."""
+    [only] = rows(path)
+    return only
+
+
+def states(path: Path) -> list[str]:
+    return [each["state"] for each in rows(path)]
+
+
+def rows_by_content(path: Path) -> dict[str, dict[str, Any]]:
+    """Return every row of the only connection, by the SHA-256 of the recording."""
+    found = rows(path)
+    by_sha256: dict[str, dict[str, Any]] = {each["sha256"]: each for each in found}
+    assert len(by_sha256) == len(found)
+    return by_sha256
+
+
+def check(path: Path) -> None:
+    """Fail unless SQLite finds the file whole; what a crash has left to be done is done."""
+    with _opened(path, "rw") as database:
+        assert [tuple(each) for each in database.execute("PRAGMA integrity_check")] == [("ok",)]
+
+
+# --- Changing ------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def changed(
+    path: Path, where: Mapping[str, object] | None = None, /, **columns: object
+) -> Iterator[None]:
+    """Change all rows that have these values, one at least; keep the file open for a block.
+
+    While it is open the change is in the ledger's log.
+    """
+    assignments = ", ".join(f"{name} = ?" for name in columns)
+    with _opened(path, "rw") as database:
+        condition, values = _condition(where)
+        statement = f"UPDATE {TABLE} SET {assignments} WHERE {condition}"
+        with database:
+            assert database.execute(statement, (*columns.values(), *values)).rowcount > 0
+        yield
+
+
+def change(path: Path, where: Mapping[str, object] | None = None, /, **columns: object) -> None:
+    with changed(path, where, **columns):
+        pass
+
+
+def delete(path: Path, /, **where: object) -> None:
+    """Delete all rows that have these values, one at least."""
+    condition, values = _condition(where)
+    with _opened(path, "rw") as database, database:
+        assert database.execute(f"DELETE FROM {TABLE} WHERE {condition}", values).rowcount > 0
+
+
+def _condition(where: Mapping[str, object] | None) -> tuple[str, tuple[object, ...]]:
+    where = where or {}
+    return " AND ".join(f"{name} = ?" for name in where) or "TRUE", tuple(where.values())
+
+
+def add_unknown(path: Path, sha256s: Iterable[str], settle_key: str) -> None:
+    """Put recordings of earlier runs into a ledger, whose dialogs can be looked up."""
+    columns = {
+        "connection_id": "connection-1", "path": "/gone.wav", "size_bytes": 1, "mtime_ns": 1,
+        "metadata_sha256": "", "state": "unknown", "error": "as before", "settle_key": settle_key,
+        "updated_at": "2026-01-01T00:00:00.000Z",
+    }  # fmt: skip
+    names = ", ".join(("sha256", *columns))
+    marks = ", ".join("?" * (len(columns) + 1))
+    with _opened(path, "rw") as database, database:
+        database.executemany(
+            f"INSERT INTO {TABLE} ({names}) VALUES ({marks})",
+            [(sha256, *columns.values()) for sha256 in sha256s],
+        )
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Have whoever writes wait, as for a disk, to the end of the block."""
+    with _opened(path, "rw") as database:
+        database.execute("BEGIN IMMEDIATE")
+        yield
+
+
+# --- Ledgers of other versions, and what is none ---------------------------------------
+
+
+def make_newer(path: Path, by: int = 1) -> None:
+    with _opened(path, "rw") as database:
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        database.execute(f"PRAGMA user_version = {version + by}")
+
+
+def make_older(path: Path) -> None:
+    make_newer(path, by=-1)
+
+
+def make_foreign(path: Path) -> None:
+    """Make a database of another program, which happens to have such a table."""
+    with _opened(path, "rwc") as database, database:
+        database.execute(f"CREATE TABLE {TABLE} (path TEXT, state TEXT)")
+        database.execute(f"INSERT INTO {TABLE} VALUES ('/calls/1.wav', 'uploaded')")
