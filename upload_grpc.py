@@ -183,6 +183,7 @@ SMALL_FILE_LIMIT_BYTES = 1024 * 1024
 # that follow it.
 LINE_LIMIT_CHARACTERS = 1000
 TEXT_LIMIT_CHARACTERS = 600
+PATH_LIMIT_CHARACTERS = 300
 
 
 # --- 3. Errors, what the end of a call means, and results -------------------------------------
@@ -2995,7 +2996,7 @@ class Console(logging.Handler):
         elif result.operation_id:
             lines.insert(0, f"Operation ID: {result.operation_id}")
         if result.error:
-            log.error(f"{path}: {result.error}")
+            log.error(f"{shortened(path, PATH_LIMIT_CHARACTERS)}: {result.error}")
         elif recording.attempts:
             seconds = f"{seconds_since(recording):.2f}"
             log.debug(f"{path}: {outcome.value} in {seconds} s ({recording.ids})")
@@ -3268,7 +3269,7 @@ class Run:
     def _cause(self) -> str:
         if self._signals:
             return f"stopped by {signal.Signals(self._signals[0]).name}"
-        return "stopped by a bug"
+        return "stopped by a limit of this process" if limit_error(self._bug) else "stopped by a bug"
 
     def _calls(self) -> list[Call]:
         # Of a copy, as workers change the set meanwhile.
@@ -3764,7 +3765,9 @@ def day(text: str) -> datetime.date:
     with contextlib.suppress(ValueError, OverflowError):
         if match := re.fullmatch(r"(\d{1,5})d", days):
             return datetime.date.today() - datetime.timedelta(days=int(match[1]))
-        return datetime.date.fromisoformat(text)
+        found = datetime.date.fromisoformat(text)
+        datetime.datetime.combine(found, datetime.time()).timestamp()  # Fails for the year 1.
+        return found
     raise argparse.ArgumentTypeError("must be YYYY-MM-DD, today, yesterday, or like 7d")
 
 
