@@ -1104,7 +1104,10 @@ def find_proxy(host: str, port: str) -> str:
     if match[2]:
         from urllib.parse import unquote
 
-        SECRETS.extend({f"{match[1]}:{match[2]}", match[2], unquote(match[2])})
+        words = {match[2], unquote(match[2])}
+        # Longest first, as one may be part of another.
+        pairs = {f"{match[1]}:{word}" for word in words}
+        SECRETS.extend(sorted(pairs | words, key=len, reverse=True))
     return url
 
 
@@ -1905,10 +1908,10 @@ class LedgerFile:
                         isolation_level=None,
                         check_same_thread=False,
                     )
-                undo.callback(self._db.close)
+                # Not that of today: a dry run may replace it.
+                undo.callback(lambda: self._db.close())  # noqa: PLW0108
                 self._db.row_factory = sqlite3.Row
-                self._prepare()
-                if is_new:
+                if self._prepare():
                     what = "none there" if args.dry_run else "begins a new ledger"
                     log.info(f"ledger {self.path}: {what}")
             except (OSError, sqlite3.Error) as error:
@@ -1942,19 +1945,14 @@ class LedgerFile:
                 cause = "missing or empty, though its -wal file is there"
                 advice = f"put the ledger back beside it ({NEW_LEDGER})"
                 raise LedgerError(path, "wal", cause, advice)
-        if (
-            status
-            and self._args.quiet
-            and not self._args.dry_run
-            and os.path.exists(f"{path}-lock")
-        ):
-            os.close(self._take_lock())  # Perhaps a first run is about to begin it.
         self._refuse_to_begin("empty" if status else "missing")
         return True
 
     def _refuse_to_begin(self, cause: str) -> None:
         """Raise LedgerError with --quiet: cron must not upload everything again."""
         if self._args.quiet and not self._args.dry_run:
+            if self._identity is None and os.path.exists(f"{self.path}-lock"):
+                os.close(self._take_lock())  # A first run may be about to begin it.
             cause = f"{cause}, and --quiet begins none"
             raise LedgerError(self.path, "missing", cause, BEGIN_LEDGER)
 
@@ -1979,16 +1977,19 @@ class LedgerFile:
         self._identity = status.st_dev, status.st_ino
         return lock_file
 
-    def _prepare(self) -> None:
-        """Check the layout, or create it; take over what a killed run left."""
+    def _prepare(self) -> bool:
+        """Check the layout, or create it and return True."""
         execute = self._db.execute
         (tables,) = execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables:
             check_layout(self._db, self.path)
-        if self._args.dry_run and tables:
-            return
-        if not tables:  # Perhaps SQLite has just undone what a killed first run had begun.
+        else:  # Perhaps SQLite has just undone what a killed first run had begun.
             self._refuse_to_begin("empty")
+        if self._args.dry_run:
+            if not tables:
+                self._db.close()
+                self._db = create_in_memory()
+            return not tables
         execute("BEGIN IMMEDIATE")
         # In one transaction of a file without -wal: a run killed in it leaves an empty file.
         for statement in () if tables else LEDGER_TABLES:
@@ -2003,6 +2004,7 @@ class LedgerFile:
         # Write-ahead log: others can read while we write, and a commit is one write and one sync.
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = NORMAL")
+        return not tables
 
     def be_quick(self) -> None:
         """Wait no longer than a moment for another program: the run was told to end."""
@@ -2262,6 +2264,17 @@ class Ledger(LedgerFile):
         names = ", ".join(f"{name} = ?" for name in columns)
         values = (*columns.values(), utc(), self._run_id)
         self._execute(f"UPDATE runs SET {names}, ended_at = ? WHERE id = ?", values)
+
+
+def create_in_memory() -> Any:
+    """Return an empty ledger for a dry run."""
+    import sqlite3
+
+    db = sqlite3.connect(":memory:")
+    db.row_factory = sqlite3.Row
+    for statement in LEDGER_TABLES:
+        db.execute(statement)
+    return db
 
 
 def check_layout(db: Any, path: str) -> None:
@@ -3269,7 +3282,9 @@ class Run:
     def _cause(self) -> str:
         if self._signals:
             return f"stopped by {signal.Signals(self._signals[0]).name}"
-        return "stopped by a limit of this process" if limit_error(self._bug) else "stopped by a bug"
+        return (
+            "stopped by a limit of this process" if limit_error(self._bug) else "stopped by a bug"
+        )
 
     def _calls(self) -> list[Call]:
         # Of a copy, as workers change the set meanwhile.

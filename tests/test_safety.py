@@ -6,23 +6,27 @@ Each test is of one thing that went wrong once, seen from outside.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import platform
 import re
+import select
 import shutil
+import signal
+import socket
 import sqlite3
+import struct
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import ledgers
 import pytest
 from conftest import (
-    AS_NOBODY_SPECIAL,
-    KEY,
     LONG_BYTES,
     WAYS,
     Outcome,
@@ -31,14 +35,12 @@ from conftest import (
     Way,
     arguments,
     before_command,
-    closed_port,
     make_wav,
     sha256,
     start,
-    wait_for,
-    when,
 )
-from stand_in import At, Call, Delay, Fail, Freeze, StandIn
+from stand_in import At, Delay, Fail, StandIn
+from test_power_cut import ANSWER, KERNEL, NOTIFICATION, RECEIVE
 
 import upload_grpc
 
@@ -358,3 +360,349 @@ def test_a_blank_id_among_those_of_a_split_recording_is_none(
     outcome = upload("--audio-path", call, "--split", "--wait")
     assert outcome.code == DATA and "its result has no dialog" in outcome.err
     assert "Dialog ID" not in outcome.out
+
+
+# --- One ledger, one file, begun by hand ----------------------------------------------
+
+
+def assert_refused(outcome: Outcome, service: StandIn, *facts: str) -> None:
+    """One line, 78, and nothing was sent."""
+    assert (outcome.code, outcome.out, service.calls) == (CONFIG, "", [])
+    assert outcome.err.count("\n") == 1, outcome.err
+    for fact in facts:
+        assert fact in outcome.err
+
+
+def test_a_ledger_with_a_second_name_is_refused(
+    remember: Run, service: StandIn, call: Path, ledger: Path
+) -> None:
+    """SQLite finds what a run has committed by the ledger's name."""
+    other = ledger.with_name("other.sqlite")
+    remember("--dry-run", call)
+    os.link(ledger, other)
+    for path in (ledger, other):
+        for words in ((), ("--quiet",), ("--dry-run",)):
+            outcome = remember(call, "--ledger", path, *words)
+            assert_refused(outcome, service, f"ledger {path}: it has more than one name")
+    other.unlink()
+    assert remember(call).code == OK
+
+
+def in_a_namespace(script: str, *words: object) -> Outcome:
+    """Run the command where a shell script has mounted something, which nobody else sees."""
+    shell = ("unshare", "--mount", "--propagation", "private", "sh", "-ec", f'{script}\nexec "$@"')
+    trial = subprocess.run([*shell, "sh", "true"], capture_output=True, check=False)
+    if not is_root() or trial.returncode:
+        pytest.skip("only root may mount, where that is allowed")
+    with start(*words, under=(*shell, "sh")) as process:
+        out, err = process.communicate(timeout=60)
+    return Outcome(process.returncode, out, err)
+
+
+@pytest.mark.parametrize("name", ["ledger.sqlite", "a ledger\t\\of ünits.sqlite", "link.sqlite"])
+def test_a_ledger_that_is_a_mount_of_its_own_is_refused(
+    service: StandIn, call: Path, tmp_path: Path, name: str
+) -> None:
+    """A single file that is mounted into a container."""
+    real, volume = tmp_path / "real", tmp_path / "volume"
+    real.mkdir()
+    volume.mkdir()
+    mounted = volume / name
+    if name == "link.sqlite":
+        mounted = volume / "leads-to.sqlite"
+        (volume / name).symlink_to(mounted)
+    mounted.touch()
+    words = arguments(service, "--audio-path", call, "--ledger", real / "ledger.sqlite")
+    mount = f"mount --bind '{real}/ledger.sqlite' '{mounted}'"
+    given = [str(volume / name) if word.endswith("real/ledger.sqlite") else word for word in words]
+    assert_refused(in_a_namespace(mount, *given), service, "mount point", "mount the folder")
+    assert sorted(path.name for path in volume.iterdir()) == sorted({name, mounted.name})
+    # Its folder may be mounted.
+    given = [
+        str(volume / "ledger.sqlite") if word == str(volume / name) else word for word in given
+    ]
+    outcome = in_a_namespace(f"mount --bind '{real}' '{volume}'", *given)
+    assert (outcome.code, len(service.talks)) == (OK, 1), outcome.err
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "a missing folder", "an empty database"])
+def test_cron_begins_no_ledger(service: StandIn, call: Path, tmp_path: Path, what: str) -> None:
+    """Mistyped, a container without its volume, or moved: everything was sent again."""
+    ledger = tmp_path / ("no/ledger.sqlite" if "folder" in what else "ledger.sqlite")
+    if what == "empty":
+        ledger.touch()
+    elif "database" in what:  # Not a byte is there, but SQLite's header.
+        with contextlib.closing(sqlite3.connect(ledger)) as database:
+            database.execute("CREATE TABLE new (column)")
+            database.execute("DROP TABLE new")
+    before = {path.name: path.stat().st_size for path in tmp_path.glob("led*")}
+
+    def run(*more: str) -> Outcome:
+        words = arguments(service, "--audio-path", call, "--ledger", ledger, *more, begun=False)
+        with start(*words) as process:
+            out, err = process.communicate(timeout=60)
+        return Outcome(process.returncode, out, err)
+
+    said = "empty" if what in ("empty", "an empty database") else "missing"
+    assert_refused(run("--quiet"), service, f"{ledger}: {said}, and --quiet begins none", "by hand")
+    if "database" not in what:  # Of that one the lock has to be taken first.
+        assert {path.name: path.stat().st_size for path in tmp_path.glob("led*")} == before
+    for words in ((), ("--quiet",)):
+        dry = run("--dry-run", *words)
+        assert dry.code == OK and "would be uploaded" in dry.out
+        assert ("none there" in dry.err) == (not words)
+    if "database" not in what:
+        assert {path.name: path.stat().st_size for path in tmp_path.glob("led*")} == before
+    if "folder" in what:
+        assert_refused(run(), service, "No such file or directory")
+        return
+    by_hand = run()
+    assert by_hand.code == OK and "begins a new ledger" in by_hand.err
+    assert run("--quiet").code == OK and len(service.calls) == 1
+
+
+@pytest.mark.parametrize("words", [(), ("--quiet",), ("--dry-run",)], ids=str)
+@pytest.mark.parametrize("what", ["missing", "empty"])
+def test_a_log_without_its_ledger_is_kept(
+    remember: Run,
+    service: StandIn,
+    call: Path,
+    ledger: Path,
+    tmp_path: Path,
+    what: str,
+    words: tuple[str, ...],
+) -> None:
+    """The results in it were destroyed when a new ledger was begun beside it."""
+    remember(call)
+    service.calls.clear()
+    moved = tmp_path / "moved.sqlite"
+    with ledgers.changed(ledger, error="in the log"):
+        log = Path(f"{ledger}-wal").read_bytes()
+        ledger.rename(moved)
+        if what == "empty":
+            ledger.touch()
+    Path(f"{ledger}-wal").write_bytes(log)
+    given = arguments(service, "--audio-path", call, "--ledger", ledger, *words, begun=False)
+    with start(*given) as process:
+        out, err = process.communicate(timeout=60)
+    outcome = Outcome(process.returncode, out, err)
+    assert_refused(outcome, service, "-wal file is there", "put the ledger back")
+    assert Path(f"{ledger}-wal").read_bytes() == log
+    ledger.unlink(missing_ok=True)
+    moved.rename(ledger)
+    assert remember(call, "--quiet").code == OK
+    assert (service.calls, ledgers.row(ledger)["error"]) == ([], "in the log")
+
+
+@pytest.mark.parametrize("suffix", ["-lock", "-wal", "-shm", "-journal"])
+@pytest.mark.parametrize("words", [(), ("--quiet",), ("--dry-run",)], ids=str)
+def test_no_file_beside_the_ledger_is_opened_through_a_link(
+    remember: Run,
+    service: StandIn,
+    call: Path,
+    ledger: Path,
+    tmp_path: Path,
+    suffix: str,
+    words: tuple[str, ...],
+) -> None:
+    remember("--dry-run", call)
+    target = tmp_path / "elsewhere"
+    link = Path(f"{ledger}{suffix}")
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+    assert_refused(remember(call, *words), service, f"its {suffix} file is a symbolic link")
+    assert not target.exists()
+    target.write_text("somebody else's")
+    assert_refused(remember(call, *words), service, f"its {suffix} file is a symbolic link")
+    assert target.read_text() == "somebody else's"
+
+
+def test_a_lock_that_becomes_a_link_meanwhile_is_not_followed(
+    remember: Run,
+    service: StandIn,
+    call: Path,
+    ledger: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    remember("--dry-run", call)
+    lock, target = Path(f"{ledger}-lock"), tmp_path / "elsewhere"
+    lock.unlink()
+    take = upload_grpc.LedgerFile._take_lock
+
+    def link_first(file: upload_grpc.LedgerFile) -> int:
+        lock.symlink_to(target)
+        return take(file)
+
+    monkeypatch.setattr(upload_grpc.LedgerFile, "_take_lock", link_first)
+    assert_refused(remember(call), service, str(ledger))
+    assert not target.exists()
+
+
+def test_a_ledger_behind_links_that_go_round_in_circles(
+    upload: Run, service: StandIn, call: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    outcome = upload("--audio-path", call, "--ledger", tmp_path / "a")
+    assert_refused(outcome, service, "symbolic links")
+    assert "-lock" not in outcome.err
+
+
+# --- First runs ----------------------------------------------------------------------
+
+# x86-64 and ARM64 (asm/unistd.h): seccomp, then what a first run does to its ledger's files.
+STEPS = {
+    "x86_64": (317, 18, 74, 75, 76, 77, 87, 263, 257),
+    "aarch64": (277, 68, 82, 83, 45, 46, 35, 35, 56),
+}.get(platform.machine(), ())
+# Like test_power_cut.ASK, for any number of system calls.
+ASK = """
+import ctypes, os, socket, struct, sys
+channel, seccomp, *numbers = map(int, sys.argv[1].split(","))
+jumps = b"".join(struct.pack("HBBI", 0x15, len(numbers) - i, 0, number)
+                 for i, number in enumerate(numbers))
+rules = ctypes.create_string_buffer(struct.pack("HBBI", 0x20, 0, 0, 0) + jumps
+    + struct.pack("HBBI" * 2, 6, 0, 0, 0x7FFF0000, 6, 0, 0, 0x7FC00000))
+libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl(38, 1, 0, 0, 0)
+listener = libc.syscall(seccomp, 1, 8, struct.pack("HP", len(numbers) + 3, ctypes.addressof(rules)))
+if listener < 0:
+    sys.exit(os.strerror(ctypes.get_errno()))
+socket.send_fds(socket.socket(fileno=channel), [b"x"], [listener])
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class Killer:
+    """Kills the command at the nth step that it takes with its ledger's files.
+
+    The kernel asks before each write, sync, truncation, removal and opening (seccomp's user
+    notification, see test_power_cut.py).
+    """
+
+    def __init__(self, folder: Path, kill_at: int) -> None:
+        self.steps = 0
+        self._folder = folder
+        self._kill_at = kill_at
+
+    def run(self, *words: str) -> int:
+        """Run the command; return its exit code."""
+        ours, theirs = socket.socketpair()
+        numbers = ",".join(map(str, (theirs.fileno(), *STEPS)))
+        ask = [sys.executable, "-c", ASK, numbers]
+        with ours, start(*words, under=ask, pass_fds=[theirs.fileno()]) as process:
+            theirs.close()
+            _, listeners, _, _ = socket.recv_fds(ours, 1, 1)
+            if not listeners:
+                pytest.skip(f"this kernel does not tell of writes: {process.communicate()[1]}")
+            watching = threading.Thread(target=self._watch, args=(*listeners, process))
+            watching.start()
+            try:
+                process.communicate(timeout=60)
+            finally:
+                process.kill()
+                watching.join()
+        return process.returncode
+
+    def _watch(self, listener: int, process: subprocess.Popen[str]) -> None:
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
+            undo.callback(os.close, listener)
+            while not poll.poll()[0][1] & select.POLLHUP:
+                notification = bytearray(NOTIFICATION.size)
+                fcntl.ioctl(listener, RECEIVE, notification)
+                number, thread, _, call, _, _, *rest = NOTIFICATION.unpack(notification)
+                if self._is_of_ledger(thread, call, rest):
+                    self.steps += 1
+                    if self.steps == self._kill_at:
+                        process.kill()
+                        return
+                fcntl.ioctl(listener, ANSWER, struct.pack("=QqiI", number, 0, 0, 1))
+
+    def _is_of_ledger(self, thread: int, call: int, rest: list[int]) -> bool:
+        """Return whether a system call is about a file in the ledger's folder."""
+        by_descriptor = call in STEPS[1:4] or call == STEPS[5]
+        if by_descriptor:
+            with contextlib.suppress(OSError):
+                target = os.readlink(f"/proc/{thread}/fd/{rest[0]}")
+                return target.startswith(f"{self._folder}/")
+            return False
+        path_at = rest[0] if call in (76, 87, 45) and platform.machine() == "x86_64" else rest[1]
+        with contextlib.suppress(OSError), open(f"/proc/{thread}/mem", "rb") as memory:
+            memory.seek(path_at)
+            return memory.read(500).startswith(f"{self._folder}/".encode())
+        return False
+
+
+@pytest.mark.skipif(
+    not STEPS or KERNEL < [5, 9], reason="a kernel that tells of writes: Linux 5.9, x86-64 or ARM64"
+)
+def test_first_runs_killed_at_any_step_block_nothing(
+    service: StandIn, call: Path, tmp_path: Path
+) -> None:
+    """Up to the first byte that is sent: what comes after is what test_power_cut.py is about."""
+    kill_at = 0
+    ended = []
+    while True:
+        kill_at += 1
+        folder = tmp_path / str(kill_at)
+        folder.mkdir()
+        ledger = folder / "ledger.sqlite"
+        words = arguments(service, "--audio-path", call, "--ledger", ledger, begun=False)
+        service.calls.clear()
+        killer = Killer(folder, kill_at)
+        code = killer.run(*words)
+        if code == OK:
+            break
+        assert code == -signal.SIGKILL
+        service.wait_until_idle()
+        was_sent = bool(service.calls)
+        service.talks.clear()
+        quiet = upload_grpc.main([*words, "--quiet"])
+        assert quiet in ((OK, UNKNOWN) if was_sent else (OK, CONFIG))
+        if quiet == CONFIG:  # As if there were none, and begun by hand as well.
+            assert not service.talks
+            quiet = upload_grpc.main(words)
+        assert quiet == OK or was_sent
+        ledgers.check(ledger)
+        assert len(service.talks) == (quiet == OK) or was_sent
+        ended.append(was_sent)
+        if was_sent and ended.count(True) > 3:
+            break
+    assert ended.count(False) > 15, "steps were not noticed"
+
+
+def test_two_first_runs_at_once(
+    service: StandIn, folder: Path, tmp_path: Path, ledger: Path
+) -> None:
+    for number in range(4):
+        make_wav(folder / f"{number}.wav", 3_000)
+    service.on_call = lambda _: Delay(0.3)
+    for number in range(6):
+        here = tmp_path / f"{number}.sqlite"
+        words = arguments(service, "--audio-path", folder, "--ledger", here, begun=False)
+        service.talks.clear()
+        quiet = ("--quiet",) if number % 2 else ()
+        with start(*words) as first, start(*words, *quiet) as second:
+            first.communicate(timeout=60)
+            second.communicate(timeout=60)
+        codes = sorted((first.returncode, second.returncode))
+        # With --quiet it may have come before there was anything, which it does not begin.
+        assert codes in ([OK, AGAIN], [OK, CONFIG]) if quiet else codes == [OK, AGAIN]
+        assert len(set(contents(service))) == len(service.talks) == 4
+
+
+def test_a_quiet_run_beside_a_first_run_is_told_of_it(
+    remember: Run, service: StandIn, call: Path, ledger: Path
+) -> None:
+    """The first run has the lock, and the ledger is still empty."""
+    ledger.touch()
+    with open(f"{ledger}-lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert remember(call, "--quiet") == Outcome(AGAIN, "", "")
+        assert "another run is using it" in remember(call).err
+        assert remember(call, "--quiet", "--dry-run").code == OK
+    assert remember(call, "--quiet").code == CONFIG
+    assert service.calls == []
