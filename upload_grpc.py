@@ -32,11 +32,12 @@ Results go to stdout, everything else to stderr. README.md says more.
 
 from __future__ import annotations
 
-import signal
+# What `signal` is made of; that one imports half a dozen modules, in which Ctrl-C may come.
+import _signal  # type: ignore[import-not-found]
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     # Until the run begins nothing needs cleaning up, so Ctrl-C may simply end the process.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 import argparse
 import collections
@@ -55,6 +56,7 @@ import math
 import os
 import re
 import shlex
+import signal
 import socket
 import stat
 import struct
@@ -2598,7 +2600,10 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
         return Decision(Action.SEND, "no dialog can have been created")
     if state == "rejected":
         before = row["size_bytes"], row["mtime_ns"], row["metadata_sha256"]
-        if (*recording.file_state[:2], recording.metadata_sha256) != before:
+        is_changed = (*recording.file_state[:2], recording.metadata_sha256) != before
+        # A copy differs from its original, which is there, in each run anew.
+        is_copy = row["path"] != stored_path(recording.path) and os.path.exists(row["path"])
+        if is_changed and not is_ours and not is_copy:
             return Decision(Action.SEND, "the file or its metadata has changed since")
         if args.retry_rejected and not is_ours:
             return Decision(Action.SEND, "--retry-rejected")
@@ -3935,25 +3940,41 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
 
 def import_problem(error: Exception) -> UploadError:
     """Say why grpc or the stubs cannot be loaded, and what helps."""
-    venv = os.path.join(HERE, ".venv")
-    for path in (HERE, venv, os.path.join(venv, "bin/python"), os.path.join(HERE, "generated")):
-        try:
-            os.stat(path)
-            if os.path.isdir(path):
-                os.listdir(path)
-        except PermissionError as refusal:
-            cause = f"{refusal.filename} cannot be read: {refusal.strerror}"
+    venv, stubs = os.path.join(HERE, ".venv"), os.path.join(HERE, "generated")
+    places = [HERE, venv, os.path.join(venv, "bin/python")]
+    for folder in (*sys.path, stubs):
+        names = ("", "grpc", "google/protobuf", "yandex/cloud/speechsense/v1")
+        places += [os.path.join(folder, name) for name in names]
+    for place in places:
+        if blocked := find_blocked(place):
+            at = "" if blocked == place else f" at {blocked}"
+            cause = f"{place} cannot be read{at}: Permission denied"
             advice = "give this user the right to read it; it was made by another one"
             return config_error("venv", cause, advice)
-        except OSError:
-            continue
-    cause = f"cannot load grpc and the stubs in {HERE}/generated: {error}"
+    cause = f"cannot load grpc and the stubs in {stubs}: {error}"
     if limit := limit_error(error):
         return limit
     if not os.path.exists(os.path.join(HERE, "Makefile")):
         cause = f"{HERE} has no packages: upload_grpc.py is away from its clone"
         return config_error("clone", cause, "put it back, and make a link to it: ln -s")
     return config_error("stubs", cause, f"run: make -C {shlex.quote(HERE)}")
+
+
+def find_blocked(path: str) -> str:
+    """Return what this user may not read of a path, the files in a folder, or what leads there."""
+    folder = "/"
+    for name in os.path.realpath(path).split("/")[1:]:
+        if not os.access(folder, os.X_OK):
+            return folder
+        folder = os.path.join(folder, name)
+        if not os.path.lexists(folder):
+            return ""
+    if not os.path.isdir(folder):
+        return "" if os.access(folder, os.R_OK) else folder
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return folder
+    files = (entry.path for entry in os.scandir(folder))
+    return next((file for file in files if not os.access(file, os.R_OK)), "")
 
 
 def check_files_limit(jobs: int) -> None:

@@ -141,10 +141,14 @@ def test_a_recording_changed_in_place_while_it_is_sent(
         put_mtime_back(path, before.st_mtime_ns)
 
     if way:
-        health = upload_grpc.Uploader._connect
-        context = pytest.MonkeyPatch.context()
-        with context as patch:
-            patch.setattr(upload_grpc.Uploader, "_connect", lambda it: (health(it), change())[0])
+        check = upload_grpc.Transfer._check_file
+
+        def check_file(transfer: upload_grpc.Transfer) -> None:
+            change()
+            check(transfer)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(upload_grpc.Transfer, "_check_file", check_file)
             outcome = remember(path, *way)
     else:
         service.script.append(At(audio=change))
@@ -240,7 +244,7 @@ def nested(folder: Path) -> Iterator[Path]:
     source = make_wav(folder.parent / "deep.wav", 3_000)
     with contextlib.ExitStack() as undo:
         # Removed from within: the interpreter that recurses has its limits, too.
-        undo.callback(subprocess.run, ["rm", "-rf", folder], check=True)
+        undo.callback(lambda: subprocess.run(["rm", "-rf", folder], check=True))
         for _ in range(1_200):
             os.mkdir(folder / "new")
             if (folder / "d").exists():
@@ -267,9 +271,12 @@ def test_a_working_directory_that_is_gone(
 ) -> None:
     make_wav(folder / "a.wav", 3_000)
     ledgers_words = ("--ledger", ledger) if with_ledger else ()
-    for number, (paths, code) in enumerate(
-        [([folder], OK), (["calls"], NO_INPUT), ([folder, "call.wav"], NO_INPUT)]
-    ):
+    tries: list[tuple[list[object], int]] = [
+        ([folder], OK),
+        (["calls"], NO_INPUT),
+        ([folder, "call.wav"], NO_INPUT),
+    ]
+    for number, (paths, code) in enumerate(tries):
         gone = tmp_path / f"gone{number}"
         gone.mkdir()
         under = before_command(f"os.chdir({str(gone)!r}); os.rmdir({str(gone)!r})")
@@ -552,7 +559,7 @@ def test_a_ledger_behind_links_that_go_round_in_circles(
 # --- First runs ----------------------------------------------------------------------
 
 # x86-64 and ARM64 (asm/unistd.h): seccomp, then what a first run does to its ledger's files.
-STEPS = {
+STEPS: tuple[int, ...] = {
     "x86_64": (317, 18, 74, 75, 76, 77, 87, 263, 257),
     "aarch64": (277, 68, 82, 83, 45, 46, 35, 35, 56),
 }.get(platform.machine(), ())
