@@ -68,7 +68,7 @@ import types
 import uuid
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO
+from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, TextIO
 
 try:
     import fcntl
@@ -181,6 +181,12 @@ SAMPLE_SIZE_BITS = 16
 METADATA_VALUE_LIMIT_BYTES = 1024
 # Our own limit, so that a file named by mistake is not read to its end.
 SMALL_FILE_LIMIT_BYTES = 1024 * 1024
+# With --quiet: how many problems of one cause are named in a run; how long what may pass by itself
+# (exit code 75), and what a lookup may still find, has to last before it is named.
+SAID_LIMIT = 10
+PASSING_S = 60 * 60.0
+LOOKUP_HOPE_S = 24 * 60 * 60.0
+
 # Our own limits, so that a service's error text of many KB stays one readable line, with the IDs
 # that follow it.
 LINE_LIMIT_CHARACTERS = 1000
@@ -350,7 +356,6 @@ BROKE = "the connection broke, or the service failed, after the whole recording 
 UNKNOWN = Meaning(
     *(76, "unknown", f"{BROKE}; the dialog may or may not exist", LOOK_FIRST), is_outage=True
 )
-BAD_ANSWER = UNKNOWN._replace(id="bad-response")
 
 # The policy: a pattern for "STATUS: details", and what it means; the first match counts. None of
 # these calls created a dialog.
@@ -425,6 +430,7 @@ class Outcome(str, enum.Enum):
     UPDATED = "updated"  # New metadata for a dialog that exists.
     ALREADY = "already"  # Uploaded by an earlier run.
     CHECKED = "checked"  # By a dry run: would be uploaded.
+    LEFT_OUT = "left out"  # By --min-duration, once it was converted.
     REJECTED = "rejected"
     FAILED = "failed"
     UNKNOWN = "unknown"  # May or may not have become a dialog.
@@ -466,7 +472,7 @@ def uploaded(response: Any, call: Call) -> Result:
     if call.phase is not Phase.COMMITTED or not dialog_id:
         early = f"before it had the whole file (ID: {dialog_id})" if dialog_id else "without an ID"
         cause = f"the service responded {early}; the dialog may be missing or incomplete"
-        raise CallError(BAD_ANSWER._replace(cause=cause), "OK", call)
+        raise CallError(UNKNOWN._replace(cause=cause), "OK", call)
     badge = talk_service_pb2.UploadBadgeMetadata()
     if operation_id:
         with contextlib.suppress(DecodeError):
@@ -502,16 +508,24 @@ def unrecorded(result: Result, error: UploadError) -> Result:
     return result._replace(outcome=Outcome.UNKNOWN, error=UploadError(meaning))
 
 
+# Meaning.id of what an earlier run has noted with another one.
+REJECTED_BEFORE = "rejected"
+
+
 def from_row(row: Row, reason: str = "") -> Result:
     """Return the result of a recording that is left as the ledger has it; reason: why it is."""
     if row["state"] in ("unknown", "finishing"):
         why = row["error"] or "a run is uploading it, or ended before its result was recorded"
         cause = f"not sent; it may have been uploaded: {why}" + (f"; {reason}" if reason else "")
-        return failed(UploadError(UNKNOWN._replace(cause=cause, is_outage=False)))
+        meaning = UNKNOWN._replace(cause=cause, is_outage=False)
+        if row["is_missing"]:
+            cause, advice = f"not in the service, a lookup proved: {why}", "use --retry-unknown"
+            meaning = meaning._replace(id="missing", cause=cause, advice=advice)
+        return failed(UploadError(meaning))
     if row["state"] == "rejected":
         cause = f"not sent; it was rejected before: {row['error']}"
         advice = "it is sent again once the file or its metadata changes, or with --retry-rejected"
-        return failed(data_error("rejected", cause, advice))
+        return failed(data_error(REJECTED_BEFORE, cause, advice))
     return Result(
         Outcome.ALREADY,
         tuple((row["talk_id"] or "").split()),
@@ -553,27 +567,49 @@ def within_64_bits(number: int) -> int:
     return max(-(2**63), min(number, 2**63 - 1))
 
 
+class Json(NamedTuple):
+    """The JSON beside a recording, as it was read."""
+
+    state: FileState
+    sha256: str  # Of its fields.
+    warnings: list[str]
+
+
 class Recording:
     """One recording, from its file's name to its result. Each field says which step fills it."""
 
-    def __init__(self, path: str, explicit: bool = True, sidecar: str | None = None) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: str,
+        explicit: bool = True,
+        sidecar: str | None = None,
+        siblings: tuple[str, ...] = (),
+    ) -> None:
+        self.path = path  # Source, if it chooses one of the siblings.
         self.explicit = explicit  # Named on the command line, not found in a folder.
         self.sidecar = sidecar  # find_files: the JSON beside it.
         self.file_state = NO_STATE  # Source; compared again at the commit point.
         self.started_s = 0.0  # Source, when it looks at the recording for the first time.
-        self.audio: audio_pb2.AudioMetadata | None = None  # check_audio
-        self.description = ""  # check_audio
+        self.siblings = siblings  # find_files: the same call in other formats.
+        self.audio: Audio | None = None  # Source: what its header says.
         self.metadata: TalkMetadata | None = None  # collect_metadata
+        self.json: Json | None = None  # collect_metadata: the sidecar, as it was read.
         self.has_placeholders = False  # collect_metadata
         self.sha256 = ""  # hash_recording
         self.metadata_sha256 = ""  # hash_recording
         self.row: Row | None = None  # Source: what the ledger has, unless it is to be sent.
-        self.is_to_send = False  # Source
+        self.action = Action.LEAVE  # Source: what a worker has to do.
+        self.replaces = ""  # Source: the dialog ID of other audio that had this path before.
+        self.converted: Converted | None = None  # Run, if it has to be.
         self.attempts = 0  # Uploader
         self.call: Call | None = None  # Uploader: the latest attempt.
         self.received: Result | None = None  # Uploader: though the ledger may not have it yet.
         self.result: Result | None = None  # Tally.add
+
+    @property
+    def sent_bytes(self) -> int:
+        """The size of what is sent: of the file, or of what it was converted to."""
+        return self.converted.size_bytes if self.converted else self.file_state.size_bytes
 
     @property
     def ids(self) -> str:
@@ -590,6 +626,7 @@ class Found(NamedTuple):
     path: str
     explicit: bool  # Named on the command line, not found in a folder.
     sidecar: str | None = None  # The JSON beside it.
+    siblings: tuple[str, ...] = ()  # Files that differ only in suffix: the same call.
     error: OSError | None = None
 
 
@@ -624,12 +661,25 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
             continue
         sidecars = {name for name in names if name.endswith((".json", ".JSON"))}
         start = os.path.join(folder, "")
-        for name in sorted(names):
-            if name.lower().endswith(suffixes):
-                stem = name.rpartition(".")[0]
-                own = sidecars.intersection((f"{stem}.json", f"{stem}.JSON")) if sidecars else ()
-                yield Found(start + name, False, start + max(own) if own else None)
+        for stem, same in itertools.groupby(sorted(names, key=stem_first), stem_of):
+            own = sidecars.intersection((f"{stem}.json", f"{stem}.JSON")) if sidecars else ()
+            audio = [start + name for name in same if name.lower().endswith(suffixes)]
+            if audio[1:]:  # In the order of preference.
+                audio.sort(key=lambda path: suffixes.index(os.path.splitext(path)[1].lower()))
+            if audio:
+                sidecar = start + max(own) if own else None
+                yield Found(audio[0], False, sidecar, tuple(audio[1:]))
         folders += [start + name for name in sorted(subfolders, reverse=True)]
+
+
+def stem_of(name: str) -> str:
+    """Return a file's name without its suffix: what files of one call share."""
+    return name.rpartition(".")[0]
+
+
+def stem_first(name: str) -> tuple[str, str]:
+    """Return a sort key that keeps the files of one call together."""
+    return stem_of(name), name
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -646,72 +696,572 @@ def find_sidecar(path: str) -> str | None:
     return next(filter(os.path.lexists, (f"{stem}.json", f"{stem}.JSON")), None)
 
 
-def check_recording(recording: Recording, args: Namespace, common: TalkMetadata | None) -> None:
-    """Check a file's header and collect its metadata; common: that of --meta-path."""
+def read_header(path: str, args: Namespace) -> tuple[Audio, FileState]:
+    """Read what a recording's header says, and the state of the file; raise UploadError."""
     try:
-        with open(recording.path, "rb") as file:
-            recording.file_state = FileState.of(file.fileno())
-            check_audio(recording, file, args)
+        with open(path, "rb") as file:
+            state = FileState.of(file.fileno())
+            audio = read_audio(
+                file, state.size_bytes, args.audio_type, args.sample_rate, args.channels
+            )
     except OSError as error:
         raise unreadable(error) from error
-    collect_metadata(recording, args, common)
+    if audio.needs_conversion and not args.convert:
+        raise conversion_needed(audio)
+    if not audio.needs_conversion:
+        check_limits(audio, state.size_bytes, args.split, args.single_message)
+    return audio, state
 
 
-# --- 5. Audio headers -------------------------------------------------------------------------
+# --- 5. Audio formats -------------------------------------------------------------------------
 
-WAV, MP3, OGG_OPUS, PCM = "WAV", "MP3", "OggOpus", "raw PCM"
-AUDIO_TYPES = {"wav": WAV, "mp3": MP3, "ogg-opus": OGG_OPUS, "pcm": PCM}
-AUDIO_SUFFIXES = (".wav", ".mp3", ".ogg", ".opus")
-PCM_SUFFIXES = (".pcm", ".raw")
-NEEDED = "WAV with 16 bit LPCM of 8,000 to 48,000 Hz, MP3 or OggOpus is needed"
+# The content tells the format. A format without a signature (raw GSM, MP3 behind padding) is told
+# by the suffix. To add a format, add a line to FORMATS.
+
+NEEDED = "16 bit LPCM WAV of 8,000 to 48,000 Hz, MP3 or OggOpus"
+CONVERT = f"use --convert, or record it as {NEEDED}"
 EXPORT_AGAIN = "record or export it again"
+WAIT_OR_REPAIR = "run again when it is closed; README tells how to repair one by hand"
+# What identifies a format is within so many bytes.
+HEAD_BYTES = 64
+# Recorders that count the header as audio announce 16 to 44 bytes more than there are.
+HEADER_SLACK_BYTES = 44
+# Our own limits, so that nonsense is not read to its end.
+ID3_TAGS_LIMIT = 1_000
+CHUNKS_LIMIT = 10_000
+PADDING_LIMIT_BYTES = 16 * 1024 * 1024
 
 
-def check_audio(recording: Recording, file: BinaryIO, args: Namespace) -> None:
-    """Detect a recording's format from its headers and check it; raise UploadError if it is bad."""
-    size_bytes = recording.file_state.size_bytes
+class Audio(NamedTuple):
+    """What the header of a recording says about its audio."""
+
+    format: AudioFormat
+    description: str
+    channels: int = 0  # 0: not known.
+    duration_s: float = 0.0  # Exact, or 0.0: not known.
+    rate_hz: int = 0  # 0: not known.
+    needs_conversion: bool = False
+    start_byte: int = 0  # Where the audio file begins, behind ID3 tags.
+
+
+class AudioFormat(NamedTuple):
+    """All that the script knows of a format."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    matches: Callable[[bytes], bool]  # From the first HEAD_BYTES, behind ID3v2 tags.
+    # From where the file stands to its size in bytes; raises UploadError for what is broken.
+    read_header: Callable[[BinaryIO, int, AudioFormat], Audio]
+    demuxer: str = ""  # FFmpeg's name for it.
+    container_type: str | None = None  # None: the service does not take it; --convert does.
+    can_split: bool = False
+
+
+def read_audio(
+    file: BinaryIO,
+    size_bytes: int,
+    audio_type: str = "auto",
+    sample_rate_hz: int = 0,
+    channels: int = 0,
+) -> Audio:
+    """Find out what a recording is, from its headers; raise UploadError if it is broken.
+
+    audio_type, sample_rate_hz, channels: the options of these names.
+    """
     if not size_bytes:
-        raise data_error("audio", "the file is empty", "remove it or restore it from the recorder")
-    head = file.read(64)
-    kind = description = find_format(file.name, head, args.audio_type)
-    if kind != AUDIO_TYPES.get(args.audio_type, kind):
-        raise data_error("audio", f"this is {kind}", f"leave out --audio-type {args.audio_type}")
-    duration_s = 0.0  # Of MP3 and OggOpus the service judges it.
-    if kind == WAV:
-        description, channels, duration_s = check_wav(file, size_bytes)
-    elif kind == PCM:
-        channels, frame_bytes = args.channels, args.channels * SAMPLE_SIZE_BITS // 8
-        duration_s = size_bytes / frame_bytes / args.sample_rate
-        if size_bytes % frame_bytes:
-            cause = f"{size_bytes:,} bytes: not a multiple of the {frame_bytes}-byte frame size"
-            raise data_error("audio", cause, "check --channels, and that it is 16 bit PCM")
-    elif kind == MP3:
-        channels = count_mp3_channels(file, head)
-    else:  # RFC 7845, section 5.1, in the first Ogg page.
-        channels = int.from_bytes(head[37:38], "big")
+        cause = "the file is empty, or still being recorded"
+        raise data_error("empty", cause, "run again when it is closed, or remove it")
+    start, head = skip_id3_tags(file)
+    audio_format = find_format(file.name, head, bool(start), audio_type)
+    if audio_format is not AUDIO_TYPES.get(audio_type, audio_format):
+        advice = f"leave out --audio-type {audio_type}"
+        raise data_error("other-audio-type", f"this is {audio_format.name}", advice)
+    if audio_format is PCM:
+        return read_pcm(size_bytes, sample_rate_hz, channels)
+    file.seek(start)
+    audio = audio_format.read_header(file, size_bytes, audio_format)
+    if start and audio_format is not MP3:  # Only MP3 may have tags in front.
+        description = f"{audio.description}, behind an ID3 tag"
+        return audio._replace(description=description, needs_conversion=True, start_byte=start)
+    return audio
+
+
+def skip_id3_tags(file: BinaryIO) -> tuple[int, bytes]:
+    """Return where the ID3v2 tags in front of a file end, and the bytes that follow."""
+    position = 0
+    for _ in range(ID3_TAGS_LIMIT):
+        file.seek(position)
+        head = file.read(HEAD_BYTES)
+        if not head.startswith(b"ID3") or len(head) < 10:
+            break
+        # The length is four times 7 bits; a footer repeats the header's 10 bytes.
+        length = functools.reduce(lambda number, byte: number << 7 | byte & 0x7F, head[6:10], 0)
+        position += 10 + length + (10 if head[5] & 0x10 else 0)
+    return position, head
+
+
+def find_format(path: str, head: bytes, has_id3_tag: bool, audio_type: str) -> AudioFormat:
+    """Tell the format from the first bytes, else from the suffix; raise UploadError if neither."""
+    suffix = os.path.splitext(path)[1].lower()
+    # Signatures that begin so are 12 bits: a sample of raw PCM may look like one.
+    is_weak = audio_type == "pcm" and head.startswith(b"\xff") and not has_id3_tag
+    for audio_format in FORMATS:
+        if audio_format.matches(head) and not is_weak:
+            return audio_format
+    if audio_type == "pcm":
+        return PCM
+    # Players skip whatever precedes the first MP3 frame.
+    if has_id3_tag or audio_type == "mp3" or suffix == ".mp3":
+        return MP3
+    if suffix in GSM.suffixes and head[0] >> 4 == GSM_MAGIC:
+        return GSM
+    raise unknown_content(head, suffix)
+
+
+def unknown_content(head: bytes, suffix: str) -> UploadError:
+    """Return the error for a file that is no recording, by what it looks like."""
+    if suffix in PCM.suffixes:
+        advice = "for raw PCM use --audio-type pcm with --sample-rate and --channels"
+        return data_error("no-header", "no audio header", advice)
+    cause = "not a recording in a known format"
+    return not_audio(head) or data_error("unknown-format", cause, EXPORT_AGAIN)
+
+
+def not_audio(head: bytes) -> UploadError | None:
+    """Return the error for what is often saved in the place of a recording."""
+    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|!--)", head, re.IGNORECASE):
+        advice = "download the recording again; the server may have asked for a login"
+        return data_error("web-page", "this is a web page or XML, not audio", advice)
+    if head and not head.strip(b"\0"):
+        cause = "zeros where the audio header should be"
+        return data_error("zeros", cause, "restore the file from the recorder, or remove it")
+    if re.fullmatch(rb"[\t\n\r -~\x80-\xff]+", head) and re.search(rb"[ -~]{16}", head):
+        return data_error("text", "this is text, not audio", EXPORT_AGAIN)
+    return None
+
+
+def conversion_needed(audio: Audio) -> UploadError:
+    """Return the error for a recording that the service does not take as it is."""
+    cause = f"the service does not take {audio.description}"
+    return data_error("needs-conversion", cause, CONVERT)
+
+
+def check_limits(audio: Audio, size_bytes: int, split: bool, single_message: bool) -> None:
+    """Raise UploadError if what is to be sent is over a limit of the service, or of an option."""
+    if split and not (audio.format.can_split and audio.channels == 1):
+        cause = f"{audio.description}: only WAV and MP3 of one channel can be split"
+        raise data_error("cannot-split", cause, "leave out --split")
+    if audio.duration_s > DURATION_LIMIT_S and not split:  # For splitting no limit is known.
+        cause = f"{audio.duration_s / 3600:.2f} hours long; the limit is 4"
+        raise data_error("too-long", cause, "cut it into parts of at most 4 hours")
+    if single_message and size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
+        cause = f"{size_bytes:,} bytes; a single message must be under "
+        cause += f"{SINGLE_MESSAGE_LIMIT_BYTES:,}"
+        raise data_error("too-large", cause, STREAM_IT)
+
+
+def describe(what: str, rate_hz: int = 0, channels: int = 0, duration_s: float = 0.0) -> str:
+    """Put a description together; 0 stands for what is not known."""
+    parts = [what]
+    if rate_hz:
+        parts.append(f"{rate_hz:,} Hz")
+    if channels:
+        parts.append(f"{channels} channel{'s' * (channels != 1)}")
+    if duration_s:
+        parts.append(f"{duration_s:,.1f} s")
+    return ", ".join(parts)
+
+
+def truncated(announced_bytes: int, there_bytes: int) -> UploadError:
+    """Return the error for a file whose header announces more than there is."""
+    announced = "no length" if announced_bytes == UNSET_LENGTH else f"{announced_bytes:,} bytes"
+    cause = f"truncated or still being recorded: the header announces {announced}, "
+    return data_error("truncated", f"{cause}{there_bytes:,} are there", WAIT_OR_REPAIR)
+
+
+# WAV
+
+WAVE_FORMAT_EXTENSIBLE = 0xFFFE
+UNSET_LENGTH = 0xFFFFFFFF
+# The end of every KSDATAFORMAT_SUBTYPE GUID that carries a format code in its first two bytes.
+SUBFORMAT_GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
+WAV_ENCODINGS = {1: "PCM", 3: "floating point", 6: "A-law", 7: "mu-law", 0x31: "GSM 6.10"}
+# Each frame is as long as the header's block size, so the duration is exact.
+WAV_UNCOMPRESSED = (1, 3, 6, 7)
+# Of any speech codec; for headers that do not say.
+MIN_BYTE_RATE = 1_000
+
+
+class WavChunks(NamedTuple):
+    """The two chunks of a WAV file that matter."""
+
+    format: bytes
+    data_start: int
+    data_bytes: int  # As announced; UNSET_LENGTH if it was never filled in.
+
+
+def read_wav(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
+    """Read the header of a WAV file, and check that its length is that of the file."""
+    chunks = read_wav_chunks(file, size_bytes)
+    code, channels, rate_hz, byte_rate, block_bytes, bits = struct.unpack_from(
+        "<HHIIHH", chunks.format.ljust(16, b"\0")
+    )
+    if code == WAVE_FORMAT_EXTENSIBLE and chunks.format[26:40] == SUBFORMAT_GUID_TAIL:
+        code = int.from_bytes(chunks.format[24:26], "little")
+    encoding = WAV_ENCODINGS.get(code, f"format 0x{code:04x}")
+    what = f"WAV, {encoding}{f' {bits} bit' if bits else ''}"
+    if not channels or not rate_hz:
+        cause = f"damaged WAV header: {what}, {rate_hz:,} Hz, {channels} channels"
+        raise data_error("damaged-header", cause, EXPORT_AGAIN)
+    is_lpcm = (code, bits) == (1, SAMPLE_SIZE_BITS)
+    if is_lpcm:  # Some writers leave nonsense in the fields that follow from the others.
+        block_bytes = channels * SAMPLE_SIZE_BITS // 8
+    # Not where a block is too small for its channels. 24 bits in blocks of 32 are usual.
+    is_exact = code in WAV_UNCOMPRESSED and block_bytes * 8 >= channels * bits > 0
+    if is_exact:
+        byte_rate = block_bytes * rate_hz
+    data_bytes = check_wav_length(file, size_bytes, chunks, max(byte_rate, MIN_BYTE_RATE))
+    if data_bytes < max(block_bytes, 1):
+        raise no_samples()
+    duration_s = data_bytes // block_bytes / rate_hz if is_exact else 0.0
+    description = describe(what, rate_hz, channels, duration_s)
+    needs_conversion = not is_lpcm or rate_hz not in SAMPLE_RATES_HZ
+    return Audio(audio_format, description, channels, duration_s, rate_hz, needs_conversion)
+
+
+def read_wav_chunks(file: BinaryIO, size_bytes: int) -> WavChunks:
+    """Find the format and the data chunk, in either order."""
+    wav_format, data = b"", None
+    position = file.tell() + 12
+    for _ in range(CHUNKS_LIMIT):
+        file.seek(position)
+        name, length = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
+        position += 8
+        if name == b"fmt ":
+            wav_format = file.read(min(length, 40))
+        elif name == b"data":
+            # Length 0, but what follows is not a chunk: the length was never filled in.
+            if length == 0 and not re.fullmatch(rb"[ -~]{4}|", file.read(4)):
+                length = UNSET_LENGTH
+            data = position, length
+        position += length + length % 2
+        if (wav_format and data) or position >= size_bytes:
+            break
+    if not wav_format or not data:
+        cause = f"damaged or truncated WAV file: no {'data' if wav_format else 'format'} chunk"
+        raise data_error("damaged-header", cause, f"run again when it is closed, or {EXPORT_AGAIN}")
+    return WavChunks(wav_format, *data)
+
+
+def check_wav_length(file: BinaryIO, size_bytes: int, chunks: WavChunks, byte_rate: int) -> int:
+    """Return how many bytes of audio a WAV file has; raise UploadError if its header is wrong.
+
+    byte_rate: bytes of a second of audio.
+    """
+    there_bytes = size_bytes - chunks.data_start
+    # Writers that cannot seek back leave 0, 0xFFFFFFFF or something like 0x80000000 there.
+    if chunks.data_bytes > there_bytes + HEADER_SLACK_BYTES:
+        raise truncated(chunks.data_bytes, there_bytes)
+    surplus_bytes = there_bytes - chunks.data_bytes
+    if surplus_bytes > byte_rate:
+        end = chunks.data_start + chunks.data_bytes
+        # Some writers do not pad a chunk of odd length.
+        starts = {end, end + chunks.data_bytes % 2}
+        if not any(is_chain_of_chunks(file, start, size_bytes, byte_rate) for start in starts):
+            cause = f"the header announces {chunks.data_bytes:,} bytes of audio, "
+            cause += f"{there_bytes:,} are there: the rest would be lost"
+            raise data_error("header-too-short", cause, WAIT_OR_REPAIR)
+    return min(chunks.data_bytes, there_bytes)
+
+
+def is_chain_of_chunks(file: BinaryIO, position: int, size_bytes: int, slack_bytes: int) -> bool:
+    """Check that a file goes on with RIFF chunks, and no more than some bytes after them."""
+    for _ in range(CHUNKS_LIMIT):
+        if size_bytes - position <= slack_bytes:
+            return position <= size_bytes + HEADER_SLACK_BYTES
+        file.seek(position)
+        name, length = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
+        # More audio: a second data chunk, or WAV files that were joined by cat.
+        if name in (b"data", b"RIFF") or not re.fullmatch(rb"[ -~]{4}", name):
+            return False
+        position += 8 + length + length % 2
+    return False
+
+
+def no_samples() -> UploadError:
+    """Return the error for a recording of no length."""
+    cause = "contains no audio samples, or is still being recorded"
+    return data_error("no-samples", cause, f"run again when it is closed, or {EXPORT_AGAIN}")
+
+
+# MP3
+
+# MPEG audio, layer III (ISO 11172-3, 13818-3, and MPEG-2.5): sync and version, then a bit rate
+# that exists. The lookahead makes matches overlap.
+MP3_SYNC = re.compile(rb"(?=\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef])")
+MP3_MPEG1_KBIT_S = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+MP3_MPEG2_KBIT_S = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+MP3_MPEG1_RATES_HZ = (44_100, 48_000, 32_000)
+# The first frame begins within so many bytes of a tag and its padding with zeros.
+MP3_SEARCH_BYTES = 64 * 1024
+# Three frames, a frame's length apart; fewer may be chance.
+MP3_FRAMES = 3
+MP3_FRAME_LIMIT_BYTES = 1_441
+
+
+def read_mp3(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
+    """Find the first frame of an MP3 file, behind its padding, and read its header."""
+    start, block = file.tell(), b""
+    for _ in range(0, PADDING_LIMIT_BYTES, MP3_SEARCH_BYTES):
+        block = file.read(MP3_SEARCH_BYTES)
+        if len(block.strip(b"\0")) or not block:
+            break
+    block = block.lstrip(b"\0")
+    block += file.read(MP3_SEARCH_BYTES + MP3_FRAMES * MP3_FRAME_LIMIT_BYTES - len(block))
+    for match in MP3_SYNC.finditer(block, 0, MP3_SEARCH_BYTES):
+        header = block[match.start() : match.start() + 4]
+        if begins_mp3_frames(block, match.start()):
+            # The version's two bits: 3 is MPEG-1, 2 MPEG-2, 0 MPEG-2.5.
+            rate_hz = MP3_MPEG1_RATES_HZ[header[2] >> 2 & 3] // (4, 0, 2, 1)[header[1] >> 3 & 3]
+            channels = 1 if header[3] >> 6 == 3 else 2
+            description = describe(audio_format.name, rate_hz, channels)
+            return Audio(audio_format, description, channels, rate_hz=rate_hz)
+    file.seek(start)
+    error = not_audio(file.read(HEAD_BYTES))
+    cause = "no MP3 audio where it should begin"
+    raise error or data_error("no_mp3_audio", cause, EXPORT_AGAIN)
+
+
+def begins_mp3_frames(block: bytes, position: int) -> bool:
+    """Check that at this position MP3 frames of one version follow each other."""
+    sync = block[position : position + 2]
+    for _ in range(MP3_FRAMES):
+        header = block[position : position + 4]
+        if len(header) < 4 or header[:2] != sync or not mp3_frame_bytes(header):
+            return False
+        position += mp3_frame_bytes(header)
+    return True
+
+
+def mp3_frame_bytes(header: bytes) -> int:
+    """Return the length of an MP3 frame, 0 if this is not its header."""
+    bit_rate, rate = header[2] >> 4, header[2] >> 2 & 3
+    if bit_rate in (0, 15) or rate == 3:
+        return 0
+    padding_bytes = header[2] >> 1 & 1
+    if header[1] >> 3 & 3 == 3:
+        return 144_000 * MP3_MPEG1_KBIT_S[bit_rate] // MP3_MPEG1_RATES_HZ[rate] + padding_bytes
+    divisor = 2 if header[1] >> 3 & 3 == 2 else 4
+    rate_hz = MP3_MPEG1_RATES_HZ[rate] // divisor
+    return 72_000 * MP3_MPEG2_KBIT_S[bit_rate] // rate_hz + padding_bytes
+
+
+# Ogg
+
+OGG_CODECS = {b"\x01vorbis": "Vorbis", b"Speex   ": "Speex", b"\x7fFLAC": "FLAC"}
+OGG_PAGE_HEADER_BYTES = 27
+# A cover in the comment header takes many pages.
+OGG_PAGES_LIMIT = 10_000
+# OpusHead and OpusTags: RFC 7845, section 3.
+OPUS_HEADER_PACKETS = 2
+
+
+def read_ogg_opus(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
+    """Read the first page of an OggOpus file (RFC 7845), and look for a page of audio."""
+    start = file.tell()
+    head = file.read(HEAD_BYTES)
+    channels = int.from_bytes(head[37:38], "little")
     if not channels:
-        raise data_error("audio", f"damaged {kind} header: no channels", EXPORT_AGAIN)
-    length = f", {duration_s:,.1f} s" if duration_s else ""
-    description += f", {channels} channel{'s' * (channels != 1)}{length}"
-    if args.split and (kind not in (WAV, MP3) or channels != 1):
-        cause = f"{description}: only WAV and MP3 of one channel can be split"
-        raise data_error("audio", cause, "leave out --split")
-    if duration_s > DURATION_LIMIT_S and not args.split:  # For splitting no limit is known.
-        cause = f"{duration_s / 3600:.2f} hours long; the limit is 4"
-        raise data_error("audio", cause, "cut it into parts of at most 4 hours")
-    if args.single_message and size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
-        limit = f"{SINGLE_MESSAGE_LIMIT_BYTES:,}"
-        cause = f"{size_bytes:,} bytes: a single message must stay under {limit}"
-        raise data_error("audio", cause, STREAM_IT)
-    recording.description = description
-    recording.audio = audio_format(kind, args)
+        cause = "damaged OggOpus header: no channels"
+        raise data_error("damaged-header", cause, EXPORT_AGAIN)
+    if not has_ogg_audio(file, start, size_bytes):
+        raise no_samples()
+    return Audio(audio_format, describe(audio_format.name, 0, channels), channels)
 
 
-def audio_format(kind: str, args: Namespace) -> audio_pb2.AudioMetadata:
+def has_ogg_audio(file: BinaryIO, position: int, size_bytes: int) -> bool:
+    """Check that an OggOpus file has a whole page of audio behind its header packets.
+
+    Of a page's segments (RFC 3533), those of fewer than 255 bytes end a packet.
+    """
+    packets, stream = 0, b""
+    for _ in range(OGG_PAGES_LIMIT):
+        file.seek(position)
+        page = file.read(OGG_PAGE_HEADER_BYTES)
+        if len(page) < OGG_PAGE_HEADER_BYTES or not page.startswith(b"OggS"):
+            return False
+        segments = file.read(page[26])
+        position += OGG_PAGE_HEADER_BYTES + len(segments) + sum(segments)
+        stream = stream or page[14:18]
+        if page[14:18] != stream:
+            continue
+        if packets >= OPUS_HEADER_PACKETS and any(segments):
+            return position <= size_bytes
+        packets += sum(length < 255 for length in segments)
+    return False
+
+
+def read_other_ogg(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
+    """Name the codec of an Ogg file that is not OggOpus."""
+    head = file.read(HEAD_BYTES)[28:]
+    codecs = (name for magic, name in OGG_CODECS.items() if head.startswith(magic))
+    codec = next(codecs, "another codec")
+    return Audio(audio_format, f"{audio_format.name} with {codec}", needs_conversion=True)
+
+
+# What only FFmpeg reads
+
+
+def read_other(
+    file: BinaryIO, size_bytes: int, audio_format: AudioFormat, length: LengthField | None = None
+) -> Audio:
+    """Compare a file's length with that in its header, if it has one.
+
+    Of a file that was cut between two packets FFmpeg (4.2 to 9.0) says nothing.
+    """
+    start = file.tell()
+    if length:
+        head = file.read(4096)
+        position = head.find(length.marker) + length.offset
+        announced_bytes = int.from_bytes(head[position : position + length.size], length.order)
+        there_bytes = size_bytes - start - length.uncounted_bytes
+        # Writers that cannot seek back leave 0 or 0xFFFFFFFF there.
+        is_known = length.marker in head and announced_bytes not in (0, UNSET_LENGTH)
+        if is_known and announced_bytes > there_bytes + HEADER_SLACK_BYTES:
+            raise truncated(announced_bytes, there_bytes)
+    return Audio(audio_format, audio_format.name, needs_conversion=True)
+
+
+class LengthField(NamedTuple):
+    """Where a header has the length of its file."""
+
+    marker: bytes
+    offset: int  # From the marker's beginning.
+    size: int
+    order: Literal["big", "little"]
+    uncounted_bytes: int
+
+
+def refuse_big_endian(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
+    """Refuse RIFX: FFmpeg (4.2 to 9.0) swaps its samples and makes noise of it without a word."""
+    cause = "big-endian WAV (RIFX): neither the service nor FFmpeg reads it"
+    raise data_error("big-endian", cause, f"record or export it as {NEEDED}")
+
+
+def read_flac(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
+    """Read STREAMINFO (RFC 9639, section 8.2), which has the number of samples."""
+    head = file.read(HEAD_BYTES).ljust(HEAD_BYTES, b"\0")
+    # 20 bits of sample rate, 3 of channels - 1, 5 of bits - 1, 36 of samples.
+    fields = int.from_bytes(head[18:26], "big")
+    rate_hz, channels, samples = fields >> 44, (fields >> 41 & 7) + 1, fields & (1 << 36) - 1
+    duration_s = samples / rate_hz if rate_hz else 0.0
+    description = describe(audio_format.name, rate_hz, channels, duration_s)
+    return Audio(audio_format, description, channels, duration_s, rate_hz, True)
+
+
+# Raw formats
+
+
+# Of a frame of 33 bytes the first four bits: libgsm, and RFC 3551, section 4.5.8.1.
+GSM_MAGIC = 0xD
+
+
+def read_pcm(size_bytes: int, rate_hz: int, channels: int) -> Audio:
+    """Describe raw PCM, as the command line does."""
+    frame_bytes = channels * SAMPLE_SIZE_BITS // 8
+    if size_bytes % frame_bytes:
+        cause = f"{size_bytes:,} bytes is not a multiple of the {frame_bytes}-byte frame size"
+        raise data_error("odd-size", cause, "check --channels, and that it is 16 bit PCM")
+    duration_s = size_bytes / frame_bytes / rate_hz
+    description = describe(PCM.name, rate_hz, channels, duration_s)
+    return Audio(PCM, description, channels, duration_s, rate_hz)
+
+
+def begins(*magics: bytes, at: int = 0) -> Callable[[bytes], bool]:
+    """Match files that have one of these at an offset."""
+    return lambda head: head.startswith(magics, at)
+
+
+def matches(pattern: bytes) -> Callable[[bytes], bool]:
+    """Match files that begin with a regular expression."""
+    compiled = re.compile(pattern, re.DOTALL)
+    return lambda head: compiled.match(head) is not None
+
+
+def never(head: bytes) -> bool:
+    """Match nothing: a format that has no signature."""
+    return False
+
+
+def sized(*length_field: Any) -> Callable[[BinaryIO, int, AudioFormat], Audio]:
+    """Read a format for FFmpeg whose header has its length; the arguments are LengthField's."""
+    return functools.partial(read_other, length=LengthField(*length_field))
+
+
+# Microsoft, ASF specification: File Properties Object.
+ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+WAV = AudioFormat(
+    "WAV", (".wav", ".wave"), matches(b"RIFF.{4}WAVE"), read_wav, "wav",
+    "CONTAINER_AUDIO_TYPE_WAV", can_split=True,
+)  # fmt: skip
+MP3 = AudioFormat(
+    "MP3", (".mp3",), matches(MP3_SYNC.pattern), read_mp3, "mp3",
+    "CONTAINER_AUDIO_TYPE_MP3", can_split=True,
+)  # fmt: skip
+OGG_OPUS = AudioFormat(
+    "OggOpus", (".ogg", ".oga", ".opus"), matches(b"OggS.{24}OpusHead"), read_ogg_opus, "ogg",
+    "CONTAINER_AUDIO_TYPE_OGG_OPUS",
+)  # fmt: skip
+GSM = AudioFormat("GSM", (".gsm",), never, read_other, "gsm")
+PCM = AudioFormat("raw PCM", (".pcm", ".raw"), never, read_other)
+
+# In the order in which files with one name and several suffixes are preferred. The first that
+# matches counts.
+FORMATS = (
+    WAV,
+    MP3,
+    OGG_OPUS,
+    AudioFormat("Ogg", (), begins(b"OggS"), read_other_ogg, "ogg"),
+    AudioFormat("FLAC", (".flac",), begins(b"fLaC"), read_flac, "flac"),
+    AudioFormat(
+        "M4A or MP4", (".m4a", ".mp4", ".3gp"),
+        begins(b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", at=4), read_other, "mov",
+    ),
+    AudioFormat("AAC", (".aac",), matches(rb"\xff[\xf0\xf1\xf8\xf9]|ADIF"), read_other, "aac"),
+    AudioFormat("AMR", (".amr",), begins(b"#!AMR"), read_other, "amr"),
+    GSM,
+    AudioFormat(
+        "WMA", (".wma",), begins(b"0&\xb2u\x8ef\xcf\x11"),
+        sized(ASF_FILE_PROPERTIES, 40, 8, "little", 0), "asf",
+    ),
+    AudioFormat("WebM", (".webm",), begins(b"\x1aE\xdf\xa3"), read_other, "matroska"),
+    AudioFormat(
+        "AIFF", (".aif", ".aiff"), matches(b"FORM.{4}AIF"), sized(b"FORM", 4, 4, "big", 8), "aiff"
+    ),
+    AudioFormat("AU", (".au",), begins(b".snd"), sized(b".snd", 8, 4, "big", 24), "au"),
+    # Known by their content only.
+    AudioFormat(
+        "RF64", (), matches(b"(RF64|BW64).{4}WAVE"), sized(b"ds64", 8, 8, "little", 8), "wav"
+    ),
+    AudioFormat(
+        "Wave64", (), begins(b"riff\x2e\x91\xcf\x11"), sized(b"riff", 16, 8, "little", 0), "w64"
+    ),
+    AudioFormat("big-endian WAV", (), matches(b"RIFX.{4}WAVE"), refuse_big_endian),
+    AudioFormat("CAF", (), begins(b"caff\0\1"), read_other, "caf"),
+    AudioFormat(
+        "MPEG layer II", (), matches(rb"\xff[\xf4\xf5\xfc\xfd][\x10-\xef]"), read_other, "mp3"
+    ),
+)  # fmt: skip
+# Values of --audio-type.
+AUDIO_TYPES = {"wav": WAV, "mp3": MP3, "ogg-opus": OGG_OPUS, "pcm": PCM}
+# What folders are searched for, in the order of preference.
+SUFFIXES = tuple(itertools.chain.from_iterable(each.suffixes for each in FORMATS))
+
+
+def audio_message(audio: Audio, args: Namespace) -> audio_pb2.AudioMetadata:
     """Build the message that announces a format."""
-    if kind != PCM:
-        name = f"CONTAINER_AUDIO_TYPE_{'OGG_OPUS' if kind == OGG_OPUS else kind}"
-        container = audio_pb2.ContainerAudio(container_audio_type=name)
+    if audio.format is not PCM:
+        container = audio_pb2.ContainerAudio(container_audio_type=audio.format.container_type)
         return audio_pb2.AudioMetadata(container_audio=container)
     raw = audio_pb2.RawAudio(
         audio_encoding=audio_pb2.RawAudio.AUDIO_ENCODING_LINEAR16_PCM,
@@ -721,121 +1271,280 @@ def audio_format(kind: str, args: Namespace) -> audio_pb2.AudioMetadata:
     return audio_pb2.AudioMetadata(raw_audio=raw)
 
 
-def find_format(path: str, head: bytes, audio_type: str) -> str:
-    """Detect the format from the first bytes; raise UploadError if it is not supported."""
-    suffix = os.path.splitext(path)[1].lower()
-    if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:12] == b"WAVE":
-        return WAV
-    if head.startswith(b"OggS") and head[28:].startswith(b"OpusHead"):
-        return OGG_OPUS
-    if head.startswith(b"ID3"):
-        return MP3
-    if audio_type == "pcm":
-        return PCM
-    # Players skip whatever precedes the first frame; so do we if the file is said to be MP3.
-    if audio_type == "mp3" or suffix == ".mp3" or MP3_FRAME.match(head):
-        return MP3
-    if suffix in PCM_SUFFIXES:
-        raise data_error("audio", "no audio header", f"{NEEDED}; for raw PCM: --audio-type pcm")
-    raise data_error("audio", "neither WAV nor MP3 nor OggOpus", conversion(path, NEEDED))
+# --- 6. Conversion ----------------------------------------------------------------------------
+
+# WAV cannot be longer; without a limit a small file could fill the disk with silence.
+CONVERTED_LIMIT_BYTES = 0xFFFFFFFF
+STDERR_LIMIT_BYTES = 64 * 1024
+# Decoders differ by some samples at the ends.
+LOST_LIMIT_S = 0.1
+KILL_GRACE_S = 1.0
+
+NO_FFMPEG = Meaning(
+    os.EX_CONFIG, "no-ffmpeg", "--convert needs FFmpeg, which is not installed or cannot be run",
+    "install it so that `ffmpeg` is in PATH, or leave out --convert", stops_run=True,
+)  # fmt: skip
+NO_TEMP_FOLDER = Meaning(
+    os.EX_CONFIG, "no-temp-folder", "no temporary file can be created for --convert",
+    "set TMPDIR to a folder that can be written to", stops_run=True,
+)  # fmt: skip
+NO_SPACE = Meaning(
+    os.EX_TEMPFAIL, "no-space", "no space left for the converted recording",
+    "free some space, or set TMPDIR to another disk; then run again",
+)  # fmt: skip
+CONVERSION_KILLED = Meaning(
+    os.EX_TEMPFAIL, "conversion-killed", "FFmpeg was ended by a signal", AGAIN
+)
+CONVERSION_NOT_STARTED = Meaning(
+    os.EX_TEMPFAIL, "conversion-not-started", "FFmpeg could not be started", AGAIN
+)
+CONVERSION_FAILED = Meaning(
+    os.EX_DATAERR, "conversion-failed", "FFmpeg cannot decode the whole recording",
+    f"check that it plays to its end; {EXPORT_AGAIN}",
+)  # fmt: skip
+NO_SPACE_TEXTS = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
-def conversion(path: str, when: str) -> str:
-    """Return advice: when to convert the file, and the FFmpeg command that does it."""
-    if re.match("-|.*:", path):  # FFmpeg would see an option, or a protocol before the colon.
-        path = os.path.join(".", path)
-    stem = os.path.splitext(path)[0]
-    target = f"{stem}-16bit.wav"
-    if os.path.lexists(target):  # The original beside it would be refused in every run.
-        return f"already converted: move {os.path.basename(path)} out of the folder"
-    line = f"ffmpeg -i {shlex.quote(path)} -c:a pcm_s16le {shlex.quote(target)}"
-    if sidecar := find_sidecar(path):
-        line += f" && cp {shlex.quote(sidecar)} {shlex.quote(f'{stem}-16bit.json')}"
-    return f"{when}: {line}"
+class Converted(NamedTuple):
+    """A recording as WAV, in a file without a name, which is gone when it is closed."""
+
+    file: BinaryIO
+    size_bytes: int
+    audio: Audio
 
 
-# Three frames of MPEG audio, layer III, a frame's length apart; fewer may be chance. Of each (ISO
-# 11172-3, 13818-3, and MPEG-2.5): sync and version, a bit rate that exists, the channels' byte.
-MP3_FRAME = re.compile(rb"(\xff[\xe2\xe3\xf2\xf3\xfa\xfb])[\x10-\xef](.)", re.DOTALL)
-MP3_FRAMES = re.compile(MP3_FRAME.pattern + rb"(?:.{20,1438}?\1[\x10-\xef]){2}", re.DOTALL)
-# Encoders leave some padding between tag and audio, but not more than this.
-MP3_SEARCH_BYTES = 64 * 1024
+def find_ffmpeg() -> str:
+    """Return the path of FFmpeg; raise UploadError, which stops the run, if there is none."""
+    import shutil
+
+    if path := shutil.which("ffmpeg"):
+        return os.path.abspath(path)
+    raise UploadError(NO_FFMPEG)
 
 
-def count_mp3_channels(file: BinaryIO, head: bytes) -> int:
-    """Return the channels of an MP3 file's first frame, behind its ID3v2 tag if it has one."""
+def convert(
+    ffmpeg: str, path: str, audio: Audio, timeout_s: float, stopping: threading.Event
+) -> Converted:
+    """Have FFmpeg decode a recording to 16 bit WAV at its own rate and channels.
+
+    ffmpeg: from find_ffmpeg.
+    timeout_s: how long nothing may be written, in seconds.
+    stopping: set when the run is to end; FFmpeg is killed then.
+    """
+    rate_hz = nearest_rate_hz(audio.rate_hz)
+    for _ in range(2):
+        file = create_temp_file()
+        try:
+            converted = decode(ffmpeg, path, audio, rate_hz, file, timeout_s, stopping)
+        except BaseException:
+            file.close()
+            raise
+        result = converted.audio
+        if not result.needs_conversion:
+            return converted
+        file.close()
+        # A rate that our own reading of the header did not know: once more, resampled.
+        rate_hz = nearest_rate_hz(result.rate_hz)
+    raise UploadError(CONVERSION_FAILED, f"FFmpeg wrote {result.description}")
+
+
+def nearest_rate_hz(rate_hz: int) -> int:
+    """Return what to resample to: 0, as it is, or the nearer end of what the service takes."""
+    if not rate_hz or rate_hz in SAMPLE_RATES_HZ:
+        return 0
+    return min(max(rate_hz, SAMPLE_RATES_HZ[0]), SAMPLE_RATES_HZ[-1])
+
+
+def create_temp_file() -> BinaryIO:
+    """Create a file without a name, so that nothing is left of it whatever happens."""
+    import tempfile
+
+    # Not /tmp, which may be memory: an hour in stereo at 8 kHz is 115 MB.
+    folder = os.environ.get("TMPDIR") or "/var/tmp"
+    try:
+        return tempfile.TemporaryFile(dir=folder)
+    except OSError as error:
+        is_wrong = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EROFS)
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        meaning = NO_TEMP_FOLDER if is_wrong else NO_SPACE if is_full else CONVERSION_NOT_STARTED
+        raise UploadError(meaning, f"{folder}: {error.strerror}") from error
+
+
+def decode(
+    ffmpeg: str,
+    path: str,
+    audio: Audio,
+    rate_hz: int,
+    file: BinaryIO,
+    timeout_s: float,
+    stopping: threading.Event,
+) -> Converted:
+    """Run FFmpeg once and check what it wrote, as any WAV is checked; rate_hz: 0 keeps it."""
+    words = ffmpeg_arguments(path, audio, rate_hz, f"/dev/fd/{file.fileno()}")
+    try:
+        running = FFmpeg([ffmpeg, *words], file.fileno())
+    except OSError as error:
+        is_missing = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR)
+        meaning = NO_FFMPEG if is_missing else CONVERSION_NOT_STARTED
+        raise UploadError(meaning, f"{ffmpeg}: {error.strerror}") from error
+    with running:
+        running.wait(timeout_s, stopping)
+    check_end(running.process.returncode, running.message, path, stopping)
+    size_bytes = os.fstat(file.fileno()).st_size
     file.seek(0)
-    if head.startswith(b"ID3"):  # The tag's length is four times 7 bits.
-        a, b, c, d = head[6:10].ljust(4, b"\0")
-        file.seek(10 + (a << 21 | b << 14 | c << 7 | d))
-    frame = MP3_FRAMES.search(file.read(MP3_SEARCH_BYTES))
-    if not frame:
-        raise data_error("audio", "no MP3 audio where it should begin", EXPORT_AGAIN)
-    return 1 if frame[2][0] >> 6 == 3 else 2
+    if not WAV.matches(file.read(HEAD_BYTES)):
+        raise UploadError(CONVERSION_FAILED, "FFmpeg wrote no WAV")
+    file.seek(0)
+    result = WAV.read_header(file, size_bytes, WAV)
+    file.seek(0)
+    # FFmpeg says nothing where some formats were cut between two packets.
+    if result.duration_s < audio.duration_s - LOST_LIMIT_S:
+        details = f"{result.duration_s:,.1f} s of {audio.duration_s:,.1f} s"
+        raise UploadError(CONVERSION_FAILED, details)
+    return Converted(file, size_bytes, result)
 
 
-WAVE_FORMAT_EXTENSIBLE = 0xFFFE
-UNSET_LENGTH = 0xFFFFFFFF
-# The end of every KSDATAFORMAT_SUBTYPE GUID that carries a format code in its first two bytes.
-SUBFORMAT_GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
-WAVE_FORMATS = {1: "PCM", 3: "floating point", 6: "A-law", 7: "mu-law", 0x31: "GSM 6.10"}
+def ffmpeg_arguments(path: str, audio: Audio, rate_hz: int, target: str) -> list[str]:
+    """Return FFmpeg's arguments.
+
+    What it reads is hostile: only the demuxer for the content that we saw may read it, and only
+    from files. A playlist that is called call.m4a would otherwise bring the neighbour's call.
+    """
+    source, protocols = f"file:{path}", "file"
+    if audio.start_byte:  # Offsets inside the file count from there.
+        source = f"subfile,,start,{audio.start_byte},end,0,,:{source}"
+        protocols = "subfile,file"
+    demuxer = audio.format.demuxer
+    words = ["-nostdin", "-v", "error", "-protocol_whitelist", protocols]
+    words += ["-format_whitelist", demuxer, "-f", demuxer]
+    # Of a WAV we checked the length ourselves; if its header counts itself, -xerror would call the
+    # last packet corrupt. Other errors are on stderr without it, too.
+    if audio.format is not WAV:
+        words.append("-xerror")
+    words += ["-i", source, "-map", "0:a", "-map_metadata", "-1", "-c:a", "pcm_s16le"]
+    if rate_hz:
+        words += ["-ar", str(rate_hz)]
+    return [*words, "-fflags", "+bitexact", "-f", "wav", "-y", target]
 
 
-def check_wav(file: BinaryIO, size_bytes: int) -> tuple[str, int, float]:
-    """Check a WAV file; return its description, channels and length in seconds."""
-    chunk, data_bytes, there_bytes = read_wav_chunks(file, size_bytes)
-    code, channels, rate_hz, bits = struct.unpack_from("<HHI6xH", chunk.ljust(16, b"\0"))
-    if code == WAVE_FORMAT_EXTENSIBLE and chunk[26:40] == SUBFORMAT_GUID_TAIL:
-        code = int.from_bytes(chunk[24:26], "little")
-    encoding = WAVE_FORMATS.get(code, f"WAV format 0x{code:04x}")
-    found = f"{encoding} {bits} bit, {rate_hz:,} Hz"
-    # Writers that cannot seek back leave 0, 0xFFFFFFFF or something like 0x80000000 there.
-    if data_bytes > there_bytes:
-        cause = "truncated or still being recorded: the header announces "
-        cause += f"{data_bytes:,} bytes of audio, {there_bytes:,} are there"
-        raise data_error(
-            "audio", cause, conversion(file.name, "run again when it is closed; if it is")
-        )
-    if not channels or rate_hz not in SAMPLE_RATES_HZ:
-        cause = f"{found}, {channels} channels: {NEEDED}"
-        raise data_error("audio", cause, EXPORT_AGAIN)
-    if (encoding, bits) != ("PCM", SAMPLE_SIZE_BITS):
-        raise data_error("audio", found, conversion(file.name, NEEDED))
-    frame_bytes = channels * SAMPLE_SIZE_BITS // 8
-    if data_bytes < frame_bytes:
-        raise data_error("audio", "contains no audio samples", EXPORT_AGAIN)
-    return f"{WAV}, {found}", channels, data_bytes / frame_bytes / rate_hz
+class FFmpeg:
+    """A process of FFmpeg that is gone when the `with` block ends, and when our process ends.
+
+    It has a session of its own, as Ctrl-C and `timeout` signal the whole group: a good recording
+    would count as broken.
+    """
+
+    def __init__(self, command: list[str], target: int) -> None:
+        import subprocess
+
+        self.target = target  # The descriptor that it writes to.
+        self.message = b""
+        # Neither the credential nor FFREPORT, which makes it write files.
+        names = ("HOME", "LD_LIBRARY_PATH", "PATH")
+        environment = {name: os.environ[name] for name in names if name in os.environ}
+        lifeline, self.our_end = os.pipe()
+        try:
+            self.process = subprocess.Popen(
+                command,
+                bufsize=0,
+                stdin=lifeline,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[target],
+                env=environment,
+                start_new_session=True,
+            )
+            kill_on_hangup(lifeline, self.process.pid)
+        except OSError:
+            os.close(self.our_end)
+            raise
+        finally:
+            os.close(lifeline)
+
+    def __enter__(self) -> FFmpeg:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import subprocess
+
+        if self.process.poll() is None:
+            with contextlib.suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            # On a share that is gone even this may not end it.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(KILL_GRACE_S)
+        if self.process.stderr:
+            self.process.stderr.close()
+        os.close(self.our_end)
+
+    def wait(self, timeout_s: float, stopping: threading.Event) -> None:
+        """Wait for its end; raise UploadError if the run is stopped or the output does not grow."""
+        import select
+        import subprocess
+
+        assert self.process.stderr
+        poller = select.poll()
+        poller.register(self.process.stderr, select.POLLIN)
+        size_bytes, idle_s, before_s = 0, 0.0, time.monotonic()
+        while self.process.poll() is None:
+            if poller.poll(TICK_S * 1000) and not self.read_message():
+                with contextlib.suppress(subprocess.TimeoutExpired):  # stderr is closed: the end.
+                    self.process.wait(TICK_S)
+            if stopping.is_set():
+                raise run_stopped()
+            previous_bytes, size_bytes = size_bytes, os.fstat(self.target).st_size
+            # A time in which we did not run ourselves (SIGSTOP) is not idle time.
+            now_s = time.monotonic()
+            idle_s = idle_s + min(now_s - before_s, 1) if size_bytes == previous_bytes else 0.0
+            before_s = now_s
+            if idle_s > timeout_s:
+                cause = f"FFmpeg decoded nothing for {timeout_s:g} s and was ended"
+                raise data_error("conversion-stuck", cause, EXPORT_AGAIN)
+            if size_bytes > CONVERTED_LIMIT_BYTES:
+                cause = "longer than a WAV file can be"
+                raise data_error("too-long", cause, "cut it into parts of at most 4 hours")
+        self.read_message()
+
+    def read_message(self) -> bytes:
+        """Read some of what is on stderr, without waiting; return it."""
+        assert self.process.stderr
+        os.set_blocking(self.process.stderr.fileno(), False)
+        more: bytes = self.process.stderr.read(STDERR_LIMIT_BYTES) or b""
+        if len(self.message) < STDERR_LIMIT_BYTES:
+            self.message += more
+        return more
 
 
-def read_wav_chunks(file: BinaryIO, size_bytes: int) -> tuple[bytes, int, int]:
-    """Return a WAV file's fmt chunk, and its data length: as announced, and as present (bytes)."""
-    wav_format, data, long_data_bytes = b"", None, 0
-    position = 12
-    for _ in range(10_000):
-        file.seek(position)
-        name, length = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
-        position += 8
-        if name == b"fmt ":
-            wav_format = file.read(min(length, 40))
-        elif name == b"ds64":  # RF64: lengths of 64 bits.
-            long_data_bytes = int.from_bytes(file.read(16)[8:], "little")
-        elif name == b"data":
-            if length == UNSET_LENGTH and long_data_bytes:
-                length = long_data_bytes
-            # Length 0, but what follows is not a chunk: the length was never filled in.
-            elif length == 0 and not re.fullmatch(rb"[ -~]{4}|", file.read(4)):
-                length = UNSET_LENGTH
-            data = length, size_bytes - position
-        position += length + length % 2
-        if (wav_format and data) or position >= size_bytes:
-            break
-    if not wav_format or not data:
-        cause = f"damaged or truncated WAV file: no {'data' if wav_format else 'format'} chunk"
-        raise data_error("audio", cause, f"run again when it is closed, or {EXPORT_AGAIN}")
-    return wav_format, *data
+def kill_on_hangup(pipe: int, pid: int) -> None:
+    """Have the kernel kill a process as soon as nobody can write to its pipe any more.
+
+    So FFmpeg does not outlive us, whatever ends us. prctl(PR_SET_PDEATHSIG) would have to be called
+    between fork and exec, where threads make Python unsafe.
+    """
+    if hasattr(fcntl, "F_SETSIG"):  # Linux.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETOWN, pid)
+            fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_ASYNC)
 
 
-# --- 6. Metadata ------------------------------------------------------------------------------
+def check_end(returncode: int, message: bytes, path: str, stopping: threading.Event) -> None:
+    """Raise UploadError unless FFmpeg ended well and said nothing, with nobody ending the run."""
+    text = message.decode(errors="replace").replace(f"file:{path}", "the file").strip()
+    if stopping.is_set():
+        raise run_stopped()
+    # FFmpeg catches SIGTERM and ends without a word with 255; a shell around it says 128 + signal.
+    if returncode < 0 or (returncode > 128 and not text):
+        raise UploadError(CONVERSION_KILLED, f"status {returncode}")
+    if returncode or text:
+        # The first line has the cause; those that follow say that therefore something else failed.
+        line = re.sub(r"^(\[[^]]*\] )+", "", (text.splitlines() or [f"status {returncode}"])[0])
+        line = "".join(char if char.isprintable() else "?" for char in line)[:200]
+        is_full = any(reason in text for reason in NO_SPACE_TEXTS)
+        raise UploadError(NO_SPACE if is_full else CONVERSION_FAILED, line)
+
+
+# --- 7. Metadata ------------------------------------------------------------------------------
 
 # The placeholder fields of the service's guide, sent where no metadata was given.
 PLACEHOLDER_FIELDS = {
@@ -846,6 +1555,7 @@ PLACEHOLDER_FIELDS = {
     "date_from": "2023-09-13T17:30:00.000Z",
     "date_to": "2023-09-13T17:31:00.000Z",
     "direction_outgoing": "true",
+    "language": "ru-RU",  # Mandatory since March 2025.
 }
 
 
@@ -864,7 +1574,7 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
     if common is not None:
         metadata.CopyFrom(common)
     if recording.sidecar:
-        own = read_metadata(recording.sidecar)
+        own, recording.json = read_sidecar(recording.sidecar)
         if own.users:
             metadata.ClearField("users")
         metadata.MergeFrom(own)
@@ -872,6 +1582,24 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
     if args.lookup_key and args.lookup_key in metadata.fields:
         cause = f"its metadata has the key {quoted(args.lookup_key)}, which --lookup-key fills"
         raise data_error("lookup-key", cause, "remove it there, or name another --lookup-key")
+
+
+def read_sidecar(path: str) -> tuple[TalkMetadata, Json]:
+    """Read the JSON beside a recording; raise UploadError."""
+    try:
+        # First: if it changes while it is read, the next run reads it again.
+        state = FileState.of(path)
+    except OSError as error:
+        raise unreadable(error, f"metadata file {path}: ") from error
+    metadata = read_metadata(path)
+    return metadata, Json(state, sha256_of(metadata), list(date_warnings(path, metadata)))
+
+
+def sha256_of(metadata: TalkMetadata) -> str:
+    """Return the SHA-256 of metadata in hexadecimal."""
+    import hashlib
+
+    return hashlib.sha256(metadata.SerializeToString(deterministic=True)).hexdigest()
 
 
 def read_metadata(path: str) -> TalkMetadata:
@@ -885,7 +1613,6 @@ def read_metadata(path: str) -> TalkMetadata:
         raise unreadable(error, f"metadata file {path}: ") from error
     except (ValueError, RecursionError) as error:
         raise data_error("metadata", f"metadata file {path}: {error}", "fix the file") from error
-    warn_of_dates(path, metadata)
     return metadata
 
 
@@ -971,8 +1698,11 @@ ISO_DATE = re.compile(
 )
 
 
-def warn_of_dates(path: str, metadata: TalkMetadata) -> None:
-    """Warn of dates that the service would misread."""
+DATE_ADVICE = "write it like 2026-01-31T09:30:00+03:00"
+
+
+def date_warnings(path: str, metadata: TalkMetadata) -> Iterator[str]:
+    """Yield a text for each date that the service would misread."""
     for fields in (metadata.fields, *(user.fields for user in metadata.users)):
         for key in filter(lambda key: key.startswith("date"), fields):
             match = ISO_DATE.fullmatch(fields[key])
@@ -980,11 +1710,10 @@ def warn_of_dates(path: str, metadata: TalkMetadata) -> None:
                 if match and datetime.datetime.fromisoformat(match[1]).year:
                     continue
             what = f"{quoted(fields[key])} is not an ISO 8601 date with an offset"
-            example = "2026-01-31T09:30:00+03:00"
-            log.warning(f"{path}: metadata key {quoted(key)}: {what}, such as {example}")
+            yield f"metadata file {path}: key {quoted(key)}: {what}"
 
 
-# --- 7. Access: credential, certificates, proxy, channel --------------------------------------
+# --- 8. Access: credential, certificates, proxy, channel --------------------------------------
 
 NO_CREDENTIAL_ADVICE = "use --key-file FILE, or export API_KEY or IAM_TOKEN"
 # Yandex Cloud documentation, "Getting an IAM token in a VM".
@@ -1184,12 +1913,18 @@ def unacknowledged_bytes(user_timeout_ms: int) -> int:
     return held_bytes
 
 
-# --- 8. One call: the requests, and the commit point ------------------------------------------
+# --- 9. One call: the requests, and the commit point ------------------------------------------
 
 
-def read_chunks(path: str, size_bytes: int) -> Iterator[bytes]:
-    """Yield a file in chunks; raise UploadError if it can no longer be read."""
+def read_chunks(path: str, size_bytes: int, converted: BinaryIO | None = None) -> Iterator[bytes]:
+    """Yield a file, or what it was converted to, in chunks; raise UploadError if it cannot."""
     try:
+        if converted:
+            position = 0
+            while data := os.pread(converted.fileno(), size_bytes, position):
+                position += len(data)
+                yield data
+            return
         with open(path, "rb") as audio:
             while data := audio.read(size_bytes):
                 yield data
@@ -1198,14 +1933,13 @@ def read_chunks(path: str, size_bytes: int) -> Iterator[bytes]:
         raise limit_error(error) or file_changed(what) from error
 
 
-def hash_file(path: str, stopping: threading.Event) -> str:
-    """Return the SHA-256 of a file in hexadecimal; raise UploadError."""
+def hash_file(path: str, at_chunk: Callable[[], None]) -> str:
+    """Return the SHA-256 of a file in hexadecimal; raise UploadError, or what at_chunk raises."""
     import hashlib
 
     digest = hashlib.sha256()
     for data in read_chunks(path, SMALL_FILE_LIMIT_BYTES):
-        if stopping.is_set():
-            raise run_stopped()
+        at_chunk()
         digest.update(data)
     return digest.hexdigest()
 
@@ -1294,12 +2028,37 @@ class Call:
         return masked("".join(f", {key} {value!s}" for key, value in pairs if key in names))
 
 
+def check_unchanged(recording: Recording, moved: Callable[[], None]) -> None:
+    """Raise UploadError unless a recording's file is still the one that was checked.
+
+    moved: called now and then, where that takes long.
+    """
+    try:
+        # Of the path: another file may have replaced ours while we had it open.
+        present = FileState.of(recording.path)
+        if present != recording.file_state and was_only_touched(recording, present, moved):
+            recording.file_state = present
+    except OSError as error:
+        raise file_changed(f"became unreadable ({error_text(error)})") from error
+    if present != recording.file_state:
+        raise file_changed("changed or was replaced while it was being uploaded")
+
+
+def was_only_touched(recording: Recording, present: FileState, moved: Callable[[], None]) -> bool:
+    """Return whether only the ctime is new (chmod, a backup's hard link), not the content."""
+    if present[:2] != recording.file_state[:2] or not recording.sha256:
+        return False
+    sha256 = hash_file(recording.path, moved)
+    return sha256 == recording.sha256 and FileState.of(recording.path) == present
+
+
 class Transfer(Call):
     """The call that sends a recording."""
 
     def __init__(
         self,
         recording: Recording,
+        audio: audio_pb2.AudioMetadata,
         watch: StallWatch,
         ledger: Ledger | None = None,
         refusal_wait_s: float = 0.0,
@@ -1307,6 +2066,7 @@ class Transfer(Call):
         super().__init__(watch)
         self.handed_over_bytes = 0  # Audio that grpc has taken.
         self._recording = recording
+        self._audio = audio
         self._ledger = ledger
         self._refusal_wait_s = refusal_wait_s
 
@@ -1319,7 +2079,7 @@ class Transfer(Call):
         try:
             yield talk_service_pb2.StreamTalkRequest(metadata=self._recording.metadata)
             self.has_connected = True
-            audio = audio_pb2.AudioStreamingRequest(audio_metadata=self._recording.audio)
+            audio = audio_pb2.AudioStreamingRequest(audio_metadata=self._audio)
             yield talk_service_pb2.StreamTalkRequest(audio=audio)
             for data in self._chunks(CHUNK_SIZE_BYTES):
                 audio = audio_pb2.AudioStreamingRequest(chunk=audio_pb2.AudioChunk(data=data))
@@ -1337,11 +2097,12 @@ class Transfer(Call):
         """
         data = b"".join(self._chunks(SINGLE_MESSAGE_LIMIT_BYTES))
         chunk = audio_pb2.AudioChunk(data=data)
-        audio = audio_pb2.AudioRequest(audio_metadata=self._recording.audio, audio_data=chunk)
+        audio = audio_pb2.AudioRequest(audio_metadata=self._audio, audio_data=chunk)
         return talk_service_pb2.UploadTalkRequest(metadata=self._recording.metadata, audio=audio)
 
     def _chunks(self, size_bytes: int) -> Iterator[bytes]:
-        for data in read_chunks(self._recording.path, size_bytes):
+        converted = self._recording.converted
+        for data in read_chunks(self._recording.path, size_bytes, converted and converted.file):
             yield data
             # grpc asks for the next chunk when it has sent this one.
             self.handed_over_bytes += len(data)
@@ -1353,7 +2114,9 @@ class Transfer(Call):
 
         Without this check, a file that shrank would become a truncated, and successful, dialog.
         """
-        self._check_file()
+        check_unchanged(self._recording, self.watch.moved)
+        if self.handed_over_bytes != self._recording.sent_bytes:
+            raise file_changed("changed while it was being uploaded")
         # A service that refuses every call does so just after the last byte of a short recording.
         until_s = time.monotonic() + self._refusal_wait_s
         self._check_call()
@@ -1373,35 +2136,12 @@ class Transfer(Call):
             self.watch.moved()
             self.phase = Phase.COMMITTED
 
-    def _check_file(self) -> None:
-        """Raise UploadError unless the file is the one that was checked, and was sent whole."""
-        recording = self._recording
-        try:
-            # Of the path: another file may have replaced ours while we had it open.
-            present = FileState.of(recording.path)
-            if present != recording.file_state and self._was_only_touched(present):
-                recording.file_state = present
-        except OSError as error:
-            raise file_changed(f"became unreadable ({error_text(error)})") from error
-        if present != recording.file_state or self.handed_over_bytes != present.size_bytes:
-            raise file_changed("changed or was replaced while it was being uploaded")
-
-    def _was_only_touched(self, present: FileState) -> bool:
-        """Return whether only the ctime is new (chmod, a backup's hard link), not the content."""
-        recording = self._recording
-        if present[:2] != recording.file_state[:2] or not recording.sha256:
-            return False
-        self.watch.is_waiting_for_us = True
-        sha256 = hash_file(recording.path, threading.Event())
-        self.watch.is_waiting_for_us = False
-        return sha256 == recording.sha256 and FileState.of(recording.path) == present
-
     def _check_call(self) -> None:
         if self.phase is Phase.CANCELLED or (self.grpc_call and self.grpc_call.done()):
             raise grpc.FutureCancelledError
 
 
-# --- 9. The circuit breaker and the uploader --------------------------------------------------
+# --- 10. The circuit breaker and the uploader -------------------------------------------------
 
 SAME_FOR_ALL = "stopped, because every other recording would meet the same error"
 
@@ -1467,13 +2207,16 @@ class Uploader:
         """Send a recording; retry only if that cannot create a second dialog; raise UploadError."""
         single, split = self._args.single_message, self._args.split
         method = "Upload" if single else "UploadBadge" if split else "UploadAsStream"
+        read = recording.converted.audio if recording.converted else recording.audio
+        assert read is not None
+        audio = audio_message(read, self._args)
 
         def attempt() -> Result:
             recording.attempts += 1
             if single:
                 self._connect()
             wait_s = min(REFUSAL_WAIT_S, self._args.timeout / 2) if self._breaker.half_open else 0.0
-            transfer = Transfer(recording, self._watch(), ledger, wait_s)
+            transfer = Transfer(recording, audio, self._watch(), ledger, wait_s)
             if ledger:
                 ledger.update(recording, state="sending", request_id=transfer.request_id)
             recording.call = transfer
@@ -1645,7 +2388,7 @@ class Uploader:
                 raise grpc.FutureTimeoutError(f"no progress for {call.watch.limit_s:g} s")
 
 
-# --- 10. The ledger ---------------------------------------------------------------------------
+# --- 11. The ledger ---------------------------------------------------------------------------
 
 Row = Any  # sqlite3.Row, of the table recordings.
 
@@ -1669,6 +2412,7 @@ LEDGER_TABLES = (
     json_mtime_ns   INTEGER,
     json_ctime_ns   INTEGER,
     json_sha256     TEXT,              -- Of its fields.
+    json_refused    TEXT,              -- Of the fields that the service refused as an update.
     had_meta_path   INTEGER NOT NULL DEFAULT 0,
     metadata_sha256 TEXT    NOT NULL,  -- Of the metadata sent.
     recorded_at     TEXT    NOT NULL,  -- The metadata's date, else the file's mtime.
@@ -1686,6 +2430,7 @@ LEDGER_TABLES = (
     looked_up_at    TEXT,
     is_missing      INTEGER NOT NULL DEFAULT 0,  -- A lookup has proved that there is no dialog.
     split           INTEGER NOT NULL DEFAULT 0,
+    duration_s      REAL,              -- Of what it was converted to.
     sent_at         TEXT,              -- The commit point.
     uploaded_at     TEXT,
     updated_at      TEXT    NOT NULL,
@@ -1880,6 +2625,14 @@ class LedgerInUse(LedgerError):
 
     def __init__(self, path: str) -> None:
         super().__init__(path, "in-use", "another run is using it", AGAIN, os.EX_TEMPFAIL)
+
+
+class ProblemKey(NamedTuple):
+    """What makes a problem another one: never its text, as IDs and counts differ in every run."""
+
+    path: str  # As stored; empty: the run's.
+    exit_code: int  # 0: a warning.
+    cause: str  # Meaning.id
 
 
 class LedgerFile:
@@ -2103,8 +2856,10 @@ class Ledger(LedgerFile):
         # By name, as all of them take longer than the search.
         sql = (
             "SELECT sha256, stem, suffix, path, size_bytes, mtime_ns, ctime_ns, metadata_sha256, "
-            "state, talk_id, found_id, badge_id, operation_id, error, updated_at FROM recordings "
-            "INDEXED BY recordings_by_stem WHERE connection_id = ? AND stem = ?"
+            "json_size_bytes, json_mtime_ns, json_ctime_ns, json_sha256, json_refused, split, "
+            "had_meta_path, lookup_key, uploaded_at, is_missing, duration_s, state, talk_id, "
+            "found_id, badge_id, operation_id, error "
+            "FROM recordings INDEXED BY recordings_by_stem WHERE connection_id = ? AND stem = ?"
         )
         return self._execute(sql, (self._args.connection_id, stem))
 
@@ -2147,9 +2902,7 @@ class Ledger(LedgerFile):
             "size_bytes": recording.file_state.size_bytes,
             "mtime_ns": recording.file_state.mtime_ns,
             "ctime_ns": recording.file_state.ctime_ns,
-            "had_meta_path": bool(self._args.meta_path),
-            "metadata_sha256": recording.metadata_sha256,
-            "recorded_at": recorded_at(recording),
+            **self._metadata_columns(recording),
             "state": "sending",
             "error": None,
             "request_id": None,
@@ -2164,6 +2917,22 @@ class Ledger(LedgerFile):
             f"ON CONFLICT DO UPDATE SET {renewed}",
             tuple(columns.values()),
         )
+
+    def _metadata_columns(self, recording: Recording) -> dict[str, object]:
+        """Return what the ledger keeps of the metadata that is sent."""
+        return {
+            **json_columns(recording.json.state if recording.json else None),
+            "json_sha256": recording.json.sha256 if recording.json else None,
+            "json_refused": None,
+            "had_meta_path": bool(self._args.meta_path),
+            "metadata_sha256": recording.metadata_sha256,
+            "recorded_at": recorded_at(recording),
+        }
+
+    def record_update(self, recording: Recording) -> None:
+        """Record that the service has taken new metadata for an uploaded recording."""
+        columns = self._metadata_columns(recording)
+        self.update(recording, error=None, updated_at=utc(), **columns)
 
     def commit(self, recording: Recording, request_id: str) -> None:
         """Record, on disk, that a dialog may exist from now on."""
@@ -2213,33 +2982,47 @@ class Ledger(LedgerFile):
 
     # Problems and runs
 
-    def note_problem(self, path: str, error: UploadError, file_state: FileState | None) -> None:
-        """Note what keeps a recording (or, with path "", the run) from being uploaded."""
-        values = (self._args.connection_id, stored_path(path) if path else "")
-        exit_code, cause = error.meaning.exit_code, error.meaning.id
-        now, state = utc(), file_state or (None, None, None)
-        self._execute(
-            "DELETE FROM problems WHERE connection_id = ? AND path = ? AND path <> '' "
-            "AND exit_code <> 0 AND (exit_code <> ? OR cause <> ?)",
-            (*values, exit_code, cause),
-        )
+    def knows_below(self, folder: str) -> bool:
+        """Return whether there are recordings in a folder or its subfolders."""
+        start = os.path.join(stored_path(folder), "")
+        sql = "SELECT 1 FROM recordings WHERE connection_id = ? AND stem >= ? AND stem < ? LIMIT 1"
+        # What is below: "/" is followed by "0".
+        return bool(self._execute(sql, (self._args.connection_id, start, f"{start[:-1]}0")))
+
+    def paths_not_uploaded(self) -> list[str]:
+        """Return the paths of the recordings that are not uploaded, and may yet be."""
+        sql = "state IN ('failed', 'rejected') AND state <> 'uploaded'"
+        rows = self._rows("INDEXED BY recordings_not_uploaded", sql)
+        return [row["path"] for row in rows]
+
+    def problems(self) -> dict[ProblemKey, Row]:
+        """Return the problems that were noted."""
+        sql = "SELECT * FROM problems WHERE connection_id = ?"
+        rows = self._execute(sql, (self._args.connection_id,))
+        return {ProblemKey(row["path"], row["exit_code"], row["cause"]): row for row in rows}
+
+    def note_problem(self, key: ProblemKey, text: str, file_state: FileState | None) -> None:
+        """Note a problem, or that it lasts."""
+        now, state = utc(), file_state if file_state and any(file_state) else (None, None, None)
         self._execute(
             "INSERT INTO problems VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL) "
             "ON CONFLICT DO UPDATE SET text = excluded.text, seen_at = excluded.seen_at, "
             "size_bytes = excluded.size_bytes, mtime_ns = excluded.mtime_ns, "
             "ctime_ns = excluded.ctime_ns",
-            (*values, exit_code, cause, clean(masked(str(error))), *state, now, now),
+            (self._args.connection_id, *key, text, *state, now, now),
         )
 
-    def clear_problem(self, path: str) -> None:
-        """Forget the problems of a recording that is uploaded or left out by an option."""
-        sql = "DELETE FROM problems WHERE connection_id = ? AND path = ?"
-        self._execute(sql, (self._args.connection_id, stored_path(path)))
+    def mark_said(self, key: ProblemKey) -> None:
+        """Note that an operator has heard of a problem."""
+        self._change_problem("UPDATE problems SET said_at = ?", key, utc())
 
-    def paths_with_problems(self) -> set[str]:
-        """Return the paths, as stored, of which there are problems."""
-        sql = "SELECT DISTINCT path FROM problems WHERE connection_id = ?"
-        return {row["path"] for row in self._execute(sql, (self._args.connection_id,))}
+    def forget_problem(self, key: ProblemKey) -> None:
+        """Delete a problem that is over."""
+        self._change_problem("DELETE FROM problems", key)
+
+    def _change_problem(self, sql: str, key: ProblemKey, *values: str) -> None:
+        where = "connection_id = ? AND path = ? AND exit_code = ? AND cause = ?"
+        self._execute(f"{sql} WHERE {where}", (*values, self._args.connection_id, *key))
 
     def begin_run(self, endpoint: str) -> bool:
         """Note that a run has begun; return whether the latest one before it ended half open."""
@@ -2314,6 +3097,12 @@ def open_read_only(path: str) -> Any:
     return sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro{options}", uri=True)
 
 
+def json_columns(state: FileState | None) -> dict[str, object]:
+    """Return the columns for the state of the JSON beside a recording."""
+    names = ("json_size_bytes", "json_mtime_ns", "json_ctime_ns")
+    return dict(zip(names, state or (None, None, None), strict=True))
+
+
 def stored_path(path: str) -> str:
     """Return a path as the ledger has it: absolute, printable, other bytes escaped."""
     folder, name = os.path.split(path)
@@ -2339,7 +3128,12 @@ def printable(name: str) -> str:
 def hash_recording(recording: Recording, args: Namespace, stopping: threading.Event) -> None:
     """Set the SHA-256 of the audio and of the metadata; add the former to the metadata if asked."""
     assert recording.metadata is not None
-    recording.sha256 = hash_file(recording.path, stopping)
+
+    def stop() -> None:
+        if stopping.is_set():
+            raise run_stopped()
+
+    recording.sha256 = hash_file(recording.path, stop)
     recording.metadata_sha256 = hash_metadata(recording, args)
     if args.lookup_key:
         recording.metadata.fields[args.lookup_key] = recording.sha256
@@ -2347,16 +3141,14 @@ def hash_recording(recording: Recording, args: Namespace, stopping: threading.Ev
 
 def hash_metadata(recording: Recording, args: Namespace) -> str:
     """Return the SHA-256 of the metadata, with the options that say how the audio is sent."""
-    import hashlib
-
     assert recording.metadata is not None
     sent = TalkMetadata()
     sent.CopyFrom(recording.metadata)
     sent.connection_id = ""
     if recording.has_placeholders:  # Their date changes each time.
         del sent.fields["date"]
-    digest = hashlib.sha256(sent.SerializeToString(deterministic=True)).hexdigest()
-    return f"{digest} {args.audio_type}{' split' * args.split}{' single' * args.single_message}"
+    way = f"{args.audio_type}{' split' * args.split}{' single' * args.single_message}"
+    return f"{sha256_of(sent)} {way}"
 
 
 def recorded_at(recording: Recording) -> str:
@@ -2386,7 +3178,7 @@ def utc(seconds: float | None = None) -> str:
     return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-# --- 11. Looking up what is unknown -----------------------------------------------------------
+# --- 12. Looking up what is unknown -----------------------------------------------------------
 
 # Values per search, and calls per run. The service's quota per project, used by the console too, is
 # 20/s, 200/min and 2,000/h.
@@ -2561,7 +3353,7 @@ def batches(
         yield batch
 
 
-# --- 12. Choosing what to send ----------------------------------------------------------------
+# --- 13. Choosing what to send ----------------------------------------------------------------
 
 
 class Action(enum.Enum):
@@ -2570,7 +3362,9 @@ class Action(enum.Enum):
     SEND = "send"
     WAIT = "wait"  # For the end of the upload of the same audio that is under way.
     FOLLOW = "follow"  # Ask for the dialogs that it is being split into.
+    UPDATE_METADATA = "update metadata"
     LEAVE = "leave"
+    LEAVE_OUT = "leave out"
 
 
 class Decision(NamedTuple):
@@ -2580,8 +3374,12 @@ class Decision(NamedTuple):
     reason: str
 
 
-def decide(  # noqa: PLR0911 - a return a case reads best.
-    row: Row, recording: Recording, args: Namespace, claimed: set[str]
+def decide(  # noqa: PLR0911, PLR0912 - a return a case reads best.
+    row: Row,
+    recording: Recording,
+    args: Namespace,
+    claimed: set[str],
+    has_new_metadata: bool = False,
 ) -> Decision:
     """Say what to do with a recording of which the ledger has a row. Does nothing else.
 
@@ -2595,7 +3393,11 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
         is_being_split = row["operation_id"] and not row["talk_id"]
         if args.wait and is_being_split:
             return Decision(Action.FOLLOW, "it is being split")
+        if has_new_metadata and args.update_metadata:
+            return Decision(Action.UPDATE_METADATA, "its JSON has changed")
         return Decision(Action.LEAVE, "uploaded")
+    if state == "failed" and (row["duration_s"] or math.inf) < args.min_duration:
+        return Decision(Action.LEAVE_OUT, "converted before, and too short")
     if state in ("failed", "sending"):
         return Decision(Action.SEND, "no dialog can have been created")
     if state == "rejected":
@@ -2642,17 +3444,10 @@ class Source:
         self.found = 0
         self.is_exhausted = False  # All was looked at.
         self._args = args
-        self._common = common
         self._ledger = ledger
         self._breaker = breaker
         self._tally = tally
-        midnight = datetime.datetime.combine(args.since or datetime.date.min, datetime.time())
-        self._since_s = midnight.timestamp() if args.since else -math.inf
-        self._claimed: set[str] = set()
-        self._touched: collections.deque[Recording] = collections.deque()
-        self._copies: collections.deque[Recording] = collections.deque()
-        self._may_hash_touched = self._may_wait = False
-        self._has_warned = False
+        self._examiner = Examiner(args, common, ledger, breaker, tally)
         self._recordings = self._in_order()
         self._to_send = self._choose()
         self._lock = threading.Lock()
@@ -2698,18 +3493,21 @@ class Source:
                 failed_before.append(recording)
             else:
                 yield recording
+        examiner = self._examiner
         yield from drained(failed_before)
-        self._may_hash_touched = True
-        yield from drained(self._touched)
-        self._may_wait = True
-        yield from drained(self._copies)
+        examiner.may_hash_touched = True
+        yield from drained(examiner.touched)
+        examiner.may_wait = True
+        yield from drained(examiner.copies)
 
     def _found(self) -> Iterator[Recording]:
         """Yield each file found once, whatever its names; report what cannot be looked at."""
+        for folder in self._args.audio_path if self._ledger else ():
+            self._check_mount(folder, self._ledger)
         # Without a ledger, only this keeps a file with two names from becoming two dialogs.
         seen: set[tuple[int, int]] = set()
         for found in find_files(self._args):
-            recording = Recording(found.path, found.explicit, found.sidecar)
+            recording = Recording(found.path, found.explicit, found.sidecar, found.siblings)
             try:
                 if found.error:
                     raise found.error
@@ -2721,20 +3519,28 @@ class Source:
             identity = status.st_dev, status.st_ino
             if is_young(status, self._args.min_age):
                 text = f"younger than {self._args.min_age:g} s"
-                self._tally.leave_out(recording, "young", text)
+                self._tally.leave_out(recording, "waiting", text)
             elif identity in seen:
                 what = "another name of a file that was found before"
-                self._tally.leave_out(recording, "other name", what)
+                self._tally.leave_out(recording, "under another name", what)
             else:
                 seen.add(identity)
                 yield recording
+
+    def _check_mount(self, folder: str, ledger: Ledger | None) -> None:
+        """Report a folder that is empty, though the ledger knows recordings in it."""
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:  # Reported when searched.
+            if ledger and next(entries, None) is None and ledger.knows_below(folder):
+                cause = "the folder is empty, though there were recordings in it"
+                meaning = Meaning(os.EX_NOINPUT, "empty-folder", cause, "is it mounted?")
+                self._tally.add(Recording(folder), failed(UploadError(meaning)))
 
     def _choose(self) -> Iterator[Recording]:
         """Look up and check the recordings; yield those to send or to follow, report the others."""
         for recording in self._recordings:
             recording.started_s = recording.started_s or time.monotonic()
             try:
-                if self._examine(recording):
+                if self._examiner.examine(recording):
                     yield recording
             except UploadError as error:
                 self._tally.add(recording, failed(error))
@@ -2745,47 +3551,182 @@ class Source:
                 return
         self.is_exhausted = True
 
-    def _examine(self, recording: Recording) -> bool:
-        """Return whether a recording is to be sent or followed.
 
-        If not, its result is reported, or it is looked at again later.
+class Examiner:
+    """Looks at one recording after the other: leaves it out, reports what is known, or claims it.
+
+    One at a time, so that of two recordings with the same audio the first is sent.
+    """
+
+    def __init__(
+        self,
+        args: Namespace,
+        common: TalkMetadata | None,
+        ledger: Ledger | None,
+        breaker: CircuitBreaker,
+        tally: Tally,
+    ) -> None:
+        # What comes last: known but for its new ctime, or a copy of what is under way.
+        self.touched: collections.deque[Recording] = collections.deque()
+        self.copies: collections.deque[Recording] = collections.deque()
+        self.may_hash_touched = self.may_wait = False
+        self._args = args
+        self._common = common
+        self._ledger = ledger
+        self._breaker = breaker
+        self._tally = tally
+        midnight = datetime.datetime.combine(args.since or datetime.date.min, datetime.time())
+        self._since_s = midnight.timestamp() if args.since else -math.inf
+        self._claimed: set[str] = set()
+        self._has_warned = False
+        self._dated = 0  # Recordings with the date of --meta-path.
+
+    def examine(self, recording: Recording) -> bool:
+        """Return whether a worker has to see to a recording.
+
+        If not, its result is reported, or it is looked at again later. Raises UploadError.
         """
         rows = self._ledger.find_by_stem(recording.path) if self._ledger else []
-        known, is_touched = match_file(rows, recording)
-        if self._is_too_old(recording) and not any(is_same_path(row, recording) for row in rows):
-            self._tally.leave_out(recording, "old", f"older than {self._args.since}")
+        known, is_touched = self._match_call(rows, recording)
+        if known:
+            return self._leave(recording, known)
+        if self._is_left_out(recording, rows):
             return False
-        if known and not self._has_newer_sidecar(recording, known):
-            return self._leave(recording, known, decide(known, recording, self._args, set()))
-        if is_touched and not self._may_hash_touched:
-            self._touched.append(recording)
+        if is_touched and not self.may_hash_touched:
+            self.touched.append(recording)
             return False
-        if recording.metadata is None:
-            check_recording(recording, self._args, self._common)
-            self._warn_of_placeholders(recording)
+        if recording.metadata is None and not self._check(recording):
+            return False
         if not self._ledger:
-            recording.is_to_send = True
+            recording.action = Action.SEND
             return True
         if not recording.sha256:
             hash_recording(recording, self._args, self._breaker.stopping)
+        for row in rows:
+            if row["state"] == "uploaded" and is_same_path(row, recording):
+                recording.replaces = row["talk_id"] or row["found_id"] or ""
+        return self._claim_or_leave(recording, self._ledger)
+
+    def _is_left_out(self, recording: Recording, rows: Sequence[Row]) -> bool:
+        """Leave out what is old and new to the ledger, and what is uploaded in another format."""
+        if self._is_too_old(recording) and not any(is_same_path(row, recording) for row in rows):
+            self._leave_out(recording, "before --since", f"older than {self._args.since}")
+            return True
+        if other := uploaded_sibling(rows, recording):
+            what = f"the same call as {other['path']}, which is {other['state']}"
+            self._leave_out(recording, "in another format", what)
+            return True
+        return False
+
+    def _check(self, recording: Recording) -> bool:
+        """Check a recording's audio and metadata; return False if it is left out."""
+        if self._waits_for_json(recording) or not self._check_audio(recording):
+            return False
+        collect_metadata(recording, self._args, self._common)
+        self._warn_of_metadata(recording)
+        return True
+
+    def _waits_for_json(self, recording: Recording) -> bool:
+        """Leave out what is to have a JSON, and has none yet, or one that is still being written.
+
+        Raises UploadError for what waits too long.
+        """
+        args, limit_s = self._args, self._args.require_json
+        if recording.sidecar:
+            with contextlib.suppress(OSError):
+                if not is_young(os.stat(recording.sidecar), args.min_age):
+                    return False
+                self._leave_out(
+                    recording, "waiting", f"its JSON is younger than {args.min_age:g} s"
+                )
+                return True
+        if limit_s is None or recording.sidecar:
+            return False
+        age_s = time.time() - max(recording.file_state[1:]) / 1e9
+        if recording.explicit or abs(age_s) > limit_s:
+            name = f"{os.path.splitext(os.path.basename(recording.path))[0]}.json"
+            advice = "find out why it was not written; or leave out --require-json"
+            meaning = Meaning(os.EX_NOINPUT, "no-metadata", f"no metadata yet: {name}", advice)
+            raise UploadError(meaning)
+        self._leave_out(recording, "waiting", "it has no JSON yet")
+        return True
+
+    def _match_call(self, rows: Sequence[Row], recording: Recording) -> tuple[Row | None, bool]:
+        """Return like match_file, for whichever of a call's files the ledger knows."""
+        known, is_touched = match_file(rows, recording)
+        for sibling in recording.siblings if rows and not known else ():
+            other = Recording(sibling)
+            with contextlib.suppress(OSError):
+                other.file_state = FileState.of(sibling)
+            known, _ = match_file(rows, other)
+            if known:
+                self._choose_sibling(recording, sibling, other.file_state)
+                break
+        return known, is_touched
+
+    def _choose_sibling(self, recording: Recording, path: str, state: FileState) -> None:
+        """Take one of the files of a call for its recording."""
+        others = {recording.path, *recording.siblings} - {path}
+        recording.path, recording.file_state = path, state
+        recording.siblings = tuple(sorted(others))
+
+    def _check_audio(self, recording: Recording) -> bool:
+        """Read the header of the file to send; return False if it is left out.
+
+        Of files of one call, what the service takes as it is goes first, then the order of FORMATS.
+        Raises UploadError if all of them are broken: that of the first.
+        """
+        readable: list[tuple[bool, str, Audio, FileState]] = []
+        first_error: UploadError | None = None
+        for path in (recording.path, *recording.siblings):
+            try:
+                audio, state = read_header(path, self._args)
+                readable.append((audio.needs_conversion, path, audio, state))
+            except UploadError as error:
+                first_error = first_error or error
+        if not readable:
+            assert first_error
+            is_empty = first_error.meaning.id in ("empty", "no-samples")
+            if self._args.min_duration and is_empty:
+                self._leave_out(recording, "too short", "without audio so far")
+                return False
+            raise first_error
+        _, path, audio, state = min(readable, key=lambda each: each[0])
+        self._choose_sibling(recording, path, state)
+        recording.audio = audio
+        if 0 < audio.duration_s < self._args.min_duration:
+            what = f"{audio.duration_s:,.1f} s, shorter than {self._args.min_duration:g} s"
+            self._leave_out(recording, "too short", what)
+            return False
+        for sibling in recording.siblings:
+            what = f"the same call as {path}"
+            self._tally.leave_out(Recording(sibling), "in another format", what)
+        return True
+
+    def _leave_out(self, recording: Recording, reason: str, what: str) -> None:
+        """Count a recording, and the other files of its call, as left out."""
+        for path in (recording.path, *recording.siblings):
+            self._tally.leave_out(Recording(path, recording.explicit), reason, what)
+
+    def _claim_or_leave(self, recording: Recording, ledger: Ledger) -> bool:
+        """Act on what the ledger has of a recording's audio; return like examine."""
         if self._args.dry_run and recording.sha256 in self._claimed:
             self._tally.add(recording, Result(Outcome.ALREADY))
             return False
-        return self._claim_or_leave(recording, self._ledger)
-
-    def _claim_or_leave(self, recording: Recording, ledger: Ledger) -> bool:
-        """Act on what the ledger has of a recording's audio; return like _examine."""
         row = ledger.find_by_hash(recording.sha256)
         while row:
             decision = decide(row, recording, self._args, self._claimed)
             if decision.action is Action.SEND:
                 log.info(f"{recording.path}: sent again; {decision.reason}")
                 break
+            if decision.action is Action.LEAVE_OUT:
+                self._leave_out(recording, "too short", decision.reason)
+                return False
             if decision.action is not Action.WAIT:
                 self._remember_path(recording, row, ledger)
-                return self._leave(recording, row, decision)
-            if not self._may_wait:
-                self._copies.append(recording)
+                return self._leave(recording, row)
+            if not self.may_wait:
+                self.copies.append(recording)
                 return False
             if self._breaker.stopping.wait(TICK_S):  # Its row may never change again.
                 raise run_stopped()
@@ -2793,30 +3734,80 @@ class Source:
         if not self._args.dry_run:
             ledger.claim(recording)
         self._claimed.add(recording.sha256)
-        recording.is_to_send = True
+        recording.action = Action.SEND
         return True
 
     def _is_too_old(self, recording: Recording) -> bool:
         state = recording.file_state
         return max(state.mtime_ns, state.ctime_ns) < self._since_s * 1e9
 
-    def _leave(self, recording: Recording, row: Row, decision: Decision) -> bool:
-        """Report a recording as the ledger has it; return True if it is to be followed instead."""
+    def _leave(self, recording: Recording, row: Row) -> bool:
+        """Report a recording as the ledger has it; return True if a worker has to see to it."""
         recording.row, recording.sha256 = row, row["sha256"]
-        self._warn_of_difference(recording, row)
-        if decision.action is Action.FOLLOW:
+        is_new = row["state"] == "uploaded" and self._has_new_metadata(recording, row)
+        decision = decide(row, recording, self._args, self._claimed, is_new)
+        recording.action = decision.action
+        if is_new:
+            self._check_update(recording, row)
+        if recording.action in (Action.FOLLOW, Action.UPDATE_METADATA):
             return True
         if row["sha256"] not in self._tally.looked_up:  # Reported already.
             self._tally.add(recording, from_row(row, decision.reason))
         return False
 
-    def _has_newer_sidecar(self, recording: Recording, row: Row) -> bool:
-        """Return whether metadata changed since the upload: only worth a line, so not if quiet."""
-        sidecar = None if self._args.quiet else recording.sidecar
-        with contextlib.suppress(OSError):  # The sidecar may be removed meanwhile.
-            if sidecar and os.lstat(sidecar).st_mtime >= seconds_of(row["updated_at"]):
-                return True
+    def _has_new_metadata(self, recording: Recording, row: Row) -> bool:
+        """Return whether the JSON beside an uploaded recording is not the one that was sent.
+
+        Only a JSON of another size, mtime or ctime is read; a nightly export may write all of them
+        anew. Only the one beside the row's own path counts. Raises UploadError for one that cannot
+        be read, and for a copy with other metadata.
+        """
+        is_copy = row["path"] != stored_path(recording.path) and os.path.exists(row["path"])
+        if is_copy:
+            if recording.json and recording.json.sha256 != row["json_sha256"]:
+                cause = f"not sent: same audio as {row['path']}, other metadata"
+                advice = "move one of them away, or correct the dialog with --talk-id"
+                raise data_error("copy-differs", cause, advice)
+            return False
+        if not recording.sidecar or not self._ledger:
+            return False
+        try:
+            status = os.stat(recording.sidecar)
+            state = FileState.from_stat(status)
+        except OSError:  # Removed meanwhile.
+            return False
+        before = row["json_size_bytes"], row["json_mtime_ns"], row["json_ctime_ns"]
+        if state == before or is_young(status, self._args.min_age):
+            return False
+        collect_metadata(recording, self._args, self._common)
+        assert recording.json
+        if recording.json.sha256 not in (row["json_sha256"], row["json_refused"]):
+            return True
+        if not self._args.dry_run:
+            self._ledger.update(recording, **json_columns(recording.json.state))
         return False
+
+    def _check_update(self, recording: Recording, row: Row) -> None:
+        """Say why changed metadata is not sent, or complete it; raise UploadError if it cannot."""
+        assert recording.metadata is not None and recording.json and self._ledger
+        cause = "its metadata has changed since the upload"
+        if row["split"]:
+            advice = "update its dialogs with --talk-id"
+            self._tally.warn(recording, "split-metadata", f"{cause}; it was split", advice)
+            if not self._args.dry_run:  # Said once.
+                self._ledger.update(recording, **json_columns(recording.json.state))
+            recording.action = Action.LEAVE
+        elif recording.action is not Action.UPDATE_METADATA:
+            advice = "run the same command with --update-metadata"
+            self._tally.warn(recording, "metadata-changed", cause, advice)
+        elif row["had_meta_path"] and not self._args.meta_path:
+            cause += ", but the upload had a --meta-path and this run has none"
+            raise data_error("no-meta-path", cause, "add --meta-path")
+        else:
+            recording.metadata_sha256 = hash_metadata(recording, self._args)
+            # Keys left out are erased.
+            if key := self._args.lookup_key or row["lookup_key"]:
+                recording.metadata.fields[key] = recording.sha256
 
     def _remember_path(self, recording: Recording, row: Row, ledger: Ledger) -> None:
         """Give an uploaded row the path where its audio is now: it spares the next run a hash."""
@@ -2827,24 +3818,19 @@ class Source:
             _, mtime_ns, ctime_ns = recording.file_state
             ledger.update(recording, stem=stem, suffix=suffix, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
 
-    def _warn_of_placeholders(self, recording: Recording) -> None:
+    def _warn_of_metadata(self, recording: Recording) -> None:
         if recording.has_placeholders and not self._has_warned:
             self._has_warned = True
-            what = "no metadata given, so placeholder fields are sent (said once a run)"
-            log.warning(f"{recording.path}: {what}; use --meta-path or call.json")
-
-    def _warn_of_difference(self, recording: Recording, row: Row) -> None:
-        """Warn that a recording is not sent although its metadata is not what was sent."""
-        present, sent = recording.metadata_sha256[:64], row["metadata_sha256"][:64]
-        if present == sent or not present or not sent:
-            return
-        path, other = recording.path, row["path"]
-        advice = f"to change it: --talk-id {row['talk_id'] or 'ID'} --meta-path FILE"
-        if other != stored_path(path):
-            what = f"not sent, as {other} has the same audio; their metadata differs"
-            log.warning(f"{path}: {what}; {advice}")
-        elif row["state"] == "uploaded":
-            log.info(f"{path}: its metadata has changed since the upload; {advice}")
+            cause = "no metadata given, so placeholder fields are sent (said once a run)"
+            self._tally.warn(recording, "placeholders", cause, "use --meta-path or call.json")
+        for text in recording.json.warnings if recording.json else ():
+            self._tally.warn(recording, "date", text, DATE_ADVICE)
+        if self._common and "date" in self._common.fields and recording.metadata:
+            self._dated += recording.metadata.fields["date"] == self._common.fields["date"]
+            if self._dated == 2:
+                cause = "the date in --meta-path is sent with several recordings"
+                advice = "leave it out there, and give each recording a JSON with its own"
+                self._tally.warn(None, "common-date", cause, advice)
 
 
 def is_young(status: os.stat_result, min_age_s: float) -> bool:
@@ -2880,32 +3866,209 @@ def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, b
     return None, is_touched
 
 
+def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
+    """Return the row of the same call in a format of which there is no file any more.
+
+    A night job may have turned X.wav into X.mp3 after the upload.
+    """
+    paths = (recording.path, *recording.siblings)
+    present = {os.path.splitext(path)[1] for path in paths}
+    if any(is_same_path(row, recording) for row in rows):
+        return None
+    states = ("uploaded", "unknown", "finishing", "sending")
+    return next((r for r in rows if r["suffix"] not in present and r["state"] in states), None)
+
+
 def drained(queue: collections.deque[Recording]) -> Iterator[Recording]:
     """Yield and remove what is in a queue, also what is added meanwhile."""
     while queue:
         yield queue.popleft()
 
 
-# --- 13. Counting and reporting ---------------------------------------------------------------
+# --- 14. Counting and reporting ---------------------------------------------------------------
+
+
+# Meaning.id of what is noted for the run, whichever recording met it, and of two special cases.
+OUTAGE = "outage"
+LOST = "lost"
+UPDATE_REFUSED = "update-refused"
+
+
+class OpenProblem(NamedTuple):
+    """A problem that lasts."""
+
+    text: str
+    since: str
+    said_at: str | None  # By a run with --quiet.
+
+
+class Problems:
+    """What an operator hears: the only way of an error or a warning to stderr.
+
+    Without --quiet, or without a ledger, a run says at once all that it finds. With both, a problem
+    is said when it is new (or has lasted, if it may pass by itself), and again on each day that it
+    lasts. The ledger keeps what is open, for --report.
+    """
+
+    def __init__(self, args: Namespace, ledger: Ledger | None) -> None:
+        self._args = args
+        self._ledger = None if args.dry_run else ledger
+        self._open: dict[ProblemKey, OpenProblem] = {}
+        self._by_path: dict[str, set[ProblemKey]] = collections.defaultdict(set)
+        for key, row in self._ledger.problems().items() if self._ledger else ():
+            self._open[key] = OpenProblem(row["text"], row["since"], row["said_at"])
+            self._by_path[key.path].add(key)
+        self._met: set[ProblemKey] = set()  # By this run.
+        self._said: set[ProblemKey] = set()
+        self._lines: collections.Counter[str] = collections.Counter()  # By cause.
+
+    def note(self, path: str, error: UploadError, file_state: FileState | None = None) -> None:
+        """Take a problem of a recording, or with path "" of the run."""
+        meaning, text = error.meaning, clean(masked(str(error)))
+        line = f"{shortened(path, PATH_LIMIT_CHARACTERS)}: {text}" if path else text
+        if self._ledger is None:
+            self._say(meaning.exit_code, meaning.id, line)
+            return
+        is_outage = meaning.is_outage and meaning.exit_code == os.EX_TEMPFAIL
+        own = "" if is_outage or meaning.stops_run or not path else stored_path(path)
+        key = self._key(own, meaning.exit_code, OUTAGE if is_outage else meaning.id)
+        self._remember(self._ledger, key, text, file_state)
+        if not self._args.quiet:
+            self._say(meaning.exit_code, meaning.id, line)
+        elif self._open[key].said_at is None and self._has_lasted(key):
+            self._say_quietly(self._ledger, key, text)
+
+    def clear(self, path: str, was_sent: bool) -> None:
+        """Forget the problems of a recording that this run has not met.
+
+        was_sent: it was uploaded or updated; else a refused update of its metadata stays open.
+        """
+        if self._ledger is None or not self._open:
+            return
+        keys = self._by_path.get(stored_path(path), set()) - self._met
+        keys = {key for key in keys if was_sent or key.cause != UPDATE_REFUSED}
+        if was_sent:
+            keys |= {key for key in self._by_path[""] if key.cause == OUTAGE}
+        for key in keys:
+            self._forget(self._ledger, key)
+
+    def finish(self, is_complete: bool) -> set[int]:
+        """Say what lasts or is lost; return exit codes. is_complete: all was looked at."""
+        ledger, codes = self._ledger, set()
+        if ledger and is_complete:
+            for key in self._by_path[""] - self._met:
+                if key.cause != OUTAGE:  # That ends with an upload.
+                    self._forget(ledger, key)
+            for path in self._lost_paths(ledger):
+                advice = "restore it, or delete this row of the ledger's problems"
+                meaning = Meaning(os.EX_NOINPUT, LOST, "gone before it was uploaded", advice)
+                self.note(path, UploadError(meaning))
+                codes.add(meaning.exit_code)
+        if ledger and self._args.quiet:
+            for key, problem in sorted(self._open.items()):
+                if key not in self._said and key.cause != LOST and is_of_earlier_day(problem):
+                    self._say_quietly(ledger, key, problem.text)
+        for cause, number in self._lines.items():
+            if self._args.quiet and number > SAID_LIMIT:
+                where = "--report" if ledger else "leave out --quiet"
+                log.error(f"and {number - SAID_LIMIT:,} more ({cause}): {where}")
+        return codes
+
+    def forget_ledger(self) -> None:
+        """Use the ledger no more: it may be what the run waits for."""
+        self._ledger = None
+
+    def _key(self, path: str, exit_code: int, cause: str) -> ProblemKey:
+        if cause == REJECTED_BEFORE:  # For the cause that was noted then.
+            for key in self._by_path.get(path, ()):
+                if key.exit_code == exit_code:
+                    return key
+        return ProblemKey(path, exit_code, cause)
+
+    def _remember(
+        self, ledger: Ledger, key: ProblemKey, text: str, file_state: FileState | None
+    ) -> None:
+        """Note a problem in the ledger; an error takes the place of the recording's earlier one."""
+        if key.path and key.exit_code:
+            for other in [k for k in self._by_path[key.path] if k.exit_code and k != key]:
+                self._forget(ledger, other)
+        ledger.note_problem(key, text, file_state)
+        before = self._open.get(key, OpenProblem(text, utc(), None))
+        self._open[key] = before._replace(text=text)
+        self._by_path[key.path].add(key)
+        self._met.add(key)
+
+    def _forget(self, ledger: Ledger, key: ProblemKey) -> None:
+        ledger.forget_problem(key)
+        self._open.pop(key, None)
+        self._by_path[key.path].discard(key)
+
+    def _has_lasted(self, key: ProblemKey) -> bool:
+        """Return whether a problem lasts for so long that a person has to hear of it."""
+        hold_s = PASSING_S if key.exit_code == os.EX_TEMPFAIL else 0.0
+        if key.cause == UNKNOWN.id and self._args.lookup_key:
+            hold_s = LOOKUP_HOPE_S
+        return abs(time.time() - seconds_of(self._open[key].since)) >= hold_s
+
+    def _lost_paths(self, ledger: Ledger) -> list[str]:
+        """Return the recordings that vanished before they were uploaded.
+
+        Not where a share is not mounted: then the nearest folder that exists is empty.
+        """
+        paths = {key.path for key in self._open if key.exit_code and key not in self._met}
+        paths |= set(ledger.paths_not_uploaded())
+        known = {key.path for key in self._open if key.cause == LOST or key in self._met}
+        return sorted(path for path in paths - known - {""} if is_lost(path))
+
+    def _say_quietly(self, ledger: Ledger, key: ProblemKey, text: str) -> None:
+        ledger.mark_said(key)
+        self._said.add(key)
+        self._say(key.exit_code, key.cause, f"{key.path}: {text}" if key.path else text)
+
+    def _say(self, exit_code: int, cause: str, line: str) -> None:
+        self._lines[cause] += 1
+        if not self._args.quiet or self._lines[cause] <= SAID_LIMIT:
+            log.log(logging.ERROR if exit_code else logging.WARNING, line)
+
+
+def is_of_earlier_day(problem: OpenProblem) -> bool:
+    """Return whether a problem was said, but not on this local day."""
+    if problem.said_at is None:
+        return False
+    said = datetime.date.fromtimestamp(seconds_of(problem.said_at))
+    return said != datetime.date.today()
+
+
+def is_lost(path: str) -> bool:
+    """Return whether a file is gone, from a folder that is there and not empty."""
+    if "\\" in path or os.path.lexists(path):  # A backslash may stand for another character.
+        return False
+    folder = os.path.dirname(path)
+    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    try:
+        return bool(os.listdir(folder))
+    except OSError:
+        return False
 
 
 class Tally:
     """Takes each result once: prints and counts it, notes problems, feeds the circuit breaker."""
 
     def __init__(
-        self, console: Console, ledger: Ledger | None, breaker: CircuitBreaker, is_dry_run: bool
+        self, args: Namespace, console: Console, problems: Problems, breaker: CircuitBreaker
     ) -> None:
         self.lock = threading.RLock()
         self.counts: collections.Counter[str] = collections.Counter()
         self.left_out: collections.Counter[str] = collections.Counter()
         self.not_tried = 0
         self.looked_up: set[str] = set()  # SHA-256 of what a lookup has found.
+        self.problems = problems
+        self._args = args
         self._console = console
-        self._ledger = None if is_dry_run else ledger
         self._breaker = breaker
         self._exit_codes: set[int] = set()
         self._run_errors: set[str] = set()  # Said already.
-        self._with_problems = self._ledger.paths_with_problems() if self._ledger else set()
 
     def add(self, recording: Recording, result: Result) -> None:
         """Take the result of a recording."""
@@ -2914,17 +4077,31 @@ class Tally:
                 return
             recording.result = result
             self._breaker.record(result)
+            if result.outcome is Outcome.LEFT_OUT:
+                self.leave_out(recording, "too short", result.description)
+                return
             was_found = bool(result.found_id) and result.outcome is Outcome.UPLOADED
             self.counts["found" if was_found else result.outcome.value] += 1
             if was_found:
                 self.looked_up.add(recording.sha256)
             if result.error:
                 self._exit_codes.add(result.error.meaning.exit_code)
-            self._note(recording, result)
+                self._note(recording.path, result.error, recording.file_state)
+            else:
+                self._clear(recording, result.outcome in (Outcome.UPLOADED, Outcome.UPDATED))
             self._console.result(recording, result)
             if self._console.output_lost:
                 self._exit_codes.add(os.EX_IOERR)
                 self._breaker.stop("stdout cannot be written")
+
+    def warn(self, recording: Recording | None, id: str, cause: str, advice: str) -> None:
+        """Take a warning, of a recording or of the run."""
+        error = UploadError(Meaning(os.EX_OK, id, cause, advice))
+        with self.lock:
+            if recording:
+                self._note(recording.path, error, recording.file_state)
+            else:
+                self._note("", error, None)
 
     def add_error(self, error: UploadError) -> None:
         """Take an error of the run itself, which ends it."""
@@ -2939,7 +4116,10 @@ class Tally:
         """Count a recording that is left out, and why."""
         with self.lock:
             self.left_out[reason] += 1
-            log.debug(f"{recording.path}: {text}, left out")
+            is_told = recording.explicit or self._args.dry_run
+            level = logging.INFO if is_told else logging.DEBUG
+            log.log(level, f"{recording.path}: left out, {text}")
+            self._clear(recording, was_sent=False)
 
     def add_not_tried(self, number: int) -> None:
         """Count the recordings that a stopped run did not get to."""
@@ -2947,9 +4127,14 @@ class Tally:
         if number:
             self._exit_codes.add(os.EX_TEMPFAIL)
 
-    def forget_ledger(self) -> None:
-        """Use the ledger no more: it may be what the run waits for."""
-        self._ledger = None
+    def finish(self, is_complete: bool) -> None:
+        """Say what lasts or is lost; is_complete: all was looked at."""
+        with self.lock:
+            try:
+                self._exit_codes |= self.problems.finish(is_complete)
+            except LedgerError as error:
+                self.problems.forget_ledger()
+                self.add_error(error)
 
     @property
     def exit_code(self) -> int:
@@ -2959,27 +4144,36 @@ class Tally:
     def summary(self) -> str:
         """Return the counts in words."""
         counts = self.counts
-        found = f", {counts['found']:,} found in the service" if counts["found"] else ""
-        failures = counts["failed"] + counts["rejected"]
-        return (
-            f"{counts['uploaded']:,} uploaded, {counts['already']:,} already there{found}, "
-            f"{failures:,} failed, {counts['unknown']:,} unknown"
-        )
+        parts = []
+        if self._args.dry_run:
+            parts.append(f"{counts['checked']:,} would be uploaded")
+        else:
+            parts.append(f"{counts['uploaded']:,} uploaded")
+        parts.append(f"{counts['already']:,} already there")
+        if counts["found"]:
+            parts.append(f"{counts['found']:,} found in the service")
+        if counts["updated"]:
+            parts.append(f"{counts['updated']:,} with metadata updated")
+        parts.append(f"{counts['failed'] + counts['rejected']:,} failed")
+        parts.append(f"{counts['unknown']:,} unknown")
+        parts += [f"{number:,} {reason}" for reason, number in self.left_out.items()]
+        return ", ".join(parts)
 
-    def _note(self, recording: Recording, result: Result) -> None:
-        """Keep the ledger's list of problems up to date."""
-        if not self._ledger:
-            return
+    def _note(self, path: str, error: UploadError, file_state: FileState | None) -> None:
         try:
-            if result.error:
-                if not result.error.meaning.is_outage:
-                    self._ledger.note_problem(recording.path, result.error, recording.file_state)
-                    self._with_problems.add(stored_path(recording.path))
-            elif self._with_problems and stored_path(recording.path) in self._with_problems:
-                self._ledger.clear_problem(recording.path)
-        except LedgerError as error:
-            self.forget_ledger()
-            self.add_error(error)
+            self.problems.note(path, error, file_state)
+        except LedgerError as failure:
+            # The line has to come all the same.
+            self.problems.forget_ledger()
+            self.problems.note(path, error, file_state)
+            self.add_error(failure)
+
+    def _clear(self, recording: Recording, was_sent: bool) -> None:
+        try:
+            self.problems.clear(recording.path, was_sent)
+        except LedgerError as failure:
+            self.problems.forget_ledger()
+            self.add_error(failure)
 
 
 class Console(logging.Handler):
@@ -3008,14 +4202,18 @@ class Console(logging.Handler):
         self._done_bytes += recording.file_state.size_bytes
         path, outcome = recording.path, result.outcome
         is_new = outcome in (Outcome.UPLOADED, Outcome.UPDATED)
-        lines = [f"Dialog ID: {dialog_id}" for dialog_id in result.dialog_ids]
+        note = " (metadata updated)" if outcome is Outcome.UPDATED and recording.row else ""
+        lines = [f"Dialog ID: {dialog_id}{note}" for dialog_id in result.dialog_ids]
         if result.badge_id:
             lines.insert(0, f"Badge ID: {result.badge_id}")
         elif result.operation_id:
             lines.insert(0, f"Operation ID: {result.operation_id}")
-        if result.error:
-            log.error(f"{shortened(path, PATH_LIMIT_CHARACTERS)}: {result.error}")
-        elif recording.attempts:
+        if recording.replaces and outcome is Outcome.UPLOADED:
+            ids = ", ".join(result.dialog_ids)
+            log.info(
+                f"{path}: uploaded as {ids}; other audio of this name was {recording.replaces}"
+            )
+        if recording.attempts and not result.error:
             seconds = f"{seconds_since(recording):.2f}"
             log.debug(f"{path}: {outcome.value} in {seconds} s ({recording.ids})")
         if self._args.format == "json":
@@ -3148,23 +4346,31 @@ def clean(text: str) -> str:
     return shortened(one_line(text), LINE_LIMIT_CHARACTERS)
 
 
-# --- 14. The run ------------------------------------------------------------------------------
+# --- 15. The run ------------------------------------------------------------------------------
 
 
 class Run:
     """Workers and signals, from the paths named to the exit code."""
 
     def __init__(
-        self, args: Namespace, access: Access | None, console: Console, ledger: Ledger | None
+        self,
+        args: Namespace,
+        access: Access | None,
+        console: Console,
+        ledger: Ledger | None,
+        problems: Problems,
     ) -> None:
         common = read_metadata(args.meta_path) if args.meta_path else None
+        self._ffmpeg = find_ffmpeg() if args.convert and access else ""
         self._args = args
         self._access = access
         self._console = console
         self._ledger = ledger
         half_open = bool(ledger and access and ledger.begin_run(access.endpoint))
         self._breaker = CircuitBreaker(half_open)
-        self._tally = Tally(console, ledger, self._breaker, args.dry_run)
+        self._tally = Tally(args, console, problems, self._breaker)
+        for text in date_warnings(args.meta_path, common) if common is not None else ():
+            self._tally.warn(None, "date", text, DATE_ADVICE)
         self._source = Source(args, common, ledger, self._breaker, self._tally)
         self._signals: list[int] = []
         self._bug: BaseException | None = None
@@ -3176,7 +4382,7 @@ class Run:
         workers = [threading.Thread(target=self._work, daemon=True) for _ in range(jobs)]
         self._collect_signals()
         self._look_up()
-        for worker in workers:
+        for worker in workers if not self._is_ending() else ():
             worker.start()
         while not self._is_ending() and self._wait_a_tick(workers):
             pass
@@ -3190,12 +4396,16 @@ class Run:
     def plan(self) -> int:
         """Report what main() would do; return the exit code."""
         for recording in self._source.plan():
-            if recording.is_to_send:
-                size = f"{recording.file_state.size_bytes:,} bytes"
-                text = f"{recording.description}, {size}, {described(recording.metadata)}"
-                self._tally.add(recording, Result(Outcome.CHECKED, description=text))
-            else:
+            if recording.action is Action.FOLLOW:
                 self._tally.add(recording, from_row(recording.row))
+                continue
+            size = f"{recording.file_state.size_bytes:,} bytes"
+            audio = recording.audio
+            text = f"{audio.description}, {size}, " if audio else "metadata only, "
+            if audio and audio.needs_conversion:
+                text = f"to be converted: {text}"
+            text += described(recording.metadata)
+            self._tally.add(recording, Result(Outcome.CHECKED, description=text))
         return self._end()
 
     def _collect_signals(self) -> None:
@@ -3227,7 +4437,9 @@ class Run:
 
     def _deliver(self, recording: Recording, uploader: Uploader) -> Result:
         """Upload a recording, or only wait for its dialogs; return and record the result."""
-        if recording.is_to_send:
+        if recording.action is Action.UPDATE_METADATA:
+            return self._update(recording, uploader)
+        if recording.action is Action.SEND:
             result = self._send(recording, uploader)
         else:
             result = from_row(recording.row)._replace(outcome=Outcome.UPLOADED)
@@ -3238,14 +4450,66 @@ class Run:
         return result if result.error else self._recorded(recording, result)
 
     def _send(self, recording: Recording, uploader: Uploader) -> Result:
+        """Convert a recording, if it has to be, and upload it; return and record the result."""
         try:
+            if too_short := self._convert(recording):
+                return too_short
             result = uploader.upload_talk(recording, self._ledger)
         except LedgerError as error:
             # Its row says at most `finishing`: less than what happened, never more.
             return failed(error)
         except UploadError as error:
             result = failed(error)
+        finally:
+            if recording.converted:
+                recording.converted.file.close()
         return self._recorded(recording, result)
+
+    def _convert(self, recording: Recording) -> Result | None:
+        """Convert a recording, if it has to be; return a result if it turns out too short.
+
+        Raises UploadError.
+        """
+        args, audio = self._args, recording.audio
+        if not audio or not audio.needs_conversion:
+            return None
+        recording.converted = converted = convert(
+            self._ffmpeg, recording.path, audio, args.timeout, self._breaker.stopping
+        )
+        check_unchanged(recording, lambda: None)
+        duration_s = converted.audio.duration_s
+        if duration_s >= args.min_duration:
+            check_limits(converted.audio, converted.size_bytes, args.split, args.single_message)
+            return None
+        if self._ledger:  # So that it is not converted again.
+            self._ledger.update(recording, state="failed", duration_s=duration_s)
+        what = f"{duration_s:,.1f} s, shorter than {args.min_duration:g} s"
+        return Result(Outcome.LEFT_OUT, description=what)
+
+    def _update(self, recording: Recording, uploader: Uploader) -> Result:
+        """Send changed metadata of an uploaded recording; return and record the result."""
+        row: Any = recording.row
+        talk_id = row["talk_id"] or row["found_id"]
+        request = talk_service_pb2.UploadTalkRequest(talk_id=talk_id, metadata=recording.metadata)
+        assert self._ledger and recording.json
+        try:
+            result = uploader.update_talk(recording, request)
+            self._ledger.record_update(recording)
+            return result
+        except LedgerError as error:  # It is sent again, which does no harm.
+            self._tally.add_error(error)
+            return failed(error)
+        except CallError as error:
+            meaning = update_meaning(error, row)
+            if meaning.id == UPDATE_REFUSED:
+                self._ledger.update(
+                    recording,
+                    json_refused=recording.json.sha256,
+                    **json_columns(recording.json.state),
+                )
+            return failed(UploadError(meaning, error.details))
+        except UploadError as error:
+            return failed(error)
 
     def _recorded(self, recording: Recording, result: Result) -> Result:
         """Record a result in the ledger; return it, or what it has become if that failed."""
@@ -3310,7 +4574,7 @@ class Run:
     def _abandon(self) -> NoReturn:
         """End although workers are stuck; for the ledger, this is a kill -9."""
         code = 128 + self._signals[0] if self._signals else os.EX_SOFTWARE
-        self._tally.forget_ledger()
+        self._tally.problems.forget_ledger()
         if self._tally.lock.acquire(timeout=TICK_S):  # Else a worker hangs in printing.
             self._console.end_progress()
             for recording in list(self._source.under_way):
@@ -3333,10 +4597,18 @@ class Run:
         tally = self._tally
         if self._is_ending():  # Perhaps after the workers had ended.
             self._breaker.stop(self._cause())
+        if self._ledger and self._is_ending():
+            self._ledger.be_quick()
+        is_complete = self._source.is_exhausted and not self._is_ending()
+        tally.finish(is_complete)
         if self._ledger and self._access:
-            self._note_end(self._ledger)
+            self._note_end(self._ledger, is_complete)
         if self._is_ending() or tally.not_tried:
-            log.warning(f"{self._breaker.cause}; {tally.summary()}, {tally.not_tried:,} not tried")
+            # The ledger notes an outage, and says so once it has lasted.
+            is_told = self._is_ending() or not self._ledger
+            level = logging.WARNING if is_told else logging.INFO
+            text = f"{self._breaker.cause}; {tally.summary()}, {tally.not_tried:,} not tried"
+            log.log(level, text)
         elif not tally.counts:
             looked_for = ", ".join(self._args.suffixes)
             folders = ", ".join(self._args.audio_path)
@@ -3347,12 +4619,10 @@ class Run:
             raise self._bug
         return 128 + self._signals[0] if self._signals else tally.exit_code
 
-    def _note_end(self, ledger: Ledger) -> None:
-        if self._is_ending():
-            ledger.be_quick()
+    def _note_end(self, ledger: Ledger, is_complete: bool) -> None:
         try:
             ledger.end_run(
-                looked_at_all=self._source.is_exhausted and not self._is_ending(),
+                looked_at_all=is_complete,
                 found=self._source.found,
                 uploaded=self._tally.counts["uploaded"],
                 left_out=json.dumps(self._tally.left_out),
@@ -3362,6 +4632,20 @@ class Run:
             )
         except LedgerError as error:
             self._tally.add_error(error)
+
+
+def update_meaning(error: CallError, row: Row) -> Meaning:
+    """Return what the end of an update of a dialog's metadata means: never a stop of the run."""
+    meaning, cause = error.meaning, f"its metadata could not be updated: {error.meaning.cause}"
+    if error.status == "UNAUTHENTICATED":  # Every upload would meet the same.
+        return meaning
+    age_s = abs(time.time() - seconds_of(row["uploaded_at"]))
+    is_too_early = error.status == "NOT_FOUND" and age_s < LOOKUP_HOPE_S
+    if is_too_early or meaning.may_retry or meaning.exit_code == os.EX_PROTOCOL:
+        id = "update-too-early" if is_too_early else "update-failed"
+        return Meaning(os.EX_TEMPFAIL, id, cause, AGAIN)
+    advice = "correct its JSON; it is sent again once that changes"
+    return Meaning(os.EX_DATAERR, UPDATE_REFUSED, cause, advice)
 
 
 def described(metadata: TalkMetadata | None) -> str:
@@ -3377,7 +4661,9 @@ def update_talk(args: Namespace, access: Access | None, console: Console) -> int
     metadata = read_metadata(args.meta_path)
     metadata.connection_id = args.connection_id
     request = talk_service_pb2.UploadTalkRequest(talk_id=args.talk_id, metadata=metadata)
-    tally = Tally(console, None, CircuitBreaker(), args.dry_run)
+    tally = Tally(args, console, Problems(args, None), CircuitBreaker())
+    for text in date_warnings(args.meta_path, metadata):
+        tally.warn(None, "date", text, DATE_ADVICE)
     if access is None:
         tally.add(recording, Result(Outcome.CHECKED, description=described(metadata)))
     else:
@@ -3388,7 +4674,7 @@ def update_talk(args: Namespace, access: Access | None, console: Console) -> int
     return tally.exit_code
 
 
-# --- 15. The report ---------------------------------------------------------------------------
+# --- 16. The report ---------------------------------------------------------------------------
 
 # A connection whose cron job works has a run within this time that looked at everything.
 QUIET_RUN_LIMIT = datetime.timedelta(hours=24)
@@ -3768,7 +5054,7 @@ def print_wrapped(text: str, width: int, indent: str) -> None:
     print(text)
 
 
-# --- 16. Options and main ---------------------------------------------------------------------
+# --- 17. Options and main ---------------------------------------------------------------------
 
 
 def age(text: str) -> float:
@@ -3817,7 +5103,8 @@ def make_parser() -> Parser:
     # fmt: off
     option = parser.add_argument_group("what to upload").add_argument
     option("--audio-path", action="extend", nargs="+", default=[], metavar="PATH",
-           help="recordings (WAV with 16 bit LPCM, MP3, OggOpus), or folders searched for them")
+           help="recordings (WAV with 16 bit LPCM, MP3, OggOpus; others with --convert), or "
+                "folders searched for them")
     option("--connection-id", metavar="ID", help="the connection to upload to")
     option("--meta-path", metavar="FILE",
            help="JSON object of metadata fields; call.json beside call.wav wins, field by field")
@@ -3827,6 +5114,15 @@ def make_parser() -> Parser:
            help="auto (default): from the content; pcm: raw signed 16 bit little-endian samples")
     option("--sample-rate", type=int, default=0, metavar="HZ", help="of raw samples")
     option("--channels", type=int, default=0, metavar="N", help="of raw samples")
+    option("--convert", action="store_true",
+           help="have FFmpeg convert recordings in a format that the service does not take")
+    option("--min-duration", type=float, default=0.0, metavar="S",
+           help="leave out recordings shorter than S seconds; MP3 and OggOpus are not measured")
+    option("--require-json", type=age, nargs="?", const=3600.0, metavar="AGE",
+           help="in folders, upload only recordings that have their own JSON; one that waits "
+                "longer than AGE (default: 1h) is a problem")
+    option("--update-metadata", action="store_true",
+           help="send a JSON that changed after the upload to the dialog; needs --ledger")
     option("--since", type=day, metavar="DAY",
            help="leave out recordings older than YYYY-MM-DD, today, yesterday or 7d, unless the "
                 "ledger knows them; with --report: begin there")
@@ -3920,7 +5216,9 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
         (args.wait and not args.split, "--wait is for --split"),
         ({"key", "key_file"} <= given, "--key and --key-file exclude each other"),
         (args.key_type == "vm" and {"key", "key_file"} & given, "--key-type vm takes no key"),
+        (not 0 <= args.min_duration <= 1e5, "--min-duration: must be from 0 to 1e+05"),
         (args.retry_unknown and not args.ledger, "--retry-unknown needs --ledger"),
+        (args.update_metadata and not args.ledger, "--update-metadata needs --ledger"),
         (args.retry_rejected and not args.ledger, "--retry-rejected needs --ledger"),
         (args.lookup_key and missing, f"--lookup-key needs {missing}"),
         (about_lookup and not args.lookup_key, "--lookup-key is missing"),
@@ -3934,7 +5232,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     for is_wrong, reason in wrong:
         if is_wrong:
             parser.error(reason)
-    args.suffixes = PCM_SUFFIXES if pcm else AUDIO_SUFFIXES
+    args.suffixes = PCM.suffixes if pcm else SUFFIXES
     return args
 
 
@@ -4003,6 +5301,21 @@ def report_bug(bug: BaseException) -> int:
     return os.EX_SOFTWARE
 
 
+def run_command(args: Namespace, console: Console, ledger: Ledger | None) -> int:
+    """Run with an open ledger, so that a wrong setting, too, is said once and not in each run."""
+    problems = Problems(args, ledger)
+    try:
+        access = None if args.dry_run else Access(args)
+        run = Run(args, access, console, ledger, problems)
+    except UploadError as error:
+        if isinstance(error, LedgerError):
+            raise
+        problems.note("", error)
+        problems.finish(is_complete=False)
+        return error.meaning.exit_code
+    return run.plan() if args.dry_run else run.main()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     if sys.stderr is None:
@@ -4019,13 +5332,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if import_error:
             raise import_problem(import_error)
         check_files_limit(args.jobs if console.several else 1)
-        access = None if args.dry_run else Access(args)
         if args.talk_id:
-            return update_talk(args, access, console)
+            return update_talk(args, None if args.dry_run else Access(args), console)
         ledger = Ledger(args) if args.ledger else None
         with contextlib.closing(ledger) if ledger else contextlib.nullcontext():
-            run = Run(args, access, console, ledger)
-            return run.plan() if args.dry_run else run.main()
+            return run_command(args, console, ledger)
     except UploadError as error:
         # Another run holds the ledger: no failure that cron should email every few minutes.
         level = logging.INFO if isinstance(error, LedgerInUse) else logging.ERROR

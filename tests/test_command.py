@@ -276,7 +276,10 @@ def test_a_bug_ends_with_70_and_its_traceback(
         ("--audio-path a.wav --connection-id 1 --retries -1", "--retries"),
         ("--audio-path a.wav --connection-id 1 --timeout nan", "--timeout"),
         ("--audio-path a.wav --connection-id 1 --min-age -5", "--min-age"),
-        ("--audio-path a.wav --connection-id 1 --min-age x", "--min-age: not a number of seconds"),
+        (
+            "--audio-path a.wav --connection-id 1 --min-age x",
+            "--min-age: must be a number of seconds, or like 5m, 1h, 2d",
+        ),
         ("--audio-path a.wav --connection-id 1 --format xml", "--format"),
         ("--audio-path a.wav --connection-id 1 --dry", "--dry"),
         ("--audio-path a.wav --connection-id 1 --key-file ''", "--key-file"),

@@ -47,8 +47,16 @@ class Machine:
         (root / "opt/upload_grpc").symlink_to(ROOT)
         shutil.copy(ROOT / "metadata_example.json", root / "etc/speechsense.json")
         (root / "etc/speechsense.key").write_text(f"{KEY}\n")
-        roots = str(service.ca_file)
-        self.environment = {"https_proxy": proxy.url, "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": roots}
+        # Nobody can give a file an old ctime, so the clock is an hour ahead.
+        (root / "later").mkdir()
+        (root / "later/sitecustomize.py").write_text(
+            "import time\nnow = time.time\ntime.time = lambda: now() + 3600\n"
+        )
+        self.environment = {
+            "https_proxy": proxy.url,
+            "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(service.ca_file),
+            "PYTHONPATH": str(root / "later"),
+        }
 
     def call(self, name: str, folder: str = "", age_s: float = 3600) -> Path:
         path = self.calls / folder / name

@@ -166,14 +166,24 @@ def test_a_folder_that_may_not_be_read_is_named(service: StandIn, folder: Path) 
     assert f"upload_grpc: {folder}/closed: cannot be read: Permission denied; " in err
 
 
-def test_young_files_are_left_out(upload: Run, service: StandIn, folder: Path) -> None:
-    """One dated far ahead by a wrong clock is as old as any; a little ahead it may be new."""
+def test_young_files_are_left_out(
+    upload: Run, service: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Young by the later of mtime and ctime: a copy has its original's mtime.
+
+    One dated far ahead by a wrong clock is as old as any; a little ahead it may be new.
+    """
     now_s = time.time()
     paths = make_wavs(folder, "ahead.wav", "new.wav", "old.wav", "year_ahead.wav")
-    for path, age_s in zip(paths, (-10, 30, 3600, -365 * 86_400), strict=True):
+    for path, age_s in zip(paths, (-1000, -970, 3600, -365 * 86_400), strict=True):
         os.utime(path, (now_s - age_s,) * 2)
     paths[1].write_bytes(b"RIFF, and the recorder is not done yet")
-    outcome = upload("--min-age", 600, "--quiet", "--audio-path", folder)
+    words = ("--min-age", "10m", "--audio-path", folder)
+    assert upload(*words, "--quiet") == Outcome(os.EX_OK, "", "")
+    assert "0 uploaded" in upload(*words).err and "4 waiting" in upload(*words).err
+    os.utime(paths[1], (now_s + 970,) * 2)
+    monkeypatch.setattr(time, "time", lambda: now_s + 1000)
+    outcome = upload(*words, "--quiet")
     assert (outcome.code, outcome.err) == (os.EX_OK, "")
     assert sorted(dialog_ids(outcome.out)) == [str(paths[2]), str(paths[3])]
     words = ("--min-age", 600, "--audio-path", paths[1])

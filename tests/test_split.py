@@ -294,15 +294,14 @@ def test_a_poll_that_is_refused_is_not_repeated(
 def test_operations_may_be_at_an_endpoint_of_their_own(
     split: Run, service: StandIn, call: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As those of the cloud's other services are; asked where the public endpoint has none."""
+    """As those of the cloud's other services are, for the public endpoint."""
     with StandIn(tmp_path / "bare", certs=service.store / "certs") as bare:
-        bare.on_call = lambda call: NO_OPERATIONS if call.method == "Get" else None
         bare.badges = service.badges
         monkeypatch.setattr(upload_grpc, "ENDPOINT", bare.endpoint)
         monkeypatch.setattr(upload_grpc, "OPERATIONS_ENDPOINT", service.endpoint)
         outcome = split(call, "--endpoint", bare.endpoint, "--wait")
     assert outcome == Outcome(0, lines(service), "")
-    assert (methods(bare), set(methods(service))) == (["UploadBadge", "Get"], {"Get"})
+    assert (methods(bare), set(methods(service))) == (["UploadBadge"], {"Get"})
 
 
 # --- The ledger -----------------------------------------------------------------------------
