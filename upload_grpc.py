@@ -32,11 +32,12 @@ Results go to stdout, everything else to stderr. README.md says more.
 
 from __future__ import annotations
 
-import signal
+# What `signal` is made of; that one imports half a dozen modules, in which Ctrl-C may come.
+import _signal  # type: ignore[import-not-found]
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     # Until the run begins nothing needs cleaning up, so Ctrl-C may simply end the process.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 import argparse
 import collections
@@ -55,6 +56,7 @@ import math
 import os
 import re
 import shlex
+import signal
 import socket
 import stat
 import struct
@@ -159,6 +161,10 @@ REFUSAL_WAIT_S = 1.0
 # After a signal: how long to wait for responses that are due, and for cancelled calls to end.
 ANSWER_GRACE_S = 10.0
 CANCEL_GRACE_S = 1.0
+# Open files that a run needs: of Python, grpc and the ledger, and for each upload its recording and
+# connections, one of which may be closing.
+FILES_NEEDED = 20
+FILES_PER_JOB = 3
 # Polling interval of the main thread, and of a worker that may not begin.
 TICK_S = 0.05
 
@@ -181,8 +187,11 @@ SAID_LIMIT = 10
 PASSING_S = 60 * 60.0
 LOOKUP_HOPE_S = 24 * 60 * 60.0
 
-# Our own limit, so that a service's error text of many KB stays one readable line.
+# Our own limits, so that a service's error text of many KB stays one readable line, with the IDs
+# that follow it.
 LINE_LIMIT_CHARACTERS = 1000
+TEXT_LIMIT_CHARACTERS = 600
+PATH_LIMIT_CHARACTERS = 300
 
 
 # --- 3. Errors, what the end of a call means, and results -------------------------------------
@@ -191,6 +200,8 @@ AGAIN = "run again"
 CHECK_PATH = "check the path and its permissions"
 LOOK_FOR_IT = "look for it in the console"
 LOOK_FIRST = f"{LOOK_FOR_IT}; if it is not there, send it again (with --ledger: --retry-unknown)"
+RAISE_FILES = "raise the limit: ulimit -n 1024, or use fewer --jobs"
+RAISE_MEMORY = "raise the limits: ulimit -v, ulimit -u, or use fewer --jobs"
 STREAM_IT = "leave out --single-message to send it as a stream"
 # If recordings ended differently, the exit code is the first of these (os.EX_*) that occurred.
 GRAVEST_FIRST = (70, 77, 78, 74, 76, 65, 66, 75)
@@ -242,8 +253,24 @@ def config_error(id: str, cause: str, advice: str) -> UploadError:
 
 def unreadable(error: Exception, what: str = "") -> UploadError:
     """Return the error for a file that cannot be read; what: which one, if not the recording."""
+    if limit := limit_error(error):
+        return limit
     cause = f"{what}cannot be read: {error_text(error)}"
     return UploadError(Meaning(os.EX_NOINPUT, "unreadable", cause, CHECK_PATH))
+
+
+def limit_error(error: BaseException | None) -> UploadError | None:
+    """Return the error for a limit of this process that every recording would meet, or None."""
+    while error:
+        number = getattr(error, "errno", 0)
+        if number in (errno.EMFILE, errno.ENFILE):
+            return config_error("files", "too many open files", RAISE_FILES)
+        is_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
+        if is_thread or isinstance(error, MemoryError) or number == errno.ENOMEM:
+            cause = "no more threads" if is_thread else "no more memory"
+            return config_error("memory", cause, RAISE_MEMORY)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def file_changed(what: str) -> UploadError:
@@ -307,6 +334,10 @@ NO_METHOD = Meaning(
 )
 BAD_FILE = Meaning(65, "refused", "the service refused the recording", FIX_IT)
 EXISTS = Meaning(65, "exists", "the service has this dialog already", LOOK_FOR_IT)
+TOO_LARGE_BETWEEN = Meaning(
+    *(65, "too-large", "the recording is too large for something between here and the service"),
+    "raise the limit of the proxy or gateway there",
+)
 TOO_LARGE = Meaning(65, "too-large", "the message is too large for the service", STREAM_IT)
 QUOTA = Meaning(
     *(75, "quota", "the quota is used up", "run again later"),
@@ -330,7 +361,7 @@ UNKNOWN = Meaning(
 # these calls created a dialog.
 RULES = (
     # A proxy's or gateway's limit for a request's body.
-    (".*Received http2 header with status: 413", TOO_LARGE),
+    (".*Received http2 header with status: 413", TOO_LARGE_BETWEEN),
     ("UNAUTHENTICATED|PERMISSION_DENIED", BAD_KEY),
     ("NOT_FOUND", NOT_KNOWN),
     ("UNIMPLEMENTED", NO_METHOD),
@@ -378,7 +409,7 @@ def call_error(error: Exception, call: Call) -> CallError:
         meaning = NO_CONNECTION if never_connected and not is_committed else otherwise
         return CallError(meaning, str(error) or "the run was stopped", call)
     status = error.code().name
-    text = masked(" ".join((error.details() or "no details").split()))
+    text = shortened(masked(" ".join((error.details() or "no details").split())))
     details = f"{status}: {text}"
     if is_committed and re.match(LOST_ANSWER, text):
         return CallError(UNKNOWN, details, call, status)
@@ -459,9 +490,9 @@ def split(result: Result, operation: Any) -> Result:
     badge = talk_service_pb2.UploadBadgeResponse()
     with contextlib.suppress(DecodeError):
         operation.response.Unpack(badge)  # Empty where there is an error instead.
-    if badge.talk_ids:
-        return result._replace(talk_ids=tuple(badge.talk_ids))
-    reason = masked(operation.error.message) or "its result has no dialog"
+    if talk_ids := tuple(filter(None, map(str.strip, badge.talk_ids))):
+        return result._replace(talk_ids=talk_ids)
+    reason = shortened(masked(operation.error.message)) or "its result has no dialog"
     cause = f"uploaded, but not split: {reason}, operation {operation.id}"
     return result._replace(error=data_error("not-split", cause, LOOK_FOR_IT))
 
@@ -524,7 +555,8 @@ class FileState(NamedTuple):
         """Return the state that a stat has read; raise OSError if it is not a regular file."""
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
-        return cls(status.st_size, within_64_bits(status.st_mtime_ns), status.st_ctime_ns)
+        mtime_ns, ctime_ns = within_64_bits(status.st_mtime_ns), within_64_bits(status.st_ctime_ns)
+        return cls(status.st_size, mtime_ns, ctime_ns)
 
 
 NO_STATE = FileState(0, 0, 0)
@@ -1714,7 +1746,11 @@ def read_option_file(option: str, path: str) -> bytes:
 def read_certificates(path: str) -> bytes:
     """Read the certificates to trust; raise UploadError (EX_CONFIG) if they are not PEM."""
     content = read_option_file("--ca-file", path)
-    has_mark = content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"))
+    # A mark may also be within, where several files were put into one.
+    has_mark = re.search(rb"^\xef\xbb\xbf", content, re.M) or content[:2] in (
+        b"\xff\xfe",
+        b"\xfe\xff",
+    )
     if has_mark or not re.search(rb"^-----BEGIN [A-Z0-9 ]*CERTIFICATE-----", content, re.M):
         advice = "convert it: openssl x509 -inform der; or save it without a byte order mark"
         raise config_error("ca-file", f"--ca-file {path} is not PEM", advice)
@@ -1767,7 +1803,7 @@ def authorization(args: Namespace) -> str:
     return f"{'Bearer' if is_token else 'Api-Key'} {key}"
 
 
-def find_proxy(host: str) -> str:
+def find_proxy(host: str, port: str) -> str:
     """Return the URL of the proxy to a host by curl's rules, "" for none; raise UploadError.
 
     https_proxy counts, then all_proxy, unless no_proxy has the host; also in capitals. gRPC has
@@ -1780,7 +1816,8 @@ def find_proxy(host: str) -> str:
 
     proxies = urllib.request.getproxies_environment()
     # Documented with it, but unknown to the type stubs.
-    is_bypassed = vars(urllib.request)["proxy_bypass_environment"](host, proxies)
+    bypasses = vars(urllib.request)["proxy_bypass_environment"]
+    is_bypassed = bypasses(host, proxies) or bypasses(f"{host}:{port}", proxies)
     for name in names:
         del os.environ[name]
     url = proxies.get("https") or proxies.get("all") or ""
@@ -1798,7 +1835,10 @@ def find_proxy(host: str) -> str:
     if match[2]:
         from urllib.parse import unquote
 
-        SECRETS.extend({f"{match[1]}:{match[2]}", match[2], unquote(match[2])})
+        words = {match[2], unquote(match[2])}
+        # Longest first, as one may be part of another.
+        pairs = {f"{match[1]}:{word}" for word in words}
+        SECRETS.extend(sorted(pairs | words, key=len, reverse=True))
     return url
 
 
@@ -1813,7 +1853,7 @@ class Access:
         self.endpoint = f"{match[1]}:{match[2] or 443}"
         # None: the certificates bundled with grpc.
         self._roots = read_certificates(args.ca_file) if args.ca_file else None
-        proxy = find_proxy(match[1].strip("[]"))
+        proxy = find_proxy(match[1].strip("[]"), match[2] or "443")
         self._proxy_option = ("grpc.http_proxy", proxy) if proxy else ("grpc.enable_http_proxy", 0)
         self._args = args
         self._authorization = authorization(args)
@@ -1889,7 +1929,8 @@ def read_chunks(path: str, size_bytes: int, converted: BinaryIO | None = None) -
             while data := audio.read(size_bytes):
                 yield data
     except OSError as error:
-        raise file_changed(f"became unreadable ({error_text(error)})") from error
+        what = f"became unreadable ({error_text(error)})"
+        raise limit_error(error) or file_changed(what) from error
 
 
 def hash_file(path: str, at_chunk: Callable[[], None]) -> str:
@@ -2355,6 +2396,7 @@ LEDGER_APPLICATION_ID = 0x53534C47
 LEDGER_VERSION = 3
 # How long to wait for another program that has locked the file.
 LEDGER_LOCK_LIMIT_S = 60.0
+LEDGER_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 # Times are ISO 8601 in UTC, those of files nanoseconds since 1970.
 LEDGER_TABLES = (
     """CREATE TABLE recordings (
@@ -2571,8 +2613,6 @@ class LedgerError(UploadError):
         if re.search("locked|busy", cause):
             advice = "find what holds it: another program, or it is on a network file system"
             return cls(path, "locked", cause, advice)
-        if number == errno.ELOOP:
-            return cls(path, "link", "its -lock file is a symbolic link", "remove the link")
         disk_errors = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
         if number in disk_errors or re.search("full|I/O|too large", cause):
             advice = "wait for that to end, then run again"
@@ -2623,10 +2663,10 @@ class LedgerFile:
                         isolation_level=None,
                         check_same_thread=False,
                     )
-                undo.callback(self._db.close)
+                # Not that of today: a dry run may replace it.
+                undo.callback(lambda: self._db.close())  # noqa: PLW0108
                 self._db.row_factory = sqlite3.Row
-                self._prepare()
-                if is_new:
+                if self._prepare():
                     what = "none there" if args.dry_run else "begins a new ledger"
                     log.info(f"ledger {self.path}: {what}")
             except (OSError, sqlite3.Error) as error:
@@ -2635,7 +2675,7 @@ class LedgerFile:
 
     def _check_path(self) -> bool:
         """Return whether there is no ledger yet; raise LedgerError for a file that is not safe."""
-        path, is_quiet = self.path, self._args.quiet and not self._args.dry_run
+        path = self.path
         try:
             status = os.stat(path)
         except FileNotFoundError:
@@ -2649,6 +2689,10 @@ class LedgerFile:
         if status and is_mount_point(path):
             cause = "it is a mount point, so its -wal file is elsewhere"
             raise LedgerError(path, "mount", cause, "mount the folder that holds it")
+        for suffix in ("-lock", "-wal", "-shm", "-journal"):
+            if os.path.islink(path + suffix):  # It may lead to a file of somebody else.
+                cause = f"its {suffix} file is a symbolic link"
+                raise LedgerError(path, "link", cause, "remove the link")
         if status and status.st_size:
             return False
         with contextlib.suppress(FileNotFoundError):
@@ -2656,36 +2700,51 @@ class LedgerFile:
                 cause = "missing or empty, though its -wal file is there"
                 advice = f"put the ledger back beside it ({NEW_LEDGER})"
                 raise LedgerError(path, "wal", cause, advice)
-        if is_quiet:
-            cause = "empty" if status else "missing"
-            raise LedgerError(path, "missing", f"{cause}, and --quiet begins none", BEGIN_LEDGER)
+        self._refuse_to_begin("empty" if status else "missing")
         return True
 
-    def _lock_file(self) -> int:
-        """Keep other runs out until this process ends, however it ends."""
+    def _refuse_to_begin(self, cause: str) -> None:
+        """Raise LedgerError with --quiet: cron must not upload everything again."""
+        if self._args.quiet and not self._args.dry_run:
+            if self._identity is None and os.path.exists(f"{self.path}-lock"):
+                os.close(self._take_lock())  # A first run may be about to begin it.
+            cause = f"{cause}, and --quiet begins none"
+            raise LedgerError(self.path, "missing", cause, BEGIN_LEDGER)
+
+    def _take_lock(self) -> int:
+        """Lock a file beside the ledger, and return its descriptor; raise LedgerInUse."""
         # A file of its own: SQLite's locks on the ledger itself are lost when any descriptor of
         # the ledger is closed (sqlite.org/howtocorrupt.html, 2.2).
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        lock_file = os.open(f"{self.path}-lock", flags, 0o600)
+        lock_file = os.open(f"{self.path}-lock", LEDGER_FLAGS, 0o600)
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock_file)
             raise LedgerInUse(self.path) from None
+        return lock_file
+
+    def _lock_file(self) -> int:
+        """Keep other runs out until this process ends, however it ends."""
+        lock_file = self._take_lock()
         # SQLite gives its -wal and -shm files the permissions of this one.
-        os.close(os.open(self.path, flags, 0o600))
+        os.close(os.open(self.path, LEDGER_FLAGS, 0o600))
         status = os.stat(self.path)
         self._identity = status.st_dev, status.st_ino
         return lock_file
 
-    def _prepare(self) -> None:
-        """Check the layout, or create it; take over what a killed run left."""
+    def _prepare(self) -> bool:
+        """Check the layout, or create it and return True."""
         execute = self._db.execute
         (tables,) = execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables:
             check_layout(self._db, self.path)
-        if self._args.dry_run and tables:
-            return
+        else:  # Perhaps SQLite has just undone what a killed first run had begun.
+            self._refuse_to_begin("empty")
+        if self._args.dry_run:
+            if not tables:
+                self._db.close()
+                self._db = create_in_memory()
+            return not tables
         execute("BEGIN IMMEDIATE")
         # In one transaction of a file without -wal: a run killed in it leaves an empty file.
         for statement in () if tables else LEDGER_TABLES:
@@ -2700,6 +2759,7 @@ class LedgerFile:
         # Write-ahead log: others can read while we write, and a commit is one write and one sync.
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = NORMAL")
+        return not tables
 
     def be_quick(self) -> None:
         """Wait no longer than a moment for another program: the run was told to end."""
@@ -2898,12 +2958,12 @@ class Ledger(LedgerFile):
         now, is_uploaded = utc(), result.outcome is Outcome.UPLOADED
         columns: dict[str, object] = {"attempts": recording.attempts}
         if is_uploaded or result.talk_ids:
-            columns["talk_id"] = " ".join(result.talk_ids) or None
+            columns["talk_id"] = one_line(" ".join(result.talk_ids)) or None
         if is_uploaded:
             columns["uploaded_at"] = now
         for name in ("badge_id", "operation_id", "found_id"):
             if getattr(result, name):
-                columns[name] = getattr(result, name)
+                columns[name] = one_line(getattr(result, name))
         error = clean(result.error.error_text) if result.error else None
         self.update(
             recording, state=str(result.outcome.value), error=error, updated_at=now, **columns
@@ -2991,6 +3051,17 @@ class Ledger(LedgerFile):
         self._execute(f"UPDATE runs SET {names}, ended_at = ? WHERE id = ?", values)
 
 
+def create_in_memory() -> Any:
+    """Return an empty ledger for a dry run."""
+    import sqlite3
+
+    db = sqlite3.connect(":memory:")
+    db.row_factory = sqlite3.Row
+    for statement in LEDGER_TABLES:
+        db.execute(statement)
+    return db
+
+
 def check_layout(db: Any, path: str) -> None:
     """Raise LedgerError if a database is not a ledger of this layout."""
     (application_id,) = db.execute("PRAGMA application_id").fetchone()
@@ -3043,7 +3114,10 @@ def stored_path(path: str) -> str:
 @functools.lru_cache(maxsize=256)
 def stored_folder(path: str) -> str:
     """Return a folder like stored_path; remembered, as one holds thousands of recordings."""
-    return printable(os.path.abspath(path))
+    try:
+        return printable(os.path.abspath(path))
+    except FileNotFoundError:  # The working directory is gone, and with it what is meant.
+        return printable(path)
 
 
 def printable(name: str) -> str:
@@ -3370,7 +3444,10 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
         return Decision(Action.SEND, "no dialog can have been created")
     if state == "rejected":
         before = row["size_bytes"], row["mtime_ns"], row["metadata_sha256"]
-        if (*recording.file_state[:2], recording.metadata_sha256) != before:
+        is_changed = (*recording.file_state[:2], recording.metadata_sha256) != before
+        # A copy differs from its original, which is there, in each run anew.
+        is_copy = row["path"] != stored_path(recording.path) and os.path.exists(row["path"])
+        if is_changed and not is_ours and not is_copy:
             return Decision(Action.SEND, "the file or its metadata has changed since")
         if args.retry_rejected and not is_ours:
             return Decision(Action.SEND, "--retry-rejected")
@@ -3505,6 +3582,9 @@ class Source:
                     yield recording
             except UploadError as error:
                 self._tally.add(recording, failed(error))
+            except (OSError, ValueError, OverflowError, RecursionError) as error:
+                # One recording's trouble never stops the others.
+                self._tally.add(recording, failed(unreadable(error)))
             if self._breaker.stopping.is_set():
                 return
         self.is_exhausted = True
@@ -3883,7 +3963,7 @@ class Problems:
     def note(self, path: str, error: UploadError, file_state: FileState | None = None) -> None:
         """Take a problem of a recording, or with path "" of the run."""
         meaning, text = error.meaning, clean(masked(str(error)))
-        line = f"{path}: {text}" if path else text
+        line = f"{shortened(path, PATH_LIMIT_CHARACTERS)}: {text}" if path else text
         if self._ledger is None:
             self._say(meaning.exit_code, meaning.id, line)
             return
@@ -4242,8 +4322,7 @@ class Console(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a log message to stderr, without secrets."""
         line = one_line(masked(f"upload_grpc: {record.getMessage()}"))
-        if len(line) > LINE_LIMIT_CHARACTERS:
-            line = f"{line[:LINE_LIMIT_CHARACTERS]}..."
+        line = shortened(line, LINE_LIMIT_CHARACTERS)
         # If stderr is closed or full there is nowhere to report it.
         with contextlib.suppress(OSError, ValueError), self._above_bar(sys.stderr):
             sys.stderr.write(f"{line}\n")
@@ -4295,9 +4374,16 @@ def escaped(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
+def shortened(text: str, limit: int = TEXT_LIMIT_CHARACTERS) -> str:
+    """Return a text with its middle cut out if it is too long: the cause may be at its end."""
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]}...{text[-half:]}"
+
+
 def clean(text: str) -> str:
-    """Return a text as the ledger keeps it: printable, and not endless."""
-    return one_line(text)[:LINE_LIMIT_CHARACTERS]
+    """Return a text as the ledger keeps it: printable, in UTF-8, and not endless."""
+    text = text.encode(errors="backslashreplace").decode()  # File names may be no UTF-8.
+    return shortened(one_line(text), LINE_LIMIT_CHARACTERS)
 
 
 # --- 15. The run ------------------------------------------------------------------------------
@@ -4508,7 +4594,9 @@ class Run:
     def _cause(self) -> str:
         if self._signals:
             return f"stopped by {signal.Signals(self._signals[0]).name}"
-        return "stopped by a bug"
+        return (
+            "stopped by a limit of this process" if limit_error(self._bug) else "stopped by a bug"
+        )
 
     def _calls(self) -> list[Call]:
         # Of a copy, as workers change the set meanwhile.
@@ -4544,7 +4632,7 @@ class Run:
                 )
             log.warning(f"{self._breaker.cause}; {self._tally.summary()}, the others not tried")
             if self._bug:
-                report_bug(self._bug)
+                code = report_bug(self._bug)
         os._exit(code)
 
     def _end(self) -> int:
@@ -5026,7 +5114,9 @@ def day(text: str) -> datetime.date:
     with contextlib.suppress(ValueError, OverflowError):
         if match := re.fullmatch(r"(\d{1,5})d", days):
             return datetime.date.today() - datetime.timedelta(days=int(match[1]))
-        return datetime.date.fromisoformat(text)
+        found = datetime.date.fromisoformat(text)
+        datetime.datetime.combine(found, datetime.time()).timestamp()  # Fails for the year 1.
+        return found
     raise argparse.ArgumentTypeError("must be YYYY-MM-DD, today, yesterday, or like 7d")
 
 
@@ -5179,6 +5269,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
             not (args.connection_id or "-").isprintable(),
             "--connection-id has characters that no ID has",
         ),
+        (not (args.lookup_key or "-").isprintable(), "--lookup-key has characters that no key has"),
         (not (args.talk_id or "-").isprintable(), "--talk-id has characters that no ID has"),
     )
     for is_wrong, reason in wrong:
@@ -5190,41 +5281,67 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
 
 def import_problem(error: Exception) -> UploadError:
     """Say why grpc or the stubs cannot be loaded, and what helps."""
-    venv = os.path.join(HERE, ".venv")
-    for path in (HERE, venv, os.path.join(venv, "bin/python"), os.path.join(HERE, "generated")):
-        try:
-            os.stat(path)
-            if os.path.isdir(path):
-                os.listdir(path)
-        except PermissionError as refusal:
-            cause = f"{refusal.filename} cannot be read: {refusal.strerror}"
+    venv, stubs = os.path.join(HERE, ".venv"), os.path.join(HERE, "generated")
+    places = [HERE, venv, os.path.join(venv, "bin/python")]
+    for folder in (*sys.path, stubs):
+        names = ("", "grpc", "google/protobuf", "yandex/cloud/speechsense/v1")
+        places += [os.path.join(folder, name) for name in names]
+    for place in places:
+        if blocked := find_blocked(place):
+            at = "" if blocked == place else f" at {blocked}"
+            cause = f"{place} cannot be read{at}: Permission denied"
             advice = "give this user the right to read it; it was made by another one"
             return config_error("venv", cause, advice)
-        except OSError:
-            continue
-    cause = f"cannot load grpc and the stubs in {HERE}/generated: {error}"
-    if error_number(error) in (errno.EMFILE, errno.ENFILE):
-        return config_error("files", cause, "raise the limit: ulimit -n 1024")
+    cause = f"cannot load grpc and the stubs in {stubs}: {error}"
+    if limit := limit_error(error):
+        return limit
     if not os.path.exists(os.path.join(HERE, "Makefile")):
         cause = f"{HERE} has no packages: upload_grpc.py is away from its clone"
         return config_error("clone", cause, "put it back, and make a link to it: ln -s")
     return config_error("stubs", cause, f"run: make -C {shlex.quote(HERE)}")
 
 
-def error_number(error: BaseException | None) -> int:
-    """Return the errno of an error, or of what caused it; 0 if there is none."""
-    while error:
-        if isinstance(error, OSError) and error.errno:
-            return error.errno
-        error = error.__cause__ or error.__context__
-    return 0
+def find_blocked(path: str) -> str:
+    """Return what this user may not read of a path, the files in a folder, or what leads there."""
+    folder = "/"
+    for name in os.path.realpath(path).split("/")[1:]:
+        if not os.access(folder, os.X_OK):
+            return folder
+        folder = os.path.join(folder, name)
+        if not os.path.lexists(folder):
+            return ""
+    if not os.path.isdir(folder):
+        return "" if os.access(folder, os.R_OK) else folder
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return folder
+    files = (entry.path for entry in os.scandir(folder))
+    return next((file for file in files if not os.access(file, os.R_OK)), "")
 
 
-def report_bug(bug: BaseException) -> None:
-    """Print the traceback of a bug."""
+def check_files_limit(jobs: int) -> None:
+    """Raise UploadError if so many uploads could not open their files: grpc may abort then."""
+    import resource
+
+    needed = FILES_NEEDED + FILES_PER_JOB * jobs
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if not 0 <= soft < needed:  # Negative: unlimited.
+        return
+    if not 0 <= hard < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        return
+    cause = f"the limit on open files is {hard}; {needed} are needed"
+    raise config_error("files", cause, RAISE_FILES)
+
+
+def report_bug(bug: BaseException) -> int:
+    """Print the traceback of a bug, or the limit that it met; return the exit code."""
+    if limit := limit_error(bug):
+        log.error(str(limit))
+        return limit.meaning.exit_code
     for line in "".join(traceback.format_exception(bug)).splitlines():
         log.error(line)
     log.error("this is a bug: report it with the lines above")
+    return os.EX_SOFTWARE
 
 
 def run_command(args: Namespace, console: Console, ledger: Ledger | None) -> int:
@@ -5257,6 +5374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return report(args)
         if import_error:
             raise import_problem(import_error)
+        check_files_limit(args.jobs if console.several else 1)
         if args.talk_id:
             return update_talk(args, None if args.dry_run else Access(args), console)
         ledger = Ledger(args) if args.ledger else None
@@ -5268,11 +5386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.log(level, str(error))
         return error.meaning.exit_code
     except Exception as bug:  # noqa: BLE001 - a bug, whatever it is, is reported with its exit code.
-        if error_number(bug) in (errno.EMFILE, errno.ENFILE):
-            log.error("too many open files; raise the limit: ulimit -n 1024, or use fewer --jobs")
-            return os.EX_CONFIG
-        report_bug(bug)
-        return os.EX_SOFTWARE
+        return report_bug(bug)
 
 
 if __name__ == "__main__":
