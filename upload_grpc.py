@@ -510,6 +510,10 @@ def unrecorded(result: Result, error: UploadError) -> Result:
 
 # Meaning.id of what an earlier run has noted with another one.
 REJECTED_BEFORE = "rejected"
+# Meaning.id of updates of a dialog's metadata.
+UPDATE_REFUSED = "update-refused"
+UPDATE_TOO_EARLY = "update-too-early"
+UPDATE_ADVICE = "correct its JSON: it is sent again once that changes, or with --retry-rejected"
 
 
 def from_row(row: Row, reason: str = "") -> Result:
@@ -2176,7 +2180,7 @@ class CircuitBreaker:
     def record(self, result: Result) -> None:
         """Stop the run if a result shows an outage, or an error that all would meet."""
         error = result.error
-        if result.outcome is Outcome.UPLOADED and not result.found_id:
+        if result.outcome in (Outcome.UPLOADED, Outcome.UPDATED) and not result.found_id:
             self._failures = 0
             self.half_open = self._began_half_open = False
         elif error and error.meaning.is_outage:
@@ -2932,7 +2936,16 @@ class Ledger(LedgerFile):
     def record_update(self, recording: Recording) -> None:
         """Record that the service has taken new metadata for an uploaded recording."""
         columns = self._metadata_columns(recording)
+        if self._args.lookup_key:
+            columns["lookup_key"] = self._args.lookup_key
         self.update(recording, error=None, updated_at=utc(), **columns)
+
+    def record_refused_update(self, recording: Recording, error: UploadError) -> None:
+        """Record that the service refused new metadata, so that they are not sent again."""
+        assert recording.json
+        columns = json_columns(recording.json.state)
+        text = clean(error.error_text)
+        self.update(recording, json_refused=recording.json.sha256, error=text, **columns)
 
     def commit(self, recording: Recording, request_id: str) -> None:
         """Record, on disk, that a dialog may exist from now on."""
@@ -3555,7 +3568,7 @@ class Source:
                 self._tally.add(recording, failed(unreadable(error)))
                 continue
             identity = status.st_dev, status.st_ino
-            if is_young(status, self._args.min_age):
+            if is_young(recording.file_state, self._args.min_age):
                 text = f"younger than {self._args.min_age:g} s"
                 self._tally.leave_out(recording, "waiting", text)
             elif identity in seen:
@@ -3618,6 +3631,8 @@ class Examiner:
         self._claimed: set[str] = set()
         self._has_warned = False
         self._dated = 0  # Recordings with the date of --meta-path.
+        # In a folder, each run may find one more.
+        self._dated_limit = 1 if any(map(os.path.isdir, args.audio_path)) else 2
 
     def examine(self, recording: Recording) -> bool:
         """Return whether a worker has to see to a recording.
@@ -3669,19 +3684,17 @@ class Examiner:
 
         Raises UploadError for what waits too long.
         """
-        args, limit_s = self._args, self._args.require_json
+        args = self._args
         if recording.sidecar:
-            with contextlib.suppress(OSError):
-                if not is_young(os.stat(recording.sidecar), args.min_age):
-                    return False
-                self._leave_out(
-                    recording, "waiting", f"its JSON is younger than {args.min_age:g} s"
-                )
-                return True
-        if limit_s is None or recording.sidecar:
+            with contextlib.suppress(OSError):  # collect_metadata says so.
+                if is_young(FileState.of(recording.sidecar), args.min_age):
+                    what = f"its JSON is younger than {args.min_age:g} s"
+                    self._leave_out(recording, "waiting", what)
+                    return True
             return False
-        age_s = time.time() - max(recording.file_state[1:]) / 1e9
-        if recording.explicit or abs(age_s) > limit_s:
+        if args.require_json is None:
+            return False
+        if recording.explicit or not is_young(recording.file_state, args.require_json):
             name = f"{os.path.splitext(os.path.basename(recording.path))[0]}.json"
             advice = "find out why it was not written; or leave out --require-json"
             meaning = Meaning(os.EX_NOINPUT, "no-metadata", f"no metadata yet: {name}", advice)
@@ -3761,8 +3774,12 @@ class Examiner:
                 self._leave_out(recording, "too short", decision.reason)
                 return False
             if decision.action is not Action.WAIT:
-                self._remember_path(recording, row, ledger)
-                return self._leave(recording, row)
+                is_copy = is_elsewhere(row, recording)
+                if is_copy:
+                    check_copy(row, recording)
+                else:
+                    self._remember_path(recording, row, ledger)
+                return self._leave(recording, row, is_copy)
             if not self.may_wait:
                 self.copies.append(recording)
                 return False
@@ -3779,14 +3796,22 @@ class Examiner:
         state = recording.file_state
         return max(state.mtime_ns, state.ctime_ns) < self._since_s * 1e9
 
-    def _leave(self, recording: Recording, row: Row) -> bool:
-        """Report a recording as the ledger has it; return True if a worker has to see to it."""
+    def _leave(self, recording: Recording, row: Row, is_copy: bool = False) -> bool:
+        """Report a recording as the ledger has it; return True if a worker has to see to it.
+
+        is_copy: the row's own recording is elsewhere, and only the JSON beside that one counts.
+        """
         recording.row, recording.sha256 = row, row["sha256"]
-        is_new = row["state"] == "uploaded" and self._has_new_metadata(recording, row)
+        may_be_new = row["state"] == "uploaded" and not is_copy
+        is_new = may_be_new and self._has_new_metadata(recording, row)
         decision = decide(row, recording, self._args, self._claimed, is_new)
         recording.action = decision.action
         if is_new:
             self._check_update(recording, row)
+        updates = self._tally.updates
+        if recording.action is Action.UPDATE_METADATA and updates.stopping.is_set():
+            self._leave_out(recording, "not updated", updates.cause)
+            return False
         if recording.action in (Action.FOLLOW, Action.UPDATE_METADATA):
             return True
         if row["sha256"] not in self._tally.looked_up:  # Reported already.
@@ -3794,47 +3819,52 @@ class Examiner:
         return False
 
     def _has_new_metadata(self, recording: Recording, row: Row) -> bool:
-        """Return whether the JSON beside an uploaded recording is not the one that was sent.
+        """Return whether the JSON beside an uploaded recording has other fields than were sent.
 
-        Only a JSON of another size, mtime or ctime is read; a nightly export may write all of them
-        anew. Only the one beside the row's own path counts. Raises UploadError for one that cannot
-        be read, and for a copy with other metadata.
+        Only a JSON of another size, mtime or ctime is read, as a nightly export may write all of
+        them anew. Raises UploadError for one that cannot be read, or was refused before.
         """
-        is_copy = row["path"] != stored_path(recording.path) and os.path.exists(row["path"])
-        if is_copy:
-            if recording.json and recording.json.sha256 != row["json_sha256"]:
-                cause = f"not sent: same audio as {row['path']}, other metadata"
-                advice = "move one of them away, or correct the dialog with --talk-id"
-                raise data_error("copy-differs", cause, advice)
-            return False
         if not recording.sidecar or not self._ledger:
             return False
         try:
-            status = os.stat(recording.sidecar)
-            state = FileState.from_stat(status)
-        except OSError:  # Removed meanwhile.
+            state = FileState.of(recording.sidecar)
+        except FileNotFoundError:  # Removed meanwhile.
             return False
+        except OSError as error:
+            raise unreadable(error, f"metadata file {recording.sidecar}: ") from error
+        refused, again = row["json_refused"], self._args.retry_rejected
         before = row["json_size_bytes"], row["json_mtime_ns"], row["json_ctime_ns"]
-        if state == before or is_young(status, self._args.min_age):
-            return False
-        collect_metadata(recording, self._args, self._common)
-        assert recording.json
-        if recording.json.sha256 not in (row["json_sha256"], row["json_refused"]):
-            return True
-        if not self._args.dry_run:
-            self._ledger.update(recording, **json_columns(recording.json.state))
+        is_changed = state != before or (refused and again)
+        if is_changed and not is_young(state, self._args.min_age):
+            collect_metadata(recording, self._args, self._common)
+            assert recording.json
+            fields = recording.json.sha256
+            if fields not in (row["json_sha256"], refused) or (fields == refused and again):
+                return True
+            refused = refused if fields == refused else None
+            if not self._args.dry_run:
+                columns = json_columns(recording.json.state)
+                self._ledger.update(recording, json_refused=refused, **columns)
+        if refused:
+            cause = f"its metadata was not updated; that was refused before: {row['error']}"
+            raise data_error(UPDATE_REFUSED, cause, UPDATE_ADVICE)
         return False
 
     def _check_update(self, recording: Recording, row: Row) -> None:
-        """Say why changed metadata is not sent, or complete it; raise UploadError if it cannot."""
+        """Complete changed metadata for its dialog, or say why it is not sent.
+
+        Raises UploadError for what would erase fields that the upload had.
+        """
         assert recording.metadata is not None and recording.json and self._ledger
         cause = "its metadata has changed since the upload"
         if row["split"]:
             advice = "update its dialogs with --talk-id"
             self._tally.warn(recording, "split-metadata", f"{cause}; it was split", advice)
             if not self._args.dry_run:  # Said once.
-                self._ledger.update(recording, **json_columns(recording.json.state))
-            recording.action = Action.LEAVE
+                columns = json_columns(recording.json.state)
+                self._ledger.update(recording, json_sha256=recording.json.sha256, **columns)
+            if recording.action is Action.UPDATE_METADATA:
+                recording.action = Action.LEAVE
         elif recording.action is not Action.UPDATE_METADATA:
             advice = "run the same command with --update-metadata"
             self._tally.warn(recording, "metadata-changed", cause, advice)
@@ -3842,6 +3872,7 @@ class Examiner:
             cause += ", but the upload had a --meta-path and this run has none"
             raise data_error("no-meta-path", cause, "add --meta-path")
         else:
+            self._warn_of_metadata(recording)
             recording.metadata_sha256 = hash_metadata(recording, self._args)
             # Keys left out are erased.
             if key := self._args.lookup_key or row["lookup_key"]:
@@ -3849,10 +3880,8 @@ class Examiner:
 
     def _remember_path(self, recording: Recording, row: Row, ledger: Ledger) -> None:
         """Give an uploaded row the path where its audio is now: it spares the next run a hash."""
-        own = stored_path(recording.path)
-        is_moved = row["path"] == own or not os.path.exists(row["path"])
-        if row["state"] == "uploaded" and is_moved and not self._args.dry_run:
-            stem, suffix = os.path.splitext(own)
+        if row["state"] == "uploaded" and not self._args.dry_run:
+            stem, suffix = os.path.splitext(stored_path(recording.path))
             _, mtime_ns, ctime_ns = recording.file_state
             ledger.update(recording, stem=stem, suffix=suffix, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
 
@@ -3865,28 +3894,50 @@ class Examiner:
             self._tally.warn(recording, "date", text, DATE_ADVICE)
         if self._common and "date" in self._common.fields and recording.metadata:
             self._dated += recording.metadata.fields["date"] == self._common.fields["date"]
-            if self._dated == 2:
+            if self._dated == self._dated_limit:
                 cause = "the date in --meta-path is sent with several recordings"
                 advice = "leave it out there, and give each recording a JSON with its own"
                 self._tally.warn(None, "common-date", cause, advice)
 
 
-def is_young(status: os.stat_result, min_age_s: float) -> bool:
-    """Return whether a file may still be written to.
+def is_young(state: FileState, limit_s: float) -> bool:
+    """Return whether a file changed less than limit_s ago, so that it may still be written to.
 
     By the later of mtime and ctime: a file that a tool copied with its old mtime is young when it
     arrives. A date far in the future is wrong rather than young; slightly ahead is clock skew.
     """
-    age_s = time.time() - max(status.st_mtime, status.st_ctime)
-    if age_s < -min_age_s:
-        age_s = time.time() - status.st_ctime
-    return bool(min_age_s) and abs(age_s) < min_age_s
+    if not limit_s:
+        return False
+    now_s = time.time()
+    age_s = now_s - max(state.mtime_ns, state.ctime_ns) / 1e9
+    if age_s < -limit_s:
+        age_s = now_s - state.ctime_ns / 1e9
+    return abs(age_s) < limit_s
 
 
 def is_same_path(row: Row, recording: Recording) -> bool:
     """Return whether a row of find_by_stem is of the recording's path."""
     suffix: str = row["suffix"]
     return suffix == os.path.splitext(recording.path)[1]
+
+
+def is_elsewhere(row: Row, recording: Recording) -> bool:
+    """Return whether the row's own recording is still there, at another path than this one."""
+    own = stored_path(recording.path)
+    if row["path"] == own or not os.path.exists(row["path"]):
+        return False
+    # A folder may have two names.
+    folders = {os.path.realpath(os.path.dirname(path)) for path in (row["path"], own)}
+    return len(folders) > 1 or os.path.basename(row["path"]) != os.path.basename(own)
+
+
+def check_copy(row: Row, recording: Recording) -> None:
+    """Raise UploadError if a copy of an uploaded recording has a JSON with other fields."""
+    is_uploaded = row["state"] == "uploaded"
+    if is_uploaded and recording.json and recording.json.sha256 != row["json_sha256"]:
+        cause = f"not sent: same audio as {row['path']}, other metadata"
+        advice = "move one of them away, or correct the dialog with --talk-id"
+        raise data_error("copy-differs", cause, advice)
 
 
 def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, bool]:
@@ -3926,10 +3977,9 @@ def drained(queue: collections.deque[Recording]) -> Iterator[Recording]:
 # --- 14. Counting and reporting ---------------------------------------------------------------
 
 
-# Meaning.id of what is noted for the run, whichever recording met it, and of two special cases.
+# Meaning.id of what is noted for the run, whichever recording met it, and of what vanished.
 OUTAGE = "outage"
 LOST = "lost"
-UPDATE_REFUSED = "update-refused"
 
 
 class OpenProblem(NamedTuple):
@@ -3977,14 +4027,13 @@ class Problems:
             self._say_quietly(self._ledger, key, text)
 
     def clear(self, path: str, was_sent: bool) -> None:
-        """Forget the problems of a recording that this run has not met.
+        """Forget the problems of a recording that this run has not met, and with was_sent outages.
 
-        was_sent: it was uploaded or updated; else a refused update of its metadata stays open.
+        was_sent: it was uploaded or updated.
         """
         if self._ledger is None or not self._open:
             return
         keys = self._by_path.get(stored_path(path), set()) - self._met
-        keys = {key for key in keys if was_sent or key.cause != UPDATE_REFUSED}
         if was_sent:
             keys |= {key for key in self._by_path[""] if key.cause == OUTAGE}
         for key in keys:
@@ -4044,7 +4093,7 @@ class Problems:
     def _has_lasted(self, key: ProblemKey) -> bool:
         """Return whether a problem lasts for so long that a person has to hear of it."""
         hold_s = PASSING_S if key.exit_code == os.EX_TEMPFAIL else 0.0
-        if key.cause == UNKNOWN.id and self._args.lookup_key:
+        if key.cause == UPDATE_TOO_EARLY or (key.cause == UNKNOWN.id and self._args.lookup_key):
             hold_s = LOOKUP_HOPE_S
         return abs(time.time() - seconds_of(self._open[key].since)) >= hold_s
 
@@ -4102,6 +4151,8 @@ class Tally:
         self.not_tried = 0
         self.looked_up: set[str] = set()  # SHA-256 of what a lookup has found.
         self.problems = problems
+        # Whatever becomes of updates stops no uploads, but in an outage not all are tried.
+        self.updates = CircuitBreaker()
         self._args = args
         self._console = console
         self._breaker = breaker
@@ -4114,12 +4165,17 @@ class Tally:
             if recording.result:  # The run has given it up already.
                 return
             recording.result = result
-            self._breaker.record(result)
+            is_update = recording.action is Action.UPDATE_METADATA
+            (self.updates if is_update else self._breaker).record(result)
+            if is_update and result.error and result.error.meaning.stops_run:
+                self._breaker.stop(SAME_FOR_ALL)
             if result.outcome is Outcome.LEFT_OUT:
                 self.leave_out(recording, "too short", result.description)
                 return
             was_found = bool(result.found_id) and result.outcome is Outcome.UPLOADED
-            self.counts["found" if was_found else result.outcome.value] += 1
+            to_be_updated = is_update and result.outcome is Outcome.CHECKED
+            counted = "found" if was_found else "updated" if to_be_updated else result.outcome.value
+            self.counts[counted] += 1
             if was_found:
                 self.looked_up.add(recording.sha256)
             if result.error:
@@ -4191,7 +4247,8 @@ class Tally:
         if counts["found"]:
             parts.append(f"{counts['found']:,} found in the service")
         if counts["updated"]:
-            parts.append(f"{counts['updated']:,} with metadata updated")
+            will = "to be " if self._args.dry_run else ""
+            parts.append(f"{counts['updated']:,} with metadata {will}updated")
         parts.append(f"{counts['failed'] + counts['rejected']:,} failed")
         parts.append(f"{counts['unknown']:,} unknown")
         parts += [f"{number:,} {reason}" for reason, number in self.left_out.items()]
@@ -4259,7 +4316,8 @@ class Console(logging.Handler):
         if self._args.format == "json":
             self._print(as_json(recording, result), is_new)
         elif outcome is Outcome.CHECKED:
-            self._print(f"{path}: would be uploaded: {result.description}", is_new)
+            what = "updated" if recording.row else "uploaded"
+            self._print(f"{path}: would be {what}: {result.description}", is_new)
         elif is_new or result.error or recording.explicit or self._args.verbose:
             # What a lookup found may not be the recording that was named.
             prefix = f"{path}: " if self.several or result.found_id else ""
@@ -4441,7 +4499,7 @@ class Run:
                 continue
             size = f"{recording.file_state.size_bytes:,} bytes"
             audio = recording.audio
-            text = f"{audio.description}, {size}, " if audio else "metadata only, "
+            text = f"{audio.description}, {size}, " if audio else ""
             if audio and audio.needs_conversion:
                 text = f"to be converted: {text}"
             text += described(recording.metadata)
@@ -4534,25 +4592,21 @@ class Run:
         row: Any = recording.row
         talk_id = row["talk_id"] or row["found_id"]
         request = talk_service_pb2.UploadTalkRequest(talk_id=talk_id, metadata=recording.metadata)
-        assert self._ledger and recording.json
+        assert self._ledger
         try:
             result = uploader.update_talk(recording, request)
-            self._ledger.record_update(recording)
-            return result
-        except LedgerError as error:  # It is sent again, which does no harm.
-            self._tally.add_error(error)
-            return failed(error)
         except CallError as error:
-            meaning = update_meaning(error, row)
-            if meaning.id == UPDATE_REFUSED:
-                self._ledger.update(
-                    recording,
-                    json_refused=recording.json.sha256,
-                    **json_columns(recording.json.state),
-                )
-            return failed(UploadError(meaning, error.details))
+            result = failed(UploadError(update_meaning(error, row), error.details))
         except UploadError as error:
             return failed(error)
+        try:
+            if result.error is None:
+                self._ledger.record_update(recording)
+            elif result.error.meaning.id == UPDATE_REFUSED:
+                self._ledger.record_refused_update(recording, result.error)
+        except LedgerError as error:  # It is sent again, which does no harm.
+            return failed(error)
+        return result
 
     def _recorded(self, recording: Recording, result: Result) -> Result:
         """Record a result in the ledger; return it, or what it has become if that failed."""
@@ -4678,17 +4732,20 @@ class Run:
 
 
 def update_meaning(error: CallError, row: Row) -> Meaning:
-    """Return what the end of an update of a dialog's metadata means: never a stop of the run."""
+    """Return what the failed update of a dialog's metadata means.
+
+    It stops the run only if nothing could be sent, as no upload could be either; and what something
+    in between has answered is no refusal by the service.
+    """
     meaning, cause = error.meaning, f"its metadata could not be updated: {error.meaning.cause}"
-    if error.status == "UNAUTHENTICATED":  # Every upload would meet the same.
-        return meaning
     age_s = abs(time.time() - seconds_of(row["uploaded_at"]))
-    is_too_early = error.status == "NOT_FOUND" and age_s < LOOKUP_HOPE_S
-    if is_too_early or meaning.may_retry or meaning.exit_code == os.EX_PROTOCOL:
-        id = "update-too-early" if is_too_early else "update-failed"
-        return Meaning(os.EX_TEMPFAIL, id, cause, AGAIN)
-    advice = "correct its JSON; it is sent again once that changes"
-    return Meaning(os.EX_DATAERR, UPDATE_REFUSED, cause, advice)
+    if meaning.may_retry or re.match(f"[A-Z_]+: ({LOST_ANSWER})", error.details):
+        return Meaning(os.EX_TEMPFAIL, "update-failed", cause, AGAIN, is_outage=True)
+    if error.status in ("UNAVAILABLE", "UNAUTHENTICATED"):
+        return meaning
+    if error.status == "NOT_FOUND" and age_s < LOOKUP_HOPE_S:
+        return Meaning(os.EX_TEMPFAIL, UPDATE_TOO_EARLY, cause, AGAIN)
+    return Meaning(os.EX_DATAERR, UPDATE_REFUSED, cause, UPDATE_ADVICE)
 
 
 def described(metadata: TalkMetadata | None) -> str:
@@ -5234,6 +5291,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
             parser.error(f"--{name.replace('_', '-')} is empty")
     given = {name for name, value in vars(args).items() if value not in (None, 0, [], "auto")}
     with_audio = {"audio_path", "audio_type", "min_age", "split", "single_message", "ledger"}
+    with_audio |= {"require_json"}
     pcm_format = {"sample_rate", "channels"} & given
     lookup = ("organization_id", "space_id", "ledger")
     missing = ", ".join(f"--{each.replace('_', '-')}" for each in lookup if each not in given)
