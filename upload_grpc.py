@@ -587,14 +587,14 @@ class Recording:
         path: str,
         explicit: bool = True,
         sidecar: str | None = None,
-        siblings: tuple[str, ...] = (),
+        siblings: tuple[tuple[str, FileState], ...] = (),
     ) -> None:
-        self.path = path  # Source, if it chooses one of the siblings.
+        self.path = path  # Source, if it takes one of the siblings.
         self.explicit = explicit  # Named on the command line, not found in a folder.
         self.sidecar = sidecar  # find_files: the JSON beside it.
         self.file_state = NO_STATE  # Source; compared again at the commit point.
         self.started_s = 0.0  # Source, when it looks at the recording for the first time.
-        self.siblings = siblings  # find_files: the same call in other formats.
+        self.siblings = siblings  # The same call in other formats, until Source has taken one.
         self.audio: Audio | None = None  # Source: what its header says.
         self.metadata: TalkMetadata | None = None  # collect_metadata
         self.json: Json | None = None  # collect_metadata: the sidecar, as it was read.
@@ -625,22 +625,35 @@ class Recording:
 
 
 class Found(NamedTuple):
-    """A path to look at. error: why a folder, or what is in it, cannot be looked at."""
+    """Files of one call to look at. error: why a folder, or what is in it, cannot be looked at."""
 
-    path: str
+    paths: list[str]  # They differ only in suffix; the preferred one is the first.
     explicit: bool  # Named on the command line, not found in a folder.
     sidecar: str | None = None  # The JSON beside it.
-    siblings: tuple[str, ...] = ()  # Files that differ only in suffix: the same call.
     error: OSError | None = None
 
 
 def find_files(args: Namespace) -> Iterator[Found]:
     """Yield the files named, and the audio files in the folders named, in a stable order."""
+    calls: dict[tuple[str, bool], list[str]] = {}
     for path in args.audio_path:
-        if os.path.isdir(path):
-            yield from find_in_folder(path, args.suffixes)
+        stem, suffix = os.path.splitext(path)
+        # Other endings may tell calls apart: rec.103000 and rec.104500.
+        is_audio = suffix.lower() in args.suffixes and not os.path.isdir(path)
+        calls.setdefault((stem, True) if is_audio else (path, False), []).append(path)
+    for (_, is_audio), paths in calls.items():
+        if is_audio:
+            in_order(paths, args.suffixes)
+        if os.path.isdir(paths[0]):
+            yield from find_in_folder(paths[0], args.suffixes)
         else:
-            yield Found(path, True, find_sidecar(path))
+            yield Found(paths, True, find_sidecar(paths[0]))
+
+
+def in_order(paths: list[str], suffixes: tuple[str, ...]) -> None:
+    """Sort files of one call in the order of preference."""
+    if paths[1:]:
+        paths.sort(key=lambda path: suffixes.index(os.path.splitext(path)[1].lower()))
 
 
 def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
@@ -659,26 +672,24 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
                 subfolders: list[str] = []
                 names: list[str] = []
                 for entry in entries:
-                    (subfolders if is_folder(entry) else names).append(entry.name)
+                    (subfolders if leads_to_folder(entry) else names).append(entry.name)
         except OSError as error:
-            yield Found(folder, False, error=error)
+            yield Found([folder], False, error=error)
             continue
         sidecars = {name for name in names if name.endswith((".json", ".JSON"))}
         start = os.path.join(folder, "")
         for stem, same in itertools.groupby(sorted(names, key=stem_first), stem_of):
             own = sidecars.intersection((f"{stem}.json", f"{stem}.JSON")) if sidecars else ()
             audio = [start + name for name in same if name.lower().endswith(suffixes)]
-            if audio[1:]:  # In the order of preference.
-                audio.sort(key=lambda path: suffixes.index(os.path.splitext(path)[1].lower()))
             if audio:
-                sidecar = start + max(own) if own else None
-                yield Found(audio[0], False, sidecar, tuple(audio[1:]))
+                in_order(audio, suffixes)
+                yield Found(audio, False, start + max(own) if own else None)
         folders += [start + name for name in sorted(subfolders, reverse=True)]
 
 
 def stem_of(name: str) -> str:
     """Return a file's name without its suffix: what files of one call share."""
-    return name.rpartition(".")[0]
+    return os.path.splitext(name)[0]
 
 
 def stem_first(name: str) -> tuple[str, str]:
@@ -686,7 +697,7 @@ def stem_first(name: str) -> tuple[str, str]:
     return stem_of(name), name
 
 
-def is_folder(entry: os.DirEntry[str]) -> bool:
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
     """Return whether a folder's entry is a folder or leads to one; False if nobody can say."""
     try:
         return entry.is_dir()
@@ -753,12 +764,23 @@ class AudioFormat(NamedTuple):
 
     name: str
     suffixes: tuple[str, ...]
-    matches: Callable[[bytes], bool]  # From the first HEAD_BYTES, behind ID3v2 tags.
+    signature: bytes  # A pattern for the beginning, behind ID3v2 tags; empty: it has none.
     # From where the file stands to its size in bytes; raises UploadError for what is broken.
     read_header: Callable[[BinaryIO, int, AudioFormat], Audio]
     demuxer: str = ""  # FFmpeg's name for it.
     container_type: str | None = None  # None: the service does not take it; --convert does.
     can_split: bool = False
+    length_field: LengthField | None = None  # For read_other.
+
+
+class LengthField(NamedTuple):
+    """Where a header has the length of its file."""
+
+    marker: bytes
+    offset: int  # From the marker's beginning.
+    size: int
+    order: Literal["big", "little"]
+    uncounted_bytes: int
 
 
 def read_audio(
@@ -810,7 +832,7 @@ def find_format(path: str, head: bytes, has_id3_tag: bool, audio_type: str) -> A
     # Signatures that begin so are 12 bits: a sample of raw PCM may look like one.
     is_weak = audio_type == "pcm" and head.startswith(b"\xff") and not has_id3_tag
     for audio_format in FORMATS:
-        if audio_format.matches(head) and not is_weak:
+        if matches(audio_format, head) and not is_weak:
             return audio_format
     if audio_type == "pcm":
         return PCM
@@ -820,6 +842,11 @@ def find_format(path: str, head: bytes, has_id3_tag: bool, audio_type: str) -> A
     if suffix in GSM.suffixes and head[0] >> 4 == GSM_MAGIC:
         return GSM
     raise unknown_content(head, suffix)
+
+
+def matches(audio_format: AudioFormat, head: bytes) -> bool:
+    """Return whether a file that begins so is of this format."""
+    return bool(audio_format.signature and re.match(audio_format.signature, head, re.DOTALL))
 
 
 def unknown_content(head: bytes, suffix: str) -> UploadError:
@@ -1033,7 +1060,7 @@ def read_mp3(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audi
     file.seek(start)
     error = not_audio(file.read(HEAD_BYTES))
     cause = "no MP3 audio where it should begin"
-    raise error or data_error("no_mp3_audio", cause, EXPORT_AGAIN)
+    raise error or data_error("no-mp3-audio", cause, EXPORT_AGAIN)
 
 
 def begins_mp3_frames(block: bytes, position: int) -> bool:
@@ -1066,8 +1093,6 @@ OGG_CODECS = {b"\x01vorbis": "Vorbis", b"Speex   ": "Speex", b"\x7fFLAC": "FLAC"
 OGG_PAGE_HEADER_BYTES = 27
 # A cover in the comment header takes many pages.
 OGG_PAGES_LIMIT = 10_000
-# OpusHead and OpusTags: RFC 7845, section 3.
-OPUS_HEADER_PACKETS = 2
 
 
 def read_ogg_opus(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
@@ -1084,11 +1109,10 @@ def read_ogg_opus(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) ->
 
 
 def has_ogg_audio(file: BinaryIO, position: int, size_bytes: int) -> bool:
-    """Check that an OggOpus file has a whole page of audio behind its header packets.
+    """Check that an OggOpus file has a whole page of audio.
 
-    Of a page's segments (RFC 3533), those of fewer than 255 bytes end a packet.
+    Its position in the audio is not 0, as that of header pages, nor -1 (RFC 7845, section 4).
     """
-    packets, stream = 0, b""
     for _ in range(OGG_PAGES_LIMIT):
         file.seek(position)
         page = file.read(OGG_PAGE_HEADER_BYTES)
@@ -1096,12 +1120,8 @@ def has_ogg_audio(file: BinaryIO, position: int, size_bytes: int) -> bool:
             return False
         segments = file.read(page[26])
         position += OGG_PAGE_HEADER_BYTES + len(segments) + sum(segments)
-        stream = stream or page[14:18]
-        if page[14:18] != stream:
-            continue
-        if packets >= OPUS_HEADER_PACKETS and any(segments):
+        if page[6:14] not in (bytes(8), b"\xff" * 8):
             return position <= size_bytes
-        packets += sum(length < 255 for length in segments)
     return False
 
 
@@ -1116,15 +1136,13 @@ def read_other_ogg(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -
 # What only FFmpeg reads
 
 
-def read_other(
-    file: BinaryIO, size_bytes: int, audio_format: AudioFormat, length: LengthField | None = None
-) -> Audio:
+def read_other(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
     """Compare a file's length with that in its header, if it has one.
 
     Of a file that was cut between two packets FFmpeg (4.2 to 9.0) says nothing.
     """
     start = file.tell()
-    if length:
+    if length := audio_format.length_field:
         head = file.read(4096)
         position = head.find(length.marker) + length.offset
         announced_bytes = int.from_bytes(head[position : position + length.size], length.order)
@@ -1134,22 +1152,6 @@ def read_other(
         if is_known and announced_bytes > there_bytes + HEADER_SLACK_BYTES:
             raise truncated(announced_bytes, there_bytes)
     return Audio(audio_format, audio_format.name, needs_conversion=True)
-
-
-class LengthField(NamedTuple):
-    """Where a header has the length of its file."""
-
-    marker: bytes
-    offset: int  # From the marker's beginning.
-    size: int
-    order: Literal["big", "little"]
-    uncounted_bytes: int
-
-
-def refuse_big_endian(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
-    """Refuse RIFX: FFmpeg (4.2 to 9.0) swaps its samples and makes noise of it without a word."""
-    cause = "big-endian WAV (RIFX): neither the service nor FFmpeg reads it"
-    raise data_error("big-endian", cause, f"record or export it as {NEEDED}")
 
 
 def read_flac(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
@@ -1181,43 +1183,17 @@ def read_pcm(size_bytes: int, rate_hz: int, channels: int) -> Audio:
     return Audio(PCM, description, channels, duration_s, rate_hz)
 
 
-def begins(*magics: bytes, at: int = 0) -> Callable[[bytes], bool]:
-    """Match files that have one of these at an offset."""
-    return lambda head: head.startswith(magics, at)
-
-
-def matches(pattern: bytes) -> Callable[[bytes], bool]:
-    """Match files that begin with a regular expression."""
-    compiled = re.compile(pattern, re.DOTALL)
-    return lambda head: compiled.match(head) is not None
-
-
-def never(head: bytes) -> bool:
-    """Match nothing: a format that has no signature."""
-    return False
-
-
-def sized(*length_field: Any) -> Callable[[BinaryIO, int, AudioFormat], Audio]:
-    """Read a format for FFmpeg whose header has its length; the arguments are LengthField's."""
-    return functools.partial(read_other, length=LengthField(*length_field))
-
-
 # Microsoft, ASF specification: File Properties Object.
 ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-WAV = AudioFormat(
-    "WAV", (".wav", ".wave"), matches(b"RIFF.{4}WAVE"), read_wav, "wav",
-    "CONTAINER_AUDIO_TYPE_WAV", can_split=True,
-)  # fmt: skip
-MP3 = AudioFormat(
-    "MP3", (".mp3",), matches(MP3_SYNC.pattern), read_mp3, "mp3",
-    "CONTAINER_AUDIO_TYPE_MP3", can_split=True,
-)  # fmt: skip
-OGG_OPUS = AudioFormat(
-    "OggOpus", (".ogg", ".oga", ".opus"), matches(b"OggS.{24}OpusHead"), read_ogg_opus, "ogg",
-    "CONTAINER_AUDIO_TYPE_OGG_OPUS",
-)  # fmt: skip
-GSM = AudioFormat("GSM", (".gsm",), never, read_other, "gsm")
-PCM = AudioFormat("raw PCM", (".pcm", ".raw"), never, read_other)
+# fmt: off
+WAV = AudioFormat("WAV", (".wav", ".wave"), b"RIFF.{4}WAVE", read_wav, "wav",
+                  "CONTAINER_AUDIO_TYPE_WAV", can_split=True)
+MP3 = AudioFormat("MP3", (".mp3",), MP3_SYNC.pattern, read_mp3, "mp3",
+                  "CONTAINER_AUDIO_TYPE_MP3", can_split=True)
+OGG_OPUS = AudioFormat("OggOpus", (".ogg", ".oga", ".opus"), b"OggS.{24}OpusHead", read_ogg_opus,
+                       "ogg", "CONTAINER_AUDIO_TYPE_OGG_OPUS")
+GSM = AudioFormat("GSM", (".gsm",), b"", read_other, "gsm")
+PCM = AudioFormat("raw PCM", (".pcm", ".raw"), b"", read_other)
 
 # In the order in which files with one name and several suffixes are preferred. The first that
 # matches counts.
@@ -1225,37 +1201,29 @@ FORMATS = (
     WAV,
     MP3,
     OGG_OPUS,
-    AudioFormat("Ogg", (), begins(b"OggS"), read_other_ogg, "ogg"),
-    AudioFormat("FLAC", (".flac",), begins(b"fLaC"), read_flac, "flac"),
-    AudioFormat(
-        "M4A or MP4", (".m4a", ".mp4", ".3gp"),
-        begins(b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", at=4), read_other, "mov",
-    ),
-    AudioFormat("AAC", (".aac",), matches(rb"\xff[\xf0\xf1\xf8\xf9]|ADIF"), read_other, "aac"),
-    AudioFormat("AMR", (".amr",), begins(b"#!AMR"), read_other, "amr"),
+    AudioFormat("Ogg", (), b"OggS", read_other_ogg, "ogg"),
+    AudioFormat("FLAC", (".flac",), b"fLaC", read_flac, "flac"),
+    AudioFormat("M4A or MP4", (".m4a", ".mp4", ".3gp"), b".{4}(ftyp|moov|mdat|wide|free|skip)",
+                read_other, "mov"),
+    AudioFormat("AAC", (".aac",), rb"\xff[\xf0\xf1\xf8\xf9]|ADIF", read_other, "aac"),
+    AudioFormat("AMR", (".amr",), b"#!AMR", read_other, "amr"),
     GSM,
-    AudioFormat(
-        "WMA", (".wma",), begins(b"0&\xb2u\x8ef\xcf\x11"),
-        sized(ASF_FILE_PROPERTIES, 40, 8, "little", 0), "asf",
-    ),
-    AudioFormat("WebM", (".webm",), begins(b"\x1aE\xdf\xa3"), read_other, "matroska"),
-    AudioFormat(
-        "AIFF", (".aif", ".aiff"), matches(b"FORM.{4}AIF"), sized(b"FORM", 4, 4, "big", 8), "aiff"
-    ),
-    AudioFormat("AU", (".au",), begins(b".snd"), sized(b".snd", 8, 4, "big", 24), "au"),
+    AudioFormat("WMA", (".wma",), rb"0&\xb2u\x8ef\xcf\x11", read_other, "asf",
+                length_field=LengthField(ASF_FILE_PROPERTIES, 40, 8, "little", 0)),
+    AudioFormat("WebM", (".webm",), rb"\x1aE\xdf\xa3", read_other, "matroska"),
+    AudioFormat("AIFF", (".aif", ".aiff"), b"FORM.{4}AIF", read_other, "aiff",
+                length_field=LengthField(b"FORM", 4, 4, "big", 8)),
+    AudioFormat("AU", (".au",), rb"\.snd", read_other, "au",
+                length_field=LengthField(b".snd", 8, 4, "big", 24)),
     # Known by their content only.
-    AudioFormat(
-        "RF64", (), matches(b"(RF64|BW64).{4}WAVE"), sized(b"ds64", 8, 8, "little", 8), "wav"
-    ),
-    AudioFormat(
-        "Wave64", (), begins(b"riff\x2e\x91\xcf\x11"), sized(b"riff", 16, 8, "little", 0), "w64"
-    ),
-    AudioFormat("big-endian WAV", (), matches(b"RIFX.{4}WAVE"), refuse_big_endian),
-    AudioFormat("CAF", (), begins(b"caff\0\1"), read_other, "caf"),
-    AudioFormat(
-        "MPEG layer II", (), matches(rb"\xff[\xf4\xf5\xfc\xfd][\x10-\xef]"), read_other, "mp3"
-    ),
-)  # fmt: skip
+    AudioFormat("RF64", (), b"(RF64|BW64).{4}WAVE", read_other, "wav",
+                length_field=LengthField(b"ds64", 8, 8, "little", 8)),
+    AudioFormat("Wave64", (), rb"riff\x2e\x91\xcf\x11", read_other, "w64",
+                length_field=LengthField(b"riff", 16, 8, "little", 0)),
+    AudioFormat("CAF", (), rb"caff\x00\x01", read_other, "caf"),
+    AudioFormat("MPEG layer II", (), rb"\xff[\xf4\xf5\xfc\xfd][\x10-\xef]", read_other, "mp3"),
+)
+# fmt: on
 # Values of --audio-type.
 AUDIO_TYPES = {"wav": WAV, "mp3": MP3, "ogg-opus": OGG_OPUS, "pcm": PCM}
 # What folders are searched for, in the order of preference.
@@ -1385,22 +1353,16 @@ def decode(
 ) -> Converted:
     """Run FFmpeg once and check what it wrote, as any WAV is checked; rate_hz: 0 keeps it."""
     words = ffmpeg_arguments(path, audio, rate_hz, f"/dev/fd/{file.fileno()}")
-    try:
-        running = FFmpeg([ffmpeg, *words], file.fileno())
-    except OSError as error:
-        is_missing = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR)
-        meaning = NO_FFMPEG if is_missing else CONVERSION_NOT_STARTED
-        raise UploadError(meaning, f"{ffmpeg}: {error.strerror}") from error
-    with running:
-        running.wait(timeout_s, stopping)
-    check_end(running.process.returncode, running.message, path, stopping)
+    status, message = run_ffmpeg([ffmpeg, *words], file.fileno(), timeout_s, stopping)
+    if stopping.is_set():  # A signal may have reached FFmpeg, too.
+        raise run_stopped()
+    check_end(status, message.decode(errors="replace").replace(f"file:{path}", "the file"))
     size_bytes = os.fstat(file.fileno()).st_size
     file.seek(0)
-    if not WAV.matches(file.read(HEAD_BYTES)):
+    if not matches(WAV, file.read(HEAD_BYTES)):
         raise UploadError(CONVERSION_FAILED, "FFmpeg wrote no WAV")
     file.seek(0)
     result = WAV.read_header(file, size_bytes, WAV)
-    file.seek(0)
     # FFmpeg says nothing where some formats were cut between two packets.
     if result.duration_s < audio.duration_s - LOST_LIMIT_S:
         details = f"{result.duration_s:,.1f} s of {audio.duration_s:,.1f} s"
@@ -1431,118 +1393,82 @@ def ffmpeg_arguments(path: str, audio: Audio, rate_hz: int, target: str) -> list
     return [*words, "-fflags", "+bitexact", "-f", "wav", "-y", target]
 
 
-class FFmpeg:
-    """A process of FFmpeg that is gone when the `with` block ends, and when our process ends.
+def run_ffmpeg(
+    command: list[str], target: int, timeout_s: float, stopping: threading.Event
+) -> tuple[int, bytes]:
+    """Run FFmpeg; return its status and what is on stderr. It has ended, whatever is raised.
 
     It has a session of its own, as Ctrl-C and `timeout` signal the whole group: a good recording
-    would count as broken.
+    would count as broken. target: the descriptor that it writes to.
     """
+    import subprocess
 
-    def __init__(self, command: list[str], target: int) -> None:
-        import subprocess
-
-        self.target = target  # The descriptor that it writes to.
-        self.message = b""
-        # Neither the credential nor FFREPORT, which makes it write files.
-        names = ("HOME", "LD_LIBRARY_PATH", "PATH")
-        environment = {name: os.environ[name] for name in names if name in os.environ}
-        lifeline, self.our_end = os.pipe()
-        try:
-            self.process = subprocess.Popen(
-                command,
-                bufsize=0,
-                stdin=lifeline,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=[target],
-                env=environment,
-                start_new_session=True,
-            )
-            kill_on_hangup(lifeline, self.process.pid)
-        except OSError:
-            os.close(self.our_end)
-            raise
-        finally:
-            os.close(lifeline)
-
-    def __enter__(self) -> FFmpeg:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        import subprocess
-
-        if self.process.poll() is None:
-            with contextlib.suppress(OSError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+    # Neither the credential nor FFREPORT, which makes it write files.
+    names = ("HOME", "LD_LIBRARY_PATH", "PATH")
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[target],
+            env={name: os.environ[name] for name in names if name in os.environ},
+            start_new_session=True,
+        )
+    except OSError as error:
+        is_missing = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR)
+        meaning = NO_FFMPEG if is_missing else CONVERSION_NOT_STARTED
+        raise UploadError(meaning, f"{command[0]}: {error.strerror}") from error
+    try:
+        return wait_for_ffmpeg(process, target, timeout_s, stopping)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
             # On a share that is gone even this may not end it.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(KILL_GRACE_S)
-        if self.process.stderr:
-            self.process.stderr.close()
-        os.close(self.our_end)
-
-    def wait(self, timeout_s: float, stopping: threading.Event) -> None:
-        """Wait for its end; raise UploadError if the run is stopped or the output does not grow."""
-        import select
-        import subprocess
-
-        assert self.process.stderr
-        poller = select.poll()
-        poller.register(self.process.stderr, select.POLLIN)
-        size_bytes, idle_s, before_s = 0, 0.0, time.monotonic()
-        while self.process.poll() is None:
-            if poller.poll(TICK_S * 1000) and not self.read_message():
-                with contextlib.suppress(subprocess.TimeoutExpired):  # stderr is closed: the end.
-                    self.process.wait(TICK_S)
-            if stopping.is_set():
-                raise run_stopped()
-            previous_bytes, size_bytes = size_bytes, os.fstat(self.target).st_size
-            # A time in which we did not run ourselves (SIGSTOP) is not idle time.
-            now_s = time.monotonic()
-            idle_s = idle_s + min(now_s - before_s, 1) if size_bytes == previous_bytes else 0.0
-            before_s = now_s
-            if idle_s > timeout_s:
-                cause = f"FFmpeg decoded nothing for {timeout_s:g} s and was ended"
-                raise data_error("conversion-stuck", cause, EXPORT_AGAIN)
-            if size_bytes > CONVERTED_LIMIT_BYTES:
-                cause = "longer than a WAV file can be"
-                raise data_error("too-long", cause, "cut it into parts of at most 4 hours")
-        self.read_message()
-
-    def read_message(self) -> bytes:
-        """Read some of what is on stderr, without waiting; return it."""
-        assert self.process.stderr
-        os.set_blocking(self.process.stderr.fileno(), False)
-        more: bytes = self.process.stderr.read(STDERR_LIMIT_BYTES) or b""
-        if len(self.message) < STDERR_LIMIT_BYTES:
-            self.message += more
-        return more
+                process.wait(KILL_GRACE_S)
+        if process.stderr:
+            process.stderr.close()
 
 
-def kill_on_hangup(pipe: int, pid: int) -> None:
-    """Have the kernel kill a process as soon as nobody can write to its pipe any more.
+def wait_for_ffmpeg(
+    process: Any, target: int, timeout_s: float, stopping: threading.Event
+) -> tuple[int, bytes]:
+    """Return like run_ffmpeg; raise UploadError if the run is stopped or the output goes wrong."""
+    import subprocess
 
-    So FFmpeg does not outlive us, whatever ends us. prctl(PR_SET_PDEATHSIG) would have to be called
-    between fork and exec, where threads make Python unsafe.
-    """
-    if hasattr(fcntl, "F_SETSIG"):  # Linux.
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(pipe, fcntl.F_SETOWN, pid)
-            fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
-            fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_ASYNC)
+    size_bytes, idle_s, before_s = 0, 0.0, time.monotonic()
+    while True:
+        try:
+            _, message = process.communicate(timeout=TICK_S)
+            return process.returncode, message
+        except subprocess.TimeoutExpired as running:
+            message = running.stderr or b""
+        if len(message) > STDERR_LIMIT_BYTES:
+            return 1, message
+        if stopping.is_set():
+            raise run_stopped()
+        previous_bytes, size_bytes = size_bytes, os.fstat(target).st_size
+        # A time in which we did not run ourselves (SIGSTOP) is not idle time.
+        now_s = time.monotonic()
+        idle_s = idle_s + min(now_s - before_s, 1) if size_bytes == previous_bytes else 0.0
+        before_s = now_s
+        if idle_s > timeout_s:
+            cause = f"FFmpeg decoded nothing for {timeout_s:g} s and was ended"
+            raise data_error("conversion-stuck", cause, EXPORT_AGAIN)
+        if size_bytes > CONVERTED_LIMIT_BYTES:
+            cause = "longer than a WAV file can be"
+            raise data_error("too-long", cause, "cut it into parts of at most 4 hours")
 
 
-def check_end(returncode: int, message: bytes, path: str, stopping: threading.Event) -> None:
-    """Raise UploadError unless FFmpeg ended well and said nothing, with nobody ending the run."""
-    text = message.decode(errors="replace").replace(f"file:{path}", "the file").strip()
-    if stopping.is_set():
-        raise run_stopped()
+def check_end(status: int, text: str) -> None:
+    """Raise UploadError unless FFmpeg ended well and said nothing."""
     # FFmpeg catches SIGTERM and ends without a word with 255; a shell around it says 128 + signal.
-    if returncode < 0 or (returncode > 128 and not text):
-        raise UploadError(CONVERSION_KILLED, f"status {returncode}")
-    if returncode or text:
+    if status < 0 or (status > 128 and not text.strip()):
+        raise UploadError(CONVERSION_KILLED, f"status {status}")
+    if status or text.strip():
         # The first line has the cause; those that follow say that therefore something else failed.
-        line = re.sub(r"^(\[[^]]*\] )+", "", (text.splitlines() or [f"status {returncode}"])[0])
+        line = re.sub(r"^(\[[^]]*\] )+", "", text.strip().partition("\n")[0] or f"status {status}")
         line = "".join(char if char.isprintable() else "?" for char in line)[:200]
         is_full = any(reason in text for reason in NO_SPACE_TEXTS)
         raise UploadError(NO_SPACE if is_full else CONVERSION_FAILED, line)
@@ -2104,6 +2030,12 @@ class Transfer(Call):
         audio = audio_pb2.AudioRequest(audio_metadata=self._audio, audio_data=chunk)
         return talk_service_pb2.UploadTalkRequest(metadata=self._recording.metadata, audio=audio)
 
+    @property
+    def done_bytes(self) -> int:
+        """How much of the recording's own file is done: what is sent may be converted."""
+        own_bytes = self._recording.file_state.size_bytes
+        return self.handed_over_bytes * own_bytes // (self._recording.sent_bytes or 1)
+
     def _chunks(self, size_bytes: int) -> Iterator[bytes]:
         converted = self._recording.converted
         for data in read_chunks(self._recording.path, size_bytes, converted and converted.file):
@@ -2434,7 +2366,7 @@ LEDGER_TABLES = (
     looked_up_at    TEXT,
     is_missing      INTEGER NOT NULL DEFAULT 0,  -- A lookup has proved that there is no dialog.
     split           INTEGER NOT NULL DEFAULT 0,
-    duration_s      REAL,              -- Of what it was converted to.
+    duration_s      REAL,              -- Of what was left out once it was converted: too short.
     sent_at         TEXT,              -- The commit point.
     uploaded_at     TEXT,
     updated_at      TEXT    NOT NULL,
@@ -2484,6 +2416,7 @@ SAME_PATH = """r.connection_id = p.connection_id AND r.path = p.path AND r.stem 
 # A recording that vanished, or waits for its JSON, is not one that the next run will upload.
 OUTCOME = """CASE
     WHEN r.state IN ('uploaded', 'unknown') THEN r.state
+    WHEN r.state = 'failed' AND r.duration_s IS NOT NULL THEN 'left out'
     WHEN r.state IN ('sending', 'finishing')
         AND r.updated_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 day')
         AND (SELECT ended_at IS NULL FROM runs WHERE connection_id = r.connection_id
@@ -2911,6 +2844,7 @@ class Ledger(LedgerFile):
             "error": None,
             "request_id": None,
             "is_missing": False,
+            "duration_s": None,
             "updated_at": utc(),
         }
         names = ", ".join(columns)
@@ -3411,6 +3345,10 @@ def batches(
 # --- 13. Choosing what to send ----------------------------------------------------------------
 
 
+# The states of what may be in the service.
+SENT = ("uploaded", "unknown", "finishing", "sending")
+
+
 class Action(enum.Enum):
     """What to do with a recording of which the ledger has a row."""
 
@@ -3558,24 +3496,35 @@ class Source:
         # Without a ledger, only this keeps a file with two names from becoming two dialogs.
         seen: set[tuple[int, int]] = set()
         for found in find_files(self._args):
-            recording = Recording(found.path, found.explicit, found.sidecar, found.siblings)
-            try:
-                if found.error:
-                    raise found.error
-                status = os.stat(found.path)
-                recording.file_state = FileState.from_stat(status)
-            except (OSError, ValueError) as error:
+            recording = Recording(found.paths[0], found.explicit, found.sidecar)
+            error: Exception | None = found.error
+            files: list[tuple[str, FileState]] = []
+            identities: set[tuple[int, int]] = set()
+            is_waiting = False
+            for path in () if error else found.paths:
+                try:
+                    status = os.stat(path)
+                    state = FileState.from_stat(status)
+                except (OSError, ValueError) as problem:
+                    error = error or problem
+                    continue
+                files.append((path, state))
+                identities.add((status.st_dev, status.st_ino))
+                is_waiting |= is_young(state, self._args.min_age)
+            if not files:
+                assert error
                 self._tally.add(recording, failed(unreadable(error)))
                 continue
-            identity = status.st_dev, status.st_ino
-            if is_young(recording.file_state, self._args.min_age):
+            (recording.path, recording.file_state), *siblings = files
+            recording.siblings = tuple(siblings)
+            if is_waiting:  # Another program may be converting it.
                 text = f"younger than {self._args.min_age:g} s"
                 self._tally.leave_out(recording, "waiting", text)
-            elif identity in seen:
+            elif seen.intersection(identities):
                 what = "another name of a file that was found before"
                 self._tally.leave_out(recording, "under another name", what)
             else:
-                seen.add(identity)
+                seen |= identities
                 yield recording
 
     def _check_mount(self, folder: str, ledger: Ledger | None) -> None:
@@ -3640,43 +3589,42 @@ class Examiner:
         If not, its result is reported, or it is looked at again later. Raises UploadError.
         """
         rows = self._ledger.find_by_stem(recording.path) if self._ledger else []
-        known, is_touched = self._match_call(rows, recording)
+        other = uploaded_sibling(rows, recording)
+        if rows and recording.siblings:
+            self._take_sent_file(rows, recording)
+        known, is_touched = match_file(rows, recording)
         if known:
             return self._leave(recording, known)
-        if self._is_left_out(recording, rows):
-            return False
         if is_touched and not self.may_hash_touched:
             self.touched.append(recording)
             return False
-        if recording.metadata is None and not self._check(recording):
-            return False
+        if recording.metadata is None:  # Not looked at before.
+            if self._is_left_out(recording, other, bool(rows)) or self._waits_for_json(recording):
+                return False
+            if not self._check_audio(recording):
+                return False
+            collect_metadata(recording, self._args, self._common)
+            self._warn_of_metadata(recording)
         if not self._ledger:
             recording.action = Action.SEND
             return True
         if not recording.sha256:
             hash_recording(recording, self._args, self._breaker.stopping)
-        for row in rows:
-            if row["state"] == "uploaded" and is_same_path(row, recording):
+        for row in sorted(rows, key=lambda row: str(row["updated_at"])):
+            if row["state"] == "uploaded" and is_same_path(row, recording.path):
                 recording.replaces = row["talk_id"] or row["found_id"] or ""
         return self._claim_or_leave(recording, self._ledger)
 
-    def _is_left_out(self, recording: Recording, rows: Sequence[Row]) -> bool:
-        """Leave out what is old and new to the ledger, and what is uploaded in another format."""
-        if self._is_too_old(recording) and not any(is_same_path(row, recording) for row in rows):
-            self._leave_out(recording, "before --since", f"older than {self._args.since}")
-            return True
-        if other := uploaded_sibling(rows, recording):
+    def _is_left_out(self, recording: Recording, other: Row | None, is_known: bool) -> bool:
+        """Leave out what is old and new to the ledger, and what was sent in another format."""
+        newest_ns = max(recording.file_state[1:])
+        if newest_ns < self._since_s * 1e9 and not is_known:
+            self._tally.leave_out(recording, "before --since", f"older than {self._args.since}")
+        elif other:
             what = f"the same call as {other['path']}, which is {other['state']}"
-            self._leave_out(recording, "in another format", what)
-            return True
-        return False
-
-    def _check(self, recording: Recording) -> bool:
-        """Check a recording's audio and metadata; return False if it is left out."""
-        if self._waits_for_json(recording) or not self._check_audio(recording):
+            self._tally.leave_out(recording, "in another format", what)
+        else:
             return False
-        collect_metadata(recording, self._args, self._common)
-        self._warn_of_metadata(recording)
         return True
 
     def _waits_for_json(self, recording: Recording) -> bool:
@@ -3689,7 +3637,7 @@ class Examiner:
             with contextlib.suppress(OSError):  # collect_metadata says so.
                 if is_young(FileState.of(recording.sidecar), args.min_age):
                     what = f"its JSON is younger than {args.min_age:g} s"
-                    self._leave_out(recording, "waiting", what)
+                    self._tally.leave_out(recording, "waiting", what)
                     return True
             return False
         if args.require_json is None:
@@ -3699,27 +3647,26 @@ class Examiner:
             advice = "find out why it was not written; or leave out --require-json"
             meaning = Meaning(os.EX_NOINPUT, "no-metadata", f"no metadata yet: {name}", advice)
             raise UploadError(meaning)
-        self._leave_out(recording, "waiting", "it has no JSON yet")
+        self._tally.leave_out(recording, "waiting", "it has no JSON yet")
         return True
 
-    def _match_call(self, rows: Sequence[Row], recording: Recording) -> tuple[Row | None, bool]:
-        """Return like match_file, for whichever of a call's files the ledger knows."""
-        known, is_touched = match_file(rows, recording)
-        for sibling in recording.siblings if rows and not known else ():
-            other = Recording(sibling)
-            with contextlib.suppress(OSError):
-                other.file_state = FileState.of(sibling)
-            known, _ = match_file(rows, other)
-            if known:
-                self._choose_sibling(recording, sibling, other.file_state)
-                break
-        return known, is_touched
+    def _take_sent_file(self, rows: Sequence[Row], recording: Recording) -> None:
+        """Of a call's files take the one of which there may be a dialog, if it has not changed."""
+        for path, state in ((recording.path, recording.file_state), *recording.siblings):
+            for row in rows:
+                before = row["size_bytes"], row["mtime_ns"]
+                if row["state"] in SENT and is_same_path(row, path) and before == state[:2]:
+                    self._take_file(recording, path, state)
+                    return
 
-    def _choose_sibling(self, recording: Recording, path: str, state: FileState) -> None:
-        """Take one of the files of a call for its recording."""
-        others = {recording.path, *recording.siblings} - {path}
-        recording.path, recording.file_state = path, state
-        recording.siblings = tuple(sorted(others))
+    def _take_file(self, recording: Recording, path: str, state: FileState) -> None:
+        """Take one of the files of a call, and leave out the others."""
+        for other in (recording.path, *(sibling for sibling, _ in recording.siblings)):
+            if other != path:
+                left_out = Recording(other, recording.explicit)
+                what = f"the same call as {path}"
+                self._tally.leave_out(left_out, "in another format", what)
+        recording.path, recording.file_state, recording.siblings = path, state, ()
 
     def _check_audio(self, recording: Recording) -> bool:
         """Read the header of the file to send; return False if it is left out.
@@ -3727,37 +3674,32 @@ class Examiner:
         Of files of one call, what the service takes as it is goes first, then the order of FORMATS.
         Raises UploadError if all of them are broken: that of the first.
         """
-        readable: list[tuple[bool, str, Audio, FileState]] = []
+        best: tuple[Audio, str, FileState] | None = None
         first_error: UploadError | None = None
-        for path in (recording.path, *recording.siblings):
+        for path in (recording.path, *(sibling for sibling, _ in recording.siblings)):
             try:
                 audio, state = read_header(path, self._args)
-                readable.append((audio.needs_conversion, path, audio, state))
             except UploadError as error:
                 first_error = first_error or error
-        if not readable:
+                continue
+            if not best or not audio.needs_conversion:
+                best = audio, path, state
+            if not audio.needs_conversion:
+                break
+        if not best:
             assert first_error
-            is_empty = first_error.meaning.id in ("empty", "no-samples")
-            if self._args.min_duration and is_empty:
-                self._leave_out(recording, "too short", "without audio so far")
+            self._take_file(recording, recording.path, recording.file_state)
+            if self._args.min_duration and first_error.meaning.id in ("empty", "no-samples"):
+                self._tally.leave_out(recording, "too short", "without audio so far")
                 return False
             raise first_error
-        _, path, audio, state = min(readable, key=lambda each: each[0])
-        self._choose_sibling(recording, path, state)
-        recording.audio = audio
-        if 0 < audio.duration_s < self._args.min_duration:
-            what = f"{audio.duration_s:,.1f} s, shorter than {self._args.min_duration:g} s"
-            self._leave_out(recording, "too short", what)
+        recording.audio, path, state = best
+        self._take_file(recording, path, state)
+        duration_s = recording.audio.duration_s
+        if 0 < duration_s < self._args.min_duration:
+            self._tally.leave_out(recording, "too short", shorter(duration_s, self._args))
             return False
-        for sibling in recording.siblings:
-            what = f"the same call as {path}"
-            self._tally.leave_out(Recording(sibling), "in another format", what)
         return True
-
-    def _leave_out(self, recording: Recording, reason: str, what: str) -> None:
-        """Count a recording, and the other files of its call, as left out."""
-        for path in (recording.path, *recording.siblings):
-            self._tally.leave_out(Recording(path, recording.explicit), reason, what)
 
     def _claim_or_leave(self, recording: Recording, ledger: Ledger) -> bool:
         """Act on what the ledger has of a recording's audio; return like examine."""
@@ -3771,7 +3713,8 @@ class Examiner:
                 log.info(f"{recording.path}: sent again; {decision.reason}")
                 break
             if decision.action is Action.LEAVE_OUT:
-                self._leave_out(recording, "too short", decision.reason)
+                what = shorter(row["duration_s"], self._args)
+                self._tally.leave_out(recording, "too short", what)
                 return False
             if decision.action is not Action.WAIT:
                 is_copy = is_elsewhere(row, recording)
@@ -3792,10 +3735,6 @@ class Examiner:
         recording.action = Action.SEND
         return True
 
-    def _is_too_old(self, recording: Recording) -> bool:
-        state = recording.file_state
-        return max(state.mtime_ns, state.ctime_ns) < self._since_s * 1e9
-
     def _leave(self, recording: Recording, row: Row, is_copy: bool = False) -> bool:
         """Report a recording as the ledger has it; return True if a worker has to see to it.
 
@@ -3810,7 +3749,7 @@ class Examiner:
             self._check_update(recording, row)
         updates = self._tally.updates
         if recording.action is Action.UPDATE_METADATA and updates.stopping.is_set():
-            self._leave_out(recording, "not updated", updates.cause)
+            self._tally.leave_out(recording, "not updated", updates.cause)
             return False
         if recording.action in (Action.FOLLOW, Action.UPDATE_METADATA):
             return True
@@ -3915,10 +3854,15 @@ def is_young(state: FileState, limit_s: float) -> bool:
     return abs(age_s) < limit_s
 
 
-def is_same_path(row: Row, recording: Recording) -> bool:
-    """Return whether a row of find_by_stem is of the recording's path."""
+def shorter(duration_s: float, args: Namespace) -> str:
+    """Say that a recording is too short."""
+    return f"{duration_s:,.1f} s, shorter than {args.min_duration:g} s"
+
+
+def is_same_path(row: Row, path: str) -> bool:
+    """Return whether a row of find_by_stem is of this path."""
     suffix: str = row["suffix"]
-    return suffix == os.path.splitext(recording.path)[1]
+    return suffix == printable(os.path.splitext(path)[1])
 
 
 def is_elsewhere(row: Row, recording: Recording) -> bool:
@@ -3948,7 +3892,7 @@ def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, b
     state, is_touched = recording.file_state, False
     for row in rows:
         before = row["size_bytes"], row["mtime_ns"]
-        if row["state"] == "uploaded" and before == state[:2] and is_same_path(row, recording):
+        if row["state"] == "uploaded" and before == state[:2] and is_same_path(row, recording.path):
             if row["ctime_ns"] == state.ctime_ns:
                 return row, False
             is_touched = True
@@ -3958,14 +3902,17 @@ def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, b
 def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
     """Return the row of the same call in a format of which there is no file any more.
 
-    A night job may have turned X.wav into X.mp3 after the upload.
+    A night job may have turned X.wav into X.mp3 after the upload. If there is a row of a file that
+    is there, either that file was sent, or its name has been used again, for another call.
     """
-    paths = (recording.path, *recording.siblings)
-    present = {os.path.splitext(path)[1] for path in paths}
-    if any(is_same_path(row, recording) for row in rows):
+    present = {recording.path, *(path for path, _ in recording.siblings)}
+    sent = [row for row in rows if row["state"] in SENT]
+    if any(is_same_path(row, path) for row in sent for path in present):
         return None
-    states = ("uploaded", "unknown", "finishing", "sending")
-    return next((r for r in rows if r["suffix"] not in present and r["state"] in states), None)
+    # As in find_files.
+    suffixes = {os.path.splitext(path)[1].lower() for path in present}
+    sent = [row for row in sent if {row["suffix"].lower(), *suffixes} <= {*SUFFIXES}]
+    return next(iter(sent), None)
 
 
 def drained(queue: collections.deque[Recording]) -> Iterator[Recording]:
@@ -4362,7 +4309,7 @@ class Console(logging.Handler):
         sizes = []
         for found in find_files(self._args):
             with contextlib.suppress(OSError, ValueError):
-                sizes.append(os.stat(found.path).st_size)
+                sizes.append(os.stat(found.paths[0]).st_size)
         if self._bar is not None:
             self._bar.total = sum(sizes)
             self._total = len(sizes)
@@ -4574,18 +4521,20 @@ class Run:
         args, audio = self._args, recording.audio
         if not audio or not audio.needs_conversion:
             return None
-        recording.converted = converted = convert(
-            self._ffmpeg, recording.path, audio, args.timeout, self._breaker.stopping
-        )
         check_unchanged(recording, lambda: None)
+        try:
+            recording.converted = converted = convert(
+                self._ffmpeg, recording.path, audio, args.timeout, self._breaker.stopping
+            )
+        finally:  # That it changed meanwhile explains an error, too.
+            check_unchanged(recording, lambda: None)
         duration_s = converted.audio.duration_s
         if duration_s >= args.min_duration:
             check_limits(converted.audio, converted.size_bytes, args.split, args.single_message)
             return None
         if self._ledger:  # So that it is not converted again.
             self._ledger.update(recording, state="failed", duration_s=duration_s)
-        what = f"{duration_s:,.1f} s, shorter than {args.min_duration:g} s"
-        return Result(Outcome.LEFT_OUT, description=what)
+        return Result(Outcome.LEFT_OUT, description=shorter(duration_s, args))
 
     def _update(self, recording: Recording, uploader: Uploader) -> Result:
         """Send changed metadata of an uploaded recording; return and record the result."""
@@ -4664,7 +4613,7 @@ class Run:
         # Not while a worker is reporting, or the bar would step back.
         if self._tally.lock.acquire(blocking=False):
             calls = [call for call in self._calls() if isinstance(call, Transfer)]
-            self._console.show_progress(sum(call.handed_over_bytes for call in calls))
+            self._console.show_progress(sum(call.done_bytes for call in calls))
             self._tally.lock.release()
         return bool(alive)
 

@@ -5,6 +5,7 @@ Each test is of one thing that went wrong once, seen from outside.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import json
@@ -20,8 +21,9 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import ledgers
@@ -141,14 +143,14 @@ def test_a_recording_changed_in_place_while_it_is_sent(
         put_mtime_back(path, before.st_mtime_ns)
 
     if way:
-        check = upload_grpc.Transfer._check_file
+        check = upload_grpc.check_unchanged
 
-        def check_file(transfer: upload_grpc.Transfer) -> None:
+        def change_and_check(recording: upload_grpc.Recording, moved: Callable[[], None]) -> None:
             change()
-            check(transfer)
+            check(recording, moved)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(upload_grpc.Transfer, "_check_file", check_file)
+            patch.setattr(upload_grpc, "check_unchanged", change_and_check)
             outcome = remember(path, *way)
     else:
         service.script.append(At(audio=change))
@@ -198,14 +200,14 @@ def test_an_error_of_one_recording_holds_up_no_other(
     """Whatever it is that cannot be converted, this time."""
     for name in "abc":
         make_wav(folder / f"{name}.wav", 3_000)
-    check = upload_grpc.check_audio
+    read = upload_grpc.read_header
 
-    def check_audio(recording: upload_grpc.Recording, *more: object) -> None:
-        if recording.path.endswith("b.wav"):
+    def read_header(path: str, args: argparse.Namespace) -> Any:
+        if path.endswith("b.wav"):
             raise error("no such number")
-        check(recording, *more)  # type: ignore[arg-type]
+        return read(path, args)
 
-    monkeypatch.setattr(upload_grpc, "check_audio", check_audio)
+    monkeypatch.setattr(upload_grpc, "read_header", read_header)
     outcome = remember(folder)
     assert (outcome.code, len(service.talks)) == (NO_INPUT, 2)
     assert re.search(r"/b\.wav: cannot be read: no such number", outcome.err)
