@@ -32,11 +32,12 @@ Results go to stdout, everything else to stderr. README.md says more.
 
 from __future__ import annotations
 
-import signal
+# What `signal` is made of; that one imports half a dozen modules, in which Ctrl-C may come.
+import _signal  # type: ignore[import-not-found]
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     # Until the run begins nothing needs cleaning up, so Ctrl-C may simply end the process.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 import argparse
 import collections
@@ -55,6 +56,7 @@ import math
 import os
 import re
 import shlex
+import signal
 import socket
 import stat
 import struct
@@ -159,6 +161,10 @@ REFUSAL_WAIT_S = 1.0
 # After a signal: how long to wait for responses that are due, and for cancelled calls to end.
 ANSWER_GRACE_S = 10.0
 CANCEL_GRACE_S = 1.0
+# Open files that a run needs: of Python, grpc and the ledger, and for each upload its recording and
+# connections, one of which may be closing.
+FILES_NEEDED = 20
+FILES_PER_JOB = 3
 # Polling interval of the main thread, and of a worker that may not begin.
 TICK_S = 0.05
 
@@ -181,8 +187,11 @@ SAID_LIMIT = 10
 PASSING_S = 60 * 60.0
 LOOKUP_HOPE_S = 24 * 60 * 60.0
 
-# Our own limit, so that a service's error text of many KB stays one readable line.
+# Our own limits, so that a service's error text of many KB stays one readable line, with the IDs
+# that follow it.
 LINE_LIMIT_CHARACTERS = 1000
+TEXT_LIMIT_CHARACTERS = 600
+PATH_LIMIT_CHARACTERS = 300
 
 
 # --- 3. Errors, what the end of a call means, and results -------------------------------------
@@ -191,6 +200,8 @@ AGAIN = "run again"
 CHECK_PATH = "check the path and its permissions"
 LOOK_FOR_IT = "look for it in the console"
 LOOK_FIRST = f"{LOOK_FOR_IT}; if it is not there, send it again (with --ledger: --retry-unknown)"
+RAISE_FILES = "raise the limit: ulimit -n 1024, or use fewer --jobs"
+RAISE_MEMORY = "raise the limits: ulimit -v, ulimit -u, or use fewer --jobs"
 STREAM_IT = "leave out --single-message to send it as a stream"
 # If recordings ended differently, the exit code is the first of these (os.EX_*) that occurred.
 GRAVEST_FIRST = (70, 77, 78, 74, 76, 65, 66, 75)
@@ -242,8 +253,24 @@ def config_error(id: str, cause: str, advice: str) -> UploadError:
 
 def unreadable(error: Exception, what: str = "") -> UploadError:
     """Return the error for a file that cannot be read; what: which one, if not the recording."""
+    if limit := limit_error(error):
+        return limit
     cause = f"{what}cannot be read: {error_text(error)}"
     return UploadError(Meaning(os.EX_NOINPUT, "unreadable", cause, CHECK_PATH))
+
+
+def limit_error(error: BaseException | None) -> UploadError | None:
+    """Return the error for a limit of this process that every recording would meet, or None."""
+    while error:
+        number = getattr(error, "errno", 0)
+        if number in (errno.EMFILE, errno.ENFILE):
+            return config_error("files", "too many open files", RAISE_FILES)
+        is_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
+        if is_thread or isinstance(error, MemoryError) or number == errno.ENOMEM:
+            cause = "no more threads" if is_thread else "no more memory"
+            return config_error("memory", cause, RAISE_MEMORY)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def file_changed(what: str) -> UploadError:
@@ -307,6 +334,10 @@ NO_METHOD = Meaning(
 )
 BAD_FILE = Meaning(65, "refused", "the service refused the recording", FIX_IT)
 EXISTS = Meaning(65, "exists", "the service has this dialog already", LOOK_FOR_IT)
+TOO_LARGE_BETWEEN = Meaning(
+    *(65, "too-large", "the recording is too large for something between here and the service"),
+    "raise the limit of the proxy or gateway there",
+)
 TOO_LARGE = Meaning(65, "too-large", "the message is too large for the service", STREAM_IT)
 QUOTA = Meaning(
     *(75, "quota", "the quota is used up", "run again later"),
@@ -330,7 +361,7 @@ UNKNOWN = Meaning(
 # these calls created a dialog.
 RULES = (
     # A proxy's or gateway's limit for a request's body.
-    (".*Received http2 header with status: 413", TOO_LARGE),
+    (".*Received http2 header with status: 413", TOO_LARGE_BETWEEN),
     ("UNAUTHENTICATED|PERMISSION_DENIED", BAD_KEY),
     ("NOT_FOUND", NOT_KNOWN),
     ("UNIMPLEMENTED", NO_METHOD),
@@ -378,7 +409,7 @@ def call_error(error: Exception, call: Call) -> CallError:
         meaning = NO_CONNECTION if never_connected and not is_committed else otherwise
         return CallError(meaning, str(error) or "the run was stopped", call)
     status = error.code().name
-    text = masked(" ".join((error.details() or "no details").split()))
+    text = shortened(masked(" ".join((error.details() or "no details").split())))
     details = f"{status}: {text}"
     if is_committed and re.match(LOST_ANSWER, text):
         return CallError(UNKNOWN, details, call, status)
@@ -459,9 +490,9 @@ def split(result: Result, operation: Any) -> Result:
     badge = talk_service_pb2.UploadBadgeResponse()
     with contextlib.suppress(DecodeError):
         operation.response.Unpack(badge)  # Empty where there is an error instead.
-    if badge.talk_ids:
-        return result._replace(talk_ids=tuple(badge.talk_ids))
-    reason = masked(operation.error.message) or "its result has no dialog"
+    if talk_ids := tuple(filter(None, map(str.strip, badge.talk_ids))):
+        return result._replace(talk_ids=talk_ids)
+    reason = shortened(masked(operation.error.message)) or "its result has no dialog"
     cause = f"uploaded, but not split: {reason}, operation {operation.id}"
     return result._replace(error=data_error("not-split", cause, LOOK_FOR_IT))
 
@@ -479,14 +510,18 @@ def unrecorded(result: Result, error: UploadError) -> Result:
 
 # Meaning.id of what an earlier run has noted with another one.
 REJECTED_BEFORE = "rejected"
+# Meaning.id of updates of a dialog's metadata.
+UPDATE_REFUSED = "update-refused"
+UPDATE_TOO_EARLY = "update-too-early"
+UPDATE_ADVICE = "correct its JSON: it is sent again once that changes, or with --retry-rejected"
 
 
 def from_row(row: Row, reason: str = "") -> Result:
     """Return the result of a recording that is left as the ledger has it; reason: why it is."""
     if row["state"] in ("unknown", "finishing"):
         why = row["error"] or "a run is uploading it, or ended before its result was recorded"
-        cause = f"not sent; it may have been uploaded: {why}" + (f"; {reason}" if reason else "")
-        meaning = UNKNOWN._replace(cause=cause, is_outage=False)
+        cause, advice = f"not sent; it may have been uploaded: {why}", reason or LOOK_FIRST
+        meaning = UNKNOWN._replace(cause=cause, advice=advice, is_outage=False)
         if row["is_missing"]:
             cause, advice = f"not in the service, a lookup proved: {why}", "use --retry-unknown"
             meaning = meaning._replace(id="missing", cause=cause, advice=advice)
@@ -524,7 +559,8 @@ class FileState(NamedTuple):
         """Return the state that a stat has read; raise OSError if it is not a regular file."""
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
-        return cls(status.st_size, within_64_bits(status.st_mtime_ns), status.st_ctime_ns)
+        mtime_ns, ctime_ns = within_64_bits(status.st_mtime_ns), within_64_bits(status.st_ctime_ns)
+        return cls(status.st_size, mtime_ns, ctime_ns)
 
 
 NO_STATE = FileState(0, 0, 0)
@@ -1640,7 +1676,11 @@ def read_option_file(option: str, path: str) -> bytes:
 def read_certificates(path: str) -> bytes:
     """Read the certificates to trust; raise UploadError (EX_CONFIG) if they are not PEM."""
     content = read_option_file("--ca-file", path)
-    has_mark = content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"))
+    # A mark may also be within, where several files were put into one.
+    has_mark = re.search(rb"^\xef\xbb\xbf", content, re.M) or content[:2] in (
+        b"\xff\xfe",
+        b"\xfe\xff",
+    )
     if has_mark or not re.search(rb"^-----BEGIN [A-Z0-9 ]*CERTIFICATE-----", content, re.M):
         advice = "convert it: openssl x509 -inform der; or save it without a byte order mark"
         raise config_error("ca-file", f"--ca-file {path} is not PEM", advice)
@@ -1693,7 +1733,7 @@ def authorization(args: Namespace) -> str:
     return f"{'Bearer' if is_token else 'Api-Key'} {key}"
 
 
-def find_proxy(host: str) -> str:
+def find_proxy(host: str, port: str) -> str:
     """Return the URL of the proxy to a host by curl's rules, "" for none; raise UploadError.
 
     https_proxy counts, then all_proxy, unless no_proxy has the host; also in capitals. gRPC has
@@ -1706,7 +1746,8 @@ def find_proxy(host: str) -> str:
 
     proxies = urllib.request.getproxies_environment()
     # Documented with it, but unknown to the type stubs.
-    is_bypassed = vars(urllib.request)["proxy_bypass_environment"](host, proxies)
+    bypasses = vars(urllib.request)["proxy_bypass_environment"]
+    is_bypassed = bypasses(host, proxies) or bypasses(f"{host}:{port}", proxies)
     for name in names:
         del os.environ[name]
     url = proxies.get("https") or proxies.get("all") or ""
@@ -1724,7 +1765,10 @@ def find_proxy(host: str) -> str:
     if match[2]:
         from urllib.parse import unquote
 
-        SECRETS.extend({f"{match[1]}:{match[2]}", match[2], unquote(match[2])})
+        words = {match[2], unquote(match[2])}
+        # Longest first, as one may be part of another.
+        pairs = {f"{match[1]}:{word}" for word in words}
+        SECRETS.extend(sorted(pairs | words, key=len, reverse=True))
     return url
 
 
@@ -1739,7 +1783,7 @@ class Access:
         self.endpoint = f"{match[1]}:{match[2] or 443}"
         # None: the certificates bundled with grpc.
         self._roots = read_certificates(args.ca_file) if args.ca_file else None
-        proxy = find_proxy(match[1].strip("[]"))
+        proxy = find_proxy(match[1].strip("[]"), match[2] or "443")
         self._proxy_option = ("grpc.http_proxy", proxy) if proxy else ("grpc.enable_http_proxy", 0)
         self._args = args
         self._authorization = authorization(args)
@@ -1815,7 +1859,8 @@ def read_chunks(path: str, size_bytes: int, converted: BinaryIO | None = None) -
             while data := audio.read(size_bytes):
                 yield data
     except OSError as error:
-        raise file_changed(f"became unreadable ({error_text(error)})") from error
+        what = f"became unreadable ({error_text(error)})"
+        raise limit_error(error) or file_changed(what) from error
 
 
 def hash_file(path: str, at_chunk: Callable[[], None]) -> str:
@@ -2067,7 +2112,7 @@ class CircuitBreaker:
     def record(self, result: Result) -> None:
         """Stop the run if a result shows an outage, or an error that all would meet."""
         error = result.error
-        if result.outcome is Outcome.UPLOADED and not result.found_id:
+        if result.outcome in (Outcome.UPLOADED, Outcome.UPDATED) and not result.found_id:
             self._failures = 0
             self.half_open = self._began_half_open = False
         elif error and error.meaning.is_outage:
@@ -2287,6 +2332,7 @@ LEDGER_APPLICATION_ID = 0x53534C47
 LEDGER_VERSION = 3
 # How long to wait for another program that has locked the file.
 LEDGER_LOCK_LIMIT_S = 60.0
+LEDGER_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 # Times are ISO 8601 in UTC, those of files nanoseconds since 1970.
 LEDGER_TABLES = (
     """CREATE TABLE recordings (
@@ -2504,8 +2550,6 @@ class LedgerError(UploadError):
         if re.search("locked|busy", cause):
             advice = "find what holds it: another program, or it is on a network file system"
             return cls(path, "locked", cause, advice)
-        if number == errno.ELOOP:
-            return cls(path, "link", "its -lock file is a symbolic link", "remove the link")
         disk_errors = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
         if number in disk_errors or re.search("full|I/O|too large", cause):
             advice = "wait for that to end, then run again"
@@ -2556,10 +2600,10 @@ class LedgerFile:
                         isolation_level=None,
                         check_same_thread=False,
                     )
-                undo.callback(self._db.close)
+                # Not that of today: a dry run may replace it.
+                undo.callback(lambda: self._db.close())  # noqa: PLW0108
                 self._db.row_factory = sqlite3.Row
-                self._prepare()
-                if is_new:
+                if self._prepare():
                     what = "none there" if args.dry_run else "begins a new ledger"
                     log.info(f"ledger {self.path}: {what}")
             except (OSError, sqlite3.Error) as error:
@@ -2568,7 +2612,7 @@ class LedgerFile:
 
     def _check_path(self) -> bool:
         """Return whether there is no ledger yet; raise LedgerError for a file that is not safe."""
-        path, is_quiet = self.path, self._args.quiet and not self._args.dry_run
+        path = self.path
         try:
             status = os.stat(path)
         except FileNotFoundError:
@@ -2582,6 +2626,10 @@ class LedgerFile:
         if status and is_mount_point(path):
             cause = "it is a mount point, so its -wal file is elsewhere"
             raise LedgerError(path, "mount", cause, "mount the folder that holds it")
+        for suffix in ("-lock", "-wal", "-shm", "-journal"):
+            if os.path.islink(path + suffix):  # It may lead to a file of somebody else.
+                cause = f"its {suffix} file is a symbolic link"
+                raise LedgerError(path, "link", cause, "remove the link")
         if status and status.st_size:
             return False
         with contextlib.suppress(FileNotFoundError):
@@ -2589,36 +2637,51 @@ class LedgerFile:
                 cause = "missing or empty, though its -wal file is there"
                 advice = f"put the ledger back beside it ({NEW_LEDGER})"
                 raise LedgerError(path, "wal", cause, advice)
-        if is_quiet:
-            cause = "empty" if status else "missing"
-            raise LedgerError(path, "missing", f"{cause}, and --quiet begins none", BEGIN_LEDGER)
+        self._refuse_to_begin("empty" if status else "missing")
         return True
 
-    def _lock_file(self) -> int:
-        """Keep other runs out until this process ends, however it ends."""
+    def _refuse_to_begin(self, cause: str) -> None:
+        """Raise LedgerError with --quiet: cron must not upload everything again."""
+        if self._args.quiet and not self._args.dry_run:
+            if self._identity is None and os.path.exists(f"{self.path}-lock"):
+                os.close(self._take_lock())  # A first run may be about to begin it.
+            cause = f"{cause}, and --quiet begins none"
+            raise LedgerError(self.path, "missing", cause, BEGIN_LEDGER)
+
+    def _take_lock(self) -> int:
+        """Lock a file beside the ledger, and return its descriptor; raise LedgerInUse."""
         # A file of its own: SQLite's locks on the ledger itself are lost when any descriptor of
         # the ledger is closed (sqlite.org/howtocorrupt.html, 2.2).
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        lock_file = os.open(f"{self.path}-lock", flags, 0o600)
+        lock_file = os.open(f"{self.path}-lock", LEDGER_FLAGS, 0o600)
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock_file)
             raise LedgerInUse(self.path) from None
+        return lock_file
+
+    def _lock_file(self) -> int:
+        """Keep other runs out until this process ends, however it ends."""
+        lock_file = self._take_lock()
         # SQLite gives its -wal and -shm files the permissions of this one.
-        os.close(os.open(self.path, flags, 0o600))
+        os.close(os.open(self.path, LEDGER_FLAGS, 0o600))
         status = os.stat(self.path)
         self._identity = status.st_dev, status.st_ino
         return lock_file
 
-    def _prepare(self) -> None:
-        """Check the layout, or create it; take over what a killed run left."""
+    def _prepare(self) -> bool:
+        """Check the layout, or create it and return True."""
         execute = self._db.execute
         (tables,) = execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables:
             check_layout(self._db, self.path)
-        if self._args.dry_run and tables:
-            return
+        else:  # Perhaps SQLite has just undone what a killed first run had begun.
+            self._refuse_to_begin("empty")
+        if self._args.dry_run:
+            if not tables:
+                self._db.close()
+                self._db = create_in_memory()
+            return not tables
         execute("BEGIN IMMEDIATE")
         # In one transaction of a file without -wal: a run killed in it leaves an empty file.
         for statement in () if tables else LEDGER_TABLES:
@@ -2633,6 +2696,7 @@ class LedgerFile:
         # Write-ahead log: others can read while we write, and a commit is one write and one sync.
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = NORMAL")
+        return not tables
 
     def be_quick(self) -> None:
         """Wait no longer than a moment for another program: the run was told to end."""
@@ -2806,7 +2870,16 @@ class Ledger(LedgerFile):
     def record_update(self, recording: Recording) -> None:
         """Record that the service has taken new metadata for an uploaded recording."""
         columns = self._metadata_columns(recording)
+        if self._args.lookup_key:
+            columns["lookup_key"] = self._args.lookup_key
         self.update(recording, error=None, updated_at=utc(), **columns)
+
+    def record_refused_update(self, recording: Recording, error: UploadError) -> None:
+        """Record that the service refused new metadata, so that they are not sent again."""
+        assert recording.json
+        columns = json_columns(recording.json.state)
+        text = clean(error.error_text)
+        self.update(recording, json_refused=recording.json.sha256, error=text, **columns)
 
     def commit(self, recording: Recording, request_id: str) -> None:
         """Record, on disk, that a dialog may exist from now on."""
@@ -2832,12 +2905,12 @@ class Ledger(LedgerFile):
         now, is_uploaded = utc(), result.outcome is Outcome.UPLOADED
         columns: dict[str, object] = {"attempts": recording.attempts}
         if is_uploaded or result.talk_ids:
-            columns["talk_id"] = " ".join(result.talk_ids) or None
+            columns["talk_id"] = one_line(" ".join(result.talk_ids)) or None
         if is_uploaded:
             columns["uploaded_at"] = now
         for name in ("badge_id", "operation_id", "found_id"):
             if getattr(result, name):
-                columns[name] = getattr(result, name)
+                columns[name] = one_line(getattr(result, name))
         error = clean(result.error.error_text) if result.error else None
         self.update(
             recording, state=str(result.outcome.value), error=error, updated_at=now, **columns
@@ -2869,10 +2942,13 @@ class Ledger(LedgerFile):
         rows = self._rows("INDEXED BY recordings_not_uploaded", sql)
         return [row["path"] for row in rows]
 
-    def has_sibling(self, path: str) -> bool:
-        """Return whether the call at this path goes on in another format, or was sent in it."""
-        others = [row for row in self.find_by_stem(path) if row["path"] != path]
-        return any(row["state"] in SENT or os.path.exists(row["path"]) for row in others)
+    def goes_on(self, path: str) -> bool:
+        """Return whether the call at this path is there in another format, or was sent in it."""
+        stem = os.path.splitext(path)[0]
+        if any(os.path.exists(stem + suffix) for suffix in SUFFIXES):
+            return True
+        rows = self.find_by_stem(path)
+        return any(row["state"] in SENT and row["path"] != path for row in rows)
 
     def problems(self) -> dict[ProblemKey, Row]:
         """Return the problems that were noted."""
@@ -2930,6 +3006,17 @@ class Ledger(LedgerFile):
         self._execute(f"UPDATE runs SET {names}, ended_at = ? WHERE id = ?", values)
 
 
+def create_in_memory() -> Any:
+    """Return an empty ledger for a dry run."""
+    import sqlite3
+
+    db = sqlite3.connect(":memory:")
+    db.row_factory = sqlite3.Row
+    for statement in LEDGER_TABLES:
+        db.execute(statement)
+    return db
+
+
 def check_layout(db: Any, path: str) -> None:
     """Raise LedgerError if a database is not a ledger of this layout."""
     (application_id,) = db.execute("PRAGMA application_id").fetchone()
@@ -2982,7 +3069,10 @@ def stored_path(path: str) -> str:
 @functools.lru_cache(maxsize=256)
 def stored_folder(path: str) -> str:
     """Return a folder like stored_path; remembered, as one holds thousands of recordings."""
-    return printable(os.path.abspath(path))
+    try:
+        return printable(os.path.abspath(path))
+    except FileNotFoundError:  # The working directory is gone, and with it what is meant.
+        return printable(path)
 
 
 def printable(name: str) -> str:
@@ -3060,13 +3150,12 @@ PROOF_AGE_S = 24 * 60 * 60.0
 CONTROLS = 3
 # The service's limit. A value should have one dialog, so a batch stays far below it.
 GET_LIMIT_TALKS = 100
-
-
-class Talk(NamedTuple):
-    """A dialog that the service has."""
-
-    created_s: float
-    id: str
+SEND_ANYWAY = "--retry-unknown without --lookup-key sends it, and may create a duplicate"
+CHECK_PLACE = "check --organization-id, --space-id, --project-id and --lookup-key"
+LOOKUP_ADVICE = {
+    "PERMISSION_DENIED": HAS_ROLE,
+    **dict.fromkeys(("NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION"), CHECK_PLACE),
+}
 
 
 class Lookup:
@@ -3084,6 +3173,7 @@ class Lookup:
         self._signals = signals
         self._calls = 0
         self._next_call_s = 0.0
+        self._has_warned = False
 
     def run(self) -> Iterator[tuple[Recording, Result]]:
         """Look up the unknown recordings; yield those that were found, with their results.
@@ -3092,24 +3182,24 @@ class Lookup:
         """
         now_s = time.time()
         rows = [row for row in self._ledger.unknown_with_key() if is_due_for_lookup(row, now_s)]
-        has_warned = False
+        rows.sort(key=lambda row: row["looked_up_at"] or "")  # A run may not get to all of them.
         for batch in batches(rows, self._controls):
             try:
                 found, is_complete = self._find(batch)
             except CallError as error:
                 if error.status == "UNAUTHENTICATED":
                     raise
-                if not has_warned:
-                    log.warning(f"unknown recordings could not be looked up: {error}")
-                has_warned = True
-                if not error.status or error.meaning.id == NO_CONNECTION.id:  # No response.
+                self._warn(error)
+                for row in batch:
+                    self._ledger.update(recording_of(row), looked_up_at=utc())
+                if would_repeat(error):
                     return
-                continue
             except UploadError as error:
                 log.info(f"unknown recordings not looked up: {error}")
                 return
-            for row, controls in batch.items():
-                yield from self._take(row, found, is_complete and found.keys() & controls)
+            else:
+                for row, controls in batch.items():
+                    yield from self._take(row, found, is_complete and found.keys() & controls)
 
     def _controls(self, row: Row) -> set[str]:
         """Return the SHA-256 of what would be found by now if the row's recording could be."""
@@ -3119,33 +3209,34 @@ class Lookup:
         return {each["sha256"] for each in self._ledger.uploaded_next(row, CONTROLS)}
 
     def _take(
-        self, row: Row, found: Mapping[str, set[Talk]], is_proof: object
+        self, row: Row, found: Mapping[str, Mapping[str, float]], is_proof: object
     ) -> Iterator[tuple[Recording, Result]]:
         """Record what a search says of one row; yield its recording if it was found."""
-        recording = Recording(row["path"])
-        recording.sha256 = row["sha256"]
-        talks = sorted(found.get(row["sha256"], ()))
-        if not talks:
-            # Not found proves nothing by itself.
-            self._ledger.update(recording, looked_up_at=utc(), is_missing=bool(is_proof))
+        recording = recording_of(row)
+        created_s = found.get(row["sha256"], {})
+        # Not found proves nothing by itself.
+        is_missing = bool(is_proof) and not created_s
+        self._ledger.update(recording, looked_up_at=utc(), is_missing=is_missing)
+        if not created_s:
             return
-        ids = [talk.id for talk in talks]
+        ids = sorted(created_s, key=lambda talk_id: (created_s[talk_id], talk_id))
+        returned = tuple((row["talk_id"] or "").split())
         if row["split"]:
-            cause = "it arrived and was split; the list of its dialogs may not be complete"
-            meaning = UNKNOWN._replace(cause=cause, advice=LOOK_FOR_IT, is_outage=False)
-            result = failed(UploadError(meaning))._replace(talk_ids=tuple(ids))
-        else:
-            returned = tuple((row["talk_id"] or "").split())
-            result = Result(Outcome.UPLOADED, returned, found_id=ids[0])
-            if ids[1:]:
-                log.warning(f"{recording.path}: uploaded more than once: {', '.join(ids)}")
+            log.info(f"{recording.path}: it was split; there may be more dialogs of it later")
+            returned = tuple(ids)
+        elif ids[1:]:
+            others = ", ".join(ids[1:])
+            advice = "remove them in the console"
+            log.warning(f"{recording.path}: {ids[0]} has duplicates: {others}; {advice}")
+        result = Result(Outcome.UPLOADED, returned, found_id=ids[0])
         self._ledger.record_result(recording, result)
         yield recording, result
 
-    def _find(self, batch: Mapping[Row, set[str]]) -> tuple[dict[str, set[Talk]], bool]:
-        """Return the talks that have these values under the key, and whether that is all of them.
+    def _find(self, batch: Mapping[Row, set[str]]) -> tuple[dict[str, dict[str, float]], bool]:
+        """Return when the dialogs with these values under the key were created, by value and ID.
 
-        A search may match more than it was asked for, so only what Get returns is proof.
+        Also whether that is all of them. A search may match more than it was asked for, so only
+        what Get returns is proof.
         """
         values: set[str] = {row["sha256"] for row in batch}.union(*batch.values())
         request = talk_service_pb2.SearchTalkRequest(page_size=GET_LIMIT_TALKS)
@@ -3153,13 +3244,13 @@ class Lookup:
         request.filters.add(key=key).any_match.values.extend(sorted(values))
         page = self._ask("Search", request)
         talks = self._get(list(dict.fromkeys(page.talk_ids)))
-        found: dict[str, set[Talk]] = collections.defaultdict(set)
+        found: dict[str, dict[str, float]] = collections.defaultdict(dict)
         for talk in talks:
             created_s = talk.created_at.seconds + talk.created_at.nanos / 1e9
             for field in talk.talk_fields:
                 is_ours = talk.connection_id == self._args.connection_id
                 if is_ours and field.name == self._args.lookup_key and field.value in values:
-                    found[field.value].add(Talk(created_s, talk.id))
+                    found[field.value][talk.id] = created_s
         is_complete = {talk.id for talk in talks} >= set(page.talk_ids)
         return found, is_complete and not page.next_page_token
 
@@ -3172,8 +3263,11 @@ class Lookup:
         try:
             return list(self._ask("Get", request).talk)
         except CallError as error:
-            if error.meaning.id != TOO_LARGE.id or len(talk_ids) == 1:
+            if error.meaning.id != TOO_LARGE.id:
                 raise
+            if len(talk_ids) == 1:
+                self._warn(error)
+                return []
         middle = len(talk_ids) // 2
         return self._get(talk_ids[:middle]) + self._get(talk_ids[middle:])
 
@@ -3193,11 +3287,49 @@ class Lookup:
             setattr(request, name, getattr(self._args, name) or "")
         return self._uploader.ask("lookup", method, request, LOOKUP_TIMEOUT_S)
 
+    def _warn(self, error: CallError) -> None:
+        """Say, once a run, that something could not be looked up; uploads go on."""
+        advice = LOOKUP_ADVICE.get(error.status, "a later run looks again")
+        if not self._has_warned:
+            log.warning(f"unknown recordings could not be looked up; {advice} ({error.details})")
+        self._has_warned = True
+
+
+def recording_of(row: Row) -> Recording:
+    """Return the recording of a row, whose file may be gone."""
+    recording = Recording(row["path"])
+    recording.sha256 = row["sha256"]
+    return recording
+
+
+def would_repeat(error: CallError) -> bool:
+    """Return whether other lookups would end like this one: without an answer, or refused."""
+    meaning, end = error.meaning, error.__cause__
+    has_answer = isinstance(end, grpc.Call) and (end.initial_metadata() or end.trailing_metadata())
+    # NOT_FOUND may be said of one dialog.
+    is_for_all = meaning.pauses_run or (meaning.stops_run and meaning.id != NOT_KNOWN.id)
+    return not has_answer or is_for_all
+
 
 def is_due_for_lookup(row: Row, now_s: float) -> bool:
     """Return whether a recording may be looked up again; a clock may jump either way."""
     looked_up_at = row["looked_up_at"]
     return not looked_up_at or abs(now_s - seconds_of(looked_up_at)) >= LOOKUP_INTERVAL_S
+
+
+def why_not_missing(row: Row, key: str) -> str:
+    """Say why an unknown recording is not sent again although lookups are made; what would help."""
+    if row["lookup_key"] != key:
+        return f"it was sent without {quoted(key)}, so it is not looked up; {SEND_ANYWAY}"
+    if row["split"]:
+        return f"no lookup can prove a split recording missing; {SEND_ANYWAY}"
+    proof_s = seconds_of(row["sent_at"]) + PROOF_AGE_S
+    if time.time() < proof_s:
+        when = utc(proof_s)[:16].replace("T", " ")
+        return f"within a day of sending no lookup can prove it missing; run again after {when} UTC"
+    needed = f"one of the {CONTROLS} recordings uploaded next after it, but not it"
+    check = f"if there are any, check that the connection has the key {quoted(key)}"
+    return f"no lookup has found {needed}; {check}, --project-id and earlier warnings"
 
 
 def batches(
@@ -3243,7 +3375,7 @@ class Decision(NamedTuple):
     reason: str
 
 
-def decide(  # noqa: PLR0911, PLR0912 - a return a case reads best.
+def decide(  # noqa: PLR0911 - a return a case reads best.
     row: Row,
     recording: Recording,
     args: Namespace,
@@ -3271,7 +3403,10 @@ def decide(  # noqa: PLR0911, PLR0912 - a return a case reads best.
         return Decision(Action.SEND, "no dialog can have been created")
     if state == "rejected":
         before = row["size_bytes"], row["mtime_ns"], row["metadata_sha256"]
-        if (*recording.file_state[:2], recording.metadata_sha256) != before:
+        is_changed = (*recording.file_state[:2], recording.metadata_sha256) != before
+        # A copy differs from its original, which is there, in each run anew.
+        is_copy = row["path"] != stored_path(recording.path) and os.path.exists(row["path"])
+        if is_changed and not is_ours and not is_copy:
             return Decision(Action.SEND, "the file or its metadata has changed since")
         if args.retry_rejected and not is_ours:
             return Decision(Action.SEND, "--retry-rejected")
@@ -3281,12 +3416,8 @@ def decide(  # noqa: PLR0911, PLR0912 - a return a case reads best.
         return Decision(Action.LEAVE, "")
     if not args.lookup_key:
         return Decision(Action.SEND, "this may create a duplicate")
-    if row["lookup_key"] != args.lookup_key:
-        advice = "--retry-unknown without --lookup-key sends it, and may create a duplicate"
-        return Decision(Action.LEAVE, f"sent without {quoted(args.lookup_key)}: {advice}")
     if not row["is_missing"]:
-        reason = "not found, although a recording uploaded after it is, a day after it was sent"
-        return Decision(Action.LEAVE, f"not proved missing: it has to be {reason}")
+        return Decision(Action.LEAVE, why_not_missing(row, args.lookup_key))
     return Decision(Action.SEND, "proved missing in the service")
 
 
@@ -3381,12 +3512,13 @@ class Source:
             for path in () if error else found.paths:
                 try:
                     status = os.stat(path)
-                    files.append((path, FileState.from_stat(status)))
+                    state = FileState.from_stat(status)
                 except (OSError, ValueError) as problem:
                     error = error or problem
                     continue
+                files.append((path, state))
                 identities.add((status.st_dev, status.st_ino))
-                is_waiting |= is_young(status, self._args.min_age)
+                is_waiting |= is_young(state, self._args.min_age)
             if not files:
                 assert error
                 self._tally.add(recording, failed(unreadable(error)))
@@ -3420,6 +3552,9 @@ class Source:
                     yield recording
             except UploadError as error:
                 self._tally.add(recording, failed(error))
+            except (OSError, ValueError, OverflowError, RecursionError) as error:
+                # One recording's trouble never stops the others.
+                self._tally.add(recording, failed(unreadable(error)))
             if self._breaker.stopping.is_set():
                 return
         self.is_exhausted = True
@@ -3453,6 +3588,8 @@ class Examiner:
         self._claimed: set[str] = set()
         self._has_warned = False
         self._dated = 0  # Recordings with the date of --meta-path.
+        # In a folder, each run may find one more.
+        self._dated_limit = 1 if any(map(os.path.isdir, args.audio_path)) else 2
 
     def examine(self, recording: Recording) -> bool:
         """Return whether a worker has to see to a recording.
@@ -3470,11 +3607,9 @@ class Examiner:
             self.touched.append(recording)
             return False
         if recording.metadata is None:  # Not looked at before.
-            if (
-                self._is_left_out(recording, other, bool(rows))
-                or self._waits_for_json(recording)
-                or not self._check_audio(recording)
-            ):
+            if self._is_left_out(recording, other, bool(rows)) or self._waits_for_json(recording):
+                return False
+            if not self._check_audio(recording):
                 return False
             collect_metadata(recording, self._args, self._common)
             self._warn_of_metadata(recording)
@@ -3489,15 +3624,24 @@ class Examiner:
         return self._claim_or_leave(recording, self._ledger)
 
     def _is_left_out(self, recording: Recording, other: Row | None, is_known: bool) -> bool:
-        """Leave out what is old and new to the ledger, and what was sent in another format."""
-        newest_ns = max(recording.file_state[1:])
-        if newest_ns < self._since_s * 1e9 and not is_known:
+        """Leave out what is old and new to the ledger, and what was sent in another format.
+
+        other: the ledger's row of a file of the same call that is not there any more.
+        """
+        is_old = max(recording.file_state[1:]) < self._since_s * 1e9 and not is_known
+        if not is_old and not other:
+            return False
+        decision = decide(other, recording, self._args, self._claimed) if other else None
+        if decision and decision.action is Action.SEND:  # By --retry-unknown.
+            return False
+        self._take_file(recording, recording.path, recording.file_state)
+        if is_old:
             self._tally.leave_out(recording, "before --since", f"older than {self._args.since}")
+        elif other and decision and other["state"] == "unknown":
+            self._tally.add(recording, from_row(other, decision.reason))
         elif other:
             what = f"the same call as {other['path']}, which is {other['state']}"
             self._tally.leave_out(recording, "in another format", what)
-        else:
-            return False
         return True
 
     def _waits_for_json(self, recording: Recording) -> bool:
@@ -3505,19 +3649,17 @@ class Examiner:
 
         Raises UploadError for what waits too long.
         """
-        args, limit_s = self._args, self._args.require_json
+        args = self._args
         if recording.sidecar:
-            with contextlib.suppress(OSError):
-                if not is_young(os.stat(recording.sidecar), args.min_age):
-                    return False
-                self._tally.leave_out(
-                    recording, "waiting", f"its JSON is younger than {args.min_age:g} s"
-                )
-                return True
-        if limit_s is None or recording.sidecar:
+            with contextlib.suppress(OSError):  # collect_metadata says so.
+                if is_young(FileState.of(recording.sidecar), args.min_age):
+                    what = f"its JSON is younger than {args.min_age:g} s"
+                    self._tally.leave_out(recording, "waiting", what)
+                    return True
             return False
-        age_s = time.time() - max(recording.file_state[1:]) / 1e9
-        if recording.explicit or abs(age_s) > limit_s:
+        if args.require_json is None:
+            return False
+        if recording.explicit or not is_young(recording.file_state, args.require_json):
             name = f"{os.path.splitext(os.path.basename(recording.path))[0]}.json"
             advice = "find out why it was not written; or leave out --require-json"
             meaning = Meaning(os.EX_NOINPUT, "no-metadata", f"no metadata yet: {name}", advice)
@@ -3592,8 +3734,12 @@ class Examiner:
                 self._tally.leave_out(recording, "too short", what)
                 return False
             if decision.action is not Action.WAIT:
-                self._remember_path(recording, row, ledger)
-                return self._leave(recording, row)
+                is_copy = is_elsewhere(row, recording)
+                if is_copy:
+                    check_copy(row, recording)
+                else:
+                    self._remember_path(recording, row, ledger)
+                return self._leave(recording, row, is_copy)
             if not self.may_wait:
                 self.copies.append(recording)
                 return False
@@ -3606,14 +3752,22 @@ class Examiner:
         recording.action = Action.SEND
         return True
 
-    def _leave(self, recording: Recording, row: Row) -> bool:
-        """Report a recording as the ledger has it; return True if a worker has to see to it."""
+    def _leave(self, recording: Recording, row: Row, is_copy: bool = False) -> bool:
+        """Report a recording as the ledger has it; return True if a worker has to see to it.
+
+        is_copy: the row's own recording is elsewhere, and only the JSON beside that one counts.
+        """
         recording.row, recording.sha256 = row, row["sha256"]
-        is_new = row["state"] == "uploaded" and self._has_new_metadata(recording, row)
+        may_be_new = row["state"] == "uploaded" and not is_copy
+        is_new = may_be_new and self._has_new_metadata(recording, row)
         decision = decide(row, recording, self._args, self._claimed, is_new)
         recording.action = decision.action
         if is_new:
             self._check_update(recording, row)
+        updates = self._tally.updates
+        if recording.action is Action.UPDATE_METADATA and updates.stopping.is_set():
+            self._tally.leave_out(recording, "not updated", updates.cause)
+            return False
         if recording.action in (Action.FOLLOW, Action.UPDATE_METADATA):
             return True
         if row["sha256"] not in self._tally.looked_up:  # Reported already.
@@ -3621,47 +3775,52 @@ class Examiner:
         return False
 
     def _has_new_metadata(self, recording: Recording, row: Row) -> bool:
-        """Return whether the JSON beside an uploaded recording is not the one that was sent.
+        """Return whether the JSON beside an uploaded recording has other fields than were sent.
 
-        Only a JSON of another size, mtime or ctime is read; a nightly export may write all of them
-        anew. Only the one beside the row's own path counts. Raises UploadError for one that cannot
-        be read, and for a copy with other metadata.
+        Only a JSON of another size, mtime or ctime is read, as a nightly export may write all of
+        them anew. Raises UploadError for one that cannot be read, or was refused before.
         """
-        is_copy = row["path"] != stored_path(recording.path) and os.path.exists(row["path"])
-        if is_copy:
-            if recording.json and recording.json.sha256 != row["json_sha256"]:
-                cause = f"not sent: same audio as {row['path']}, other metadata"
-                advice = "move one of them away, or correct the dialog with --talk-id"
-                raise data_error("copy-differs", cause, advice)
-            return False
         if not recording.sidecar or not self._ledger:
             return False
         try:
-            status = os.stat(recording.sidecar)
-            state = FileState.from_stat(status)
-        except OSError:  # Removed meanwhile.
+            state = FileState.of(recording.sidecar)
+        except FileNotFoundError:  # Removed meanwhile.
             return False
+        except OSError as error:
+            raise unreadable(error, f"metadata file {recording.sidecar}: ") from error
+        refused, again = row["json_refused"], self._args.retry_rejected
         before = row["json_size_bytes"], row["json_mtime_ns"], row["json_ctime_ns"]
-        if state == before or is_young(status, self._args.min_age):
-            return False
-        collect_metadata(recording, self._args, self._common)
-        assert recording.json
-        if recording.json.sha256 not in (row["json_sha256"], row["json_refused"]):
-            return True
-        if not self._args.dry_run:
-            self._ledger.update(recording, **json_columns(recording.json.state))
+        is_changed = state != before or (refused and again)
+        if is_changed and not is_young(state, self._args.min_age):
+            collect_metadata(recording, self._args, self._common)
+            assert recording.json
+            fields = recording.json.sha256
+            if fields not in (row["json_sha256"], refused) or (fields == refused and again):
+                return True
+            refused = refused if fields == refused else None
+            if not self._args.dry_run:
+                columns = json_columns(recording.json.state)
+                self._ledger.update(recording, json_refused=refused, **columns)
+        if refused:
+            cause = f"its metadata was not updated; that was refused before: {row['error']}"
+            raise data_error(UPDATE_REFUSED, cause, UPDATE_ADVICE)
         return False
 
     def _check_update(self, recording: Recording, row: Row) -> None:
-        """Say why changed metadata is not sent, or complete it; raise UploadError if it cannot."""
+        """Complete changed metadata for its dialog, or say why it is not sent.
+
+        Raises UploadError for what would erase fields that the upload had.
+        """
         assert recording.metadata is not None and recording.json and self._ledger
         cause = "its metadata has changed since the upload"
         if row["split"]:
             advice = "update its dialogs with --talk-id"
             self._tally.warn(recording, "split-metadata", f"{cause}; it was split", advice)
             if not self._args.dry_run:  # Said once.
-                self._ledger.update(recording, **json_columns(recording.json.state))
-            recording.action = Action.LEAVE
+                columns = json_columns(recording.json.state)
+                self._ledger.update(recording, json_sha256=recording.json.sha256, **columns)
+            if recording.action is Action.UPDATE_METADATA:
+                recording.action = Action.LEAVE
         elif recording.action is not Action.UPDATE_METADATA:
             advice = "run the same command with --update-metadata"
             self._tally.warn(recording, "metadata-changed", cause, advice)
@@ -3669,6 +3828,7 @@ class Examiner:
             cause += ", but the upload had a --meta-path and this run has none"
             raise data_error("no-meta-path", cause, "add --meta-path")
         else:
+            self._warn_of_metadata(recording)
             recording.metadata_sha256 = hash_metadata(recording, self._args)
             # Keys left out are erased.
             if key := self._args.lookup_key or row["lookup_key"]:
@@ -3676,10 +3836,8 @@ class Examiner:
 
     def _remember_path(self, recording: Recording, row: Row, ledger: Ledger) -> None:
         """Give an uploaded row the path where its audio is now: it spares the next run a hash."""
-        own = stored_path(recording.path)
-        is_moved = row["path"] == own or not os.path.exists(row["path"])
-        if row["state"] == "uploaded" and is_moved and not self._args.dry_run:
-            stem, suffix = os.path.splitext(own)
+        if row["state"] == "uploaded" and not self._args.dry_run:
+            stem, suffix = os.path.splitext(stored_path(recording.path))
             _, mtime_ns, ctime_ns = recording.file_state
             ledger.update(recording, stem=stem, suffix=suffix, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
 
@@ -3692,22 +3850,25 @@ class Examiner:
             self._tally.warn(recording, "date", text, DATE_ADVICE)
         if self._common and "date" in self._common.fields and recording.metadata:
             self._dated += recording.metadata.fields["date"] == self._common.fields["date"]
-            if self._dated == 2:
+            if self._dated == self._dated_limit:
                 cause = "the date in --meta-path is sent with several recordings"
                 advice = "leave it out there, and give each recording a JSON with its own"
                 self._tally.warn(None, "common-date", cause, advice)
 
 
-def is_young(status: os.stat_result, min_age_s: float) -> bool:
-    """Return whether a file may still be written to.
+def is_young(state: FileState, limit_s: float) -> bool:
+    """Return whether a file changed less than limit_s ago, so that it may still be written to.
 
     By the later of mtime and ctime: a file that a tool copied with its old mtime is young when it
     arrives. A date far in the future is wrong rather than young; slightly ahead is clock skew.
     """
-    age_s = time.time() - max(status.st_mtime, status.st_ctime)
-    if age_s < -min_age_s:
-        age_s = time.time() - status.st_ctime
-    return bool(min_age_s) and abs(age_s) < min_age_s
+    if not limit_s:
+        return False
+    now_s = time.time()
+    age_s = now_s - max(state.mtime_ns, state.ctime_ns) / 1e9
+    if age_s < -limit_s:
+        age_s = now_s - state.ctime_ns / 1e9
+    return abs(age_s) < limit_s
 
 
 def shorter(duration_s: float, args: Namespace) -> str:
@@ -3719,6 +3880,25 @@ def is_same_path(row: Row, path: str) -> bool:
     """Return whether a row of find_by_stem is of this path."""
     suffix: str = row["suffix"]
     return suffix == printable(os.path.splitext(path)[1])
+
+
+def is_elsewhere(row: Row, recording: Recording) -> bool:
+    """Return whether the row's own recording is still there, at another path than this one."""
+    own = stored_path(recording.path)
+    if row["path"] == own or not os.path.exists(row["path"]):
+        return False
+    # A folder may have two names.
+    folders = {os.path.realpath(os.path.dirname(path)) for path in (row["path"], own)}
+    return len(folders) > 1 or os.path.basename(row["path"]) != os.path.basename(own)
+
+
+def check_copy(row: Row, recording: Recording) -> None:
+    """Raise UploadError if a copy of an uploaded recording has a JSON with other fields."""
+    is_uploaded = row["state"] == "uploaded"
+    if is_uploaded and recording.json and recording.json.sha256 != row["json_sha256"]:
+        cause = f"not sent: same audio as {row['path']}, other metadata"
+        advice = "move one of them away, or correct the dialog with --talk-id"
+        raise data_error("copy-differs", cause, advice)
 
 
 def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, bool]:
@@ -3761,10 +3941,9 @@ def drained(queue: collections.deque[Recording]) -> Iterator[Recording]:
 # --- 14. Counting and reporting ---------------------------------------------------------------
 
 
-# Meaning.id of what is noted for the run, whichever recording met it, and of two special cases.
+# Meaning.id of what is noted for the run, whichever recording met it, and of what vanished.
 OUTAGE = "outage"
 LOST = "lost"
-UPDATE_REFUSED = "update-refused"
 
 
 class OpenProblem(NamedTuple):
@@ -3798,7 +3977,7 @@ class Problems:
     def note(self, path: str, error: UploadError, file_state: FileState | None = None) -> None:
         """Take a problem of a recording, or with path "" of the run."""
         meaning, text = error.meaning, clean(masked(str(error)))
-        line = f"{path}: {text}" if path else text
+        line = f"{shortened(path, PATH_LIMIT_CHARACTERS)}: {text}" if path else text
         if self._ledger is None:
             self._say(meaning.exit_code, meaning.id, line)
             return
@@ -3812,14 +3991,13 @@ class Problems:
             self._say_quietly(self._ledger, key, text)
 
     def clear(self, path: str, was_sent: bool) -> None:
-        """Forget the problems of a recording that this run has not met.
+        """Forget the problems of a recording that this run has not met, and with was_sent outages.
 
-        was_sent: it was uploaded or updated; else a refused update of its metadata stays open.
+        was_sent: it was uploaded or updated.
         """
         if self._ledger is None or not self._open:
             return
         keys = self._by_path.get(stored_path(path), set()) - self._met
-        keys = {key for key in keys if was_sent or key.cause != UPDATE_REFUSED}
         if was_sent:
             keys |= {key for key in self._by_path[""] if key.cause == OUTAGE}
         for key in keys:
@@ -3879,7 +4057,7 @@ class Problems:
     def _has_lasted(self, key: ProblemKey) -> bool:
         """Return whether a problem lasts for so long that a person has to hear of it."""
         hold_s = PASSING_S if key.exit_code == os.EX_TEMPFAIL else 0.0
-        if key.cause == UNKNOWN.id and self._args.lookup_key:
+        if key.cause == UPDATE_TOO_EARLY or (key.cause == UNKNOWN.id and self._args.lookup_key):
             hold_s = LOOKUP_HOPE_S
         return abs(time.time() - seconds_of(self._open[key].since)) >= hold_s
 
@@ -3892,7 +4070,7 @@ class Problems:
         paths |= set(ledger.paths_not_uploaded())
         known = {key.path for key in self._open if key.cause == LOST or key in self._met}
         lost = sorted(path for path in paths - known - {""} if is_lost(path))
-        return [path for path in lost if not ledger.has_sibling(path)]
+        return [path for path in lost if not ledger.goes_on(path)]
 
     def _say_quietly(self, ledger: Ledger, key: ProblemKey, text: str) -> None:
         ledger.mark_said(key)
@@ -3938,6 +4116,8 @@ class Tally:
         self.not_tried = 0
         self.looked_up: set[str] = set()  # SHA-256 of what a lookup has found.
         self.problems = problems
+        # Whatever becomes of updates stops no uploads, but in an outage not all are tried.
+        self.updates = CircuitBreaker()
         self._args = args
         self._console = console
         self._breaker = breaker
@@ -3950,12 +4130,17 @@ class Tally:
             if recording.result:  # The run has given it up already.
                 return
             recording.result = result
-            self._breaker.record(result)
+            is_update = recording.action is Action.UPDATE_METADATA
+            (self.updates if is_update else self._breaker).record(result)
+            if is_update and result.error and result.error.meaning.stops_run:
+                self._breaker.stop(SAME_FOR_ALL)
             if result.outcome is Outcome.LEFT_OUT:
                 self.leave_out(recording, "too short", result.description)
                 return
             was_found = bool(result.found_id) and result.outcome is Outcome.UPLOADED
-            self.counts["found" if was_found else result.outcome.value] += 1
+            to_be_updated = is_update and result.outcome is Outcome.CHECKED
+            counted = "found" if was_found else "updated" if to_be_updated else result.outcome.value
+            self.counts[counted] += 1
             if was_found:
                 self.looked_up.add(recording.sha256)
             if result.error:
@@ -4027,7 +4212,8 @@ class Tally:
         if counts["found"]:
             parts.append(f"{counts['found']:,} found in the service")
         if counts["updated"]:
-            parts.append(f"{counts['updated']:,} with metadata updated")
+            will = "to be " if self._args.dry_run else ""
+            parts.append(f"{counts['updated']:,} with metadata {will}updated")
         parts.append(f"{counts['failed'] + counts['rejected']:,} failed")
         parts.append(f"{counts['unknown']:,} unknown")
         parts += [f"{number:,} {reason}" for reason, number in self.left_out.items()]
@@ -4077,6 +4263,8 @@ class Console(logging.Handler):
         path, outcome = recording.path, result.outcome
         is_new = outcome in (Outcome.UPLOADED, Outcome.UPDATED)
         note = " (metadata updated)" if outcome is Outcome.UPDATED and recording.row else ""
+        if result.found_id and result.found_id not in result.dialog_ids:
+            note = f" (in the service: {result.found_id}){note}"
         lines = [f"Dialog ID: {dialog_id}{note}" for dialog_id in result.dialog_ids]
         if result.badge_id:
             lines.insert(0, f"Badge ID: {result.badge_id}")
@@ -4093,7 +4281,8 @@ class Console(logging.Handler):
         if self._args.format == "json":
             self._print(as_json(recording, result), is_new)
         elif outcome is Outcome.CHECKED:
-            self._print(f"{path}: would be uploaded: {result.description}", is_new)
+            what = "updated" if recording.row else "uploaded"
+            self._print(f"{path}: would be {what}: {result.description}", is_new)
         elif is_new or result.error or recording.explicit or self._args.verbose:
             # What a lookup found may not be the recording that was named.
             prefix = f"{path}: " if self.several or result.found_id else ""
@@ -4156,8 +4345,7 @@ class Console(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a log message to stderr, without secrets."""
         line = one_line(masked(f"upload_grpc: {record.getMessage()}"))
-        if len(line) > LINE_LIMIT_CHARACTERS:
-            line = f"{line[:LINE_LIMIT_CHARACTERS]}..."
+        line = shortened(line, LINE_LIMIT_CHARACTERS)
         # If stderr is closed or full there is nowhere to report it.
         with contextlib.suppress(OSError, ValueError), self._above_bar(sys.stderr):
             sys.stderr.write(f"{line}\n")
@@ -4209,9 +4397,16 @@ def escaped(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
+def shortened(text: str, limit: int = TEXT_LIMIT_CHARACTERS) -> str:
+    """Return a text with its middle cut out if it is too long: the cause may be at its end."""
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]}...{text[-half:]}"
+
+
 def clean(text: str) -> str:
-    """Return a text as the ledger keeps it: printable, and not endless."""
-    return one_line(text)[:LINE_LIMIT_CHARACTERS]
+    """Return a text as the ledger keeps it: printable, in UTF-8, and not endless."""
+    text = text.encode(errors="backslashreplace").decode()  # File names may be no UTF-8.
+    return shortened(one_line(text), LINE_LIMIT_CHARACTERS)
 
 
 # --- 15. The run ------------------------------------------------------------------------------
@@ -4269,7 +4464,7 @@ class Run:
                 continue
             size = f"{recording.file_state.size_bytes:,} bytes"
             audio = recording.audio
-            text = f"{audio.description}, {size}, " if audio else "metadata only, "
+            text = f"{audio.description}, {size}, " if audio else ""
             if audio and audio.needs_conversion:
                 text = f"to be converted: {text}"
             text += described(recording.metadata)
@@ -4288,8 +4483,11 @@ class Run:
             return
         with contextlib.closing(Uploader(self._args, self._access, self._breaker)) as uploader:
             lookup = Lookup(self._args, uploader, self._ledger, self._signals)
-            for recording, result in lookup.run():
-                self._tally.add(recording, result)
+            try:
+                for recording, result in lookup.run():
+                    self._tally.add(recording, result)
+            except UploadError as error:
+                self._tally.add_error(error)
 
     def _work(self) -> None:
         """Send one recording after the other over this worker's own channel."""
@@ -4361,25 +4559,21 @@ class Run:
         row: Any = recording.row
         talk_id = row["talk_id"] or row["found_id"]
         request = talk_service_pb2.UploadTalkRequest(talk_id=talk_id, metadata=recording.metadata)
-        assert self._ledger and recording.json
+        assert self._ledger
         try:
             result = uploader.update_talk(recording, request)
-            self._ledger.record_update(recording)
-            return result
-        except LedgerError as error:  # It is sent again, which does no harm.
-            self._tally.add_error(error)
-            return failed(error)
         except CallError as error:
-            meaning = update_meaning(error, row)
-            if meaning.id == UPDATE_REFUSED:
-                self._ledger.update(
-                    recording,
-                    json_refused=recording.json.sha256,
-                    **json_columns(recording.json.state),
-                )
-            return failed(UploadError(meaning, error.details))
+            result = failed(UploadError(update_meaning(error, row), error.details))
         except UploadError as error:
             return failed(error)
+        try:
+            if result.error is None:
+                self._ledger.record_update(recording)
+            elif result.error.meaning.id == UPDATE_REFUSED:
+                self._ledger.record_refused_update(recording, result.error)
+        except LedgerError as error:  # It is sent again, which does no harm.
+            return failed(error)
+        return result
 
     def _recorded(self, recording: Recording, result: Result) -> Result:
         """Record a result in the ledger; return it, or what it has become if that failed."""
@@ -4421,7 +4615,9 @@ class Run:
     def _cause(self) -> str:
         if self._signals:
             return f"stopped by {signal.Signals(self._signals[0]).name}"
-        return "stopped by a bug"
+        return (
+            "stopped by a limit of this process" if limit_error(self._bug) else "stopped by a bug"
+        )
 
     def _calls(self) -> list[Call]:
         # Of a copy, as workers change the set meanwhile.
@@ -4457,7 +4653,7 @@ class Run:
                 )
             log.warning(f"{self._breaker.cause}; {self._tally.summary()}, the others not tried")
             if self._bug:
-                report_bug(self._bug)
+                code = report_bug(self._bug)
         os._exit(code)
 
     def _end(self) -> int:
@@ -4503,17 +4699,20 @@ class Run:
 
 
 def update_meaning(error: CallError, row: Row) -> Meaning:
-    """Return what the end of an update of a dialog's metadata means: never a stop of the run."""
+    """Return what the failed update of a dialog's metadata means.
+
+    It stops the run only if nothing could be sent, as no upload could be either; and what something
+    in between has answered is no refusal by the service.
+    """
     meaning, cause = error.meaning, f"its metadata could not be updated: {error.meaning.cause}"
-    if error.status == "UNAUTHENTICATED":  # Every upload would meet the same.
-        return meaning
     age_s = abs(time.time() - seconds_of(row["uploaded_at"]))
-    is_too_early = error.status == "NOT_FOUND" and age_s < LOOKUP_HOPE_S
-    if is_too_early or meaning.may_retry or meaning.exit_code == os.EX_PROTOCOL:
-        id = "update-too-early" if is_too_early else "update-failed"
-        return Meaning(os.EX_TEMPFAIL, id, cause, AGAIN)
-    advice = "correct its JSON; it is sent again once that changes"
-    return Meaning(os.EX_DATAERR, UPDATE_REFUSED, cause, advice)
+    if meaning.may_retry or re.match(f"[A-Z_]+: ({LOST_ANSWER})", error.details):
+        return Meaning(os.EX_TEMPFAIL, "update-failed", cause, AGAIN, is_outage=True)
+    if error.status in ("UNAVAILABLE", "UNAUTHENTICATED"):
+        return meaning
+    if error.status == "NOT_FOUND" and age_s < LOOKUP_HOPE_S:
+        return Meaning(os.EX_TEMPFAIL, UPDATE_TOO_EARLY, cause, AGAIN)
+    return Meaning(os.EX_DATAERR, UPDATE_REFUSED, cause, UPDATE_ADVICE)
 
 
 def described(metadata: TalkMetadata | None) -> str:
@@ -4939,11 +5138,10 @@ def day(text: str) -> datetime.date:
     with contextlib.suppress(ValueError, OverflowError):
         if match := re.fullmatch(r"(\d{1,5})d", days):
             return datetime.date.today() - datetime.timedelta(days=int(match[1]))
-        if (found := datetime.date.fromisoformat(text)).year >= 1970:
-            return found
-    raise argparse.ArgumentTypeError(
-        "must be YYYY-MM-DD, today, yesterday, or like 7d, from 1970 on"
-    )
+        found = datetime.date.fromisoformat(text)
+        datetime.datetime.combine(found, datetime.time()).timestamp()  # Fails for the year 1.
+        return found
+    raise argparse.ArgumentTypeError("must be YYYY-MM-DD, today, yesterday, or like 7d")
 
 
 class Parser(argparse.ArgumentParser):
@@ -5060,6 +5258,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
             parser.error(f"--{name.replace('_', '-')} is empty")
     given = {name for name, value in vars(args).items() if value not in (None, 0, [], "auto")}
     with_audio = {"audio_path", "audio_type", "min_age", "split", "single_message", "ledger"}
+    with_audio |= {"require_json"}
     pcm_format = {"sample_rate", "channels"} & given
     lookup = ("organization_id", "space_id", "ledger")
     missing = ", ".join(f"--{each.replace('_', '-')}" for each in lookup if each not in given)
@@ -5095,6 +5294,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
             not (args.connection_id or "-").isprintable(),
             "--connection-id has characters that no ID has",
         ),
+        (not (args.lookup_key or "-").isprintable(), "--lookup-key has characters that no key has"),
         (not (args.talk_id or "-").isprintable(), "--talk-id has characters that no ID has"),
     )
     for is_wrong, reason in wrong:
@@ -5106,41 +5306,67 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
 
 def import_problem(error: Exception) -> UploadError:
     """Say why grpc or the stubs cannot be loaded, and what helps."""
-    venv = os.path.join(HERE, ".venv")
-    for path in (HERE, venv, os.path.join(venv, "bin/python"), os.path.join(HERE, "generated")):
-        try:
-            os.stat(path)
-            if os.path.isdir(path):
-                os.listdir(path)
-        except PermissionError as refusal:
-            cause = f"{refusal.filename} cannot be read: {refusal.strerror}"
+    venv, stubs = os.path.join(HERE, ".venv"), os.path.join(HERE, "generated")
+    places = [HERE, venv, os.path.join(venv, "bin/python")]
+    for folder in (*sys.path, stubs):
+        names = ("", "grpc", "google/protobuf", "yandex/cloud/speechsense/v1")
+        places += [os.path.join(folder, name) for name in names]
+    for place in places:
+        if blocked := find_blocked(place):
+            at = "" if blocked == place else f" at {blocked}"
+            cause = f"{place} cannot be read{at}: Permission denied"
             advice = "give this user the right to read it; it was made by another one"
             return config_error("venv", cause, advice)
-        except OSError:
-            continue
-    cause = f"cannot load grpc and the stubs in {HERE}/generated: {error}"
-    if error_number(error) in (errno.EMFILE, errno.ENFILE):
-        return config_error("files", cause, "raise the limit: ulimit -n 1024")
+    cause = f"cannot load grpc and the stubs in {stubs}: {error}"
+    if limit := limit_error(error):
+        return limit
     if not os.path.exists(os.path.join(HERE, "Makefile")):
         cause = f"{HERE} has no packages: upload_grpc.py is away from its clone"
         return config_error("clone", cause, "put it back, and make a link to it: ln -s")
     return config_error("stubs", cause, f"run: make -C {shlex.quote(HERE)}")
 
 
-def error_number(error: BaseException | None) -> int:
-    """Return the errno of an error, or of what caused it; 0 if there is none."""
-    while error:
-        if isinstance(error, OSError) and error.errno:
-            return error.errno
-        error = error.__cause__ or error.__context__
-    return 0
+def find_blocked(path: str) -> str:
+    """Return what this user may not read of a path, the files in a folder, or what leads there."""
+    folder = "/"
+    for name in os.path.realpath(path).split("/")[1:]:
+        if not os.access(folder, os.X_OK):
+            return folder
+        folder = os.path.join(folder, name)
+        if not os.path.lexists(folder):
+            return ""
+    if not os.path.isdir(folder):
+        return "" if os.access(folder, os.R_OK) else folder
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return folder
+    files = (entry.path for entry in os.scandir(folder))
+    return next((file for file in files if not os.access(file, os.R_OK)), "")
 
 
-def report_bug(bug: BaseException) -> None:
-    """Print the traceback of a bug."""
+def check_files_limit(jobs: int) -> None:
+    """Raise UploadError if so many uploads could not open their files: grpc may abort then."""
+    import resource
+
+    needed = FILES_NEEDED + FILES_PER_JOB * jobs
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if not 0 <= soft < needed:  # Negative: unlimited.
+        return
+    if not 0 <= hard < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        return
+    cause = f"the limit on open files is {hard}; {needed} are needed"
+    raise config_error("files", cause, RAISE_FILES)
+
+
+def report_bug(bug: BaseException) -> int:
+    """Print the traceback of a bug, or the limit that it met; return the exit code."""
+    if limit := limit_error(bug):
+        log.error(str(limit))
+        return limit.meaning.exit_code
     for line in "".join(traceback.format_exception(bug)).splitlines():
         log.error(line)
     log.error("this is a bug: report it with the lines above")
+    return os.EX_SOFTWARE
 
 
 def run_command(args: Namespace, console: Console, ledger: Ledger | None) -> int:
@@ -5173,6 +5399,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return report(args)
         if import_error:
             raise import_problem(import_error)
+        check_files_limit(args.jobs if console.several else 1)
         if args.talk_id:
             return update_talk(args, None if args.dry_run else Access(args), console)
         ledger = Ledger(args) if args.ledger else None
@@ -5184,11 +5411,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.log(level, str(error))
         return error.meaning.exit_code
     except Exception as bug:  # noqa: BLE001 - a bug, whatever it is, is reported with its exit code.
-        if error_number(bug) in (errno.EMFILE, errno.ENFILE):
-            log.error("too many open files; raise the limit: ulimit -n 1024, or use fewer --jobs")
-            return os.EX_CONFIG
-        report_bug(bug)
-        return os.EX_SOFTWARE
+        return report_bug(bug)
 
 
 if __name__ == "__main__":

@@ -161,6 +161,7 @@ WAITS = {
     "backoff": "BACKOFF_S",
     "backoff_limit": "BACKOFF_LIMIT_S",
     "lookup_pause": "LOOKUP_PAUSE_S",
+    "lookup_answer": "LOOKUP_TIMEOUT_S",
     "ledger_lock": "LEDGER_LOCK_LIMIT_S",
     "poll": "POLL_S",
     "refusal": "REFUSAL_WAIT_S",

@@ -404,8 +404,8 @@ def test_what_is_too_short_is_left_out_and_decoded_once(
         (folder / f"{name}.mp3").write_bytes(audio)
     started = script(REAL)
     (tmp_path / "fields.json").write_text("{}")
-    words = ("--audio-path", folder, "--convert", "--ledger", ledger, "--verbose")
-    words += ("--meta-path", tmp_path / "fields.json")
+    fields = ("--meta-path", tmp_path / "fields.json")
+    words = ("--audio-path", folder, "--convert", "--ledger", ledger, "--verbose", *fields)
     outcome = upload(*words, "--min-duration", 2)
     assert (outcome.code, len(service.talks), runs(started)) == (0, len(taken), 2)
     for name, (_, what) in left_out.items():
