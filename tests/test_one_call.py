@@ -337,8 +337,8 @@ def test_since_leaves_out_what_is_older_unless_the_ledger_knows_it(
     outcome = upload(*words, folder, "--since", TOMORROW, "--verbose")
     assert (outcome.code, len(service.talks)) == (0, 2)
     assert f"new.wav: left out, older than {TOMORROW}" in outcome.err
-    counts = "1 uploaded, 1 already there, 0 failed, 0 unknown, 1 in another format, 1 before --since"
-    assert counts in outcome.err
+    counts = "1 uploaded, 1 already there, 0 failed, 0 unknown, 1 in another format"
+    assert f"{counts}, 1 before --since" in outcome.err
     os.utime(folder / "new.wav", (time.time() + 3 * 86_400,) * 2)
     assert upload(*words, folder, "--since", TOMORROW).code == 0
     assert len(service.talks) == 3
