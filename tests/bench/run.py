@@ -528,9 +528,7 @@ ALAW_S = 60
 def conversion(bench: Bench) -> Iterator[Row]:
     """Recordings of a minute in A-law, and the same in WAV."""
     count = bench.size.converted
-    said = subprocess.run(
-        [sys.executable, "-c", FFMPEG], capture_output=True, text=True, check=True
-    )
+    program = subprocess.check_output([sys.executable, "-c", FFMPEG], text=True).strip()
     programs, alaw, wav = (bench.folder / name for name in ("bin", "alaw", "wav"))
     for folder in (programs, alaw, wav):
         folder.mkdir()
