@@ -19,16 +19,15 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import encoders
 import trustme
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorSet, MethodDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-import encoders
-
 ROOT = HERE.parent.parent
 PROTOS = ROOT / "protos"
 SAMPLE = ROOT / "tests/sample.wav"
