@@ -3537,7 +3537,8 @@ class Source:
 
     def _check_mount(self, folder: str, ledger: Ledger | None) -> None:
         """Report a folder that is empty, though the ledger knows recordings in it."""
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:  # Reported when searched.
+        # What is wrong with it is reported when it is searched.
+        with contextlib.suppress(OSError, ValueError), os.scandir(folder) as entries:
             if ledger and next(entries, None) is None and ledger.knows_below(folder):
                 cause = "the folder is empty, though there were recordings in it"
                 meaning = Meaning(os.EX_NOINPUT, "empty-folder", cause, "is it mounted?")
