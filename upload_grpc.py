@@ -2795,7 +2795,7 @@ class Ledger(LedgerFile):
             "SELECT sha256, stem, suffix, path, size_bytes, mtime_ns, ctime_ns, metadata_sha256, "
             "json_size_bytes, json_mtime_ns, json_ctime_ns, json_sha256, json_refused, split, "
             "had_meta_path, lookup_key, uploaded_at, is_missing, duration_s, state, talk_id, "
-            "found_id, badge_id, operation_id, error "
+            "found_id, badge_id, operation_id, error, updated_at "
             "FROM recordings INDEXED BY recordings_by_stem WHERE connection_id = ? AND stem = ?"
         )
         return self._execute(sql, (self._args.connection_id, stem))
