@@ -2843,6 +2843,8 @@ class Ledger(LedgerFile):
             "state": "sending",
             "error": None,
             "request_id": None,
+            # Of an earlier sending; what is looked up is this one.
+            **dict.fromkeys(("lookup_key", "looked_up_at", "sequence", "sent_at")),
             "is_missing": False,
             "duration_s": None,
             "updated_at": utc(),
