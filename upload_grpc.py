@@ -653,7 +653,7 @@ def find_files(args: Namespace) -> Iterator[Found]:
 def in_order(paths: list[str], suffixes: tuple[str, ...]) -> None:
     """Sort files of one call in the order of preference."""
     if paths[1:]:
-        paths.sort(key=lambda path: suffixes.index(os.path.splitext(path)[1].lower()))
+        paths.sort(key=lambda path: suffixes.index(f".{path.rpartition('.')[2].lower()}"))
 
 
 def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
@@ -689,7 +689,7 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
 
 def stem_of(name: str) -> str:
     """Return a file's name without its suffix: what files of one call share."""
-    return os.path.splitext(name)[0]
+    return name.rpartition(".")[0] or name
 
 
 def stem_first(name: str) -> tuple[str, str]:

@@ -10,6 +10,8 @@ import json
 import os
 import random
 import re
+import shlex
+import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +23,7 @@ import kinds
 import numpy
 import pytest
 import soundfile  # type: ignore[import-untyped]
-from conftest import WAYS, Outcome, Run, Way, sha256
+from conftest import ROOT, WAYS, Outcome, Run, Way, sha256
 from encoders import mp3, ogg_opus, pcm, sound, wav
 from google.protobuf import json_format
 from kinds import AS_IS, GOOD, KINDS, LINES, PCM, TO_CONVERT, Kind, chunk, fmt, riff
@@ -199,6 +201,28 @@ def test_the_table_has_enough_of_each_outcome() -> None:
     }  # fmt: skip
     assert all(count > 20 for count in counts.values()), counts
     assert {kind.plain for kind in KINDS.values()} - {AS_IS} <= set(LINES)
+
+
+REPAIRED = (
+    *("WAV, length 0", "WAV, 0xFFFFFFFF", "WAV, SoX to a pipe", "WAV, 1 s of 20 announced"),
+    *("WAV A-law, 0xFFFFFFFF", "WAV A-law, cut at a packet", "WAV, 45 bytes short"),
+)
+
+
+@pytest.mark.parametrize("name", REPAIRED)
+def test_a_wav_without_its_length_is_repaired_as_readme_says(
+    check: Check, tmp_path: Path, name: str
+) -> None:
+    [line] = re.findall(r"^ffmpeg .*", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    content = KINDS[name].make()
+    (tmp_path / "call.wav").write_bytes(content)
+    words = [*shlex.split(line), "-v", "error"]
+    subprocess.run(words, cwd=tmp_path, stdin=subprocess.DEVNULL, check=True)
+    repaired = (tmp_path / "repaired.wav").read_bytes()
+    outcome = check("repaired.wav", None, "--convert")
+    assert outcome.code == 0, outcome.err
+    assert content[44:] in repaired
+    assert len(repaired) - len(content) < 200
 
 
 # --- What is announced -----------------------------------------------------------------
