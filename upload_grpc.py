@@ -4023,7 +4023,8 @@ class Problems:
     def _say_quietly(self, ledger: Ledger, key: ProblemKey, text: str) -> None:
         ledger.mark_said(key)
         self._said.add(key)
-        self._say(key.exit_code, key.cause, f"{key.path}: {text}" if key.path else text)
+        path = shortened(key.path, PATH_LIMIT_CHARACTERS)
+        self._say(key.exit_code, key.cause, f"{path}: {text}" if path else text)
 
     def _say(self, exit_code: int, cause: str, line: str) -> None:
         self._lines[cause] += 1
@@ -5275,11 +5276,11 @@ def find_blocked(path: str) -> str:
     return next((file for file in files if not os.access(file, os.R_OK)), "")
 
 
-def check_files_limit(jobs: int) -> None:
+def check_files_limit(jobs: int, converts: bool) -> None:
     """Raise UploadError if so many uploads could not open their files: grpc may abort then."""
     import resource
 
-    needed = FILES_NEEDED + FILES_PER_JOB * jobs
+    needed = FILES_NEEDED + FILES_PER_JOB * jobs * (2 if converts else 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if not 0 <= soft < needed:  # Negative: unlimited.
         return
@@ -5331,7 +5332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return report(args)
         if import_error:
             raise import_problem(import_error)
-        check_files_limit(args.jobs if console.several else 1)
+        check_files_limit(args.jobs if console.several else 1, args.convert)
         if args.talk_id:
             return update_talk(args, None if args.dry_run else Access(args), console)
         ledger = Ledger(args) if args.ledger else None
