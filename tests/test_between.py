@@ -477,11 +477,13 @@ def test_a_ledger_that_is_locked_when_a_result_is_to_be_written(
     assert "killed" not in again.err
 
 
+@pytest.mark.parametrize("moment", ["commit points", "answers"])
 def test_a_lock_is_waited_for_and_that_is_no_silence_of_the_service(
-    upload: Run, service: StandIn, tmp_path: Path, ledger: Path
+    upload: Run, service: StandIn, tmp_path: Path, ledger: Path, moment: str
 ) -> None:
-    """For longer than --timeout: at a commit point, and beside a call whose answer is due."""
-    paths = [make_wav(tmp_path / f"{name}.wav", 3_000) for name in "abcd"]
+    """For longer than --timeout: at a commit point, and beside calls whose answers are due."""
+    size_bytes = LONG_BYTES if moment == "commit points" else 3_000
+    paths = [make_wav(tmp_path / f"{name}.wav", size_bytes) for name in "ab"]
     upload("--audio-path", *paths, "--dry-run", "--ledger", ledger)
     lock = Lock(ledger)
     held = threading.Lock()
@@ -490,14 +492,15 @@ def test_a_lock_is_waited_for_and_that_is_no_silence_of_the_service(
         with held:
             if not lock.is_held:
                 lock.hold()
-                threading.Timer(2, lock.release).start()
+                threading.Timer(3, lock.release).start()
 
-    service.on_call = lambda _: At(answer=hold)
-    words = ("--audio-path", *paths, "--ledger", ledger, "--timeout", 0.5, "--retries", 0)
+    at = At(audio=hold) if moment == "commit points" else At(answer=hold)
+    service.on_call = lambda _: at
+    words = ("--audio-path", *paths, "--ledger", ledger, "--timeout", 1, "--retries", 0)
     outcome = upload(*words)
     assert lock.is_held
-    assert (outcome.code, len(service.talks)) == (OK, 4), outcome.err
-    assert ledgers.states(ledger) == ["uploaded"] * 4
+    assert (outcome.code, len(service.talks)) == (OK, 2), outcome.err
+    assert ledgers.states(ledger) == ["uploaded"] * 2
 
 
 def test_after_a_signal_a_lock_is_not_waited_for(
