@@ -507,14 +507,18 @@ def unrecorded(result: Result, error: UploadError) -> Result:
 
 # Meaning.id of what an earlier run has noted with another one.
 REJECTED_BEFORE = "rejected"
+# Meaning.id of updates of a dialog's metadata.
+UPDATE_REFUSED = "update-refused"
+UPDATE_TOO_EARLY = "update-too-early"
+UPDATE_ADVICE = "correct its JSON: it is sent again once that changes, or with --retry-rejected"
 
 
 def from_row(row: Row, reason: str = "") -> Result:
     """Return the result of a recording that is left as the ledger has it; reason: why it is."""
     if row["state"] in ("unknown", "finishing"):
         why = row["error"] or "a run is uploading it, or ended before its result was recorded"
-        cause = f"not sent; it may have been uploaded: {why}" + (f"; {reason}" if reason else "")
-        meaning = UNKNOWN._replace(cause=cause, is_outage=False)
+        cause, advice = f"not sent; it may have been uploaded: {why}", reason or LOOK_FIRST
+        meaning = UNKNOWN._replace(cause=cause, advice=advice, is_outage=False)
         if row["is_missing"]:
             cause, advice = f"not in the service, a lookup proved: {why}", "use --retry-unknown"
             meaning = meaning._replace(id="missing", cause=cause, advice=advice)
@@ -580,14 +584,14 @@ class Recording:
         path: str,
         explicit: bool = True,
         sidecar: str | None = None,
-        siblings: tuple[str, ...] = (),
+        siblings: tuple[tuple[str, FileState], ...] = (),
     ) -> None:
-        self.path = path  # Source, if it chooses one of the siblings.
+        self.path = path  # Source, if it takes one of the siblings.
         self.explicit = explicit  # Named on the command line, not found in a folder.
         self.sidecar = sidecar  # find_files: the JSON beside it.
         self.file_state = NO_STATE  # Source; compared again at the commit point.
         self.started_s = 0.0  # Source, when it looks at the recording for the first time.
-        self.siblings = siblings  # find_files: the same call in other formats.
+        self.siblings = siblings  # The same call in other formats, until Source has taken one.
         self.audio: Audio | None = None  # Source: what its header says.
         self.metadata: TalkMetadata | None = None  # collect_metadata
         self.json: Json | None = None  # collect_metadata: the sidecar, as it was read.
@@ -618,22 +622,35 @@ class Recording:
 
 
 class Found(NamedTuple):
-    """A path to look at. error: why a folder, or what is in it, cannot be looked at."""
+    """Files of one call to look at. error: why a folder, or what is in it, cannot be looked at."""
 
-    path: str
+    paths: list[str]  # They differ only in suffix; the preferred one is the first.
     explicit: bool  # Named on the command line, not found in a folder.
     sidecar: str | None = None  # The JSON beside it.
-    siblings: tuple[str, ...] = ()  # Files that differ only in suffix: the same call.
     error: OSError | None = None
 
 
 def find_files(args: Namespace) -> Iterator[Found]:
     """Yield the files named, and the audio files in the folders named, in a stable order."""
+    calls: dict[tuple[str, bool], list[str]] = {}
     for path in args.audio_path:
-        if os.path.isdir(path):
-            yield from find_in_folder(path, args.suffixes)
+        stem, suffix = os.path.splitext(path)
+        # Other endings may tell calls apart: rec.103000 and rec.104500.
+        is_audio = suffix.lower() in args.suffixes and not os.path.isdir(path)
+        calls.setdefault((stem, True) if is_audio else (path, False), []).append(path)
+    for (_, is_audio), paths in calls.items():
+        if is_audio:
+            in_order(paths, args.suffixes)
+        if os.path.isdir(paths[0]):
+            yield from find_in_folder(paths[0], args.suffixes)
         else:
-            yield Found(path, True, find_sidecar(path))
+            yield Found(paths, True, find_sidecar(paths[0]))
+
+
+def in_order(paths: list[str], suffixes: tuple[str, ...]) -> None:
+    """Sort files of one call in the order of preference."""
+    if paths[1:]:
+        paths.sort(key=lambda path: suffixes.index(os.path.splitext(path)[1].lower()))
 
 
 def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
@@ -652,26 +669,24 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
                 subfolders: list[str] = []
                 names: list[str] = []
                 for entry in entries:
-                    (subfolders if is_folder(entry) else names).append(entry.name)
+                    (subfolders if leads_to_folder(entry) else names).append(entry.name)
         except OSError as error:
-            yield Found(folder, False, error=error)
+            yield Found([folder], False, error=error)
             continue
         sidecars = {name for name in names if name.endswith((".json", ".JSON"))}
         start = os.path.join(folder, "")
         for stem, same in itertools.groupby(sorted(names, key=stem_first), stem_of):
             own = sidecars.intersection((f"{stem}.json", f"{stem}.JSON")) if sidecars else ()
             audio = [start + name for name in same if name.lower().endswith(suffixes)]
-            if audio[1:]:  # In the order of preference.
-                audio.sort(key=lambda path: suffixes.index(os.path.splitext(path)[1].lower()))
             if audio:
-                sidecar = start + max(own) if own else None
-                yield Found(audio[0], False, sidecar, tuple(audio[1:]))
+                in_order(audio, suffixes)
+                yield Found(audio, False, start + max(own) if own else None)
         folders += [start + name for name in sorted(subfolders, reverse=True)]
 
 
 def stem_of(name: str) -> str:
     """Return a file's name without its suffix: what files of one call share."""
-    return name.rpartition(".")[0]
+    return os.path.splitext(name)[0]
 
 
 def stem_first(name: str) -> tuple[str, str]:
@@ -679,7 +694,7 @@ def stem_first(name: str) -> tuple[str, str]:
     return stem_of(name), name
 
 
-def is_folder(entry: os.DirEntry[str]) -> bool:
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
     """Return whether a folder's entry is a folder or leads to one; False if nobody can say."""
     try:
         return entry.is_dir()
@@ -746,12 +761,23 @@ class AudioFormat(NamedTuple):
 
     name: str
     suffixes: tuple[str, ...]
-    matches: Callable[[bytes], bool]  # From the first HEAD_BYTES, behind ID3v2 tags.
+    signature: bytes  # A pattern for the beginning, behind ID3v2 tags; empty: it has none.
     # From where the file stands to its size in bytes; raises UploadError for what is broken.
     read_header: Callable[[BinaryIO, int, AudioFormat], Audio]
     demuxer: str = ""  # FFmpeg's name for it.
     container_type: str | None = None  # None: the service does not take it; --convert does.
     can_split: bool = False
+    length_field: LengthField | None = None  # For read_other.
+
+
+class LengthField(NamedTuple):
+    """Where a header has the length of its file."""
+
+    marker: bytes
+    offset: int  # From the marker's beginning.
+    size: int
+    order: Literal["big", "little"]
+    uncounted_bytes: int
 
 
 def read_audio(
@@ -803,7 +829,7 @@ def find_format(path: str, head: bytes, has_id3_tag: bool, audio_type: str) -> A
     # Signatures that begin so are 12 bits: a sample of raw PCM may look like one.
     is_weak = audio_type == "pcm" and head.startswith(b"\xff") and not has_id3_tag
     for audio_format in FORMATS:
-        if audio_format.matches(head) and not is_weak:
+        if matches(audio_format, head) and not is_weak:
             return audio_format
     if audio_type == "pcm":
         return PCM
@@ -813,6 +839,11 @@ def find_format(path: str, head: bytes, has_id3_tag: bool, audio_type: str) -> A
     if suffix in GSM.suffixes and head[0] >> 4 == GSM_MAGIC:
         return GSM
     raise unknown_content(head, suffix)
+
+
+def matches(audio_format: AudioFormat, head: bytes) -> bool:
+    """Return whether a file that begins so is of this format."""
+    return bool(audio_format.signature and re.match(audio_format.signature, head, re.DOTALL))
 
 
 def unknown_content(head: bytes, suffix: str) -> UploadError:
@@ -1026,7 +1057,7 @@ def read_mp3(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audi
     file.seek(start)
     error = not_audio(file.read(HEAD_BYTES))
     cause = "no MP3 audio where it should begin"
-    raise error or data_error("no_mp3_audio", cause, EXPORT_AGAIN)
+    raise error or data_error("no-mp3-audio", cause, EXPORT_AGAIN)
 
 
 def begins_mp3_frames(block: bytes, position: int) -> bool:
@@ -1059,8 +1090,6 @@ OGG_CODECS = {b"\x01vorbis": "Vorbis", b"Speex   ": "Speex", b"\x7fFLAC": "FLAC"
 OGG_PAGE_HEADER_BYTES = 27
 # A cover in the comment header takes many pages.
 OGG_PAGES_LIMIT = 10_000
-# OpusHead and OpusTags: RFC 7845, section 3.
-OPUS_HEADER_PACKETS = 2
 
 
 def read_ogg_opus(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
@@ -1077,11 +1106,10 @@ def read_ogg_opus(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) ->
 
 
 def has_ogg_audio(file: BinaryIO, position: int, size_bytes: int) -> bool:
-    """Check that an OggOpus file has a whole page of audio behind its header packets.
+    """Check that an OggOpus file has a whole page of audio.
 
-    Of a page's segments (RFC 3533), those of fewer than 255 bytes end a packet.
+    Its position in the audio is not 0, as that of header pages, nor -1 (RFC 7845, section 4).
     """
-    packets, stream = 0, b""
     for _ in range(OGG_PAGES_LIMIT):
         file.seek(position)
         page = file.read(OGG_PAGE_HEADER_BYTES)
@@ -1089,12 +1117,8 @@ def has_ogg_audio(file: BinaryIO, position: int, size_bytes: int) -> bool:
             return False
         segments = file.read(page[26])
         position += OGG_PAGE_HEADER_BYTES + len(segments) + sum(segments)
-        stream = stream or page[14:18]
-        if page[14:18] != stream:
-            continue
-        if packets >= OPUS_HEADER_PACKETS and any(segments):
+        if page[6:14] not in (bytes(8), b"\xff" * 8):
             return position <= size_bytes
-        packets += sum(length < 255 for length in segments)
     return False
 
 
@@ -1109,15 +1133,13 @@ def read_other_ogg(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -
 # What only FFmpeg reads
 
 
-def read_other(
-    file: BinaryIO, size_bytes: int, audio_format: AudioFormat, length: LengthField | None = None
-) -> Audio:
+def read_other(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
     """Compare a file's length with that in its header, if it has one.
 
     Of a file that was cut between two packets FFmpeg (4.2 to 9.0) says nothing.
     """
     start = file.tell()
-    if length:
+    if length := audio_format.length_field:
         head = file.read(4096)
         position = head.find(length.marker) + length.offset
         announced_bytes = int.from_bytes(head[position : position + length.size], length.order)
@@ -1127,22 +1149,6 @@ def read_other(
         if is_known and announced_bytes > there_bytes + HEADER_SLACK_BYTES:
             raise truncated(announced_bytes, there_bytes)
     return Audio(audio_format, audio_format.name, needs_conversion=True)
-
-
-class LengthField(NamedTuple):
-    """Where a header has the length of its file."""
-
-    marker: bytes
-    offset: int  # From the marker's beginning.
-    size: int
-    order: Literal["big", "little"]
-    uncounted_bytes: int
-
-
-def refuse_big_endian(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
-    """Refuse RIFX: FFmpeg (4.2 to 9.0) swaps its samples and makes noise of it without a word."""
-    cause = "big-endian WAV (RIFX): neither the service nor FFmpeg reads it"
-    raise data_error("big-endian", cause, f"record or export it as {NEEDED}")
 
 
 def read_flac(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
@@ -1174,43 +1180,17 @@ def read_pcm(size_bytes: int, rate_hz: int, channels: int) -> Audio:
     return Audio(PCM, description, channels, duration_s, rate_hz)
 
 
-def begins(*magics: bytes, at: int = 0) -> Callable[[bytes], bool]:
-    """Match files that have one of these at an offset."""
-    return lambda head: head.startswith(magics, at)
-
-
-def matches(pattern: bytes) -> Callable[[bytes], bool]:
-    """Match files that begin with a regular expression."""
-    compiled = re.compile(pattern, re.DOTALL)
-    return lambda head: compiled.match(head) is not None
-
-
-def never(head: bytes) -> bool:
-    """Match nothing: a format that has no signature."""
-    return False
-
-
-def sized(*length_field: Any) -> Callable[[BinaryIO, int, AudioFormat], Audio]:
-    """Read a format for FFmpeg whose header has its length; the arguments are LengthField's."""
-    return functools.partial(read_other, length=LengthField(*length_field))
-
-
 # Microsoft, ASF specification: File Properties Object.
 ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-WAV = AudioFormat(
-    "WAV", (".wav", ".wave"), matches(b"RIFF.{4}WAVE"), read_wav, "wav",
-    "CONTAINER_AUDIO_TYPE_WAV", can_split=True,
-)  # fmt: skip
-MP3 = AudioFormat(
-    "MP3", (".mp3",), matches(MP3_SYNC.pattern), read_mp3, "mp3",
-    "CONTAINER_AUDIO_TYPE_MP3", can_split=True,
-)  # fmt: skip
-OGG_OPUS = AudioFormat(
-    "OggOpus", (".ogg", ".oga", ".opus"), matches(b"OggS.{24}OpusHead"), read_ogg_opus, "ogg",
-    "CONTAINER_AUDIO_TYPE_OGG_OPUS",
-)  # fmt: skip
-GSM = AudioFormat("GSM", (".gsm",), never, read_other, "gsm")
-PCM = AudioFormat("raw PCM", (".pcm", ".raw"), never, read_other)
+# fmt: off
+WAV = AudioFormat("WAV", (".wav", ".wave"), b"RIFF.{4}WAVE", read_wav, "wav",
+                  "CONTAINER_AUDIO_TYPE_WAV", can_split=True)
+MP3 = AudioFormat("MP3", (".mp3",), MP3_SYNC.pattern, read_mp3, "mp3",
+                  "CONTAINER_AUDIO_TYPE_MP3", can_split=True)
+OGG_OPUS = AudioFormat("OggOpus", (".ogg", ".oga", ".opus"), b"OggS.{24}OpusHead", read_ogg_opus,
+                       "ogg", "CONTAINER_AUDIO_TYPE_OGG_OPUS")
+GSM = AudioFormat("GSM", (".gsm",), b"", read_other, "gsm")
+PCM = AudioFormat("raw PCM", (".pcm", ".raw"), b"", read_other)
 
 # In the order in which files with one name and several suffixes are preferred. The first that
 # matches counts.
@@ -1218,37 +1198,29 @@ FORMATS = (
     WAV,
     MP3,
     OGG_OPUS,
-    AudioFormat("Ogg", (), begins(b"OggS"), read_other_ogg, "ogg"),
-    AudioFormat("FLAC", (".flac",), begins(b"fLaC"), read_flac, "flac"),
-    AudioFormat(
-        "M4A or MP4", (".m4a", ".mp4", ".3gp"),
-        begins(b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", at=4), read_other, "mov",
-    ),
-    AudioFormat("AAC", (".aac",), matches(rb"\xff[\xf0\xf1\xf8\xf9]|ADIF"), read_other, "aac"),
-    AudioFormat("AMR", (".amr",), begins(b"#!AMR"), read_other, "amr"),
+    AudioFormat("Ogg", (), b"OggS", read_other_ogg, "ogg"),
+    AudioFormat("FLAC", (".flac",), b"fLaC", read_flac, "flac"),
+    AudioFormat("M4A or MP4", (".m4a", ".mp4", ".3gp"), b".{4}(ftyp|moov|mdat|wide|free|skip)",
+                read_other, "mov"),
+    AudioFormat("AAC", (".aac",), rb"\xff[\xf0\xf1\xf8\xf9]|ADIF", read_other, "aac"),
+    AudioFormat("AMR", (".amr",), b"#!AMR", read_other, "amr"),
     GSM,
-    AudioFormat(
-        "WMA", (".wma",), begins(b"0&\xb2u\x8ef\xcf\x11"),
-        sized(ASF_FILE_PROPERTIES, 40, 8, "little", 0), "asf",
-    ),
-    AudioFormat("WebM", (".webm",), begins(b"\x1aE\xdf\xa3"), read_other, "matroska"),
-    AudioFormat(
-        "AIFF", (".aif", ".aiff"), matches(b"FORM.{4}AIF"), sized(b"FORM", 4, 4, "big", 8), "aiff"
-    ),
-    AudioFormat("AU", (".au",), begins(b".snd"), sized(b".snd", 8, 4, "big", 24), "au"),
+    AudioFormat("WMA", (".wma",), rb"0&\xb2u\x8ef\xcf\x11", read_other, "asf",
+                length_field=LengthField(ASF_FILE_PROPERTIES, 40, 8, "little", 0)),
+    AudioFormat("WebM", (".webm",), rb"\x1aE\xdf\xa3", read_other, "matroska"),
+    AudioFormat("AIFF", (".aif", ".aiff"), b"FORM.{4}AIF", read_other, "aiff",
+                length_field=LengthField(b"FORM", 4, 4, "big", 8)),
+    AudioFormat("AU", (".au",), rb"\.snd", read_other, "au",
+                length_field=LengthField(b".snd", 8, 4, "big", 24)),
     # Known by their content only.
-    AudioFormat(
-        "RF64", (), matches(b"(RF64|BW64).{4}WAVE"), sized(b"ds64", 8, 8, "little", 8), "wav"
-    ),
-    AudioFormat(
-        "Wave64", (), begins(b"riff\x2e\x91\xcf\x11"), sized(b"riff", 16, 8, "little", 0), "w64"
-    ),
-    AudioFormat("big-endian WAV", (), matches(b"RIFX.{4}WAVE"), refuse_big_endian),
-    AudioFormat("CAF", (), begins(b"caff\0\1"), read_other, "caf"),
-    AudioFormat(
-        "MPEG layer II", (), matches(rb"\xff[\xf4\xf5\xfc\xfd][\x10-\xef]"), read_other, "mp3"
-    ),
-)  # fmt: skip
+    AudioFormat("RF64", (), b"(RF64|BW64).{4}WAVE", read_other, "wav",
+                length_field=LengthField(b"ds64", 8, 8, "little", 8)),
+    AudioFormat("Wave64", (), rb"riff\x2e\x91\xcf\x11", read_other, "w64",
+                length_field=LengthField(b"riff", 16, 8, "little", 0)),
+    AudioFormat("CAF", (), rb"caff\x00\x01", read_other, "caf"),
+    AudioFormat("MPEG layer II", (), rb"\xff[\xf4\xf5\xfc\xfd][\x10-\xef]", read_other, "mp3"),
+)
+# fmt: on
 # Values of --audio-type.
 AUDIO_TYPES = {"wav": WAV, "mp3": MP3, "ogg-opus": OGG_OPUS, "pcm": PCM}
 # What folders are searched for, in the order of preference.
@@ -1378,22 +1350,16 @@ def decode(
 ) -> Converted:
     """Run FFmpeg once and check what it wrote, as any WAV is checked; rate_hz: 0 keeps it."""
     words = ffmpeg_arguments(path, audio, rate_hz, f"/dev/fd/{file.fileno()}")
-    try:
-        running = FFmpeg([ffmpeg, *words], file.fileno())
-    except OSError as error:
-        is_missing = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR)
-        meaning = NO_FFMPEG if is_missing else CONVERSION_NOT_STARTED
-        raise UploadError(meaning, f"{ffmpeg}: {error.strerror}") from error
-    with running:
-        running.wait(timeout_s, stopping)
-    check_end(running.process.returncode, running.message, path, stopping)
+    status, message = run_ffmpeg([ffmpeg, *words], file.fileno(), timeout_s, stopping)
+    if stopping.is_set():  # A signal may have reached FFmpeg, too.
+        raise run_stopped()
+    check_end(status, message.decode(errors="replace").replace(f"file:{path}", "the file"))
     size_bytes = os.fstat(file.fileno()).st_size
     file.seek(0)
-    if not WAV.matches(file.read(HEAD_BYTES)):
+    if not matches(WAV, file.read(HEAD_BYTES)):
         raise UploadError(CONVERSION_FAILED, "FFmpeg wrote no WAV")
     file.seek(0)
     result = WAV.read_header(file, size_bytes, WAV)
-    file.seek(0)
     # FFmpeg says nothing where some formats were cut between two packets.
     if result.duration_s < audio.duration_s - LOST_LIMIT_S:
         details = f"{result.duration_s:,.1f} s of {audio.duration_s:,.1f} s"
@@ -1424,118 +1390,82 @@ def ffmpeg_arguments(path: str, audio: Audio, rate_hz: int, target: str) -> list
     return [*words, "-fflags", "+bitexact", "-f", "wav", "-y", target]
 
 
-class FFmpeg:
-    """A process of FFmpeg that is gone when the `with` block ends, and when our process ends.
+def run_ffmpeg(
+    command: list[str], target: int, timeout_s: float, stopping: threading.Event
+) -> tuple[int, bytes]:
+    """Run FFmpeg; return its status and what is on stderr. It has ended, whatever is raised.
 
     It has a session of its own, as Ctrl-C and `timeout` signal the whole group: a good recording
-    would count as broken.
+    would count as broken. target: the descriptor that it writes to.
     """
+    import subprocess
 
-    def __init__(self, command: list[str], target: int) -> None:
-        import subprocess
-
-        self.target = target  # The descriptor that it writes to.
-        self.message = b""
-        # Neither the credential nor FFREPORT, which makes it write files.
-        names = ("HOME", "LD_LIBRARY_PATH", "PATH")
-        environment = {name: os.environ[name] for name in names if name in os.environ}
-        lifeline, self.our_end = os.pipe()
-        try:
-            self.process = subprocess.Popen(
-                command,
-                bufsize=0,
-                stdin=lifeline,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=[target],
-                env=environment,
-                start_new_session=True,
-            )
-            kill_on_hangup(lifeline, self.process.pid)
-        except OSError:
-            os.close(self.our_end)
-            raise
-        finally:
-            os.close(lifeline)
-
-    def __enter__(self) -> FFmpeg:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        import subprocess
-
-        if self.process.poll() is None:
-            with contextlib.suppress(OSError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+    # Neither the credential nor FFREPORT, which makes it write files.
+    names = ("HOME", "LD_LIBRARY_PATH", "PATH")
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[target],
+            env={name: os.environ[name] for name in names if name in os.environ},
+            start_new_session=True,
+        )
+    except OSError as error:
+        is_missing = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR)
+        meaning = NO_FFMPEG if is_missing else CONVERSION_NOT_STARTED
+        raise UploadError(meaning, f"{command[0]}: {error.strerror}") from error
+    try:
+        return wait_for_ffmpeg(process, target, timeout_s, stopping)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
             # On a share that is gone even this may not end it.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(KILL_GRACE_S)
-        if self.process.stderr:
-            self.process.stderr.close()
-        os.close(self.our_end)
-
-    def wait(self, timeout_s: float, stopping: threading.Event) -> None:
-        """Wait for its end; raise UploadError if the run is stopped or the output does not grow."""
-        import select
-        import subprocess
-
-        assert self.process.stderr
-        poller = select.poll()
-        poller.register(self.process.stderr, select.POLLIN)
-        size_bytes, idle_s, before_s = 0, 0.0, time.monotonic()
-        while self.process.poll() is None:
-            if poller.poll(TICK_S * 1000) and not self.read_message():
-                with contextlib.suppress(subprocess.TimeoutExpired):  # stderr is closed: the end.
-                    self.process.wait(TICK_S)
-            if stopping.is_set():
-                raise run_stopped()
-            previous_bytes, size_bytes = size_bytes, os.fstat(self.target).st_size
-            # A time in which we did not run ourselves (SIGSTOP) is not idle time.
-            now_s = time.monotonic()
-            idle_s = idle_s + min(now_s - before_s, 1) if size_bytes == previous_bytes else 0.0
-            before_s = now_s
-            if idle_s > timeout_s:
-                cause = f"FFmpeg decoded nothing for {timeout_s:g} s and was ended"
-                raise data_error("conversion-stuck", cause, EXPORT_AGAIN)
-            if size_bytes > CONVERTED_LIMIT_BYTES:
-                cause = "longer than a WAV file can be"
-                raise data_error("too-long", cause, "cut it into parts of at most 4 hours")
-        self.read_message()
-
-    def read_message(self) -> bytes:
-        """Read some of what is on stderr, without waiting; return it."""
-        assert self.process.stderr
-        os.set_blocking(self.process.stderr.fileno(), False)
-        more: bytes = self.process.stderr.read(STDERR_LIMIT_BYTES) or b""
-        if len(self.message) < STDERR_LIMIT_BYTES:
-            self.message += more
-        return more
+                process.wait(KILL_GRACE_S)
+        if process.stderr:
+            process.stderr.close()
 
 
-def kill_on_hangup(pipe: int, pid: int) -> None:
-    """Have the kernel kill a process as soon as nobody can write to its pipe any more.
+def wait_for_ffmpeg(
+    process: Any, target: int, timeout_s: float, stopping: threading.Event
+) -> tuple[int, bytes]:
+    """Return like run_ffmpeg; raise UploadError if the run is stopped or the output goes wrong."""
+    import subprocess
 
-    So FFmpeg does not outlive us, whatever ends us. prctl(PR_SET_PDEATHSIG) would have to be called
-    between fork and exec, where threads make Python unsafe.
-    """
-    if hasattr(fcntl, "F_SETSIG"):  # Linux.
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(pipe, fcntl.F_SETOWN, pid)
-            fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
-            fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_ASYNC)
+    size_bytes, idle_s, before_s = 0, 0.0, time.monotonic()
+    while True:
+        try:
+            _, message = process.communicate(timeout=TICK_S)
+            return process.returncode, message
+        except subprocess.TimeoutExpired as running:
+            message = running.stderr or b""
+        if len(message) > STDERR_LIMIT_BYTES:
+            return 1, message
+        if stopping.is_set():
+            raise run_stopped()
+        previous_bytes, size_bytes = size_bytes, os.fstat(target).st_size
+        # A time in which we did not run ourselves (SIGSTOP) is not idle time.
+        now_s = time.monotonic()
+        idle_s = idle_s + min(now_s - before_s, 1) if size_bytes == previous_bytes else 0.0
+        before_s = now_s
+        if idle_s > timeout_s:
+            cause = f"FFmpeg decoded nothing for {timeout_s:g} s and was ended"
+            raise data_error("conversion-stuck", cause, EXPORT_AGAIN)
+        if size_bytes > CONVERTED_LIMIT_BYTES:
+            cause = "longer than a WAV file can be"
+            raise data_error("too-long", cause, "cut it into parts of at most 4 hours")
 
 
-def check_end(returncode: int, message: bytes, path: str, stopping: threading.Event) -> None:
-    """Raise UploadError unless FFmpeg ended well and said nothing, with nobody ending the run."""
-    text = message.decode(errors="replace").replace(f"file:{path}", "the file").strip()
-    if stopping.is_set():
-        raise run_stopped()
+def check_end(status: int, text: str) -> None:
+    """Raise UploadError unless FFmpeg ended well and said nothing."""
     # FFmpeg catches SIGTERM and ends without a word with 255; a shell around it says 128 + signal.
-    if returncode < 0 or (returncode > 128 and not text):
-        raise UploadError(CONVERSION_KILLED, f"status {returncode}")
-    if returncode or text:
+    if status < 0 or (status > 128 and not text.strip()):
+        raise UploadError(CONVERSION_KILLED, f"status {status}")
+    if status or text.strip():
         # The first line has the cause; those that follow say that therefore something else failed.
-        line = re.sub(r"^(\[[^]]*\] )+", "", (text.splitlines() or [f"status {returncode}"])[0])
+        line = re.sub(r"^(\[[^]]*\] )+", "", text.strip().partition("\n")[0] or f"status {status}")
         line = "".join(char if char.isprintable() else "?" for char in line)[:200]
         is_full = any(reason in text for reason in NO_SPACE_TEXTS)
         raise UploadError(NO_SPACE if is_full else CONVERSION_FAILED, line)
@@ -2097,6 +2027,12 @@ class Transfer(Call):
         audio = audio_pb2.AudioRequest(audio_metadata=self._audio, audio_data=chunk)
         return talk_service_pb2.UploadTalkRequest(metadata=self._recording.metadata, audio=audio)
 
+    @property
+    def done_bytes(self) -> int:
+        """How much of the recording's own file is done: what is sent may be converted."""
+        own_bytes = self._recording.file_state.size_bytes
+        return self.handed_over_bytes * own_bytes // (self._recording.sent_bytes or 1)
+
     def _chunks(self, size_bytes: int) -> Iterator[bytes]:
         converted = self._recording.converted
         for data in read_chunks(self._recording.path, size_bytes, converted and converted.file):
@@ -2173,7 +2109,7 @@ class CircuitBreaker:
     def record(self, result: Result) -> None:
         """Stop the run if a result shows an outage, or an error that all would meet."""
         error = result.error
-        if result.outcome is Outcome.UPLOADED and not result.found_id:
+        if result.outcome in (Outcome.UPLOADED, Outcome.UPDATED) and not result.found_id:
             self._failures = 0
             self.half_open = self._began_half_open = False
         elif error and error.meaning.is_outage:
@@ -2427,7 +2363,7 @@ LEDGER_TABLES = (
     looked_up_at    TEXT,
     is_missing      INTEGER NOT NULL DEFAULT 0,  -- A lookup has proved that there is no dialog.
     split           INTEGER NOT NULL DEFAULT 0,
-    duration_s      REAL,              -- Of what it was converted to.
+    duration_s      REAL,              -- Of what was left out once it was converted: too short.
     sent_at         TEXT,              -- The commit point.
     uploaded_at     TEXT,
     updated_at      TEXT    NOT NULL,
@@ -2477,6 +2413,7 @@ SAME_PATH = """r.connection_id = p.connection_id AND r.path = p.path AND r.stem 
 # A recording that vanished, or waits for its JSON, is not one that the next run will upload.
 OUTCOME = """CASE
     WHEN r.state IN ('uploaded', 'unknown') THEN r.state
+    WHEN r.state = 'failed' AND r.duration_s IS NOT NULL THEN 'left out'
     WHEN r.state IN ('sending', 'finishing')
         AND r.updated_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 day')
         AND (SELECT ended_at IS NULL FROM runs WHERE connection_id = r.connection_id
@@ -2855,7 +2792,7 @@ class Ledger(LedgerFile):
             "SELECT sha256, stem, suffix, path, size_bytes, mtime_ns, ctime_ns, metadata_sha256, "
             "json_size_bytes, json_mtime_ns, json_ctime_ns, json_sha256, json_refused, split, "
             "had_meta_path, lookup_key, uploaded_at, is_missing, duration_s, state, talk_id, "
-            "found_id, badge_id, operation_id, error "
+            "found_id, badge_id, operation_id, error, updated_at "
             "FROM recordings INDEXED BY recordings_by_stem WHERE connection_id = ? AND stem = ?"
         )
         return self._execute(sql, (self._args.connection_id, stem))
@@ -2903,7 +2840,10 @@ class Ledger(LedgerFile):
             "state": "sending",
             "error": None,
             "request_id": None,
+            # Of an earlier sending; what is looked up is this one.
+            **dict.fromkeys(("lookup_key", "looked_up_at", "sequence", "sent_at")),
             "is_missing": False,
+            "duration_s": None,
             "updated_at": utc(),
         }
         names = ", ".join(columns)
@@ -2929,7 +2869,16 @@ class Ledger(LedgerFile):
     def record_update(self, recording: Recording) -> None:
         """Record that the service has taken new metadata for an uploaded recording."""
         columns = self._metadata_columns(recording)
+        if self._args.lookup_key:
+            columns["lookup_key"] = self._args.lookup_key
         self.update(recording, error=None, updated_at=utc(), **columns)
+
+    def record_refused_update(self, recording: Recording, error: UploadError) -> None:
+        """Record that the service refused new metadata, so that they are not sent again."""
+        assert recording.json
+        columns = json_columns(recording.json.state)
+        text = clean(error.error_text)
+        self.update(recording, json_refused=recording.json.sha256, error=text, **columns)
 
     def commit(self, recording: Recording, request_id: str) -> None:
         """Record, on disk, that a dialog may exist from now on."""
@@ -3192,13 +3141,12 @@ PROOF_AGE_S = 24 * 60 * 60.0
 CONTROLS = 3
 # The service's limit. A value should have one dialog, so a batch stays far below it.
 GET_LIMIT_TALKS = 100
-
-
-class Talk(NamedTuple):
-    """A dialog that the service has."""
-
-    created_s: float
-    id: str
+SEND_ANYWAY = "--retry-unknown without --lookup-key sends it, and may create a duplicate"
+CHECK_PLACE = "check --organization-id, --space-id, --project-id and --lookup-key"
+LOOKUP_ADVICE = {
+    "PERMISSION_DENIED": HAS_ROLE,
+    **dict.fromkeys(("NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION"), CHECK_PLACE),
+}
 
 
 class Lookup:
@@ -3216,6 +3164,7 @@ class Lookup:
         self._signals = signals
         self._calls = 0
         self._next_call_s = 0.0
+        self._has_warned = False
 
     def run(self) -> Iterator[tuple[Recording, Result]]:
         """Look up the unknown recordings; yield those that were found, with their results.
@@ -3224,24 +3173,24 @@ class Lookup:
         """
         now_s = time.time()
         rows = [row for row in self._ledger.unknown_with_key() if is_due_for_lookup(row, now_s)]
-        has_warned = False
+        rows.sort(key=lambda row: row["looked_up_at"] or "")  # A run may not get to all of them.
         for batch in batches(rows, self._controls):
             try:
                 found, is_complete = self._find(batch)
             except CallError as error:
                 if error.status == "UNAUTHENTICATED":
                     raise
-                if not has_warned:
-                    log.warning(f"unknown recordings could not be looked up: {error}")
-                has_warned = True
-                if not error.status or error.meaning.id == NO_CONNECTION.id:  # No response.
+                self._warn(error)
+                for row in batch:
+                    self._ledger.update(recording_of(row), looked_up_at=utc())
+                if would_repeat(error):
                     return
-                continue
             except UploadError as error:
                 log.info(f"unknown recordings not looked up: {error}")
                 return
-            for row, controls in batch.items():
-                yield from self._take(row, found, is_complete and found.keys() & controls)
+            else:
+                for row, controls in batch.items():
+                    yield from self._take(row, found, is_complete and found.keys() & controls)
 
     def _controls(self, row: Row) -> set[str]:
         """Return the SHA-256 of what would be found by now if the row's recording could be."""
@@ -3251,33 +3200,34 @@ class Lookup:
         return {each["sha256"] for each in self._ledger.uploaded_next(row, CONTROLS)}
 
     def _take(
-        self, row: Row, found: Mapping[str, set[Talk]], is_proof: object
+        self, row: Row, found: Mapping[str, Mapping[str, float]], is_proof: object
     ) -> Iterator[tuple[Recording, Result]]:
         """Record what a search says of one row; yield its recording if it was found."""
-        recording = Recording(row["path"])
-        recording.sha256 = row["sha256"]
-        talks = sorted(found.get(row["sha256"], ()))
-        if not talks:
-            # Not found proves nothing by itself.
-            self._ledger.update(recording, looked_up_at=utc(), is_missing=bool(is_proof))
+        recording = recording_of(row)
+        created_s = found.get(row["sha256"], {})
+        # Not found proves nothing by itself.
+        is_missing = bool(is_proof) and not created_s
+        self._ledger.update(recording, looked_up_at=utc(), is_missing=is_missing)
+        if not created_s:
             return
-        ids = [talk.id for talk in talks]
+        ids = sorted(created_s, key=lambda talk_id: (created_s[talk_id], talk_id))
+        returned = tuple((row["talk_id"] or "").split())
         if row["split"]:
-            cause = "it arrived and was split; the list of its dialogs may not be complete"
-            meaning = UNKNOWN._replace(cause=cause, advice=LOOK_FOR_IT, is_outage=False)
-            result = failed(UploadError(meaning))._replace(talk_ids=tuple(ids))
-        else:
-            returned = tuple((row["talk_id"] or "").split())
-            result = Result(Outcome.UPLOADED, returned, found_id=ids[0])
-            if ids[1:]:
-                log.warning(f"{recording.path}: uploaded more than once: {', '.join(ids)}")
+            log.info(f"{recording.path}: it was split; there may be more dialogs of it later")
+            returned = tuple(ids)
+        elif ids[1:]:
+            others = ", ".join(ids[1:])
+            advice = "remove them in the console"
+            log.warning(f"{recording.path}: {ids[0]} has duplicates: {others}; {advice}")
+        result = Result(Outcome.UPLOADED, returned, found_id=ids[0])
         self._ledger.record_result(recording, result)
         yield recording, result
 
-    def _find(self, batch: Mapping[Row, set[str]]) -> tuple[dict[str, set[Talk]], bool]:
-        """Return the talks that have these values under the key, and whether that is all of them.
+    def _find(self, batch: Mapping[Row, set[str]]) -> tuple[dict[str, dict[str, float]], bool]:
+        """Return when the dialogs with these values under the key were created, by value and ID.
 
-        A search may match more than it was asked for, so only what Get returns is proof.
+        Also whether that is all of them. A search may match more than it was asked for, so only
+        what Get returns is proof.
         """
         values: set[str] = {row["sha256"] for row in batch}.union(*batch.values())
         request = talk_service_pb2.SearchTalkRequest(page_size=GET_LIMIT_TALKS)
@@ -3285,13 +3235,13 @@ class Lookup:
         request.filters.add(key=key).any_match.values.extend(sorted(values))
         page = self._ask("Search", request)
         talks = self._get(list(dict.fromkeys(page.talk_ids)))
-        found: dict[str, set[Talk]] = collections.defaultdict(set)
+        found: dict[str, dict[str, float]] = collections.defaultdict(dict)
         for talk in talks:
             created_s = talk.created_at.seconds + talk.created_at.nanos / 1e9
             for field in talk.talk_fields:
                 is_ours = talk.connection_id == self._args.connection_id
                 if is_ours and field.name == self._args.lookup_key and field.value in values:
-                    found[field.value].add(Talk(created_s, talk.id))
+                    found[field.value][talk.id] = created_s
         is_complete = {talk.id for talk in talks} >= set(page.talk_ids)
         return found, is_complete and not page.next_page_token
 
@@ -3304,8 +3254,11 @@ class Lookup:
         try:
             return list(self._ask("Get", request).talk)
         except CallError as error:
-            if error.meaning.id != TOO_LARGE.id or len(talk_ids) == 1:
+            if error.meaning.id != TOO_LARGE.id:
                 raise
+            if len(talk_ids) == 1:
+                self._warn(error)
+                return []
         middle = len(talk_ids) // 2
         return self._get(talk_ids[:middle]) + self._get(talk_ids[middle:])
 
@@ -3325,11 +3278,49 @@ class Lookup:
             setattr(request, name, getattr(self._args, name) or "")
         return self._uploader.ask("lookup", method, request, LOOKUP_TIMEOUT_S)
 
+    def _warn(self, error: CallError) -> None:
+        """Say, once a run, that something could not be looked up; uploads go on."""
+        advice = LOOKUP_ADVICE.get(error.status, "a later run looks again")
+        if not self._has_warned:
+            log.warning(f"unknown recordings could not be looked up; {advice} ({error.details})")
+        self._has_warned = True
+
+
+def recording_of(row: Row) -> Recording:
+    """Return the recording of a row, whose file may be gone."""
+    recording = Recording(row["path"])
+    recording.sha256 = row["sha256"]
+    return recording
+
+
+def would_repeat(error: CallError) -> bool:
+    """Return whether other lookups would end like this one: without an answer, or refused."""
+    meaning, end = error.meaning, error.__cause__
+    has_answer = isinstance(end, grpc.Call) and (end.initial_metadata() or end.trailing_metadata())
+    # NOT_FOUND may be said of one dialog.
+    is_for_all = meaning.pauses_run or (meaning.stops_run and meaning.id != NOT_KNOWN.id)
+    return not has_answer or is_for_all
+
 
 def is_due_for_lookup(row: Row, now_s: float) -> bool:
     """Return whether a recording may be looked up again; a clock may jump either way."""
     looked_up_at = row["looked_up_at"]
     return not looked_up_at or abs(now_s - seconds_of(looked_up_at)) >= LOOKUP_INTERVAL_S
+
+
+def why_not_missing(row: Row, key: str) -> str:
+    """Say why an unknown recording is not sent again although lookups are made; what would help."""
+    if row["lookup_key"] != key:
+        return f"it was sent without {quoted(key)}, so it is not looked up; {SEND_ANYWAY}"
+    if row["split"]:
+        return f"no lookup can prove a split recording missing; {SEND_ANYWAY}"
+    proof_s = seconds_of(row["sent_at"]) + PROOF_AGE_S
+    if time.time() < proof_s:
+        when = utc(proof_s)[:16].replace("T", " ")
+        return f"within a day of sending no lookup can prove it missing; run again after {when} UTC"
+    needed = f"one of the {CONTROLS} recordings uploaded next after it, but not it"
+    check = f"if there are any, check that the connection has the key {quoted(key)}"
+    return f"no lookup has found {needed}; {check}, --project-id and earlier warnings"
 
 
 def batches(
@@ -3353,6 +3344,10 @@ def batches(
 # --- 13. Choosing what to send ----------------------------------------------------------------
 
 
+# The states of what may be in the service.
+SENT = ("uploaded", "unknown", "finishing", "sending")
+
+
 class Action(enum.Enum):
     """What to do with a recording of which the ledger has a row."""
 
@@ -3371,7 +3366,7 @@ class Decision(NamedTuple):
     reason: str
 
 
-def decide(  # noqa: PLR0911, PLR0912 - a return a case reads best.
+def decide(  # noqa: PLR0911 - a return a case reads best.
     row: Row,
     recording: Recording,
     args: Namespace,
@@ -3401,8 +3396,7 @@ def decide(  # noqa: PLR0911, PLR0912 - a return a case reads best.
         before = row["size_bytes"], row["mtime_ns"], row["metadata_sha256"]
         is_changed = (*recording.file_state[:2], recording.metadata_sha256) != before
         # A copy differs from its original, which is there, in each run anew.
-        is_copy = row["path"] != stored_path(recording.path) and os.path.exists(row["path"])
-        if is_changed and not is_ours and not is_copy:
+        if is_changed and not is_ours and not is_elsewhere(row, recording):
             return Decision(Action.SEND, "the file or its metadata has changed since")
         if args.retry_rejected and not is_ours:
             return Decision(Action.SEND, "--retry-rejected")
@@ -3412,12 +3406,8 @@ def decide(  # noqa: PLR0911, PLR0912 - a return a case reads best.
         return Decision(Action.LEAVE, "")
     if not args.lookup_key:
         return Decision(Action.SEND, "this may create a duplicate")
-    if row["lookup_key"] != args.lookup_key:
-        advice = "--retry-unknown without --lookup-key sends it, and may create a duplicate"
-        return Decision(Action.LEAVE, f"sent without {quoted(args.lookup_key)}: {advice}")
     if not row["is_missing"]:
-        reason = "not found, although a recording uploaded after it is, a day after it was sent"
-        return Decision(Action.LEAVE, f"not proved missing: it has to be {reason}")
+        return Decision(Action.LEAVE, why_not_missing(row, args.lookup_key))
     return Decision(Action.SEND, "proved missing in the service")
 
 
@@ -3504,24 +3494,35 @@ class Source:
         # Without a ledger, only this keeps a file with two names from becoming two dialogs.
         seen: set[tuple[int, int]] = set()
         for found in find_files(self._args):
-            recording = Recording(found.path, found.explicit, found.sidecar, found.siblings)
-            try:
-                if found.error:
-                    raise found.error
-                status = os.stat(found.path)
-                recording.file_state = FileState.from_stat(status)
-            except (OSError, ValueError) as error:
+            recording = Recording(found.paths[0], found.explicit, found.sidecar)
+            error: Exception | None = found.error
+            files: list[tuple[str, FileState]] = []
+            identities: set[tuple[int, int]] = set()
+            is_waiting = False
+            for path in () if error else found.paths:
+                try:
+                    status = os.stat(path)
+                    state = FileState.from_stat(status)
+                except (OSError, ValueError) as problem:
+                    error = error or problem
+                    continue
+                files.append((path, state))
+                identities.add((status.st_dev, status.st_ino))
+                is_waiting |= is_young(state, self._args.min_age)
+            if not files:
+                assert error
                 self._tally.add(recording, failed(unreadable(error)))
                 continue
-            identity = status.st_dev, status.st_ino
-            if is_young(status, self._args.min_age):
+            (recording.path, recording.file_state), *siblings = files
+            recording.siblings = tuple(siblings)
+            if is_waiting:  # Another program may be converting it.
                 text = f"younger than {self._args.min_age:g} s"
                 self._tally.leave_out(recording, "waiting", text)
-            elif identity in seen:
+            elif seen.intersection(identities):
                 what = "another name of a file that was found before"
                 self._tally.leave_out(recording, "under another name", what)
             else:
-                seen.add(identity)
+                seen |= identities
                 yield recording
 
     def _check_mount(self, folder: str, ledger: Ledger | None) -> None:
@@ -3577,6 +3578,8 @@ class Examiner:
         self._claimed: set[str] = set()
         self._has_warned = False
         self._dated = 0  # Recordings with the date of --meta-path.
+        # In a folder, each run may find one more.
+        self._dated_limit = 1 if any(map(os.path.isdir, args.audio_path)) else 2
 
     def examine(self, recording: Recording) -> bool:
         """Return whether a worker has to see to a recording.
@@ -3584,43 +3587,42 @@ class Examiner:
         If not, its result is reported, or it is looked at again later. Raises UploadError.
         """
         rows = self._ledger.find_by_stem(recording.path) if self._ledger else []
-        known, is_touched = self._match_call(rows, recording)
+        other = uploaded_sibling(rows, recording)
+        if rows and recording.siblings:
+            self._take_sent_file(rows, recording)
+        known, is_touched = match_file(rows, recording)
         if known:
             return self._leave(recording, known)
-        if self._is_left_out(recording, rows):
-            return False
         if is_touched and not self.may_hash_touched:
             self.touched.append(recording)
             return False
-        if recording.metadata is None and not self._check(recording):
-            return False
+        if recording.metadata is None:  # Not looked at before.
+            if self._is_left_out(recording, other, bool(rows)) or self._waits_for_json(recording):
+                return False
+            if not self._check_audio(recording):
+                return False
+            collect_metadata(recording, self._args, self._common)
+            self._warn_of_metadata(recording)
         if not self._ledger:
             recording.action = Action.SEND
             return True
         if not recording.sha256:
             hash_recording(recording, self._args, self._breaker.stopping)
-        for row in rows:
-            if row["state"] == "uploaded" and is_same_path(row, recording):
+        for row in sorted(rows, key=lambda row: str(row["updated_at"])):
+            if row["state"] == "uploaded" and is_same_path(row, recording.path):
                 recording.replaces = row["talk_id"] or row["found_id"] or ""
         return self._claim_or_leave(recording, self._ledger)
 
-    def _is_left_out(self, recording: Recording, rows: Sequence[Row]) -> bool:
-        """Leave out what is old and new to the ledger, and what is uploaded in another format."""
-        if self._is_too_old(recording) and not any(is_same_path(row, recording) for row in rows):
-            self._leave_out(recording, "before --since", f"older than {self._args.since}")
-            return True
-        if other := uploaded_sibling(rows, recording):
+    def _is_left_out(self, recording: Recording, other: Row | None, is_known: bool) -> bool:
+        """Leave out what is old and new to the ledger, and what was sent in another format."""
+        newest_ns = max(recording.file_state[1:])
+        if newest_ns < self._since_s * 1e9 and not is_known:
+            self._tally.leave_out(recording, "before --since", f"older than {self._args.since}")
+        elif other:
             what = f"the same call as {other['path']}, which is {other['state']}"
-            self._leave_out(recording, "in another format", what)
-            return True
-        return False
-
-    def _check(self, recording: Recording) -> bool:
-        """Check a recording's audio and metadata; return False if it is left out."""
-        if self._waits_for_json(recording) or not self._check_audio(recording):
+            self._tally.leave_out(recording, "in another format", what)
+        else:
             return False
-        collect_metadata(recording, self._args, self._common)
-        self._warn_of_metadata(recording)
         return True
 
     def _waits_for_json(self, recording: Recording) -> bool:
@@ -3628,44 +3630,41 @@ class Examiner:
 
         Raises UploadError for what waits too long.
         """
-        args, limit_s = self._args, self._args.require_json
+        args = self._args
         if recording.sidecar:
-            with contextlib.suppress(OSError):
-                if not is_young(os.stat(recording.sidecar), args.min_age):
-                    return False
-                self._leave_out(
-                    recording, "waiting", f"its JSON is younger than {args.min_age:g} s"
-                )
-                return True
-        if limit_s is None or recording.sidecar:
+            with contextlib.suppress(OSError):  # collect_metadata says so.
+                if is_young(FileState.of(recording.sidecar), args.min_age):
+                    what = f"its JSON is younger than {args.min_age:g} s"
+                    self._tally.leave_out(recording, "waiting", what)
+                    return True
             return False
-        age_s = time.time() - max(recording.file_state[1:]) / 1e9
-        if recording.explicit or abs(age_s) > limit_s:
+        if args.require_json is None:
+            return False
+        if recording.explicit or not is_young(recording.file_state, args.require_json):
             name = f"{os.path.splitext(os.path.basename(recording.path))[0]}.json"
             advice = "find out why it was not written; or leave out --require-json"
             meaning = Meaning(os.EX_NOINPUT, "no-metadata", f"no metadata yet: {name}", advice)
             raise UploadError(meaning)
-        self._leave_out(recording, "waiting", "it has no JSON yet")
+        self._tally.leave_out(recording, "waiting", "it has no JSON yet")
         return True
 
-    def _match_call(self, rows: Sequence[Row], recording: Recording) -> tuple[Row | None, bool]:
-        """Return like match_file, for whichever of a call's files the ledger knows."""
-        known, is_touched = match_file(rows, recording)
-        for sibling in recording.siblings if rows and not known else ():
-            other = Recording(sibling)
-            with contextlib.suppress(OSError):
-                other.file_state = FileState.of(sibling)
-            known, _ = match_file(rows, other)
-            if known:
-                self._choose_sibling(recording, sibling, other.file_state)
-                break
-        return known, is_touched
+    def _take_sent_file(self, rows: Sequence[Row], recording: Recording) -> None:
+        """Of a call's files take the one of which there may be a dialog, if it has not changed."""
+        for path, state in ((recording.path, recording.file_state), *recording.siblings):
+            for row in rows:
+                before = row["size_bytes"], row["mtime_ns"]
+                if row["state"] in SENT and is_same_path(row, path) and before == state[:2]:
+                    self._take_file(recording, path, state)
+                    return
 
-    def _choose_sibling(self, recording: Recording, path: str, state: FileState) -> None:
-        """Take one of the files of a call for its recording."""
-        others = {recording.path, *recording.siblings} - {path}
-        recording.path, recording.file_state = path, state
-        recording.siblings = tuple(sorted(others))
+    def _take_file(self, recording: Recording, path: str, state: FileState) -> None:
+        """Take one of the files of a call, and leave out the others."""
+        for other in (recording.path, *(sibling for sibling, _ in recording.siblings)):
+            if other != path:
+                left_out = Recording(other, recording.explicit)
+                what = f"the same call as {path}"
+                self._tally.leave_out(left_out, "in another format", what)
+        recording.path, recording.file_state, recording.siblings = path, state, ()
 
     def _check_audio(self, recording: Recording) -> bool:
         """Read the header of the file to send; return False if it is left out.
@@ -3673,37 +3672,32 @@ class Examiner:
         Of files of one call, what the service takes as it is goes first, then the order of FORMATS.
         Raises UploadError if all of them are broken: that of the first.
         """
-        readable: list[tuple[bool, str, Audio, FileState]] = []
+        best: tuple[Audio, str, FileState] | None = None
         first_error: UploadError | None = None
-        for path in (recording.path, *recording.siblings):
+        for path in (recording.path, *(sibling for sibling, _ in recording.siblings)):
             try:
                 audio, state = read_header(path, self._args)
-                readable.append((audio.needs_conversion, path, audio, state))
             except UploadError as error:
                 first_error = first_error or error
-        if not readable:
+                continue
+            if not best or not audio.needs_conversion:
+                best = audio, path, state
+            if not audio.needs_conversion:
+                break
+        if not best:
             assert first_error
-            is_empty = first_error.meaning.id in ("empty", "no-samples")
-            if self._args.min_duration and is_empty:
-                self._leave_out(recording, "too short", "without audio so far")
+            self._take_file(recording, recording.path, recording.file_state)
+            if self._args.min_duration and first_error.meaning.id in ("empty", "no-samples"):
+                self._tally.leave_out(recording, "too short", "without audio so far")
                 return False
             raise first_error
-        _, path, audio, state = min(readable, key=lambda each: each[0])
-        self._choose_sibling(recording, path, state)
-        recording.audio = audio
-        if 0 < audio.duration_s < self._args.min_duration:
-            what = f"{audio.duration_s:,.1f} s, shorter than {self._args.min_duration:g} s"
-            self._leave_out(recording, "too short", what)
+        recording.audio, path, state = best
+        self._take_file(recording, path, state)
+        duration_s = recording.audio.duration_s
+        if 0 < duration_s < self._args.min_duration:
+            self._tally.leave_out(recording, "too short", shorter(duration_s, self._args))
             return False
-        for sibling in recording.siblings:
-            what = f"the same call as {path}"
-            self._tally.leave_out(Recording(sibling), "in another format", what)
         return True
-
-    def _leave_out(self, recording: Recording, reason: str, what: str) -> None:
-        """Count a recording, and the other files of its call, as left out."""
-        for path in (recording.path, *recording.siblings):
-            self._tally.leave_out(Recording(path, recording.explicit), reason, what)
 
     def _claim_or_leave(self, recording: Recording, ledger: Ledger) -> bool:
         """Act on what the ledger has of a recording's audio; return like examine."""
@@ -3717,11 +3711,16 @@ class Examiner:
                 log.info(f"{recording.path}: sent again; {decision.reason}")
                 break
             if decision.action is Action.LEAVE_OUT:
-                self._leave_out(recording, "too short", decision.reason)
+                what = shorter(row["duration_s"], self._args)
+                self._tally.leave_out(recording, "too short", what)
                 return False
             if decision.action is not Action.WAIT:
-                self._remember_path(recording, row, ledger)
-                return self._leave(recording, row)
+                is_copy = is_elsewhere(row, recording)
+                if is_copy:
+                    check_copy(row, recording)
+                else:
+                    self._remember_path(recording, row, ledger)
+                return self._leave(recording, row, is_copy)
             if not self.may_wait:
                 self.copies.append(recording)
                 return False
@@ -3734,18 +3733,22 @@ class Examiner:
         recording.action = Action.SEND
         return True
 
-    def _is_too_old(self, recording: Recording) -> bool:
-        state = recording.file_state
-        return max(state.mtime_ns, state.ctime_ns) < self._since_s * 1e9
+    def _leave(self, recording: Recording, row: Row, is_copy: bool = False) -> bool:
+        """Report a recording as the ledger has it; return True if a worker has to see to it.
 
-    def _leave(self, recording: Recording, row: Row) -> bool:
-        """Report a recording as the ledger has it; return True if a worker has to see to it."""
+        is_copy: the row's own recording is elsewhere, and only the JSON beside that one counts.
+        """
         recording.row, recording.sha256 = row, row["sha256"]
-        is_new = row["state"] == "uploaded" and self._has_new_metadata(recording, row)
+        may_be_new = row["state"] == "uploaded" and not is_copy
+        is_new = may_be_new and self._has_new_metadata(recording, row)
         decision = decide(row, recording, self._args, self._claimed, is_new)
         recording.action = decision.action
         if is_new:
             self._check_update(recording, row)
+        updates = self._tally.updates
+        if recording.action is Action.UPDATE_METADATA and updates.stopping.is_set():
+            self._tally.leave_out(recording, "not updated", updates.cause)
+            return False
         if recording.action in (Action.FOLLOW, Action.UPDATE_METADATA):
             return True
         if row["sha256"] not in self._tally.looked_up:  # Reported already.
@@ -3753,47 +3756,52 @@ class Examiner:
         return False
 
     def _has_new_metadata(self, recording: Recording, row: Row) -> bool:
-        """Return whether the JSON beside an uploaded recording is not the one that was sent.
+        """Return whether the JSON beside an uploaded recording has other fields than were sent.
 
-        Only a JSON of another size, mtime or ctime is read; a nightly export may write all of them
-        anew. Only the one beside the row's own path counts. Raises UploadError for one that cannot
-        be read, and for a copy with other metadata.
+        Only a JSON of another size, mtime or ctime is read, as a nightly export may write all of
+        them anew. Raises UploadError for one that cannot be read, or was refused before.
         """
-        is_copy = row["path"] != stored_path(recording.path) and os.path.exists(row["path"])
-        if is_copy:
-            if recording.json and recording.json.sha256 != row["json_sha256"]:
-                cause = f"not sent: same audio as {row['path']}, other metadata"
-                advice = "move one of them away, or correct the dialog with --talk-id"
-                raise data_error("copy-differs", cause, advice)
-            return False
         if not recording.sidecar or not self._ledger:
             return False
         try:
-            status = os.stat(recording.sidecar)
-            state = FileState.from_stat(status)
-        except OSError:  # Removed meanwhile.
+            state = FileState.of(recording.sidecar)
+        except FileNotFoundError:  # Removed meanwhile.
             return False
+        except OSError as error:
+            raise unreadable(error, f"metadata file {recording.sidecar}: ") from error
+        refused, again = row["json_refused"], self._args.retry_rejected
         before = row["json_size_bytes"], row["json_mtime_ns"], row["json_ctime_ns"]
-        if state == before or is_young(status, self._args.min_age):
-            return False
-        collect_metadata(recording, self._args, self._common)
-        assert recording.json
-        if recording.json.sha256 not in (row["json_sha256"], row["json_refused"]):
-            return True
-        if not self._args.dry_run:
-            self._ledger.update(recording, **json_columns(recording.json.state))
+        is_changed = state != before or (refused and again)
+        if is_changed and not is_young(state, self._args.min_age):
+            collect_metadata(recording, self._args, self._common)
+            assert recording.json
+            fields = recording.json.sha256
+            if fields not in (row["json_sha256"], refused) or (fields == refused and again):
+                return True
+            refused = refused if fields == refused else None
+            if not self._args.dry_run:
+                columns = json_columns(recording.json.state)
+                self._ledger.update(recording, json_refused=refused, **columns)
+        if refused:
+            cause = f"its metadata was not updated; that was refused before: {row['error']}"
+            raise data_error(UPDATE_REFUSED, cause, UPDATE_ADVICE)
         return False
 
     def _check_update(self, recording: Recording, row: Row) -> None:
-        """Say why changed metadata is not sent, or complete it; raise UploadError if it cannot."""
+        """Complete changed metadata for its dialog, or say why it is not sent.
+
+        Raises UploadError for what would erase fields that the upload had.
+        """
         assert recording.metadata is not None and recording.json and self._ledger
         cause = "its metadata has changed since the upload"
         if row["split"]:
             advice = "update its dialogs with --talk-id"
             self._tally.warn(recording, "split-metadata", f"{cause}; it was split", advice)
             if not self._args.dry_run:  # Said once.
-                self._ledger.update(recording, **json_columns(recording.json.state))
-            recording.action = Action.LEAVE
+                columns = json_columns(recording.json.state)
+                self._ledger.update(recording, json_sha256=recording.json.sha256, **columns)
+            if recording.action is Action.UPDATE_METADATA:
+                recording.action = Action.LEAVE
         elif recording.action is not Action.UPDATE_METADATA:
             advice = "run the same command with --update-metadata"
             self._tally.warn(recording, "metadata-changed", cause, advice)
@@ -3801,6 +3809,7 @@ class Examiner:
             cause += ", but the upload had a --meta-path and this run has none"
             raise data_error("no-meta-path", cause, "add --meta-path")
         else:
+            self._warn_of_metadata(recording)
             recording.metadata_sha256 = hash_metadata(recording, self._args)
             # Keys left out are erased.
             if key := self._args.lookup_key or row["lookup_key"]:
@@ -3808,10 +3817,8 @@ class Examiner:
 
     def _remember_path(self, recording: Recording, row: Row, ledger: Ledger) -> None:
         """Give an uploaded row the path where its audio is now: it spares the next run a hash."""
-        own = stored_path(recording.path)
-        is_moved = row["path"] == own or not os.path.exists(row["path"])
-        if row["state"] == "uploaded" and is_moved and not self._args.dry_run:
-            stem, suffix = os.path.splitext(own)
+        if row["state"] == "uploaded" and not self._args.dry_run:
+            stem, suffix = os.path.splitext(stored_path(recording.path))
             _, mtime_ns, ctime_ns = recording.file_state
             ledger.update(recording, stem=stem, suffix=suffix, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
 
@@ -3824,28 +3831,55 @@ class Examiner:
             self._tally.warn(recording, "date", text, DATE_ADVICE)
         if self._common and "date" in self._common.fields and recording.metadata:
             self._dated += recording.metadata.fields["date"] == self._common.fields["date"]
-            if self._dated == 2:
+            if self._dated == self._dated_limit:
                 cause = "the date in --meta-path is sent with several recordings"
                 advice = "leave it out there, and give each recording a JSON with its own"
                 self._tally.warn(None, "common-date", cause, advice)
 
 
-def is_young(status: os.stat_result, min_age_s: float) -> bool:
-    """Return whether a file may still be written to.
+def is_young(state: FileState, limit_s: float) -> bool:
+    """Return whether a file changed less than limit_s ago, so that it may still be written to.
 
     By the later of mtime and ctime: a file that a tool copied with its old mtime is young when it
     arrives. A date far in the future is wrong rather than young; slightly ahead is clock skew.
     """
-    age_s = time.time() - max(status.st_mtime, status.st_ctime)
-    if age_s < -min_age_s:
-        age_s = time.time() - status.st_ctime
-    return bool(min_age_s) and abs(age_s) < min_age_s
+    if not limit_s:
+        return False
+    now_s = time.time()
+    age_s = now_s - max(state.mtime_ns, state.ctime_ns) / 1e9
+    if age_s < -limit_s:
+        age_s = now_s - state.ctime_ns / 1e9
+    return abs(age_s) < limit_s
 
 
-def is_same_path(row: Row, recording: Recording) -> bool:
-    """Return whether a row of find_by_stem is of the recording's path."""
+def shorter(duration_s: float, args: Namespace) -> str:
+    """Say that a recording is too short."""
+    return f"{duration_s:,.1f} s, shorter than {args.min_duration:g} s"
+
+
+def is_same_path(row: Row, path: str) -> bool:
+    """Return whether a row of find_by_stem is of this path."""
     suffix: str = row["suffix"]
-    return suffix == os.path.splitext(recording.path)[1]
+    return suffix == printable(os.path.splitext(path)[1])
+
+
+def is_elsewhere(row: Row, recording: Recording) -> bool:
+    """Return whether the row's own recording is still there, at another path than this one."""
+    own = stored_path(recording.path)
+    if row["path"] == own or not os.path.exists(row["path"]):
+        return False
+    # A folder may have two names.
+    folders = {os.path.realpath(os.path.dirname(path)) for path in (row["path"], own)}
+    return len(folders) > 1 or os.path.basename(row["path"]) != os.path.basename(own)
+
+
+def check_copy(row: Row, recording: Recording) -> None:
+    """Raise UploadError if a copy of an uploaded recording has a JSON with other fields."""
+    is_uploaded = row["state"] == "uploaded"
+    if is_uploaded and recording.json and recording.json.sha256 != row["json_sha256"]:
+        cause = f"not sent: same audio as {row['path']}, other metadata"
+        advice = "move one of them away, or correct the dialog with --talk-id"
+        raise data_error("copy-differs", cause, advice)
 
 
 def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, bool]:
@@ -3856,7 +3890,7 @@ def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, b
     state, is_touched = recording.file_state, False
     for row in rows:
         before = row["size_bytes"], row["mtime_ns"]
-        if row["state"] == "uploaded" and before == state[:2] and is_same_path(row, recording):
+        if row["state"] == "uploaded" and before == state[:2] and is_same_path(row, recording.path):
             if row["ctime_ns"] == state.ctime_ns:
                 return row, False
             is_touched = True
@@ -3866,14 +3900,17 @@ def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, b
 def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
     """Return the row of the same call in a format of which there is no file any more.
 
-    A night job may have turned X.wav into X.mp3 after the upload.
+    A night job may have turned X.wav into X.mp3 after the upload. If there is a row of a file that
+    is there, either that file was sent, or its name has been used again, for another call.
     """
-    paths = (recording.path, *recording.siblings)
-    present = {os.path.splitext(path)[1] for path in paths}
-    if any(is_same_path(row, recording) for row in rows):
+    present = {recording.path, *(path for path, _ in recording.siblings)}
+    sent = [row for row in rows if row["state"] in SENT]
+    if any(is_same_path(row, path) for row in sent for path in present):
         return None
-    states = ("uploaded", "unknown", "finishing", "sending")
-    return next((r for r in rows if r["suffix"] not in present and r["state"] in states), None)
+    # As in find_files.
+    suffixes = {os.path.splitext(path)[1].lower() for path in present}
+    sent = [row for row in sent if {row["suffix"].lower(), *suffixes} <= {*SUFFIXES}]
+    return next(iter(sent), None)
 
 
 def drained(queue: collections.deque[Recording]) -> Iterator[Recording]:
@@ -3885,10 +3922,9 @@ def drained(queue: collections.deque[Recording]) -> Iterator[Recording]:
 # --- 14. Counting and reporting ---------------------------------------------------------------
 
 
-# Meaning.id of what is noted for the run, whichever recording met it, and of two special cases.
+# Meaning.id of what is noted for the run, whichever recording met it, and of what vanished.
 OUTAGE = "outage"
 LOST = "lost"
-UPDATE_REFUSED = "update-refused"
 
 
 class OpenProblem(NamedTuple):
@@ -3936,14 +3972,13 @@ class Problems:
             self._say_quietly(self._ledger, key, text)
 
     def clear(self, path: str, was_sent: bool) -> None:
-        """Forget the problems of a recording that this run has not met.
+        """Forget the problems of a recording that this run has not met, and with was_sent outages.
 
-        was_sent: it was uploaded or updated; else a refused update of its metadata stays open.
+        was_sent: it was uploaded or updated.
         """
         if self._ledger is None or not self._open:
             return
         keys = self._by_path.get(stored_path(path), set()) - self._met
-        keys = {key for key in keys if was_sent or key.cause != UPDATE_REFUSED}
         if was_sent:
             keys |= {key for key in self._by_path[""] if key.cause == OUTAGE}
         for key in keys:
@@ -4003,7 +4038,7 @@ class Problems:
     def _has_lasted(self, key: ProblemKey) -> bool:
         """Return whether a problem lasts for so long that a person has to hear of it."""
         hold_s = PASSING_S if key.exit_code == os.EX_TEMPFAIL else 0.0
-        if key.cause == UNKNOWN.id and self._args.lookup_key:
+        if key.cause == UPDATE_TOO_EARLY or (key.cause == UNKNOWN.id and self._args.lookup_key):
             hold_s = LOOKUP_HOPE_S
         return abs(time.time() - seconds_of(self._open[key].since)) >= hold_s
 
@@ -4061,6 +4096,8 @@ class Tally:
         self.not_tried = 0
         self.looked_up: set[str] = set()  # SHA-256 of what a lookup has found.
         self.problems = problems
+        # Whatever becomes of updates stops no uploads, but in an outage not all are tried.
+        self.updates = CircuitBreaker()
         self._args = args
         self._console = console
         self._breaker = breaker
@@ -4073,12 +4110,17 @@ class Tally:
             if recording.result:  # The run has given it up already.
                 return
             recording.result = result
-            self._breaker.record(result)
+            is_update = recording.action is Action.UPDATE_METADATA
+            (self.updates if is_update else self._breaker).record(result)
+            if is_update and result.error and result.error.meaning.stops_run:
+                self._breaker.stop(SAME_FOR_ALL)
             if result.outcome is Outcome.LEFT_OUT:
                 self.leave_out(recording, "too short", result.description)
                 return
             was_found = bool(result.found_id) and result.outcome is Outcome.UPLOADED
-            self.counts["found" if was_found else result.outcome.value] += 1
+            to_be_updated = is_update and result.outcome is Outcome.CHECKED
+            counted = "found" if was_found else "updated" if to_be_updated else result.outcome.value
+            self.counts[counted] += 1
             if was_found:
                 self.looked_up.add(recording.sha256)
             if result.error:
@@ -4150,7 +4192,8 @@ class Tally:
         if counts["found"]:
             parts.append(f"{counts['found']:,} found in the service")
         if counts["updated"]:
-            parts.append(f"{counts['updated']:,} with metadata updated")
+            will = "to be " if self._args.dry_run else ""
+            parts.append(f"{counts['updated']:,} with metadata {will}updated")
         parts.append(f"{counts['failed'] + counts['rejected']:,} failed")
         parts.append(f"{counts['unknown']:,} unknown")
         parts += [f"{number:,} {reason}" for reason, number in self.left_out.items()]
@@ -4200,6 +4243,8 @@ class Console(logging.Handler):
         path, outcome = recording.path, result.outcome
         is_new = outcome in (Outcome.UPLOADED, Outcome.UPDATED)
         note = " (metadata updated)" if outcome is Outcome.UPDATED and recording.row else ""
+        if result.found_id and result.found_id not in result.dialog_ids:
+            note = f" (in the service: {result.found_id}){note}"
         lines = [f"Dialog ID: {dialog_id}{note}" for dialog_id in result.dialog_ids]
         if result.badge_id:
             lines.insert(0, f"Badge ID: {result.badge_id}")
@@ -4216,7 +4261,8 @@ class Console(logging.Handler):
         if self._args.format == "json":
             self._print(as_json(recording, result), is_new)
         elif outcome is Outcome.CHECKED:
-            self._print(f"{path}: would be uploaded: {result.description}", is_new)
+            what = "updated" if recording.row else "uploaded"
+            self._print(f"{path}: would be {what}: {result.description}", is_new)
         elif is_new or result.error or recording.explicit or self._args.verbose:
             # What a lookup found may not be the recording that was named.
             prefix = f"{path}: " if self.several or result.found_id else ""
@@ -4261,7 +4307,7 @@ class Console(logging.Handler):
         sizes = []
         for found in find_files(self._args):
             with contextlib.suppress(OSError, ValueError):
-                sizes.append(os.stat(found.path).st_size)
+                sizes.append(os.stat(found.paths[0]).st_size)
         if self._bar is not None:
             self._bar.total = sum(sizes)
             self._total = len(sizes)
@@ -4401,7 +4447,7 @@ class Run:
                 continue
             size = f"{recording.file_state.size_bytes:,} bytes"
             audio = recording.audio
-            text = f"{audio.description}, {size}, " if audio else "metadata only, "
+            text = f"{audio.description}, {size}, " if audio else ""
             if audio and audio.needs_conversion:
                 text = f"to be converted: {text}"
             text += described(recording.metadata)
@@ -4420,8 +4466,11 @@ class Run:
             return
         with contextlib.closing(Uploader(self._args, self._access, self._breaker)) as uploader:
             lookup = Lookup(self._args, uploader, self._ledger, self._signals)
-            for recording, result in lookup.run():
-                self._tally.add(recording, result)
+            try:
+                for recording, result in lookup.run():
+                    self._tally.add(recording, result)
+            except UploadError as error:
+                self._tally.add_error(error)
 
     def _work(self) -> None:
         """Send one recording after the other over this worker's own channel."""
@@ -4473,43 +4522,41 @@ class Run:
         args, audio = self._args, recording.audio
         if not audio or not audio.needs_conversion:
             return None
-        recording.converted = converted = convert(
-            self._ffmpeg, recording.path, audio, args.timeout, self._breaker.stopping
-        )
         check_unchanged(recording, lambda: None)
+        try:
+            recording.converted = converted = convert(
+                self._ffmpeg, recording.path, audio, args.timeout, self._breaker.stopping
+            )
+        finally:  # That it changed meanwhile explains an error, too.
+            check_unchanged(recording, lambda: None)
         duration_s = converted.audio.duration_s
         if duration_s >= args.min_duration:
             check_limits(converted.audio, converted.size_bytes, args.split, args.single_message)
             return None
         if self._ledger:  # So that it is not converted again.
             self._ledger.update(recording, state="failed", duration_s=duration_s)
-        what = f"{duration_s:,.1f} s, shorter than {args.min_duration:g} s"
-        return Result(Outcome.LEFT_OUT, description=what)
+        return Result(Outcome.LEFT_OUT, description=shorter(duration_s, args))
 
     def _update(self, recording: Recording, uploader: Uploader) -> Result:
         """Send changed metadata of an uploaded recording; return and record the result."""
         row: Any = recording.row
         talk_id = row["talk_id"] or row["found_id"]
         request = talk_service_pb2.UploadTalkRequest(talk_id=talk_id, metadata=recording.metadata)
-        assert self._ledger and recording.json
+        assert self._ledger
         try:
             result = uploader.update_talk(recording, request)
-            self._ledger.record_update(recording)
-            return result
-        except LedgerError as error:  # It is sent again, which does no harm.
-            self._tally.add_error(error)
-            return failed(error)
         except CallError as error:
-            meaning = update_meaning(error, row)
-            if meaning.id == UPDATE_REFUSED:
-                self._ledger.update(
-                    recording,
-                    json_refused=recording.json.sha256,
-                    **json_columns(recording.json.state),
-                )
-            return failed(UploadError(meaning, error.details))
+            result = failed(UploadError(update_meaning(error, row), error.details))
         except UploadError as error:
             return failed(error)
+        try:
+            if result.error is None:
+                self._ledger.record_update(recording)
+            elif result.error.meaning.id == UPDATE_REFUSED:
+                self._ledger.record_refused_update(recording, result.error)
+        except LedgerError as error:  # It is sent again, which does no harm.
+            return failed(error)
+        return result
 
     def _recorded(self, recording: Recording, result: Result) -> Result:
         """Record a result in the ledger; return it, or what it has become if that failed."""
@@ -4567,7 +4614,7 @@ class Run:
         # Not while a worker is reporting, or the bar would step back.
         if self._tally.lock.acquire(blocking=False):
             calls = [call for call in self._calls() if isinstance(call, Transfer)]
-            self._console.show_progress(sum(call.handed_over_bytes for call in calls))
+            self._console.show_progress(sum(call.done_bytes for call in calls))
             self._tally.lock.release()
         return bool(alive)
 
@@ -4609,7 +4656,7 @@ class Run:
             level = logging.WARNING if is_told else logging.INFO
             text = f"{self._breaker.cause}; {tally.summary()}, {tally.not_tried:,} not tried"
             log.log(level, text)
-        elif not tally.counts:
+        elif not tally.counts and not tally.left_out:
             looked_for = ", ".join(self._args.suffixes)
             folders = ", ".join(self._args.audio_path)
             log.info(f"{folders}: no recordings found (looked for {looked_for})")
@@ -4635,17 +4682,20 @@ class Run:
 
 
 def update_meaning(error: CallError, row: Row) -> Meaning:
-    """Return what the end of an update of a dialog's metadata means: never a stop of the run."""
+    """Return what the failed update of a dialog's metadata means.
+
+    It stops the run only if nothing could be sent, as no upload could be either; and what something
+    in between has answered is no refusal by the service.
+    """
     meaning, cause = error.meaning, f"its metadata could not be updated: {error.meaning.cause}"
-    if error.status == "UNAUTHENTICATED":  # Every upload would meet the same.
-        return meaning
     age_s = abs(time.time() - seconds_of(row["uploaded_at"]))
-    is_too_early = error.status == "NOT_FOUND" and age_s < LOOKUP_HOPE_S
-    if is_too_early or meaning.may_retry or meaning.exit_code == os.EX_PROTOCOL:
-        id = "update-too-early" if is_too_early else "update-failed"
-        return Meaning(os.EX_TEMPFAIL, id, cause, AGAIN)
-    advice = "correct its JSON; it is sent again once that changes"
-    return Meaning(os.EX_DATAERR, UPDATE_REFUSED, cause, advice)
+    if meaning.may_retry or re.match(f"[A-Z_]+: ({LOST_ANSWER})", error.details):
+        return Meaning(os.EX_TEMPFAIL, "update-failed", cause, AGAIN, is_outage=True)
+    if error.status in ("UNAVAILABLE", "UNAUTHENTICATED"):
+        return meaning
+    if error.status == "NOT_FOUND" and age_s < LOOKUP_HOPE_S:
+        return Meaning(os.EX_TEMPFAIL, UPDATE_TOO_EARLY, cause, AGAIN)
+    return Meaning(os.EX_DATAERR, UPDATE_REFUSED, cause, UPDATE_ADVICE)
 
 
 def described(metadata: TalkMetadata | None) -> str:
@@ -5191,6 +5241,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
             parser.error(f"--{name.replace('_', '-')} is empty")
     given = {name for name, value in vars(args).items() if value not in (None, 0, [], "auto")}
     with_audio = {"audio_path", "audio_type", "min_age", "split", "single_message", "ledger"}
+    with_audio |= {"require_json"}
     pcm_format = {"sample_rate", "channels"} & given
     lookup = ("organization_id", "space_id", "ledger")
     missing = ", ".join(f"--{each.replace('_', '-')}" for each in lookup if each not in given)

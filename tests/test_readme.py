@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -45,7 +46,10 @@ class Machine:
         for folder in (self.calls, self.ledgers, root / "etc", root / "opt"):
             folder.mkdir(parents=True)
         (root / "opt/upload_grpc").symlink_to(ROOT)
-        shutil.copy(ROOT / "metadata_example.json", root / "etc/speechsense.json")
+        # What all recordings share: not the date of one.
+        fields = json.loads((ROOT / "metadata_example.json").read_text("utf-8"))
+        del fields["date"]
+        (root / "etc/speechsense.json").write_text(json.dumps(fields))
         (root / "etc/speechsense.key").write_text(f"{KEY}\n")
         # Nobody can give a file an old ctime, so the clock is an hour ahead.
         (root / "later").mkdir()
@@ -164,7 +168,7 @@ def test_the_cron_line(machine: Machine) -> None:
     assert "%" not in command
     for name in ("0914-anna.wav", "0921-boris.wav"):
         machine.call(name, "2026-03-17")
-    machine.call("young.wav", age_s=0)
+    machine.call("young.wav", age_s=-3600)  # By the clock of its runs.
     assert machine.run(command) == Outcome(0, "", "")
     printed = machine.log.read_text()
     found = dict(re.findall(r"(\S+\.wav): Dialog ID: (\S+)\n", printed))
@@ -176,7 +180,7 @@ def test_the_cron_line(machine: Machine) -> None:
     assert len(machine.service.calls) == 2
 
 
-def test_the_cron_line_settles_what_is_unknown(machine: Machine) -> None:
+def test_the_cron_line_looks_up_what_is_unknown(machine: Machine) -> None:
     command = block("crontab", "Cron").splitlines()[1].split("  ", 1)[1]
     machine.call("0930-anna.wav")
     machine.service.script += [LOST]
@@ -225,13 +229,13 @@ def test_the_queries(machine: Machine) -> None:
         machine.call(name)
     machine.service.script += [None, LOST, REJECTED]
     command = block("crontab", "Cron").splitlines()[1].split("  ", 1)[1]
-    without_settling = re.sub(" --lookup-key.*?(?= >>)", " --jobs 1", command)
-    assert machine.run(without_settling).code == os.EX_PROTOCOL
+    without_lookups = re.sub(" --lookup-key.*?(?= >>)", " --jobs 1", command)
+    assert machine.run(without_lookups).code == os.EX_PROTOCOL
     text = (block("console", "The ledger") + block("console", "Unknown recordings")).replace(
         "/var/calls", str(machine.calls)
     )
     queries = re.findall(r'^\$ sqlite3 ledger\.sqlite "(.*)"$', text, re.MULTILINE)
-    by_state, attention, dialog, settle = queries
+    by_state, attention, dialog, note = queries
     boris, anna = machine.service.talks
     database = sqlite3.connect(machine.ledgers / "ledger.sqlite", isolation_level=None)
     try:
@@ -239,12 +243,12 @@ def test_the_queries(machine: Machine) -> None:
         assert counts == [("rejected", 1), ("unknown", 1), ("uploaded", 1)]
         assert {state for _, state, _ in database.execute(attention)} == {"rejected", "unknown"}
         assert database.execute(dialog).fetchall() == [(boris,)]
-        update, changes = settle.split("; ")
+        update, changes = note.split("; ")
         database.execute(update.replace("6cb2ae1de4a547feb1ff", anna))
         assert database.execute(changes).fetchall() == [(1,)]
     finally:
         database.close()
-    assert "0930-anna" not in machine.run(without_settling).err
+    assert "0930-anna" not in machine.run(without_lookups).err
 
 
 # --- The demo -------------------------------------------------------------------------
