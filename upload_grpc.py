@@ -187,11 +187,8 @@ SAID_LIMIT = 10
 PASSING_S = 60 * 60.0
 LOOKUP_HOPE_S = 24 * 60 * 60.0
 
-# Our own limits, so that a service's error text of many KB stays one readable line, with the IDs
-# that follow it.
+# Our own limit, so that a service's error text of many KB stays one readable line.
 LINE_LIMIT_CHARACTERS = 1000
-TEXT_LIMIT_CHARACTERS = 600
-PATH_LIMIT_CHARACTERS = 300
 
 
 # --- 3. Errors, what the end of a call means, and results -------------------------------------
@@ -409,7 +406,7 @@ def call_error(error: Exception, call: Call) -> CallError:
         meaning = NO_CONNECTION if never_connected and not is_committed else otherwise
         return CallError(meaning, str(error) or "the run was stopped", call)
     status = error.code().name
-    text = shortened(masked(" ".join((error.details() or "no details").split())))
+    text = masked(" ".join((error.details() or "no details").split()))
     details = f"{status}: {text}"
     if is_committed and re.match(LOST_ANSWER, text):
         return CallError(UNKNOWN, details, call, status)
@@ -492,7 +489,7 @@ def split(result: Result, operation: Any) -> Result:
         operation.response.Unpack(badge)  # Empty where there is an error instead.
     if talk_ids := tuple(filter(None, map(str.strip, badge.talk_ids))):
         return result._replace(talk_ids=talk_ids)
-    reason = shortened(masked(operation.error.message)) or "its result has no dialog"
+    reason = masked(operation.error.message) or "its result has no dialog"
     cause = f"uploaded, but not split: {reason}, operation {operation.id}"
     return result._replace(error=data_error("not-split", cause, LOOK_FOR_IT))
 
@@ -3979,7 +3976,7 @@ class Problems:
     def note(self, path: str, error: UploadError, file_state: FileState | None = None) -> None:
         """Take a problem of a recording, or with path "" of the run."""
         meaning, text = error.meaning, clean(masked(str(error)))
-        line = f"{shortened(path, PATH_LIMIT_CHARACTERS)}: {text}" if path else text
+        line = f"{path}: {text}" if path else text
         if self._ledger is None:
             self._say(meaning.exit_code, meaning.id, line)
             return
@@ -4347,7 +4344,7 @@ class Console(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a log message to stderr, without secrets."""
         line = one_line(masked(f"upload_grpc: {record.getMessage()}"))
-        line = shortened(line, LINE_LIMIT_CHARACTERS)
+        line = shortened(line)
         # If stderr is closed or full there is nowhere to report it.
         with contextlib.suppress(OSError, ValueError), self._above_bar(sys.stderr):
             sys.stderr.write(f"{line}\n")
@@ -4399,16 +4396,19 @@ def escaped(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
-def shortened(text: str, limit: int = TEXT_LIMIT_CHARACTERS) -> str:
-    """Return a text with its middle cut out if it is too long: the cause may be at its end."""
-    half = limit // 2
-    return text if len(text) <= limit else f"{text[:half]}...{text[-half:]}"
+def shortened(text: str) -> str:
+    """Return a text with its middle cut out if it is too long.
+
+    Its end has the cause, behind a long path, or the IDs behind a service's words.
+    """
+    half = LINE_LIMIT_CHARACTERS // 2
+    return text if len(text) <= 2 * half else f"{text[:half]}...{text[-half:]}"
 
 
 def clean(text: str) -> str:
     """Return a text as the ledger keeps it: printable, in UTF-8, and not endless."""
     text = text.encode(errors="backslashreplace").decode()  # File names may be no UTF-8.
-    return shortened(one_line(text), LINE_LIMIT_CHARACTERS)
+    return shortened(one_line(text))
 
 
 # --- 15. The run ------------------------------------------------------------------------------
@@ -5345,11 +5345,11 @@ def find_blocked(path: str) -> str:
     return next((file for file in files if not os.access(file, os.R_OK)), "")
 
 
-def check_files_limit(jobs: int) -> None:
+def check_files_limit(jobs: int, converts: bool) -> None:
     """Raise UploadError if so many uploads could not open their files: grpc may abort then."""
     import resource
 
-    needed = FILES_NEEDED + FILES_PER_JOB * jobs
+    needed = FILES_NEEDED + FILES_PER_JOB * jobs * (2 if converts else 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if not 0 <= soft < needed:  # Negative: unlimited.
         return
@@ -5401,7 +5401,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return report(args)
         if import_error:
             raise import_problem(import_error)
-        check_files_limit(args.jobs if console.several else 1)
+        check_files_limit(args.jobs if console.several else 1, args.convert)
         if args.talk_id:
             return update_talk(args, None if args.dry_run else Access(args), console)
         ledger = Ledger(args) if args.ledger else None

@@ -1,6 +1,6 @@
 """Break uploads at random, and count from the service's own store what became of them.
 
-    python tests/chaos.py [--short] [--seed N] [cuts] [kills] [pairs] [lookups] [conversions]
+    python tests/chaos.py [--short] [--seed N] [CAMPAIGN...]
 
 cuts: connections are cut, frozen or robbed of their answers at random byte counts; what the
 program says of each recording is compared with the store.
@@ -12,6 +12,9 @@ runs left alone find in the service what was made, and two days later --retry-un
 rest. Without --lookup-key, to compare, the rest stays unknown.
 conversions: FFmpeg is killed, stuck, missing or out of space, writes half a call, or the original
 changes meanwhile, and runs are ended; then every recording must be in the store once, and whole.
+clock: like kills, while the clock jumps by hours either way and files are replaced by other audio
+of the same name, size and mtime, in place or by renaming, between runs and during them.
+first: runs are killed while they begin a ledger; what cron and a person do then must end well.
 
 The same seed makes the same faults; what they hit depends on the machine's timing. Prints what
 happened, ends with "N passed, N failed", and exits with 1 if anything failed.
@@ -32,11 +35,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -448,6 +452,11 @@ class End(NamedTuple):
     state: str
     talk_id: str | None
     made: list[str]
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the ledger has the one dialog that there is."""
+        return self.made == [self.talk_id]
 
 
 def kill_campaign(results: Results, folder: Path, noise: random.Random, size: Size) -> None:
@@ -867,15 +876,19 @@ def retry_ends(
     results.require("lookups by one more, with nothing unknown", sum(count_lookups(service)))
 
 
-def lost_ends(ends: Sequence[LookupEnd]) -> list[LookupEnd]:
+# Of either kind of campaign.
+AnyEnd = TypeVar("AnyEnd", End, LookupEnd)
+
+
+def lost_ends(ends: Sequence[AnyEnd]) -> list[AnyEnd]:
     return [end for end in ends if not end.made and end.state != "unknown"]
 
 
-def wrong_ends(ends: Sequence[LookupEnd]) -> list[LookupEnd]:
+def wrong_ends(ends: Sequence[AnyEnd]) -> list[AnyEnd]:
     return [end for end in ends if end.state == "uploaded" and not end.is_right]
 
 
-def pending_ends(ends: Sequence[LookupEnd]) -> list[LookupEnd]:
+def pending_ends(ends: Sequence[AnyEnd]) -> list[AnyEnd]:
     return [end for end in ends if end.state not in ("uploaded", "unknown")]
 
 
@@ -1003,6 +1016,195 @@ def conversion_campaign(results: Results, folder: Path, noise: random.Random, si
     results.require("runs that a bug ended", campaign.bugs)
 
 
+# --- Clocks that jump, and files that are replaced -------------------------------------
+
+# Goes before the program's own modules, and adds the seconds in a file to what the clock says.
+JUMPING_CLOCK = """import os, time
+_time, _offset = time.time, os.environ["CLOCK_OFFSET_FILE"]
+def jumping():
+    try:
+        with open(_offset) as file:
+            return _time() + float(file.read() or 0)
+    except (OSError, ValueError):
+        return _time()
+time.time = jumping
+"""
+# Runs that are killed, and recordings at the beginning.
+JUMPS, JUMPS_SHORT = (100, 150), (12, 40)
+
+
+class Jumps(Kills):
+    """Runs that are killed, under a clock that jumps, over files that are replaced."""
+
+    def __init__(self, folder: Path, noise: random.Random, service: StandIn) -> None:
+        super().__init__(folder, noise, service)
+        self.replaced: set[str] = set()  # SHA-256 of audio that is no more
+        self.jumps = 0
+        self._offset = folder / "offset"
+        site = folder / "site"
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(JUMPING_CLOCK)
+        self.environment = {"PYTHONPATH": str(site), "CLOCK_OFFSET_FILE": str(self._offset)}
+
+    def _one_run(self, moment_s: float) -> None:
+        self._jump()
+        self._replace(self._noise.randrange(3))
+        # In mid-run, from another thread: what is chosen is chosen before.
+        timers = [
+            threading.Timer(self._noise.uniform(0, moment_s), act)
+            for act in (self._jump, lambda: self._replace(2))
+        ]
+        for timer in timers:
+            timer.start()
+        super()._one_run(moment_s)
+        for timer in timers:
+            timer.join()
+
+    def _jump(self) -> None:
+        """Set the clock up to two days wrong, sometimes years, sometimes right."""
+        hours = self._noise.choice((0, 1, 5, 48, 30_000))
+        new = self._offset.with_name("new-offset")
+        new.write_text(str(self._noise.choice((-1, 1)) * self._noise.uniform(0, hours) * 3_600))
+        new.rename(self._offset)
+        self.jumps += 1
+
+    def _replace(self, count: int) -> None:
+        """Give some recordings other audio of the same size, and their mtime back."""
+        for digest in self._noise.sample(sorted(self.recordings), count):
+            path = self.recordings.pop(digest)
+            self.replaced.add(digest)
+            status = path.stat()
+            other = path.with_name("replacement")  # No suffix: not a recording.
+            make_wav(other, status.st_size - 44, seed=self._noise.getrandbits(64))
+            self.recordings[sha256(other)] = path
+            os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+            if self._noise.random() < 0.5:
+                other.rename(path)
+                continue
+            with open(path, "r+b") as file:
+                file.write(other.read_bytes())
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+            other.unlink()
+
+
+def clock_campaign(results: Results, folder: Path, noise: random.Random, size: Size) -> None:
+    kills, recordings = JUMPS_SHORT if size is SHORT else JUMPS
+    print(f"\n== clock: {kills} runs killed under a clock that jumps, over files that change")
+    with StandIn(folder / "store", discard=True) as service, contextlib.ExitStack() as undo:
+        campaign = Jumps(folder, noise, service)
+        os.environ.update(campaign.environment)
+        for name in campaign.environment:
+            undo.callback(os.environ.pop, name)
+        campaign.record(recordings)
+        campaign.run(kills, size.limit_s)
+        _, said, _ = campaign.undisturbed()
+        _, said_after, _ = campaign.undisturbed()
+    talks = talks_by_sha256(folder / "store")
+    rows = states_by_content(campaign.ledger)
+    ends = [
+        End(path, *rows.get(digest, ("no row", None)), [talk["talk_id"] for talk in talks[digest]])
+        for digest, path in campaign.recordings.items()
+    ]
+    counts = collections.Counter((end.state, str(min(len(end.made), 2))) for end in ends)
+    print_table("in the ledger; in the store:", ("0", "1", "2"), counts)
+    known = campaign.replaced | set(campaign.recordings)
+    denied = [
+        digest
+        for digest, made in talks.items()
+        if made and rows.get(digest, ("no row", None))[0] not in ("uploaded", "unknown")
+    ]
+    unknown = [end for end in ends if end.state == "unknown"]
+    unnamed = [end for end in unknown if said[str(end.path)]["outcome"] != "unknown"]
+    again = [path for path, result in said_after.items() if result["outcome"] == "uploaded"]
+    results.note("recordings", len(ends))
+    results.note("replaced by others", len(campaign.replaced))
+    results.note("of them uploaded before that", sum(bool(talks[d]) for d in campaign.replaced))
+    results.note("times the clock jumped", campaign.jumps)
+    results.require("killed runs", campaign.kills, kills)
+    results.require("lost: not in the store, nor called unknown", lost_ends(ends))
+    results.require(
+        "doubled: twice in the store", [d for d, made in talks.items() if len(made) > 1]
+    )
+    results.require("made, but called undelivered", denied)
+    results.require("uploaded, but not exactly that dialog in the store", wrong_ends(ends))
+    results.require("neither uploaded nor unknown in the end", pending_ends(ends))
+    results.require("audio in the store that no file ever had", sorted(set(talks) - known))
+    results.require("unknown, but not named by the last run", unnamed)
+    results.require("sent by one more run", again)
+
+
+# --- First runs ----------------------------------------------------------------------
+
+# Ledgers that are begun, and the moments at which that is disturbed, in parts of a start.
+FIRST_RUNS, FIRST_RUNS_SHORT = 120, 12
+
+
+def first_campaign(results: Results, folder: Path, noise: random.Random, size: Size) -> None:
+    tries = FIRST_RUNS_SHORT if size is SHORT else FIRST_RUNS
+    print(f"\n== first: {tries} ledgers, whose first runs are killed")
+    after: collections.Counter[tuple[str, str]] = collections.Counter()
+    ends: list[End] = []
+    blocked, bugs, damaged = [], [], []
+    startup_s = 0.0
+    for number in range(tries):
+        here = folder / str(number)
+        calls, ledger = here / "calls", here / "ledger.sqlite"
+        calls.mkdir(parents=True)
+        paths = [
+            make_wav(calls / f"{name}.wav", 3_000, seed=noise.getrandbits(64)) for name in "abc"
+        ]
+        with StandIn(here / "store", discard=True, certs=folder / "certs") as service:
+            words = arguments(
+                service, "--audio-path", calls, "--ledger", ledger, "--format", "json", begun=False
+            )
+            if not startup_s:
+                started_s = time.monotonic()
+                run_to_end([*words, "--dry-run"])
+                startup_s = time.monotonic() - started_s
+            service.script[:] = [Delay(0.05)] * 9
+            for _ in range(noise.choice((1, 1, 2, 4))):
+                kill_after(words, startup_s * noise.uniform(0.5, 1.4))
+            service.script.clear()
+            service.wait_until_idle()
+            left = "nothing" if not ledger.exists() else f"{min(ledger.stat().st_size, 1)} bytes"
+            code, _, err = run_to_end([*words, "--quiet"])
+            bugs += [err] if code == os.EX_SOFTWARE else []
+            after[left.replace("1 bytes", "a ledger"), str(code)] += 1
+            if code == os.EX_CONFIG:  # Cron begins none: a person does.
+                code, _, err = run_to_end(words)
+            blocked += [err] if code not in (OK, UNKNOWN) else []
+        try:
+            ledgers.check(ledger)
+        except (AssertionError, ledgers.Unreadable):
+            damaged.append(ledger)
+            continue
+        rows, talks = states_by_content(ledger), talks_by_sha256(here / "store")
+        for path in paths:
+            made = [talk["talk_id"] for talk in talks[sha256(path)]]
+            ends.append(End(path, *rows.get(sha256(path), ("no row", None)), made))
+    print_table("left behind; exit code of cron", sorted({code for _, code in after}), after)
+    results.require("ledgers that are damaged", damaged)
+    results.require("runs that a bug ended", bugs)
+    results.require("blocked: neither 0 nor 76 in the end", blocked)
+    results.require("lost: not in the store, nor called unknown", lost_ends(ends))
+    results.require("doubled: twice in the store", [end for end in ends if len(end.made) > 1])
+    results.require("uploaded, but not exactly that dialog in the store", wrong_ends(ends))
+    results.require("neither uploaded nor unknown in the end", pending_ends(ends))
+
+
+def kill_after(words: Sequence[str], moment_s: float) -> None:
+    """Start a run, and kill it."""
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT), *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moment_s)
+        process.kill()
+
+
 # --- The command line ----------------------------------------------------------------
 
 CAMPAIGNS = {
@@ -1011,6 +1213,8 @@ CAMPAIGNS = {
     "pairs": pair_campaign,
     "lookups": lookup_campaign,
     "conversions": conversion_campaign,
+    "clock": clock_campaign,
+    "first": first_campaign,
 }
 
 
