@@ -2937,9 +2937,17 @@ class Ledger(LedgerFile):
 
     def paths_not_uploaded(self) -> list[str]:
         """Return the paths of the recordings that are not uploaded, and may yet be."""
-        sql = "state IN ('failed', 'rejected') AND state <> 'uploaded'"
+        sql = "state IN ('failed', 'rejected') AND state <> 'uploaded' AND duration_s IS NULL"
         rows = self._rows("INDEXED BY recordings_not_uploaded", sql)
         return [row["path"] for row in rows]
+
+    def goes_on(self, path: str) -> bool:
+        """Return whether the call at this path is there in another format, or was sent in it."""
+        stem = os.path.splitext(path)[0]
+        if any(os.path.exists(stem + suffix) for suffix in SUFFIXES):
+            return True
+        rows = self.find_by_stem(path)
+        return any(row["state"] in SENT and row["path"] != path for row in rows)
 
     def problems(self) -> dict[ProblemKey, Row]:
         """Return the problems that were noted."""
@@ -3527,7 +3535,8 @@ class Source:
 
     def _check_mount(self, folder: str, ledger: Ledger | None) -> None:
         """Report a folder that is empty, though the ledger knows recordings in it."""
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:  # Reported when searched.
+        # What is wrong with it is reported when it is searched.
+        with contextlib.suppress(OSError, ValueError), os.scandir(folder) as entries:
             if ledger and next(entries, None) is None and ledger.knows_below(folder):
                 cause = "the folder is empty, though there were recordings in it"
                 meaning = Meaning(os.EX_NOINPUT, "empty-folder", cause, "is it mounted?")
@@ -3573,8 +3582,8 @@ class Examiner:
         self._ledger = ledger
         self._breaker = breaker
         self._tally = tally
-        midnight = datetime.datetime.combine(args.since or datetime.date.min, datetime.time())
-        self._since_s = midnight.timestamp() if args.since else -math.inf
+        midnight = args.since and datetime.datetime.combine(args.since, datetime.time())
+        self._since_s = midnight.timestamp() if midnight else -math.inf
         self._claimed: set[str] = set()
         self._has_warned = False
         self._dated = 0  # Recordings with the date of --meta-path.
@@ -3608,21 +3617,30 @@ class Examiner:
             return True
         if not recording.sha256:
             hash_recording(recording, self._args, self._breaker.stopping)
-        for row in sorted(rows, key=lambda row: str(row["updated_at"])):
+        for row in sorted(rows, key=lambda row: str(row["uploaded_at"])):
             if row["state"] == "uploaded" and is_same_path(row, recording.path):
                 recording.replaces = row["talk_id"] or row["found_id"] or ""
         return self._claim_or_leave(recording, self._ledger)
 
     def _is_left_out(self, recording: Recording, other: Row | None, is_known: bool) -> bool:
-        """Leave out what is old and new to the ledger, and what was sent in another format."""
-        newest_ns = max(recording.file_state[1:])
-        if newest_ns < self._since_s * 1e9 and not is_known:
+        """Leave out what is old and new to the ledger, and what was sent in another format.
+
+        other: the ledger's row of a file of the same call that is not there any more.
+        """
+        is_old = max(recording.file_state[1:]) < self._since_s * 1e9 and not is_known
+        if not is_old and not other:
+            return False
+        decision = decide(other, recording, self._args, self._claimed) if other else None
+        if decision and decision.action is Action.SEND:  # By --retry-unknown.
+            return False
+        self._take_file(recording, recording.path, recording.file_state)
+        if is_old:
             self._tally.leave_out(recording, "before --since", f"older than {self._args.since}")
+        elif other and decision and other["state"] == "unknown":
+            self._tally.add(recording, from_row(other, decision.reason))
         elif other:
             what = f"the same call as {other['path']}, which is {other['state']}"
             self._tally.leave_out(recording, "in another format", what)
-        else:
-            return False
         return True
 
     def _waits_for_json(self, recording: Recording) -> bool:
@@ -4050,7 +4068,8 @@ class Problems:
         paths = {key.path for key in self._open if key.exit_code and key not in self._met}
         paths |= set(ledger.paths_not_uploaded())
         known = {key.path for key in self._open if key.cause == LOST or key in self._met}
-        return sorted(path for path in paths - known - {""} if is_lost(path))
+        lost = sorted(path for path in paths - known - {""} if is_lost(path))
+        return [path for path in lost if not ledger.goes_on(path)]
 
     def _say_quietly(self, ledger: Ledger, key: ProblemKey, text: str) -> None:
         ledger.mark_said(key)

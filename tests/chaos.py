@@ -1,6 +1,7 @@
 """Break uploads at random, and count from the service's own store what became of them.
 
-    python tests/chaos.py [--short] [--seed N] [cuts] [kills] [pairs] [lookups] [clock] [first]
+    python tests/chaos.py [--short] [--seed N] [CAMPAIGN ...]
+
 
 cuts: connections are cut, frozen or robbed of their answers at random byte counts; what the
 program says of each recording is compared with the store.
@@ -13,6 +14,8 @@ rest. Without --lookup-key, to compare, the rest stays unknown.
 clock: like kills, while the clock jumps by hours either way and files are replaced by other audio
 of the same name, size and mtime, in place or by renaming, between runs and during them.
 first: runs are killed while they begin a ledger; what cron and a person do then must end well.
+conversions: FFmpeg is killed, stuck, missing or out of space, writes half a call, or the original
+changes meanwhile, and runs are ended; then every recording must be in the store once, and whole.
 
 The same seed makes the same faults; what they hit depends on the machine's timing. Prints what
 happened, ends with "N passed, N failed", and exits with 1 if anything failed.
@@ -46,6 +49,7 @@ import upload_grpc  # Before anything imports grpc.
 
 # isort: split
 
+import encoders
 import grpc
 import ledgers
 from conftest import FOREIGN_VARIABLES, SCRIPT, WAITS, arguments, make_wav, sha256, start
@@ -1078,6 +1082,130 @@ def kill_after(words: Sequence[str], moment_s: float) -> None:
         process.kill()
 
 
+# --- Conversions ---------------------------------------------------------------------
+
+# A program in the place of FFmpeg. It does what FFmpeg does, or something else, at random.
+TROUBLED_FFMPEG = """#!/bin/bash
+for target; do :; done
+while [ "$1" != -i ]; do options+=("$1"); shift; done
+path=${2#file:}
+case $((RANDOM % 12)) in
+    0) kill -KILL $$ ;;
+    1) "REAL" "${options[@]}" "$@"; kill -TERM $$ ;;
+    2) "REAL" "${options[@]}" "$@"; truncate -s -1000 "$target"; exit 0 ;;
+    3) sleep 60 ;;
+    4) echo "x: No space left on device" >&2; exit 228 ;;
+    5) "REAL" "${options[@]}" "$@"; touch "$path"; exit 0 ;;
+    6) echo "odd, but decoded" >&2; sleep 0.3 ;;
+esac
+exec "REAL" "${options[@]}" "$@"
+"""
+# How a run ends: by itself, without FFmpeg, or by a signal to its group.
+RUN_ENDS = ("end", "end", "missing", signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+
+
+def running_below(folder: Path) -> list[int]:
+    """Return the processes of programs in a folder."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(folder) in each.read_bytes():
+                found.append(int(each.parent.name))
+    return found
+
+
+class Conversions:
+    """A folder of FLAC, an FFmpeg in trouble, and runs that are ended."""
+
+    def __init__(self, folder: Path, noise: random.Random, service: StandIn, count: int) -> None:
+        self.ledger = folder / "ledger.sqlite"
+        self.wanted: dict[str, Path] = {}  # The digest of the recording as WAV.
+        self.left: list[object] = []  # Temporary files and processes, after a run.
+        self.codes: collections.Counter[str] = collections.Counter()
+        self.bugs = 0
+        self._calls, self._temp, self._bin = folder / "calls", folder / "temp", folder / "bin"
+        self._noise, self._service = noise, service
+        for each in (self._calls, self._temp, self._bin):
+            each.mkdir()
+        for number in range(count):
+            wav = make_wav(folder / "call.wav", noise.randrange(20_000, 200_000), seed=number)
+            path = self._calls / f"{number}.flac"
+            path.write_bytes(encoders.ffmpeg(".flac", audio=wav.read_bytes()))
+            self.wanted[sha256(wav)] = path
+
+    def put_ffmpeg(self, text: str) -> None:
+        program = self._bin / "ffmpeg"
+        program.unlink(missing_ok=True)
+        program.write_text(text.replace("REAL", encoders.DECODER))
+        program.chmod(0o755)
+
+    def run(self, end: object, *more: str) -> int:
+        """Run the program, and end it so; return its exit code."""
+        words = ("--audio-path", self._calls, "--ledger", self.ledger, "--convert", "--quiet")
+        given = arguments(self._service, *words, "--jobs", 8, "--timeout", 1, *more)
+        path = "/nowhere" if end == "missing" else f"{self._bin}:{os.defpath}"
+        env = {"TMPDIR": str(self._temp), "PATH": path}
+        with start(*given, env=env, start_new_session=True) as process:
+            try:
+                if isinstance(end, signal.Signals):
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(self._noise.uniform(0.1, 1.5))
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, end)
+                _, err = process.communicate(timeout=120)
+            finally:
+                process.kill()
+        self.bugs += "Traceback" in err
+        self.codes[str(process.returncode)] += 1
+        self.left += self._temp.iterdir()
+        running = running_below(self._bin)
+        if end != signal.SIGKILL:
+            self.left += running
+        for pid in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        return process.returncode
+
+
+def conversion_campaign(results: Results, folder: Path, noise: random.Random, size: Size) -> None:
+    count, runs = size.recordings // 3, max(size.kills // 4, 6)
+    print(f"\n== conversions: {count} recordings, {runs} runs with an FFmpeg in trouble")
+    with StandIn(folder / "store", discard=True) as service:
+        campaign = Conversions(folder, noise, service, count)
+        campaign.put_ffmpeg(TROUBLED_FFMPEG)
+        deadline_s = time.monotonic() + size.limit_s
+        for _ in range(runs):
+            if time.monotonic() < deadline_s:
+                campaign.run(noise.choice(RUN_ENDS), *noise.choice([(), ("--retry-rejected",)]))
+        before = len(service.talks)
+        results.require("exit code without FFmpeg", campaign.run("missing"), os.EX_CONFIG)
+        results.require("sent without FFmpeg", len(service.talks) - before)
+        campaign.put_ffmpeg('#!/bin/sh\nexec "REAL" "$@"\n')
+        code = campaign.run("end", "--retry-rejected")
+        uploads = len(service.talks)
+        campaign.run("end", "--retry-rejected")
+        again = len(service.talks) - uploads
+    talks = talks_by_sha256(folder / "store")
+    states = states_by_content(campaign.ledger)
+    doubled, missing, unknown = [], [], []
+    for digest, path in campaign.wanted.items():
+        made, (state, _) = len(talks.pop(digest, [])), states.get(sha256(path), ("", None))
+        unknown += [path] * (state == "unknown")
+        doubled += [path] * (made > 1)
+        missing += [path] * (not made and state != "unknown")
+    results.note("exit codes", dict(campaign.codes))
+    results.note("uploaded while FFmpeg was in trouble", before)
+    results.note("unknown", len(unknown))
+    results.require("none uploaded in trouble", int(not before))
+    results.require("missing: not made, nor called unknown", missing)
+    results.require("doubled", doubled)
+    results.require("half decoded or foreign talks in the store", list(talks))
+    results.require("exit code of the run left alone", code, UNKNOWN if unknown else OK)
+    results.require("sent by one more", again)
+    results.require("temporary files or processes left", campaign.left)
+    results.require("runs that a bug ended", campaign.bugs)
+
+
 # --- The command line ----------------------------------------------------------------
 
 CAMPAIGNS = {
@@ -1087,6 +1215,7 @@ CAMPAIGNS = {
     "lookups": lookup_campaign,
     "clock": clock_campaign,
     "first": first_campaign,
+    "conversions": conversion_campaign,
 }
 
 

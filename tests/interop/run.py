@@ -19,6 +19,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import encoders
 import trustme
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorSet, MethodDescriptorProto
@@ -106,6 +109,42 @@ def compare_uploads(sdk_python: str, report: Report) -> None:
         look_up(port, folder, report)
 
 
+def compare_formats(sdk_python: str, report: Report) -> None:
+    """Upload each format that the service takes, and some that are converted."""
+    wav = encoders.wav()
+    pcm = ["--audio-type", "pcm", "--sample-rate", "8000", "--channels", "1"]
+    raw = {"audio_encoding": "AUDIO_ENCODING_LINEAR16_PCM", "sample_rate_hertz": "8000"}
+    formats: dict[str, tuple[bytes, list[str], object, bytes]] = {
+        # Name: content, options, what is announced, and what arrives.
+        "WAV": (wav, [], container("WAV"), wav),
+        "MP3": (encoders.mp3(), [], container("MP3"), encoders.mp3()),
+        "OggOpus": (encoders.ogg_opus(), [], container("OGG_OPUS"), encoders.ogg_opus()),
+        "raw PCM": (wav[44:], pcm, {"raw_audio": {**raw, "audio_channel_count": "1"}}, wav[44:]),
+        "FLAC": (encoders.sound("FLAC"), ["--convert"], container("WAV"), wav),
+        "AIFF": (encoders.sound("AIFF", "PCM_16"), ["--convert"], container("WAV"), wav),
+    }
+    with tempfile.TemporaryDirectory() as name, serving(sdk_python, Path(name)) as port:
+        folder = Path(name)
+        encoders.put_in_path(folder / "bin")
+        for number, (kind, (content, options, announced, wanted)) in enumerate(formats.items(), 1):
+            (folder / "call").write_bytes(content)
+            done = upload(port, folder / "ca.pem", options, folder / "call")
+            printed = (done.returncode, done.stdout)
+            report.check(
+                f"{kind}: exit code and stdout", printed, (0, f"Dialog ID: talk-{number}\n")
+            )
+            arrived = received(folder, str(number))
+            assert isinstance(arrived, dict), done.stderr
+            report.check(f"{kind}: announced", arrived["audio"], announced)
+            digest = hashlib.sha256(wanted).hexdigest()
+            report.check(f"{kind}: audio", arrived["sha256"], digest)
+
+
+def container(kind: str) -> object:
+    """The message that announces a container."""
+    return {"container_audio": {"container_audio_type": f"CONTAINER_AUDIO_TYPE_{kind}"}}
+
+
 def look_up(port: int, folder: Path, report: Report) -> None:
     """Upload the sample once more, lose the answer, and have the dialog found by a later run."""
     ledger = folder / "ledger.sqlite"
@@ -176,9 +215,11 @@ def serving(sdk_python: str, folder: Path) -> Iterator[int]:
             server.wait(TIMEOUT_S)
 
 
-def upload(port: int, ca_file: Path, options: list[str]) -> subprocess.CompletedProcess[str]:
+def upload(
+    port: int, ca_file: Path, options: list[str], recording: Path = SAMPLE
+) -> subprocess.CompletedProcess[str]:
     """Run upload_grpc.py as a user does."""
-    command = [sys.executable, f"{ROOT / 'upload_grpc.py'}", "--audio-path", f"{SAMPLE}"]
+    command = [sys.executable, f"{ROOT / 'upload_grpc.py'}", "--audio-path", f"{recording}"]
     command += ["--meta-path", f"{METADATA}", "--connection-id", CONNECTION_ID]
     command += ["--endpoint", f"localhost:{port}", "--ca-file", f"{ca_file}", *options]
     # Nothing else of the environment: a proxy or a token there would change the upload.
@@ -307,6 +348,7 @@ def main(argv: list[str]) -> int:
     report = Report()
     compare_contracts(sdk_python, report)
     compare_uploads(sdk_python, report)
+    compare_formats(sdk_python, report)
     print(f"{report.passed} passed, {report.failed} failed")
     return 1 if report.failed else 0
 
