@@ -2849,6 +2849,8 @@ class Ledger(LedgerFile):
             "state": "sending",
             "error": None,
             "request_id": None,
+            # Of an earlier sending; what is looked up is this one.
+            **dict.fromkeys(("lookup_key", "looked_up_at", "sequence", "sent_at")),
             "is_missing": False,
             "duration_s": None,
             "updated_at": utc(),
@@ -3405,8 +3407,7 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
         before = row["size_bytes"], row["mtime_ns"], row["metadata_sha256"]
         is_changed = (*recording.file_state[:2], recording.metadata_sha256) != before
         # A copy differs from its original, which is there, in each run anew.
-        is_copy = row["path"] != stored_path(recording.path) and os.path.exists(row["path"])
-        if is_changed and not is_ours and not is_copy:
+        if is_changed and not is_ours and not is_elsewhere(row, recording):
             return Decision(Action.SEND, "the file or its metadata has changed since")
         if args.retry_rejected and not is_ours:
             return Decision(Action.SEND, "--retry-rejected")
