@@ -16,6 +16,9 @@ of the same name, size and mtime, in place or by renaming, between runs and duri
 first: runs are killed while they begin a ledger; what cron and a person do then must end well.
 conversions: FFmpeg is killed, stuck, missing or out of space, writes half a call, or the original
 changes meanwhile, and runs are ended; then every recording must be in the store once, and whole.
+updates: the JSON of uploaded recordings change; what sends them to the dialogs is refused, cut and
+killed, and loses answers; after one run left alone every dialog has the fields of its JSON, or the
+refusal is named.
 
 The same seed makes the same faults; what they hit depends on the machine's timing. Prints what
 happened, ends with "N passed, N failed", and exits with 1 if anything failed.
@@ -1203,6 +1206,164 @@ def conversion_campaign(results: Results, folder: Path, noise: random.Random, si
     results.require("exit code of the run left alone", code, UNKNOWN if unknown else OK)
     results.require("sent by one more", again)
     results.require("temporary files or processes left", campaign.left)
+
+
+# --- Updates -------------------------------------------------------------------------
+
+# Recordings, and runs over JSON that change, half of which are killed.
+UPDATES, UPDATES_SHORT = (150, 60), (25, 10)
+REFUSED = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class Updates:
+    """Uploaded recordings whose JSON change, and runs that send them to their dialogs."""
+
+    def __init__(self, folder: Path, noise: random.Random, service: StandIn) -> None:
+        self.calls = folder / "calls"
+        self.ledger = folder / "ledger.sqlite"
+        self.kills = 0
+        self.bugs: list[str] = []
+        self.fields: dict[str, dict[str, str]] = {}  # Of each recording's JSON, by its stem.
+        self._noise = noise
+        self._service = service
+        self._revision = 0
+        self.calls.mkdir()
+
+    def record(self, count: int) -> None:
+        """Upload so many recordings with their metadata."""
+        for number in range(count):
+            make_wav(self.calls / f"{number:03}.wav", 2_000, seed=self._noise.getrandbits(64))
+            self.change(f"{number:03}")
+        self.run(self._service.endpoint)
+
+    def change(self, stem: str) -> None:
+        self._revision += 1
+        self.fields[stem] = {"call": stem, "revision": str(self._revision)}
+        self._write(stem)
+
+    def _write(self, stem: str) -> None:
+        indent = self._noise.choice((None, 1, 2, 4))
+        text = json.dumps(self.fields[stem], indent=indent)
+        (self.calls / f"{stem}.json").write_text(text)
+
+    def break_runs(self, runs: int, limit_s: float) -> None:
+        """Change JSON, write others anew, and let a run meet whatever may happen to updates."""
+        deadline_s = time.monotonic() + limit_s
+        started_s = time.monotonic()
+        self.run(self._service.endpoint)
+        startup_s = time.monotonic() - started_s
+        self._service.on_call = self._step
+        with FaultProxy(self._service.port) as proxy:
+            for number in range(runs):
+                for stem in self.fields:
+                    act = self._noise.choice((self.change, self._write, *[None] * 4))
+                    if act:
+                        act(stem)
+                proxy.plan = [self._fault() for _ in range(50)]
+                del proxy.connections[:]
+                moment_s = startup_s * self._noise.uniform(0.7, 1.4)
+                if time.monotonic() < deadline_s:
+                    self.run(proxy.endpoint, moment_s * (number % 2))
+                proxy.cut_all()
+        self._service.on_call = self._service.next_step
+        self._service.wait_until_idle()
+
+    def _fault(self) -> Fault:
+        noise = self._noise
+        return noise.choice(
+            (
+                *[Fault()] * 3,
+                Fault(cut_to_server=noise.randrange(2_000, 9_000)),
+                Fault(cut_to_client=noise.randrange(1_500, 6_000)),
+            )
+        )
+
+    def _step(self, call: Call) -> Step:
+        lost = grpc.StatusCode.UNAVAILABLE
+        return self._noise.choice(
+            (
+                *[None] * 3,
+                *[Delay(self._noise.uniform(0, 0.3))] * 3,
+                Fail(lost, store=True),
+                Fail(lost),
+                Fail(grpc.StatusCode.NOT_FOUND, "no such talk yet"),
+                Fail(REFUSED, "no such field"),
+            )
+        )
+
+    def run(self, endpoint: str, kill_after_s: float = 0) -> tuple[int, dict[str, str]]:
+        """Run the program; return its exit code, and the outcome of each recording by its stem."""
+        words = arguments(
+            self._service, "--audio-path", self.calls, "--ledger", self.ledger, "--format", "json",
+            "--update-metadata", "--timeout", TIMEOUT_S, "--retries", 1, "--endpoint", endpoint,
+        )  # fmt: skip
+        with subprocess.Popen(
+            [sys.executable, "-c", QUICK_START, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "CLOCK_AHEAD_H": "0", "QUICK_PROOF": ""},
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=kill_after_s or 120)
+            except subprocess.TimeoutExpired:
+                self.kills += 1
+                process.kill()
+                out, err = process.communicate()
+        if process.returncode == os.EX_SOFTWARE or "Traceback" in err:
+            self.bugs.append(err)
+        results = map(json.loads, out.splitlines()) if not kill_after_s else ()
+        return process.returncode, {Path(each["path"]).stem: each["outcome"] for each in results}
+
+    def differ(self) -> set[str]:
+        """Return the recordings whose dialog has other fields than their JSON."""
+        sent = {talk.fields["call"]: talk.fields for talk in self._service.talks.values()}
+        return {stem for stem, fields in self.fields.items() if sent[stem] != fields}
+
+    def refused(self) -> set[str]:
+        """Return the recordings of which the service has refused what their JSON has."""
+        calls = [call for call in self._service.calls if call.outcome.startswith(REFUSED.name)]
+        return {
+            stem
+            for stem, fields in self.fields.items()
+            if any(call.fields == fields for call in calls)
+        }
+
+
+def update_campaign(results: Results, folder: Path, noise: random.Random, size: Size) -> None:
+    recordings, runs = UPDATES_SHORT if size is SHORT else UPDATES
+    print(f"\n== updates: the JSON of {recordings} recordings change for {runs} runs")
+    with StandIn(folder / "store", discard=True) as service:
+        campaign = Updates(folder, noise, service)
+        campaign.record(recordings)
+        campaign.break_runs(runs, size.limit_s)
+        code, said = campaign.run(service.endpoint)
+        differ, refused = campaign.differ(), campaign.refused()
+        named = {stem for stem, outcome in said.items() if outcome == "rejected"}
+        before = len(service.calls)
+        code_after, _ = campaign.run(service.endpoint)
+        repeated = len(service.calls) - before
+        for stem in campaign.fields:
+            campaign.change(stem)
+        code_changed, _ = campaign.run(service.endpoint)
+        differ_changed = campaign.differ()
+        outcomes = collections.Counter(call.outcome.split()[0] for call in service.calls)
+        talks = len(service.talks)
+    results.note("calls by their end", dict(outcomes))
+    results.note("runs killed", campaign.kills)
+    results.note("refused in the end", len(named))
+    results.require("dialogs", talks, recordings)
+    results.require("rows that are not uploaded", [
+        row for row in ledgers.rows(campaign.ledger) if row["state"] != "uploaded"
+    ])  # fmt: skip
+    results.require("other metadata than the JSON, and not named", sorted(differ - named))
+    results.require("named, but never refused", sorted(named - refused))
+    results.require("exit code of the run left alone", code, os.EX_DATAERR if named else OK)
+    results.require("exit code of one more", code_after, code)
+    results.require("calls made by that one", repeated)
+    results.require("exit code once all JSON have changed", code_changed)
+    results.require("other metadata after that", sorted(differ_changed))
     results.require("runs that a bug ended", campaign.bugs)
 
 
@@ -1216,6 +1377,7 @@ CAMPAIGNS = {
     "clock": clock_campaign,
     "first": first_campaign,
     "conversions": conversion_campaign,
+    "updates": update_campaign,
 }
 
 

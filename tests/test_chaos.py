@@ -12,7 +12,7 @@ CHAOS = Path(__file__).parent / "chaos.py"
 
 
 @pytest.mark.parametrize(
-    "campaign", ["cuts", "kills", "pairs", "lookups", "clock", "first", "conversions"]
+    "campaign", ["cuts", "kills", "pairs", "lookups", "clock", "first", "conversions", "updates"]
 )
 def test_nothing_is_lost_or_doubled(campaign: str) -> None:
     command = [sys.executable, str(CHAOS), "--short", campaign]
