@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import ledgers
@@ -76,6 +77,11 @@ def words(tmp_path: Path) -> Words:
         *("--meta-path", tmp_path / "fields.json", "--quiet"),
         *("--format", "json", "--jobs", JOBS, "--timeout", 0.5),
     )
+
+
+def not_quiet(words: Words) -> Words:
+    """Leave out --quiet: with a ledger it leaves out what was said before, and what may pass."""
+    return tuple(word for word in words if word != "--quiet")
 
 
 def outcomes(out: str, err: str = "") -> collections.Counter[str]:
@@ -214,8 +220,10 @@ def test_cron_through_a_long_outage(
         **({"unknown": unknown} if unknown else {}),
     }
     sent = len(service.calls)
-    outcome = upload(*words)
-    assert len(outcome.err.splitlines()) == outcome.err.count("--retry-unknown") == unknown
+    outcome = upload(*not_quiet(words))
+    *lines, summary = outcome.err.splitlines()
+    assert len(lines) == outcome.err.count("--retry-unknown") == unknown
+    assert f"{unknown} unknown" in summary
     assert len(service.calls) == sent
 
 
@@ -268,7 +276,7 @@ def test_in_doubt_a_refusal_on_its_way_is_waited_for(
     service.script.append(NO_QUOTA)
     assert upload(*words, calls / "00.wav").code == AGAIN
     service.on_call = step
-    outcome = upload(*words, calls)
+    outcome = upload(*not_quiet(words), calls)
     assert outcome.code == AGAIN
     assert outcomes(outcome.out, outcome.err) == {"failed": 2, "not tried": COUNT - 2}
 
@@ -437,10 +445,10 @@ def test_a_disk_that_hangs_at_open_ends_with_the_timeout(
 ) -> None:
     read = upload_grpc.read_chunks
 
-    def hang(path: str, size_bytes: int) -> Iterator[bytes]:
+    def hang(path: str, *more: Any) -> Iterator[bytes]:
         if path.endswith("00.wav"):
             time.sleep(30)
-        return read(path, size_bytes)
+        return read(path, *more)
 
     monkeypatch.setattr(upload_grpc, "read_chunks", hang)
     started_s = time.monotonic()
@@ -464,7 +472,7 @@ def test_a_ledger_that_is_moved_stops_the_run(
         return Delay(0.4)
 
     service.on_call = lambda _: At(answer=move)
-    outcome = upload(*words, "--ledger", ledger, "--audio-path", calls)
+    outcome = upload(*not_quiet(words), "--ledger", ledger, "--audio-path", calls)
     assert outcome.code == CONFIG
     counts = outcomes(outcome.out, outcome.err)
     assert 1 <= counts["uploaded"] == len(service.talks) <= JOBS

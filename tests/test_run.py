@@ -186,7 +186,7 @@ def test_young_files_are_left_out(
     outcome = upload(*words, "--quiet")
     assert (outcome.code, outcome.err) == (os.EX_OK, "")
     assert sorted(dialog_ids(outcome.out)) == [str(paths[2]), str(paths[3])]
-    words = ("--min-age", 600, "--audio-path", paths[1])
+    words = ("--min-age", "600", "--audio-path", paths[1])
     assert upload(*words, "--quiet") == Outcome(os.EX_OK, "", "")
     assert "new.wav" in upload(*words, "--verbose").err
 
