@@ -10,7 +10,6 @@ import json
 import os
 import random
 import re
-import shlex
 import subprocess
 import time
 from collections.abc import Callable
@@ -215,14 +214,13 @@ def test_a_wav_without_its_length_is_repaired_as_readme_says(
 ) -> None:
     [line] = re.findall(r"^ffmpeg .*", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
     content = KINDS[name].make()
-    (tmp_path / "call.wav").write_bytes(content)
-    words = [*shlex.split(line), "-v", "error"]
-    subprocess.run(words, cwd=tmp_path, stdin=subprocess.DEVNULL, check=True)
-    repaired = (tmp_path / "repaired.wav").read_bytes()
-    outcome = check("repaired.wav", None, "--convert")
-    assert outcome.code == 0, outcome.err
-    assert content[44:] in repaired
-    assert len(repaired) - len(content) < 200
+    path = tmp_path / "call.wav"
+    path.write_bytes(content)
+    subprocess.run(["sh", "-c", line], cwd=tmp_path, stdin=subprocess.DEVNULL, check=True)
+    outcome = check("call.wav", None)
+    assert (outcome.code, outcome.err) == (0, "")
+    samples = len(content) - 44 if "A-law" in name else (len(content) - 44) // 2
+    assert soundfile.info(path).frames == samples
 
 
 # --- What is announced -----------------------------------------------------------------

@@ -107,6 +107,7 @@ def compare_uploads(sdk_python: str, report: Report) -> None:
             for what, value in {"rpc": rpc, "order": order, **expected}.items():
                 report.check(f"{rpc}: {what}", arrived[what], value)
         look_up(port, folder, report)
+        update(port, folder, report)
 
 
 def compare_formats(sdk_python: str, report: Report) -> None:
@@ -178,6 +179,34 @@ def look_up(port: int, folder: Path, report: Report) -> None:
     report.check("found: exit code and result", said(done), (0, found))
     report.check("found: Search", received(folder, "Search"), search)
     report.check("found: Get", received(folder, "Get"), get)
+    if done.returncode:
+        print(done.stderr, end="")
+
+
+def update(port: int, folder: Path, report: Report) -> None:
+    """Upload a copy with a JSON of its own, change that, lose the answer and send it again."""
+    copy = folder / "call.wav"
+    copy.write_bytes(SAMPLE.read_bytes())
+    copy.with_suffix(".json").write_text('{"client_id": "1", "note": "first"}', encoding="utf-8")
+    options = ["--ledger", f"{folder / 'updates.sqlite'}", "--update-metadata", "--format", "json"]
+    (folder / "lose").unlink()
+    done = upload(port, folder / "ca.pem", options, copy)
+    uploaded = {"outcome": "uploaded", "talk_id": "talk-4", "found_id": None}
+    report.check("to be updated: exit code and result", said(done), (0, uploaded))
+
+    copy.with_suffix(".json").write_text('{"client_id": "2"}', encoding="utf-8")
+    fields = {**json.loads(METADATA.read_text(encoding="utf-8")), "client_id": "2"}
+    fields = {k: v if isinstance(v, str) else json.dumps(v) for k, v in fields.items()}
+    request = {"talk_id": "talk-4", "metadata": {"connection_id": CONNECTION_ID, "fields": fields}}
+    (folder / "lose").touch()
+    done = upload(port, folder / "ca.pem", [*options, "--retries", "0"], copy)
+    lost = {"outcome": "failed", "talk_id": None, "found_id": None}
+    report.check("update lost: exit code and result", said(done), (75, lost))
+    (folder / "lose").unlink()
+    done = upload(port, folder / "ca.pem", options, copy)
+    updated = {"outcome": "updated", "talk_id": "talk-4", "found_id": None}
+    report.check("updated: exit code and result", said(done), (0, updated))
+    report.check("updated: request", received(folder, "Update"), request)
     if done.returncode:
         print(done.stderr, end="")
 
