@@ -2433,6 +2433,9 @@ LEDGER_TABLES = (
 SAME_PATH = """r.connection_id = p.connection_id AND r.path = p.path AND r.stem IN
     (p.path, substr(p.path, 1, length(rtrim(p.path, replace(p.path, '.', ''))) - 1))"""
 
+# Of a row of recordings: left out by --min-duration, once it was converted.
+TOO_SHORT = "(state = 'failed' AND duration_s IS NOT NULL)"
+
 # What became of the row r of recordings, as the next run will see it: a run that may still go on
 # has its rows `sending`; one that is over left nothing (failed) or perhaps a dialog (unknown).
 # A recording that vanished, or waits for its JSON, is not one that the next run will upload.
@@ -2477,7 +2480,7 @@ LEDGER_VIEWS = {
     "calls": f"""
 SELECT r.connection_id, r.path, r.recorded_at, r.uploaded_at, {OUTCOME} AS outcome,
     r.talk_id AS dialog_id, r.found_id, r.error
-FROM recordings r
+FROM recordings r WHERE NOT {TOO_SHORT}
 UNION ALL
 SELECT p.connection_id, p.path,
     coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', p.mtime_ns / 1e9, 'unixepoch'), p.since), NULL,
@@ -2540,7 +2543,10 @@ SELECT r.connection_id, r.updated_at, r.path, r.outcome,
         WHEN 'sending' THEN 'the run ended before it was uploaded'
         ELSE r.state END),
     r.recorded_at, r.updated_at
-FROM (SELECT r.*, {OUTCOME} AS outcome FROM recordings r WHERE r.state <> 'uploaded') r
+FROM (
+    SELECT r.*, {OUTCOME} AS outcome FROM recordings r
+    WHERE r.state <> 'uploaded' AND NOT {TOO_SHORT}
+) r
 WHERE r.outcome IN ('unknown', 'rejected', 'failed') AND NOT EXISTS (
     SELECT 1 FROM problems p WHERE p.connection_id = r.connection_id AND p.path = r.path
     AND CASE r.outcome WHEN 'unknown' THEN p.exit_code = 76
@@ -2579,12 +2585,21 @@ class LedgerError(UploadError):
             return cls(path, "disk", cause, advice, os.EX_TEMPFAIL)
         return cls(path, "unusable", cause, CHECK_LEDGER)
 
+    def level(self, args: Namespace) -> int:
+        """Return how loudly to say it: with --quiet once a day."""
+        is_old = args.quiet and not args.dry_run and is_said_today(args.ledger, self.meaning.id)
+        return logging.INFO if is_old else logging.ERROR
+
 
 class LedgerInUse(LedgerError):
     """Another run has the ledger: nothing that cron should email every few minutes."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path, "in-use", "another run is using it", AGAIN, os.EX_TEMPFAIL)
+
+    def level(self, args: Namespace) -> int:
+        """Return how loudly to say it."""
+        return logging.INFO
 
 
 class ProblemKey(NamedTuple):
@@ -2847,6 +2862,7 @@ class Ledger(LedgerFile):
             "error": None,
             "request_id": None,
             "is_missing": False,
+            "duration_s": None,
             "updated_at": utc(),
         }
         names = ", ".join(columns)
@@ -2931,19 +2947,30 @@ class Ledger(LedgerFile):
 
     def paths_not_uploaded(self) -> list[str]:
         """Return the paths of the recordings that are not uploaded, and may yet be."""
-        sql = "state IN ('failed', 'rejected') AND state <> 'uploaded'"
-        rows = self._rows("INDEXED BY recordings_not_uploaded", sql)
-        return [row["path"] for row in rows]
+        sql = (
+            "SELECT path FROM recordings INDEXED BY recordings_not_uploaded "
+            "WHERE connection_id = ? AND state IN ('failed', 'rejected') AND state <> 'uploaded' "
+            f"AND NOT {TOO_SHORT}"
+        )
+        return [path for (path,) in self._execute(sql, (self._args.connection_id,))]
 
-    def problems(self) -> dict[ProblemKey, Row]:
+    def problems(self) -> dict[ProblemKey, OpenProblem]:
         """Return the problems that were noted."""
-        sql = "SELECT * FROM problems WHERE connection_id = ?"
-        rows = self._execute(sql, (self._args.connection_id,))
-        return {ProblemKey(row["path"], row["exit_code"], row["cause"]): row for row in rows}
+        sql = (
+            "SELECT path, exit_code, cause, text, since, said_at, size_bytes, mtime_ns, ctime_ns "
+            "FROM problems WHERE connection_id = ?"
+        )
+        problems = {}
+        for *key, text, since, said_at, size, mtime, ctime in self._execute(
+            sql, (self._args.connection_id,)
+        ):
+            state = None if mtime is None else FileState(size, mtime, ctime)
+            problems[ProblemKey(*key)] = OpenProblem(text, since, said_at, state)
+        return problems
 
     def note_problem(self, key: ProblemKey, text: str, file_state: FileState | None) -> None:
         """Note a problem, or that it lasts."""
-        now, state = utc(), file_state if file_state and any(file_state) else (None, None, None)
+        now, state = utc(), file_state or (None, None, None)
         self._execute(
             "INSERT INTO problems VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL) "
             "ON CONFLICT DO UPDATE SET text = excluded.text, seen_at = excluded.seen_at, "
@@ -3432,9 +3459,8 @@ class Source:
 
     def _found(self) -> Iterator[Recording]:
         """Yield each file found once, whatever its names; report what cannot be looked at."""
-        for folder in self._args.audio_path if self._ledger else ():
-            if os.path.isdir(folder) and not os.listdir(folder):
-                self._check_mount(folder, self._ledger)
+        for path in self._args.audio_path if self._ledger else ():
+            self._check_mount(path, self._ledger)
         # Without a ledger, only this keeps a file with two names from becoming two dialogs.
         seen: set[tuple[int, int]] = set()
         for found in find_files(self._args):
@@ -3459,7 +3485,8 @@ class Source:
                 yield recording
 
     def _check_mount(self, folder: str, ledger: Ledger | None) -> None:
-        if ledger and ledger.knows_below(folder):
+        is_empty = os.access(folder, os.R_OK) and os.path.isdir(folder) and not has_entries(folder)
+        if is_empty and ledger and ledger.knows_below(folder):
             cause = "the folder is empty, though there were recordings in it"
             meaning = Meaning(os.EX_NOINPUT, "empty-folder", cause, "is it mounted?")
             self._tally.add(Recording(folder), failed(UploadError(meaning)))
@@ -3663,7 +3690,7 @@ class Source:
             if recording.json and recording.json.sha256 != row["json_sha256"]:
                 cause = f"not sent: same audio as {row['path']}, other metadata"
                 advice = "move one of them away, or correct the dialog with --talk-id"
-                raise data_error("copy-differs", cause, advice)
+                raise data_error(COPY_DIFFERS, cause, advice)
             return False
         if not recording.sidecar or not self._ledger:
             return False
@@ -3706,10 +3733,10 @@ class Source:
                 recording.metadata.fields[key] = recording.sha256
 
     def _remember_path(self, recording: Recording, row: Row, ledger: Ledger) -> None:
-        """Give an uploaded row the path where its audio is now: it spares the next run a hash."""
+        """Give a row the path where its audio is now: it spares the next run a hash."""
         own = stored_path(recording.path)
         is_moved = row["path"] == own or not os.path.exists(row["path"])
-        if row["state"] == "uploaded" and is_moved and not self._args.dry_run:
+        if is_moved and not self._args.dry_run:
             stem, suffix = os.path.splitext(own)
             _, mtime_ns, ctime_ns = recording.file_state
             ledger.update(recording, stem=stem, suffix=suffix, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
@@ -3717,8 +3744,10 @@ class Source:
     def _warn_of_metadata(self, recording: Recording) -> None:
         if recording.has_placeholders and not self._has_warned:
             self._has_warned = True
-            cause = "no metadata given, so placeholder fields are sent (said once a run)"
-            self._tally.warn(recording, "placeholders", cause, "use --meta-path or call.json")
+            # Of the run, or each run would have a new one.
+            cause = f"{recording.path}: no metadata given, so placeholder fields are sent"
+            advice = "use --meta-path or call.json (said once a run)"
+            self._tally.warn(None, "placeholders", cause, advice)
         for text in recording.json.warnings if recording.json else ():
             self._tally.warn(recording, "date", text, DATE_ADVICE)
         if self._common and "date" in self._common.fields and recording.metadata:
@@ -3784,10 +3813,12 @@ def drained(queue: collections.deque[Recording]) -> Iterator[Recording]:
 # --- 14. Counting and reporting ---------------------------------------------------------------
 
 
-# Meaning.id of what is noted for the run, whichever recording met it, and of two special cases.
+# Meaning.id of what is noted for the run, whichever recording met it, and of some special cases.
 OUTAGE = "outage"
+UNDELIVERED = "undelivered"  # In runs in which other uploads worked.
 LOST = "lost"
 UPDATE_REFUSED = "update-refused"
+COPY_DIFFERS = "copy-differs"
 
 
 class OpenProblem(NamedTuple):
@@ -3796,6 +3827,7 @@ class OpenProblem(NamedTuple):
     text: str
     since: str
     said_at: str | None  # By a run with --quiet.
+    file_state: FileState | None  # None: there was no file to look at.
 
 
 class Problems:
@@ -3803,7 +3835,7 @@ class Problems:
 
     Without --quiet, or without a ledger, a run says at once all that it finds. With both, a problem
     is said when it is new (or has lasted, if it may pass by itself), and again on each day that it
-    lasts. The ledger keeps what is open, for --report.
+    lasts. The ledger keeps what is open, for --report. Every method may raise LedgerError.
     """
 
     def __init__(self, args: Namespace, ledger: Ledger | None) -> None:
@@ -3811,59 +3843,70 @@ class Problems:
         self._ledger = None if args.dry_run else ledger
         self._open: dict[ProblemKey, OpenProblem] = {}
         self._by_path: dict[str, set[ProblemKey]] = collections.defaultdict(set)
-        for key, row in self._ledger.problems().items() if self._ledger else ():
-            self._open[key] = OpenProblem(row["text"], row["since"], row["said_at"])
+        for key, problem in self._ledger.problems().items() if self._ledger else ():
+            self._open[key] = problem
             self._by_path[key.path].add(key)
         self._met: set[ProblemKey] = set()  # By this run.
         self._said: set[ProblemKey] = set()
         self._lines: collections.Counter[str] = collections.Counter()  # By cause.
+        self._has_uploaded = False
+        self._undelivered: list[tuple[str, UploadError, FileState | None]] = []
+        # Size and mtime of what this run has met or uploaded: a file that was renamed is not lost.
+        self._seen: set[tuple[int, int]] = set()
 
     def note(self, path: str, error: UploadError, file_state: FileState | None = None) -> None:
         """Take a problem of a recording, or with path "" of the run."""
         meaning, text = error.meaning, clean(masked(str(error)))
-        line = f"{path}: {text}" if path else text
-        if self._ledger is None:
-            self._say(meaning.exit_code, meaning.id, line)
-            return
-        is_outage = meaning.is_outage and meaning.exit_code == os.EX_TEMPFAIL
-        own = "" if is_outage or meaning.stops_run or not path else stored_path(path)
-        key = self._key(own, meaning.exit_code, OUTAGE if is_outage else meaning.id)
-        self._remember(self._ledger, key, text, file_state)
-        if not self._args.quiet:
-            self._say(meaning.exit_code, meaning.id, line)
-        elif self._open[key].said_at is None and self._has_lasted(key):
-            self._say_quietly(self._ledger, key, text)
+        if self._ledger:
+            is_outage = meaning.is_outage or meaning.id == OUTAGE
+            if is_outage and meaning.exit_code == os.EX_TEMPFAIL:
+                self._undelivered.append((path, error, file_state))
+                key = ProblemKey("", meaning.exit_code, OUTAGE)
+            elif meaning.stops_run or not path:
+                key = ProblemKey("", meaning.exit_code, meaning.id)
+            else:
+                key = self._key(stored_path(path), meaning)
+            self._remember(self._ledger, key, text, file_state)
+        if not (self._ledger and self._args.quiet):
+            self._say(meaning.exit_code, meaning.id, f"{path}: {text}" if path else text)
 
-    def clear(self, path: str, was_sent: bool) -> None:
+    def clear(self, recording: Recording, was_sent: bool) -> None:
         """Forget the problems of a recording that this run has not met.
 
-        was_sent: it was uploaded or updated; else a refused update of its metadata stays open.
+        was_sent: it was uploaded or updated; then the service works, too. Else a refused update of
+        its metadata stays open.
         """
-        if self._ledger is None or not self._open:
+        if self._ledger is None:
             return
-        keys = self._by_path.get(stored_path(path), set()) - self._met
-        keys = {key for key in keys if was_sent or key.cause != UPDATE_REFUSED}
+        self._has_uploaded = self._has_uploaded or was_sent
+        if not self._open:
+            return
+        keys = self._by_path.get(stored_path(recording.path), set()) - self._met
         if was_sent:
+            self._seen.add(recording.file_state[:2])
+            keys |= {key for key in self._by_path[""] - self._met if key.exit_code}
             keys |= {key for key in self._by_path[""] if key.cause == OUTAGE}
         for key in keys:
-            self._forget(self._ledger, key)
+            if was_sent or key.cause != UPDATE_REFUSED:
+                self._forget(self._ledger, key)
 
     def finish(self, is_complete: bool) -> set[int]:
         """Say what lasts or is lost; return exit codes. is_complete: all was looked at."""
-        ledger, codes = self._ledger, set()
-        if ledger and is_complete:
-            for key in self._by_path[""] - self._met:
-                if key.cause != OUTAGE:  # That ends with an upload.
-                    self._forget(ledger, key)
-            for path in self._lost_paths(ledger):
-                advice = "restore it, or delete this row of the ledger's problems"
-                meaning = Meaning(os.EX_NOINPUT, LOST, "gone before it was uploaded", advice)
-                self.note(path, UploadError(meaning))
-                codes.add(meaning.exit_code)
-        if ledger and self._args.quiet:
-            for key, problem in sorted(self._open.items()):
-                if key not in self._said and key.cause != LOST and is_of_earlier_day(problem):
-                    self._say_quietly(ledger, key, problem.text)
+        ledger = self._ledger
+        codes: set[int] = set()
+        if ledger:
+            for path, error, file_state in self._undelivered if self._has_uploaded else ():
+                key = ProblemKey(stored_path(path), error.meaning.exit_code, UNDELIVERED)
+                self._remember(ledger, key, clean(masked(str(error))), file_state)
+            if is_complete:
+                codes = self._review(ledger)
+            for key, problem in sorted(self._open.items()) if self._args.quiet else ():
+                if key.cause == LOST:
+                    is_due = problem.said_at is None
+                else:
+                    is_due = is_of_earlier_day(problem)
+                if is_due and key not in self._said:
+                    self._say_quietly(ledger, key)
         for cause, number in self._lines.items():
             if self._args.quiet and number > SAID_LIMIT:
                 where = "--report" if ledger else "leave out --quiet"
@@ -3874,25 +3917,35 @@ class Problems:
         """Use the ledger no more: it may be what the run waits for."""
         self._ledger = None
 
-    def _key(self, path: str, exit_code: int, cause: str) -> ProblemKey:
-        if cause == REJECTED_BEFORE:  # For the cause that was noted then.
+    def _key(self, path: str, meaning: Meaning) -> ProblemKey:
+        if meaning.id == REJECTED_BEFORE:  # For the cause that was noted then.
             for key in self._by_path.get(path, ()):
-                if key.exit_code == exit_code:
+                if key.exit_code == meaning.exit_code:
                     return key
-        return ProblemKey(path, exit_code, cause)
+        return ProblemKey(path, meaning.exit_code, meaning.id)
 
     def _remember(
         self, ledger: Ledger, key: ProblemKey, text: str, file_state: FileState | None
     ) -> None:
-        """Note a problem in the ledger; an error takes the place of the recording's earlier one."""
+        """Note a problem, and say it with --quiet if that is due.
+
+        An error takes the place of the recording's earlier one.
+        """
         if key.path and key.exit_code:
             for other in [k for k in self._by_path[key.path] if k.exit_code and k != key]:
                 self._forget(ledger, other)
+        if not (file_state and any(file_state)):
+            file_state = None
+        elif key.cause != LOST:
+            self._seen.add(file_state[:2])
         ledger.note_problem(key, text, file_state)
-        before = self._open.get(key, OpenProblem(text, utc(), None))
-        self._open[key] = before._replace(text=text)
+        before = self._open.get(key)
+        since, said_at = (before.since, before.said_at) if before else (utc(), None)
+        self._open[key] = OpenProblem(text, since, said_at, file_state)
         self._by_path[key.path].add(key)
         self._met.add(key)
+        if self._args.quiet and said_at is None and self._has_lasted(key):
+            self._say_quietly(ledger, key)
 
     def _forget(self, ledger: Ledger, key: ProblemKey) -> None:
         ledger.forget_problem(key)
@@ -3902,24 +3955,67 @@ class Problems:
     def _has_lasted(self, key: ProblemKey) -> bool:
         """Return whether a problem lasts for so long that a person has to hear of it."""
         hold_s = PASSING_S if key.exit_code == os.EX_TEMPFAIL else 0.0
-        if key.cause == UNKNOWN.id and self._args.lookup_key:
+        if key.cause == UNDELIVERED or (key.cause == UNKNOWN.id and self._args.lookup_key):
             hold_s = LOOKUP_HOPE_S
         return abs(time.time() - seconds_of(self._open[key].since)) >= hold_s
 
-    def _lost_paths(self, ledger: Ledger) -> list[str]:
-        """Return the recordings that vanished before they were uploaded.
+    def _review(self, ledger: Ledger) -> set[int]:
+        """Look at what a run that looked at everything has not met: it is over, or lost.
 
-        Not where a share is not mounted: then the nearest folder that exists is empty.
+        Returns exit codes.
         """
-        paths = {key.path for key in self._open if key.exit_code and key not in self._met}
-        paths |= set(ledger.paths_not_uploaded())
-        known = {key.path for key in self._open if key.cause == LOST or key in self._met}
-        return sorted(path for path in paths - known - {""} if is_lost(path))
+        for key in self._by_path[""] - self._met:
+            # An outage ends with an upload; without one, warnings of what is sent may last, too.
+            if key.cause != OUTAGE and (key.exit_code or self._has_uploaded):
+                self._forget(ledger, key)
+        codes: set[int] = set()
+        paths = {key.path for key in self._open} | set(ledger.paths_not_uploaded())
+        paths -= {key.path for key in self._met} | {""}
+        folders = [stored_path(path) for path in self._args.audio_path if has_entries(path)]
+        beside = {os.path.dirname(stored_path(path)) for path in self._args.audio_path}
+        for path in sorted(paths):
+            is_below = any(path == top or path.startswith(f"{top}/") for top in folders)
+            if "\\" in path:  # It may stand for another character.
+                continue
+            if os.path.lexists(path):
+                over = [key for key in self._by_path[path] if key.cause != UPDATE_REFUSED]
+            elif (is_below or os.path.dirname(path) in beside) and has_nearest_folder(path):
+                over = self._over_or_lost(ledger, path, codes)
+                is_below = True
+            for key in over if is_below else ():
+                self._forget(ledger, key)
+        return codes
 
-    def _say_quietly(self, ledger: Ledger, key: ProblemKey, text: str) -> None:
+    def _over_or_lost(self, ledger: Ledger, path: str, codes: set[int]) -> list[ProblemKey]:
+        """Return the problems that are over, of a file that is gone; note it if it is lost."""
+        keys = list(self._by_path[path])
+        rows = [row for row in ledger.find_by_stem(path) if row["path"] == path]
+        states = [state for key in keys if (state := self._open[key].file_state)]
+        sizes = {state.size_bytes for state in states} or {row["size_bytes"] for row in rows}
+        found = {row["state"] for row in rows if row["size_bytes"] in sizes}
+        if found & {"unknown", "finishing"} or any(key.cause == LOST for key in keys):
+            return []  # To be looked for in the console; said already.
+        was_renamed = any(state[:2] in self._seen for state in states)
+        was_copy = any(key.cause == COPY_DIFFERS for key in keys)
+        if "uploaded" in found or was_renamed or was_copy or not (states or found):
+            return keys
+        error = next((row["error"] for row in rows if row["error"]), None)
+        earlier = self._open[keys[0]].text.partition("; ")[0] if keys else error
+        advice = "restore it, or delete its row from the ledger's problems"
+        meaning = Meaning(os.EX_NOINPUT, LOST, "gone before it was uploaded", advice)
+        lost = UploadError(meaning, f"earlier: {earlier}" if earlier else "")
+        self.note(path, lost, states[0] if states else None)
+        codes.add(meaning.exit_code)
+        return []
+
+    def _say_quietly(self, ledger: Ledger, key: ProblemKey) -> None:
         ledger.mark_said(key)
         self._said.add(key)
-        self._say(key.exit_code, key.cause, f"{key.path}: {text}" if key.path else text)
+        problem = self._open[key]
+        prefix = f"{key.path}: " if key.path else ""
+        if key.cause == OUTAGE:
+            prefix = f"no upload has worked since {local_time(problem.since)}: "
+        self._say(key.exit_code, key.cause, prefix + problem.text)
 
     def _say(self, exit_code: int, cause: str, line: str) -> None:
         self._lines[cause] += 1
@@ -3935,17 +4031,38 @@ def is_of_earlier_day(problem: OpenProblem) -> bool:
     return said != datetime.date.today()
 
 
-def is_lost(path: str) -> bool:
-    """Return whether a file is gone, from a folder that is there and not empty."""
-    if "\\" in path or os.path.lexists(path):  # A backslash may stand for another character.
+def has_entries(folder: str) -> bool:
+    """Return whether a folder is there and not empty, as the mount point of a lost share is."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
         return False
+
+
+def has_nearest_folder(path: str) -> bool:
+    """Return whether the folder of a file, or the nearest one above it that exists, has entries."""
     folder = os.path.dirname(path)
     while not os.path.isdir(folder) and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
-    try:
-        return bool(os.listdir(folder))
-    except OSError:
-        return False
+    return has_entries(folder)
+
+
+def is_said_today(ledger: str, cause: str) -> bool:
+    """Return whether an error of the ledger itself was said on this local day; note that it is now.
+
+    The ledger cannot remember it, and on a full disk nothing can be written. But the times of its
+    -lock file can be set: mtime is when, and atime stands for the cause.
+    """
+    path = f"{os.path.realpath(ledger)}-lock"
+    mark = sum(cause.encode())
+    with contextlib.suppress(OSError):
+        status = os.stat(path, follow_symlinks=False)
+        said_on = datetime.date.fromtimestamp(status.st_mtime)
+        if round(status.st_atime) == mark and said_on == datetime.date.today():
+            return True
+        os.utime(path, (mark, time.time()), follow_symlinks=False)
+    return False
 
 
 class Tally:
@@ -3984,7 +4101,8 @@ class Tally:
                 self._exit_codes.add(result.error.meaning.exit_code)
                 self._note(recording.path, result.error, recording.file_state)
             else:
-                self._clear(recording, result.outcome in (Outcome.UPLOADED, Outcome.UPDATED))
+                was_sent = result.outcome in (Outcome.UPLOADED, Outcome.UPDATED)
+                self._clear(recording, was_sent and not was_found)
             self._console.result(recording, result)
             if self._console.output_lost:
                 self._exit_codes.add(os.EX_IOERR)
@@ -3999,11 +4117,11 @@ class Tally:
             else:
                 self._note("", error, None)
 
-    def add_error(self, error: UploadError) -> None:
-        """Take an error of the run itself, which ends it."""
+    def add_error(self, error: LedgerError) -> None:
+        """Take an error of the ledger itself, which ends the run."""
         with self.lock:
             if error.meaning.id not in self._run_errors:
-                log.error(str(error))
+                log.log(error.level(self._args), str(error))
             self._run_errors.add(error.meaning.id)
             self._exit_codes.add(error.meaning.exit_code)
             self._breaker.stop(SAME_FOR_ALL)
@@ -4066,7 +4184,7 @@ class Tally:
 
     def _clear(self, recording: Recording, was_sent: bool) -> None:
         try:
-            self.problems.clear(recording.path, was_sent)
+            self.problems.clear(recording, was_sent)
         except LedgerError as failure:
             self.problems.forget_ledger()
             self.add_error(failure)
@@ -4233,7 +4351,7 @@ def escaped(match: re.Match[str]) -> str:
 
 def clean(text: str) -> str:
     """Return a text as the ledger keeps it: printable, and not endless."""
-    return one_line(text)[:LINE_LIMIT_CHARACTERS]
+    return one_line(text).encode(errors="backslashreplace").decode()[:LINE_LIMIT_CHARACTERS]
 
 
 # --- 15. The run ------------------------------------------------------------------------------
@@ -4475,6 +4593,7 @@ class Run:
                 self._tally.add(
                     recording, unrecorded(received, error) if received else failed(error)
                 )
+            self._tally.finish(is_complete=False)
             log.warning(f"{self._breaker.cause}; {self._tally.summary()}, the others not tried")
             if self._bug:
                 report_bug(self._bug)
@@ -4530,7 +4649,7 @@ def update_meaning(error: CallError, row: Row) -> Meaning:
     age_s = abs(time.time() - seconds_of(row["uploaded_at"]))
     is_too_early = error.status == "NOT_FOUND" and age_s < LOOKUP_HOPE_S
     if is_too_early or meaning.may_retry or meaning.exit_code == os.EX_PROTOCOL:
-        id = "update-too-early" if is_too_early else "update-failed"
+        id = "update-too-early" if is_too_early else OUTAGE
         return Meaning(os.EX_TEMPFAIL, id, cause, AGAIN)
     advice = "correct its JSON; it is sent again once that changes"
     return Meaning(os.EX_DATAERR, UPDATE_REFUSED, cause, advice)
@@ -5196,8 +5315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.closing(ledger) if ledger else contextlib.nullcontext():
             return run_command(args, console, ledger)
     except UploadError as error:
-        # Another run holds the ledger: no failure that cron should email every few minutes.
-        level = logging.INFO if isinstance(error, LedgerInUse) else logging.ERROR
+        level = error.level(args) if isinstance(error, LedgerError) else logging.ERROR
         log.log(level, str(error))
         return error.meaning.exit_code
     except Exception as bug:  # noqa: BLE001 - a bug, whatever it is, is reported with its exit code.
