@@ -3944,7 +3944,9 @@ class Problems:
         self._open[key] = OpenProblem(text, since, said_at, file_state)
         self._by_path[key.path].add(key)
         self._met.add(key)
-        if self._args.quiet and said_at is None and self._has_lasted(key):
+        # A JSON may have several wrong dates.
+        is_new = said_at is None or (key in self._said and not key.exit_code)
+        if self._args.quiet and is_new and self._has_lasted(key):
             self._say_quietly(ledger, key)
 
     def _forget(self, ledger: Ledger, key: ProblemKey) -> None:
@@ -3975,14 +3977,15 @@ class Problems:
         beside = {os.path.dirname(stored_path(path)) for path in self._args.audio_path}
         for path in sorted(paths):
             is_below = any(path == top or path.startswith(f"{top}/") for top in folders)
+            over: list[ProblemKey] = []
             if "\\" in path:  # It may stand for another character.
                 continue
             if os.path.lexists(path):
-                over = [key for key in self._by_path[path] if key.cause != UPDATE_REFUSED]
+                if is_below:
+                    over = [key for key in self._by_path[path] if key.cause != UPDATE_REFUSED]
             elif (is_below or os.path.dirname(path) in beside) and has_nearest_folder(path):
                 over = self._over_or_lost(ledger, path, codes)
-                is_below = True
-            for key in over if is_below else ():
+            for key in over:
                 self._forget(ledger, key)
         return codes
 
@@ -4011,7 +4014,7 @@ class Problems:
     def _say_quietly(self, ledger: Ledger, key: ProblemKey) -> None:
         ledger.mark_said(key)
         self._said.add(key)
-        problem = self._open[key]
+        problem = self._open[key] = self._open[key]._replace(said_at=utc())
         prefix = f"{key.path}: " if key.path else ""
         if key.cause == OUTAGE:
             prefix = f"no upload has worked since {local_time(problem.since)}: "

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -139,3 +140,49 @@ def make_foreign(path: Path) -> None:
     with _opened(path, "rwc") as database, database:
         database.execute(f"CREATE TABLE {TABLE} (path TEXT, state TEXT)")
         database.execute(f"INSERT INTO {TABLE} VALUES ('/calls/1.wav', 'uploaded')")
+
+
+# --- Problems, and time ------------------------------------------------------------------
+
+
+def problems(path: Path) -> list[dict[str, Any]]:
+    """Return what is noted as a problem, by path and cause."""
+    with _opened(path, "ro") as database:
+        found = database.execute("SELECT * FROM problems ORDER BY path, exit_code, cause")
+        return [dict(row) for row in found]
+
+
+def causes(path: Path) -> list[tuple[str, str]]:
+    """Return file name and cause of each problem."""
+    return [(Path(each["path"]).name, each["cause"]) for each in problems(path)]
+
+
+def runs(path: Path) -> list[dict[str, Any]]:
+    with _opened(path, "ro") as database:
+        return [dict(row) for row in database.execute("SELECT * FROM runs ORDER BY id")]
+
+
+TIMES = {
+    "problems": ("since", "seen_at", "said_at"),
+    "runs": ("began_at", "ended_at"),
+    TABLE: ("looked_up_at", "sent_at", "uploaded_at", "updated_at"),
+}
+
+
+def pass_time(path: Path, seconds: float) -> None:
+    """Have all that a ledger knows be so much longer ago."""
+    with _opened(path, "rw") as database, database:
+        for table, columns in TIMES.items():
+            earlier = "strftime('%Y-%m-%dT%H:%M:%fZ', {}, ?)"
+            names = ", ".join(f"{name} = {earlier.format(name)}" for name in columns)
+            database.execute(f"UPDATE {table} SET {names}", [f"{-seconds} seconds"] * len(columns))
+    lock = path.with_name(f"{path.name}-lock")
+    status = lock.stat()
+    os.utime(lock, (status.st_atime, status.st_mtime - seconds))
+
+
+def change_problems(path: Path, /, **columns: object) -> None:
+    """Change all problems."""
+    names = ", ".join(f"{name} = ?" for name in columns)
+    with _opened(path, "rw") as database, database:
+        database.execute(f"UPDATE problems SET {names}", tuple(columns.values()))
