@@ -2666,11 +2666,7 @@ class LedgerFile:
             raise LedgerError(path, "mount", cause, "mount the folder that holds it")
         if status and status.st_size:
             return False
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(f"{path}-wal").st_size:
-                cause = "missing or empty, though its -wal file is there"
-                advice = f"put the ledger back beside it ({NEW_LEDGER})"
-                raise LedgerError(path, "wal", cause, advice)
+        check_wal(path)
         if is_quiet:
             cause = "empty" if status else "missing"
             raise LedgerError(path, "missing", f"{cause}, and --quiet begins none", BEGIN_LEDGER)
@@ -3016,6 +3012,15 @@ class Ledger(LedgerFile):
         names = ", ".join(f"{name} = ?" for name in columns)
         values = (*columns.values(), utc(), self._run_id)
         self._execute(f"UPDATE runs SET {names}, ended_at = ? WHERE id = ?", values)
+
+
+def check_wal(path: str) -> None:
+    """Raise LedgerError if a ledger is missing, or empty, but not its write-ahead log."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat(f"{path}-wal").st_size:
+            cause = "missing or empty, though its -wal file is there"
+            advice = f"put the ledger back beside it ({NEW_LEDGER})"
+            raise LedgerError(path, "wal", cause, advice)
 
 
 def check_layout(db: Any, path: str) -> None:
@@ -4725,7 +4730,7 @@ class LastRun(NamedTuple):
 
 
 def report(args: Namespace) -> int:
-    """Print what the ledger knows and return the exit code; raise UploadError or OSError (stdout).
+    """Print what the ledger knows and return the exit code; raise UploadError.
 
     The gravest of what --since covers; at least 75 if a connection's last --quiet run is overdue.
     """
@@ -4747,9 +4752,12 @@ def report(args: Namespace) -> int:
             covered = f"{chosen.attention} AND {chosen.is_covered}"
             sql = f"SELECT DISTINCT exit_code FROM attention WHERE {covered}"
             codes = {code for (code,) in db.execute(sql, chosen.values)}
+        sys.stdout.flush()
     except sqlite3.Error as error:
         raise LedgerError.of(path, error) from error
-    sys.stdout.flush()
+    except OSError as error:
+        cause = f"stdout cannot be written: {error_text(error)}"
+        raise UploadError(Meaning(os.EX_IOERR, "stdout", cause, "redirect it")) from error
     if any(run.is_overdue for run in last_runs):
         codes.add(os.EX_TEMPFAIL)
     return next((code for code in GRAVEST_FIRST if code in codes), os.EX_OK)
@@ -4758,6 +4766,7 @@ def report(args: Namespace) -> int:
 def open_for_report(path: str) -> Any:
     """Open a ledger for one look at it, with the views; raise UploadError or sqlite3.Error."""
     if not os.path.isfile(path) or not os.path.getsize(path):
+        check_wal(path)
         cause = "empty" if os.path.isfile(path) else "missing, or not a regular file"
         raise LedgerError(path, "missing", cause, CHECK_LEDGER)
     db = open_read_only(path)
