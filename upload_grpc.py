@@ -4937,10 +4937,7 @@ def utf8_stdout() -> TextIO:
 
 def print_text(db: Any, args: Namespace, chosen: Filter, last_runs: list[LastRun]) -> None:
     """Print the report for people: totals, runs, days, what needs attention."""
-    import shutil
-
-    # COLUMNS, else the terminal's, else what an email has.
-    width = min(max(shutil.get_terminal_size((80, 24)).columns, 40), 100)
+    width = terminal_width()
     totals = {run.connection_id: [0] * len(OUTCOMES) for run in last_runs}
     days: dict[str, list[int]] = {}
     sql = f"{COUNTED_DAYS} FROM calls WHERE {chosen.calls} GROUP BY 1, 2"
@@ -5094,28 +5091,100 @@ def day(text: str) -> datetime.date:
     raise argparse.ArgumentTypeError("must be YYYY-MM-DD, today, yesterday, or like 7d")
 
 
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Return a type of an option whose error, unlike that of choices=, does not show the value."""
+
+    def choice(text: str) -> str:
+        if text in choices:
+            return text
+        raise argparse.ArgumentTypeError(f"must be {', '.join(choices[:-1])} or {choices[-1]}")
+
+    return choice
+
+
+def number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], float]:
+    """Return the type of an option for a number in a range."""
+
+    def checked(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if least <= (value := kind(text)) <= most:
+                return value
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"must be {what} from {least:,g} to {most:,g}")
+
+    return checked
+
+
+def terminal_width() -> int:
+    """Return the terminal's width in characters, from 40 to 100; without one that of an email."""
+    columns = 0
+    # shutil.get_terminal_size() does the same, but importing it takes some ms.
+    with contextlib.suppress(ValueError, OSError):
+        columns = int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size().columns
+    return min(max(columns or 80, 40), 100)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Fits the terminal; where that is narrow, what an option means has lines of its own."""
+
+    def __init__(self, prog: str) -> None:
+        width = terminal_width()
+        super().__init__(prog, width=width, max_help_position=24 if width > 60 else 4)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors never show a value, as it may be a misplaced key."""
 
+    def format_help(self) -> str:
+        """Return the help: the docstring of this file, and the options."""
+        import textwrap
+
+        lines = []
+        for line in (__doc__ or "").splitlines():
+            indent = line[: len(line) - len(line.lstrip())]
+            options: dict[str, Any] = {
+                "initial_indent": indent,
+                "subsequent_indent": indent * 3,
+                "break_long_words": False,
+                "break_on_hyphens": False,
+            }
+            lines += textwrap.wrap(line.strip(), terminal_width(), **options) or [""]
+        self.description, _, self.epilog = "\n".join(lines).partition("\n\n")
+        return super().format_help()
+
     def error(self, message: str) -> NoReturn:
-        """Exit with 2; "--x: invalid choice: 'KEY' (choose from ...)" is shown without the KEY."""
-        message = message.removeprefix("argument ")
-        pattern = r"(\S+): (?:invalid|ignored)( float| int)?.*?( \(choose from [^()]*\))?"
-        if match := re.fullmatch(pattern, message, re.DOTALL):
-            reasons = {" float": "not a number of seconds", " int": "not a whole number"}
-            message = f"{match[1]}: {reasons.get(match[2], 'invalid value')}{match[3] or ''}"
-        self.exit(2, f"upload_grpc: {message}; see --help\n")
+        """Exit with 2."""
+        self.exit(2, f"upload_grpc: {one_line(message)}; see --help\n")
+
+    def parse(self, argv: Sequence[str] | None) -> Namespace:
+        """Parse the command line; exit with 2, naming options, but no value that is not a path."""
+        try:
+            args, rest = self.parse_known_args(argv)
+        except argparse.ArgumentError as error:
+            name = error.argument_name or ""
+            if isinstance(error.__context__, argparse.ArgumentTypeError):
+                self.error(f"{name}: {error.__context__}")
+            is_flag = self.get_default(name.strip("-").replace("-", "_")) is False
+            self.error(f"{name} takes no value" if is_flag else f"{name} needs a value")
+        for word in rest:
+            # Not what follows =, nor more than a letter of -kKEY.
+            if match := re.match(r"(--?[a-z][a-z_-]{0,20}|-[A-Za-z])(=|$)", word):
+                self.error(f"unknown option {match[1]}")
+        for word in rest:
+            if os.path.lexists(word):
+                self.error(f"unexpected argument {word}: paths follow --audio-path")
+            self.error("unexpected argument")
+        return args
 
 
 def make_parser() -> Parser:
     """Define the options, as README's table has them."""
     parser = Parser(
         prog="upload_grpc.py",
-        description=(__doc__ or "").partition("\n\n")[0],
-        epilog=(__doc__ or "").partition("\n\n")[2],
-        # A fixed width, as asking the terminal for its width imports shutil at each start.
-        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, width=100),
+        usage="%(prog)s --audio-path PATH\n    --connection-id ID [option ...]",
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
+        exit_on_error=False,
     )
     # fmt: off
     option = parser.add_argument_group("what to upload").add_argument
@@ -5127,13 +5196,15 @@ def make_parser() -> Parser:
            help="JSON object of metadata fields; call.json beside call.wav wins, field by field")
     option("--talk-id", metavar="ID",
            help="send --meta-path alone: new metadata for this dialog; keys left out are erased")
-    option("--audio-type", choices=("auto", *AUDIO_TYPES), default="auto",
-           help="auto (default): from the content; pcm: raw signed 16 bit little-endian samples")
-    option("--sample-rate", type=int, default=0, metavar="HZ", help="of raw samples")
-    option("--channels", type=int, default=0, metavar="N", help="of raw samples")
+    option("--audio-type", type=one_of("auto", *AUDIO_TYPES), default="auto", metavar="TYPE",
+           help=f"auto (default): from the content; else {', '.join(AUDIO_TYPES)} (raw signed "
+                "16 bit little-endian samples)")
+    option("--sample-rate", type=number(int, SAMPLE_RATES_HZ[0], SAMPLE_RATES_HZ[-1]), default=0,
+           metavar="HZ", help="of raw samples")
+    option("--channels", type=number(int, 1, 64), default=0, metavar="N", help="of raw samples")
     option("--convert", action="store_true",
            help="have FFmpeg convert recordings in a format that the service does not take")
-    option("--min-duration", type=float, default=0.0, metavar="S",
+    option("--min-duration", type=number(float, 0, 100_000), default=0.0, metavar="S",
            help="leave out recordings shorter than S seconds; MP3 and OggOpus are not measured")
     option("--require-json", type=age, nargs="?", const=3600.0, metavar="AGE",
            help="in folders, upload only recordings that have their own JSON; one that waits "
@@ -5149,9 +5220,11 @@ def make_parser() -> Parser:
     option = parser.add_argument_group("access").add_argument
     option("--key", metavar="KEY", help="API key or IAM token; every user sees it in process lists")
     option("--key-file", metavar="FILE", help="file that holds the key or token")
-    option("--key-type", choices=("auto", "api-key", "iam-token", "vm"), default="auto",
-           help="auto (default): t1. begins an IAM token; without --key and --key-file API_KEY is "
-                "taken from the environment, then IAM_TOKEN. vm: the token of this cloud VM's "
+    option("--key-type", type=one_of("auto", "api-key", "iam-token", "vm"), default="auto",
+           metavar="TYPE",
+           help="auto (default), api-key, iam-token or vm. auto: t1. begins an IAM token; without "
+                "--key and --key-file API_KEY is taken from the environment, then IAM_TOKEN. "
+                "vm: the token of this cloud VM's "
                 "service account, from its metadata service (YC_METADATA_ADDR: another address)")
     option("--endpoint", metavar="HOST:PORT", default=ENDPOINT, help="default: %(default)s")
     option("--ca-file", metavar="FILE", help="PEM certificates to trust instead of the public ones")
@@ -5162,10 +5235,11 @@ def make_parser() -> Parser:
            help="have the service split a long recording of one channel, WAV or MP3, into dialogs")
     option("--wait", action="store_true",
            help=f"with --split: wait for its dialog IDs, up to {WAIT_LIMIT_S / 3600:g} hours")
-    option("--jobs", type=int, default=4, metavar="N", help="uploads at a time (default: 4)")
-    option("--retries", type=int, default=5, metavar="N",
+    option("--jobs", type=number(int, 1, 64), default=4, metavar="N",
+           help="uploads at a time (default: 4)")
+    option("--retries", type=number(int, 0, 100), default=5, metavar="N",
            help="retries per recording (default: 5)")
-    option("--timeout", type=float, default=TIMEOUT_S, metavar="S",
+    option("--timeout", type=number(float, 0.1, 86_400), default=TIMEOUT_S, metavar="S",
            help="abandon an attempt after S seconds without progress (default: %(default)g)")
     option("--ledger", metavar="FILE", help="remember what was uploaded, and send nothing twice")
     option("--retry-unknown", action="store_true",
@@ -5174,9 +5248,9 @@ def make_parser() -> Parser:
            help="send again what the service rejected, after a fix in the console")
     option("--dry-run", action="store_true",
            help="check everything, say what would be uploaded, upload nothing")
-    option = parser.add_argument_group("looking unknown recordings up (with --ledger)").add_argument
+    option = parser.add_argument_group("looking unknown recordings up").add_argument
     option("--lookup-key", metavar="KEY",
-           help="a string key of the connection's metadata: send each recording's SHA-256 under "
+           help="needs --ledger: a string key of the connection's metadata: send each recording's SHA-256 under "
                 "it, and find unknown ones by it; needs the next two options")
     option("--organization-id", metavar="ID", help="where the connection is")
     option("--space-id", metavar="ID", help="where the connection is")
@@ -5184,8 +5258,8 @@ def make_parser() -> Parser:
     option = parser.add_argument_group("output").add_argument
     option("--report", action="store_true",
            help="print what the --ledger knows: each day's counts, and what needs attention")
-    option("--format", choices=("text", "json", "csv"), default="text",
-           help="of stdout; csv is for --report")
+    option("--format", type=one_of("text", "json", "csv"), default="text", metavar="FORMAT",
+           help="of stdout: text (default), json, or for --report csv")
     option("--quiet", action="store_true", help="on stderr: only failures and doubtful metadata")
     option("--verbose", action="store_true", help="on stderr: every step, with IDs")
     option("--version", action="version", version=f"upload_grpc {__version__}")
@@ -5196,11 +5270,7 @@ def make_parser() -> Parser:
 def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     """Parse the command line; exit with 2 if options are missing or contradictory."""
     parser = make_parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest:
-        # Not --key=SECRET or the like.
-        options = [word for word in rest if re.fullmatch("--[a-z-]{1,20}", word)]
-        parser.error(f"unknown option: {' '.join(options)}" if options else "unexpected argument")
+    args = parser.parse(argv)
     args.connection_id = args.connection_id and args.connection_id.strip()
     for name, value in vars(args).items():
         # An unset $LEDGER expands to ''; reject it. (authorization() reports an empty --key.)
@@ -5213,7 +5283,6 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     missing = ", ".join(f"--{each.replace('_', '-')}" for each in lookup if each not in given)
     about_lookup = {"organization_id", "space_id", "project_id"} & given
     pcm = args.audio_type == "pcm"
-    good_rate = args.sample_rate in SAMPLE_RATES_HZ
     wrong = (
         (not args.connection_id and not args.report, "--connection-id is missing"),
         (args.report and not args.ledger, "--report needs --ledger"),
@@ -5224,16 +5293,10 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
         (args.talk_id and with_audio & given, "--talk-id sends metadata only, and no audio"),
         (pcm and len(pcm_format) < 2, "--audio-type pcm needs --sample-rate and --channels"),
         (pcm_format and not pcm, "--sample-rate and --channels are for --audio-type pcm"),
-        (pcm and not good_rate, "--sample-rate: must be from 8000 to 48000"),
-        (pcm and not 1 <= args.channels <= 64, "--channels: must be from 1 to 64"),
-        (not 1 <= args.jobs <= 64, "--jobs: must be from 1 to 64"),
-        (not 0 <= args.retries <= 100, "--retries: must be from 0 to 100"),
-        (not 0.1 <= args.timeout <= 86_400, "--timeout: must be from 0.1 to 86400"),
         (args.split and args.single_message, "--split is a stream: leave out --single-message"),
         (args.wait and not args.split, "--wait is for --split"),
         ({"key", "key_file"} <= given, "--key and --key-file exclude each other"),
         (args.key_type == "vm" and {"key", "key_file"} & given, "--key-type vm takes no key"),
-        (not 0 <= args.min_duration <= 1e5, "--min-duration: must be from 0 to 1e+05"),
         (args.retry_unknown and not args.ledger, "--retry-unknown needs --ledger"),
         (args.update_metadata and not args.ledger, "--update-metadata needs --ledger"),
         (args.retry_rejected and not args.ledger, "--retry-rejected needs --ledger"),

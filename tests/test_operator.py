@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -709,3 +710,70 @@ def test_the_summary_counts_what_was_left_out(hand: Run, calls: Path) -> None:
     outcome = hand("--min-age", "1h", "--verbose")
     assert "a.wav: left out, younger than" in outcome.err
     assert "3 waiting" in outcome.err
+
+
+# --- What is wrong with a command line, and --help --------------------------------------------
+
+
+def wrong(capfd: pytest.CaptureFixture[str], *words: object) -> str:
+    """Return what is said of a command line that is wrong."""
+    given = ("--audio-path", "a.wav", "--connection-id", "1", *words)
+    with pytest.raises(SystemExit) as leaving:
+        upload_grpc.main([str(word) for word in given])
+    captured = capfd.readouterr()
+    assert (leaving.value.code, captured.out, captured.err.count("\n")) == (2, "", 1)
+    return captured.err.removeprefix("upload_grpc: ").removesuffix("; see --help\n")
+
+
+SECRET = "AQVNsecretSECRET"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("-v",), "unknown option -v"),
+        (("--audio_path", "x"), "unknown option --audio_path"),
+        (("--keys=AQVNsecretSECRET",), "unknown option --keys"),
+        (("-kAQVNsecretSECRET",), "unexpected argument"),
+        (("--quiet", "AQVNsecretSECRET"), "unexpected argument"),
+        (("--quiet=AQVNsecretSECRET",), "--quiet takes no value"),
+        (("--key-file",), "--key-file needs a value"),
+        (("--audio-path",), "--audio-path needs a value"),
+        (("--format", SECRET), "--format: must be text, json or csv"),
+        (("--key-type", SECRET), "--key-type: must be auto, api-key, iam-token or vm"),
+        (("--jobs", SECRET), "--jobs: must be a whole number from 1 to 64"),
+        (("--jobs", "65"), "--jobs: must be a whole number from 1 to 64"),
+        (("--retries", "-1"), "--retries: must be a whole number from 0 to 100"),
+        (("--timeout", "nan"), "--timeout: must be a number from 0.1 to 86,400"),
+        (("--since", SECRET), "--since: must be YYYY-MM-DD, today, yesterday, or like 7d"),
+    ],
+)
+def test_a_wrong_option_is_named_and_a_value_never(
+    capfd: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    assert wrong(capfd, *words) == said
+
+
+def test_an_unexpected_argument_is_named_if_it_is_a_path(
+    capfd: pytest.CaptureFixture[str], call: Path
+) -> None:
+    assert wrong(capfd, "--quiet", call) == f"unexpected argument {call}: paths follow --audio-path"
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 100])
+def test_help_fits_the_terminal(columns: int) -> None:
+    with start("--help", env={"COLUMNS": str(columns)}) as process:
+        out, _ = process.communicate(timeout=30)
+    too_long = [line for line in out.splitlines() if len(line) > columns and " " in line.strip()]
+    assert too_long == []
+    assert max(map(len, out.splitlines())) > columns - 10
+
+
+def test_a_json_line_has_the_time(hand: Run, calls: Path) -> None:
+    make_wav(calls / "a.wav", 2_000)
+    broken(calls / "b.wav")
+    results = [json.loads(line) for line in hand("--format", "json").out.splitlines()]
+    assert len(results) == 2
+    for result in results:
+        at = datetime.datetime.fromisoformat(result["time"].replace("Z", "+00:00"))
+        assert abs(time.time() - at.timestamp()) < 60
