@@ -190,7 +190,6 @@ LINE_LIMIT_CHARACTERS = 1000
 AGAIN = "run again"
 CHECK_PATH = "check the path and its permissions"
 LOOK_FOR_IT = "look for it in the console"
-LOOK_FIRST = f"{LOOK_FOR_IT}; if it is not there, send it again (with --ledger: --retry-unknown)"
 STREAM_IT = "leave out --single-message to send it as a stream"
 # If recordings ended differently, the exit code is the first of these (os.EX_*) that occurred.
 GRAVEST_FIRST = (70, 77, 78, 74, 76, 65, 66, 75)
@@ -269,6 +268,7 @@ class CallError(UploadError):
     """
 
     def __init__(self, meaning: Meaning, details: str, call: Call, status: str = "") -> None:
+        meaning = meaning._replace(advice=call.advice.get(meaning.id, meaning.advice))
         super().__init__(meaning, f"{details}, request {call.request_id}{call.server_ids()}")
         self.status = status
         self.idle_s = call.watch.idle_s()
@@ -323,7 +323,7 @@ FAILED = Meaning(
 )
 BROKE = "the connection broke, or the service failed, after the whole recording was sent"
 UNKNOWN = Meaning(
-    *(76, "unknown", f"{BROKE}; the dialog may or may not exist", LOOK_FIRST), is_outage=True
+    *(76, "unknown", f"{BROKE}; the dialog may or may not exist", LOOK_FOR_IT), is_outage=True
 )
 
 # The policy: a pattern for "STATUS: details", and what it means; the first match counts. None of
@@ -486,7 +486,10 @@ def from_row(row: Row, reason: str = "") -> Result:
     if row["state"] in ("unknown", "finishing"):
         why = row["error"] or "a run is uploading it, or ended before its result was recorded"
         cause = f"not sent; it may have been uploaded: {why}" + (f"; {reason}" if reason else "")
-        meaning = UNKNOWN._replace(cause=cause, is_outage=False)
+        key = row["lookup_key"]
+        advice = look_for_it(key, row["sha256"], row["recorded_at"])
+        advice += f"; if it is not there, {retry_unknown(key)}"
+        meaning = UNKNOWN._replace(cause=cause, advice=advice, is_outage=False)
         if row["is_missing"]:
             cause, advice = f"not in the service, a lookup proved: {why}", "use --retry-unknown"
             meaning = meaning._replace(id="missing", cause=cause, advice=advice)
@@ -1961,6 +1964,7 @@ class Call:
         self.phase = Phase.OPEN
         self.has_connected = False  # grpc has sent something.
         self.error: Exception | None = None  # Why the requests ended before the commit point.
+        self.advice: dict[str, str] = {}  # By Meaning.id, where something else helps here.
         self._lock = threading.Lock()
 
     def cancel(self, unless_committed: bool = False) -> None:
@@ -2176,6 +2180,7 @@ class Uploader:
                 self._connect()
             wait_s = min(REFUSAL_WAIT_S, self._args.timeout / 2) if self._breaker.half_open else 0.0
             transfer = Transfer(recording, audio, self._watch(), ledger, wait_s)
+            transfer.advice = upload_advice(recording, self._args)
             if ledger:
                 ledger.update(recording, state="sending", request_id=transfer.request_id)
             recording.call = transfer
@@ -2345,6 +2350,35 @@ class Uploader:
             # cancel() is False if the response has come meanwhile: then the loop takes it.
             if call.watch.has_stalled() and call.grpc_call.cancel():
                 raise grpc.FutureTimeoutError(f"no progress for {call.watch.limit_s:g} s")
+
+
+def upload_advice(recording: Recording, args: Namespace) -> dict[str, str]:
+    """Return what helps after an upload has failed, by Meaning.id: only what would help here."""
+    assert recording.metadata is not None
+    fields = recording.metadata.fields
+    operator = f" and operator, {fields['operator_name']}" if "operator_name" in fields else ""
+    where = look_for_it(args.lookup_key, recording.sha256, recorded_at(recording), operator)
+    again = retry_unknown(args.lookup_key) if args.ledger else "upload it again"
+    advice = {
+        UNKNOWN.id: f"{where}; if it is not there, {again}",
+        EXISTS.id: where,
+        NOT_KNOWN.id: "check --connection-id",
+    }
+    if not args.single_message:
+        advice[TOO_LARGE.id] = "raise the limit of the proxy or gateway in between"
+    return advice
+
+
+def look_for_it(lookup_key: str | None, sha256: str, time_text: str, operator: str = "") -> str:
+    """Say by what to look for a dialog; time_text: when the call was recorded."""
+    if lookup_key:
+        return f"{LOOK_FOR_IT} by {lookup_key} = {sha256}"
+    return f"{LOOK_FOR_IT} by its time{operator}: {local_time(time_text)}"
+
+
+def retry_unknown(lookup_key: str | None) -> str:
+    """Say how an unknown recording is uploaded again; with a key only what is proved missing is."""
+    return f"--retry-unknown{' without --lookup-key' if lookup_key else ''} uploads it again"
 
 
 # --- 11. The ledger ---------------------------------------------------------------------------
@@ -2531,10 +2565,12 @@ UNION ALL
 SELECT r.connection_id, r.updated_at, r.path, r.outcome,
     CASE r.outcome WHEN 'unknown' THEN 76 WHEN 'rejected' THEN 65 ELSE 75 END,
     CASE r.outcome
-        WHEN 'unknown' THEN 'look for it in the console by ' || coalesce(
+        WHEN 'unknown' THEN '{LOOK_FOR_IT} by ' || coalesce(
             r.lookup_key || ' = ' || r.sha256,
-            'its time, ' || strftime('%Y-%m-%d %H:%M', r.recorded_at, 'localtime'))
-            || '; if it is not there, --retry-unknown uploads it again'
+            'its time: ' || strftime('%Y-%m-%d %H:%M', r.recorded_at, 'localtime'))
+            || '; if it is not there, --retry-unknown'
+            || CASE WHEN r.lookup_key IS NULL THEN '' ELSE ' without --lookup-key' END
+            || ' uploads it again'
         WHEN 'rejected' THEN
             'correct the file or its metadata; after a fix in the console: --retry-rejected'
         ELSE 'the next run uploads it' END,
@@ -4596,7 +4632,8 @@ class Run:
                 error = UploadError(FAILED._replace(cause=cause))
                 if recording.call and recording.call.phase is Phase.COMMITTED:
                     cause += "; the dialog may or may not exist"
-                    error = UploadError(UNKNOWN._replace(cause=cause))
+                    advice = recording.call.advice.get(UNKNOWN.id, LOOK_FOR_IT)
+                    error = UploadError(UNKNOWN._replace(cause=cause, advice=advice))
                 received = recording.received
                 self._tally.add(
                     recording, unrecorded(received, error) if received else failed(error)
@@ -5250,8 +5287,8 @@ def make_parser() -> Parser:
            help="check everything, say what would be uploaded, upload nothing")
     option = parser.add_argument_group("looking unknown recordings up").add_argument
     option("--lookup-key", metavar="KEY",
-           help="needs --ledger: a string key of the connection's metadata: send each recording's SHA-256 under "
-                "it, and find unknown ones by it; needs the next two options")
+           help="a string key of the connection's metadata: send each recording's SHA-256 under "
+                "it, and find unknown ones by it; needs --ledger and the next two options")
     option("--organization-id", metavar="ID", help="where the connection is")
     option("--space-id", metavar="ID", help="where the connection is")
     option("--project-id", metavar="ID", help="look only in this project")

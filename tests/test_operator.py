@@ -777,3 +777,42 @@ def test_a_json_line_has_the_time(hand: Run, calls: Path) -> None:
     for result in results:
         at = datetime.datetime.fromisoformat(result["time"].replace("Z", "+00:00"))
         assert abs(time.time() - at.timestamp()) < 60
+
+
+# --- Advice ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [True, False], ids=["with a key", "without"])
+def test_look_for_it_says_by_what(
+    hand: Run, service: StandIn, calls: Path, ledger: Path, key: bool
+) -> None:
+    call = make_wav(calls / "a.wav", 2_000)
+    fields = {"date": "2026-03-17T09:30:00Z", "operator_name": "Anna"}
+    call.with_suffix(".json").write_text(json.dumps(fields))
+    service.on_call = lambda call: NO_QUOTA if call.method == "Search" else LOST_ANSWER
+    by = f"upload_sha256 = {sha256(call)}" if key else r"its time.*: \S+ \d\d:\d\d"
+    again = "--retry-unknown without --lookup-key" if key else "--retry-unknown"
+    first = hand(*(LOOKUP if key else ()))
+    assert key or "by its time and operator, Anna: 2026-03-17 " in first.err
+    for outcome in (first, hand(*(LOOKUP if key else ()))):
+        said = rf"{LOOK} by {by}; if it is not there, {again} uploads it again"
+        assert re.search(said, outcome.err)
+
+
+LOOK = "look for it in the console"
+
+
+def test_advice_names_only_what_helps_here(
+    upload: Run, service: StandIn, calls: Path, fields: Path
+) -> None:
+    call = make_wav(calls / "a.wav", 2_000)
+    words = ("--audio-path", call, "--meta-path", fields, "--retries", 0)
+    service.script += [
+        LOST_ANSWER,
+        Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max (1 vs. 0)"),
+        Fail(grpc.StatusCode.NOT_FOUND, "no such connection"),
+    ]
+    unknown, large, no_such = (upload(*words).err for _ in range(3))
+    assert LOOK in unknown and "upload it again" in unknown and "--retry-unknown" not in unknown
+    assert "proxy or gateway" in large and "--single-message" not in large
+    assert "check --connection-id (" in no_such and "--talk-id" not in no_such
