@@ -32,11 +32,12 @@ Results go to stdout, everything else to stderr. README.md says more.
 
 from __future__ import annotations
 
-import signal
+# What `signal` is made of; that one imports half a dozen modules, in which Ctrl-C may come.
+import _signal  # type: ignore[import-not-found]
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     # Until the run begins nothing needs cleaning up, so Ctrl-C may simply end the process.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 import argparse
 import collections
@@ -55,6 +56,7 @@ import math
 import os
 import re
 import shlex
+import signal
 import socket
 import stat
 import struct
@@ -159,6 +161,10 @@ REFUSAL_WAIT_S = 1.0
 # After a signal: how long to wait for responses that are due, and for cancelled calls to end.
 ANSWER_GRACE_S = 10.0
 CANCEL_GRACE_S = 1.0
+# Open files that a run needs: of Python, grpc and the ledger, and for each upload its recording and
+# connections, one of which may be closing.
+FILES_NEEDED = 20
+FILES_PER_JOB = 3
 # Polling interval of the main thread, and of a worker that may not begin.
 TICK_S = 0.05
 
@@ -181,8 +187,11 @@ SAID_LIMIT = 10
 PASSING_S = 60 * 60.0
 LOOKUP_HOPE_S = 24 * 60 * 60.0
 
-# Our own limit, so that a service's error text of many KB stays one readable line.
+# Our own limits, so that a service's error text of many KB stays one readable line, with the IDs
+# that follow it.
 LINE_LIMIT_CHARACTERS = 1000
+TEXT_LIMIT_CHARACTERS = 600
+PATH_LIMIT_CHARACTERS = 300
 
 
 # --- 3. Errors, what the end of a call means, and results -------------------------------------
@@ -190,6 +199,8 @@ LINE_LIMIT_CHARACTERS = 1000
 AGAIN = "run again"
 CHECK_PATH = "check the path and its permissions"
 LOOK_FOR_IT = "look for it in the console"
+RAISE_FILES = "raise the limit: ulimit -n 1024, or use fewer --jobs"
+RAISE_MEMORY = "raise the limits: ulimit -v, ulimit -u, or use fewer --jobs"
 STREAM_IT = "leave out --single-message to send it as a stream"
 # If recordings ended differently, the exit code is the first of these (os.EX_*) that occurred.
 GRAVEST_FIRST = (70, 77, 78, 74, 76, 65, 66, 75)
@@ -241,8 +252,24 @@ def config_error(id: str, cause: str, advice: str) -> UploadError:
 
 def unreadable(error: Exception, what: str = "") -> UploadError:
     """Return the error for a file that cannot be read; what: which one, if not the recording."""
+    if limit := limit_error(error):
+        return limit
     cause = f"{what}cannot be read: {error_text(error)}"
     return UploadError(Meaning(os.EX_NOINPUT, "unreadable", cause, CHECK_PATH))
+
+
+def limit_error(error: BaseException | None) -> UploadError | None:
+    """Return the error for a limit of this process that every recording would meet, or None."""
+    while error:
+        number = getattr(error, "errno", 0)
+        if number in (errno.EMFILE, errno.ENFILE):
+            return config_error("files", "too many open files", RAISE_FILES)
+        is_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
+        if is_thread or isinstance(error, MemoryError) or number == errno.ENOMEM:
+            cause = "no more threads" if is_thread else "no more memory"
+            return config_error("memory", cause, RAISE_MEMORY)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def file_changed(what: str) -> UploadError:
@@ -307,6 +334,10 @@ NO_METHOD = Meaning(
 )
 BAD_FILE = Meaning(65, "refused", "the service refused the recording", FIX_IT)
 EXISTS = Meaning(65, "exists", "the service has this dialog already", LOOK_FOR_IT)
+TOO_LARGE_BETWEEN = Meaning(
+    *(65, "too-large", "the recording is too large for something between here and the service"),
+    "raise the limit of the proxy or gateway there",
+)
 TOO_LARGE = Meaning(65, "too-large", "the message is too large for the service", STREAM_IT)
 QUOTA = Meaning(
     *(75, "quota", "the quota is used up", "run again later"),
@@ -323,14 +354,14 @@ FAILED = Meaning(
 )
 BROKE = "the connection broke, or the service failed, after the whole recording was sent"
 UNKNOWN = Meaning(
-    *(76, "unknown", f"{BROKE}; the dialog may or may not exist", LOOK_FOR_IT), is_outage=True
+    *(76, "unknown", f"{BROKE}, so the dialog may or may not exist", LOOK_FOR_IT), is_outage=True
 )
 
 # The policy: a pattern for "STATUS: details", and what it means; the first match counts. None of
 # these calls created a dialog.
 RULES = (
     # A proxy's or gateway's limit for a request's body.
-    (".*Received http2 header with status: 413", TOO_LARGE),
+    (".*Received http2 header with status: 413", TOO_LARGE_BETWEEN),
     ("UNAUTHENTICATED|PERMISSION_DENIED", BAD_KEY),
     ("NOT_FOUND", NOT_KNOWN),
     ("UNIMPLEMENTED", NO_METHOD),
@@ -378,7 +409,7 @@ def call_error(error: Exception, call: Call) -> CallError:
         meaning = NO_CONNECTION if never_connected and not is_committed else otherwise
         return CallError(meaning, str(error) or "the run was stopped", call)
     status = error.code().name
-    text = masked(" ".join((error.details() or "no details").split()))
+    text = shortened(masked(" ".join((error.details() or "no details").split())))
     details = f"{status}: {text}"
     if is_committed and re.match(LOST_ANSWER, text):
         return CallError(UNKNOWN, details, call, status)
@@ -459,9 +490,9 @@ def split(result: Result, operation: Any) -> Result:
     badge = talk_service_pb2.UploadBadgeResponse()
     with contextlib.suppress(DecodeError):
         operation.response.Unpack(badge)  # Empty where there is an error instead.
-    if badge.talk_ids:
-        return result._replace(talk_ids=tuple(badge.talk_ids))
-    reason = masked(operation.error.message) or "its result has no dialog"
+    if talk_ids := tuple(filter(None, map(str.strip, badge.talk_ids))):
+        return result._replace(talk_ids=talk_ids)
+    reason = shortened(masked(operation.error.message)) or "its result has no dialog"
     cause = f"uploaded, but not split: {reason}, operation {operation.id}"
     return result._replace(error=data_error("not-split", cause, LOOK_FOR_IT))
 
@@ -479,23 +510,27 @@ def unrecorded(result: Result, error: UploadError) -> Result:
 
 # Meaning.id of what an earlier run has noted with another one.
 REJECTED_BEFORE = "rejected"
+# Meaning.id of updates of a dialog's metadata.
+UPDATE_REFUSED = "update-refused"
+UPDATE_TOO_EARLY = "update-too-early"
+UPDATE_ADVICE = "correct its JSON: it is sent again once that changes, or with --retry-rejected"
 
 
 def from_row(row: Row, reason: str = "") -> Result:
     """Return the result of a recording that is left as the ledger has it; reason: why it is."""
     if row["state"] in ("unknown", "finishing"):
         why = row["error"] or "a run is uploading it, or ended before its result was recorded"
-        cause = f"not sent; it may have been uploaded: {why}" + (f"; {reason}" if reason else "")
         key = row["lookup_key"]
-        advice = look_for_it(key, row["sha256"], row["recorded_at"])
-        advice += f"; if it is not there, {retry_unknown(key)}"
+        where = look_for_it(key, row["sha256"], row["recorded_at"])
+        cause = f"not sent, as it may have been uploaded: {why}"
+        advice = reason or f"{where}; if it is not there, {retry_unknown(key)}"
         meaning = UNKNOWN._replace(cause=cause, advice=advice, is_outage=False)
         if row["is_missing"]:
             cause, advice = f"not in the service, a lookup proved: {why}", "use --retry-unknown"
             meaning = meaning._replace(id="missing", cause=cause, advice=advice)
         return failed(UploadError(meaning))
     if row["state"] == "rejected":
-        cause = f"not sent; it was rejected before: {row['error']}"
+        cause = f"not sent, as it was rejected before: {row['error']}"
         advice = "it is sent again once the file or its metadata changes, or with --retry-rejected"
         return failed(data_error(REJECTED_BEFORE, cause, advice))
     return Result(
@@ -527,7 +562,8 @@ class FileState(NamedTuple):
         """Return the state that a stat has read; raise OSError if it is not a regular file."""
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
-        return cls(status.st_size, within_64_bits(status.st_mtime_ns), status.st_ctime_ns)
+        mtime_ns, ctime_ns = within_64_bits(status.st_mtime_ns), within_64_bits(status.st_ctime_ns)
+        return cls(status.st_size, mtime_ns, ctime_ns)
 
 
 NO_STATE = FileState(0, 0, 0)
@@ -554,14 +590,14 @@ class Recording:
         path: str,
         explicit: bool = True,
         sidecar: str | None = None,
-        siblings: tuple[str, ...] = (),
+        siblings: tuple[tuple[str, FileState], ...] = (),
     ) -> None:
-        self.path = path  # Source, if it chooses one of the siblings.
+        self.path = path  # Source, if it takes one of the siblings.
         self.explicit = explicit  # Named on the command line, not found in a folder.
         self.sidecar = sidecar  # find_files: the JSON beside it.
         self.file_state = NO_STATE  # Source; compared again at the commit point.
         self.started_s = 0.0  # Source, when it looks at the recording for the first time.
-        self.siblings = siblings  # find_files: the same call in other formats.
+        self.siblings = siblings  # The same call in other formats, until Source has taken one.
         self.audio: Audio | None = None  # Source: what its header says.
         self.metadata: TalkMetadata | None = None  # collect_metadata
         self.json: Json | None = None  # collect_metadata: the sidecar, as it was read.
@@ -592,22 +628,35 @@ class Recording:
 
 
 class Found(NamedTuple):
-    """A path to look at. error: why a folder, or what is in it, cannot be looked at."""
+    """Files of one call to look at. error: why a folder, or what is in it, cannot be looked at."""
 
-    path: str
+    paths: list[str]  # They differ only in suffix; the preferred one is the first.
     explicit: bool  # Named on the command line, not found in a folder.
     sidecar: str | None = None  # The JSON beside it.
-    siblings: tuple[str, ...] = ()  # Files that differ only in suffix: the same call.
     error: OSError | None = None
 
 
 def find_files(args: Namespace) -> Iterator[Found]:
     """Yield the files named, and the audio files in the folders named, in a stable order."""
+    calls: dict[tuple[str, bool], list[str]] = {}
     for path in args.audio_path:
-        if os.path.isdir(path):
-            yield from find_in_folder(path, args.suffixes)
+        stem, suffix = os.path.splitext(path)
+        # Other endings may tell calls apart: rec.103000 and rec.104500.
+        is_audio = suffix.lower() in args.suffixes and not os.path.isdir(path)
+        calls.setdefault((stem, True) if is_audio else (path, False), []).append(path)
+    for (_, is_audio), paths in calls.items():
+        if is_audio:
+            in_order(paths, args.suffixes)
+        if os.path.isdir(paths[0]):
+            yield from find_in_folder(paths[0], args.suffixes)
         else:
-            yield Found(path, True, find_sidecar(path))
+            yield Found(paths, True, find_sidecar(paths[0]))
+
+
+def in_order(paths: list[str], suffixes: tuple[str, ...]) -> None:
+    """Sort files of one call in the order of preference."""
+    if paths[1:]:
+        paths.sort(key=lambda path: suffixes.index(os.path.splitext(path)[1].lower()))
 
 
 def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
@@ -626,26 +675,24 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
                 subfolders: list[str] = []
                 names: list[str] = []
                 for entry in entries:
-                    (subfolders if is_folder(entry) else names).append(entry.name)
+                    (subfolders if leads_to_folder(entry) else names).append(entry.name)
         except OSError as error:
-            yield Found(folder, False, error=error)
+            yield Found([folder], False, error=error)
             continue
         sidecars = {name for name in names if name.endswith((".json", ".JSON"))}
         start = os.path.join(folder, "")
         for stem, same in itertools.groupby(sorted(names, key=stem_first), stem_of):
             own = sidecars.intersection((f"{stem}.json", f"{stem}.JSON")) if sidecars else ()
             audio = [start + name for name in same if name.lower().endswith(suffixes)]
-            if audio[1:]:  # In the order of preference.
-                audio.sort(key=lambda path: suffixes.index(os.path.splitext(path)[1].lower()))
             if audio:
-                sidecar = start + max(own) if own else None
-                yield Found(audio[0], False, sidecar, tuple(audio[1:]))
+                in_order(audio, suffixes)
+                yield Found(audio, False, start + max(own) if own else None)
         folders += [start + name for name in sorted(subfolders, reverse=True)]
 
 
 def stem_of(name: str) -> str:
     """Return a file's name without its suffix: what files of one call share."""
-    return name.rpartition(".")[0]
+    return os.path.splitext(name)[0]
 
 
 def stem_first(name: str) -> tuple[str, str]:
@@ -653,7 +700,7 @@ def stem_first(name: str) -> tuple[str, str]:
     return stem_of(name), name
 
 
-def is_folder(entry: os.DirEntry[str]) -> bool:
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
     """Return whether a folder's entry is a folder or leads to one; False if nobody can say."""
     try:
         return entry.is_dir()
@@ -720,12 +767,23 @@ class AudioFormat(NamedTuple):
 
     name: str
     suffixes: tuple[str, ...]
-    matches: Callable[[bytes], bool]  # From the first HEAD_BYTES, behind ID3v2 tags.
+    signature: bytes  # A pattern for the beginning, behind ID3v2 tags; empty: it has none.
     # From where the file stands to its size in bytes; raises UploadError for what is broken.
     read_header: Callable[[BinaryIO, int, AudioFormat], Audio]
     demuxer: str = ""  # FFmpeg's name for it.
     container_type: str | None = None  # None: the service does not take it; --convert does.
     can_split: bool = False
+    length_field: LengthField | None = None  # For read_other.
+
+
+class LengthField(NamedTuple):
+    """Where a header has the length of its file."""
+
+    marker: bytes
+    offset: int  # From the marker's beginning.
+    size: int
+    order: Literal["big", "little"]
+    uncounted_bytes: int
 
 
 def read_audio(
@@ -777,7 +835,7 @@ def find_format(path: str, head: bytes, has_id3_tag: bool, audio_type: str) -> A
     # Signatures that begin so are 12 bits: a sample of raw PCM may look like one.
     is_weak = audio_type == "pcm" and head.startswith(b"\xff") and not has_id3_tag
     for audio_format in FORMATS:
-        if audio_format.matches(head) and not is_weak:
+        if matches(audio_format, head) and not is_weak:
             return audio_format
     if audio_type == "pcm":
         return PCM
@@ -787,6 +845,11 @@ def find_format(path: str, head: bytes, has_id3_tag: bool, audio_type: str) -> A
     if suffix in GSM.suffixes and head[0] >> 4 == GSM_MAGIC:
         return GSM
     raise unknown_content(head, suffix)
+
+
+def matches(audio_format: AudioFormat, head: bytes) -> bool:
+    """Return whether a file that begins so is of this format."""
+    return bool(audio_format.signature and re.match(audio_format.signature, head, re.DOTALL))
 
 
 def unknown_content(head: bytes, suffix: str) -> UploadError:
@@ -1000,7 +1063,7 @@ def read_mp3(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audi
     file.seek(start)
     error = not_audio(file.read(HEAD_BYTES))
     cause = "no MP3 audio where it should begin"
-    raise error or data_error("no_mp3_audio", cause, EXPORT_AGAIN)
+    raise error or data_error("no-mp3-audio", cause, EXPORT_AGAIN)
 
 
 def begins_mp3_frames(block: bytes, position: int) -> bool:
@@ -1033,8 +1096,6 @@ OGG_CODECS = {b"\x01vorbis": "Vorbis", b"Speex   ": "Speex", b"\x7fFLAC": "FLAC"
 OGG_PAGE_HEADER_BYTES = 27
 # A cover in the comment header takes many pages.
 OGG_PAGES_LIMIT = 10_000
-# OpusHead and OpusTags: RFC 7845, section 3.
-OPUS_HEADER_PACKETS = 2
 
 
 def read_ogg_opus(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
@@ -1051,11 +1112,10 @@ def read_ogg_opus(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) ->
 
 
 def has_ogg_audio(file: BinaryIO, position: int, size_bytes: int) -> bool:
-    """Check that an OggOpus file has a whole page of audio behind its header packets.
+    """Check that an OggOpus file has a whole page of audio.
 
-    Of a page's segments (RFC 3533), those of fewer than 255 bytes end a packet.
+    Its position in the audio is not 0, as that of header pages, nor -1 (RFC 7845, section 4).
     """
-    packets, stream = 0, b""
     for _ in range(OGG_PAGES_LIMIT):
         file.seek(position)
         page = file.read(OGG_PAGE_HEADER_BYTES)
@@ -1063,12 +1123,8 @@ def has_ogg_audio(file: BinaryIO, position: int, size_bytes: int) -> bool:
             return False
         segments = file.read(page[26])
         position += OGG_PAGE_HEADER_BYTES + len(segments) + sum(segments)
-        stream = stream or page[14:18]
-        if page[14:18] != stream:
-            continue
-        if packets >= OPUS_HEADER_PACKETS and any(segments):
+        if page[6:14] not in (bytes(8), b"\xff" * 8):
             return position <= size_bytes
-        packets += sum(length < 255 for length in segments)
     return False
 
 
@@ -1083,15 +1139,13 @@ def read_other_ogg(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -
 # What only FFmpeg reads
 
 
-def read_other(
-    file: BinaryIO, size_bytes: int, audio_format: AudioFormat, length: LengthField | None = None
-) -> Audio:
+def read_other(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
     """Compare a file's length with that in its header, if it has one.
 
     Of a file that was cut between two packets FFmpeg (4.2 to 9.0) says nothing.
     """
     start = file.tell()
-    if length:
+    if length := audio_format.length_field:
         head = file.read(4096)
         position = head.find(length.marker) + length.offset
         announced_bytes = int.from_bytes(head[position : position + length.size], length.order)
@@ -1101,22 +1155,6 @@ def read_other(
         if is_known and announced_bytes > there_bytes + HEADER_SLACK_BYTES:
             raise truncated(announced_bytes, there_bytes)
     return Audio(audio_format, audio_format.name, needs_conversion=True)
-
-
-class LengthField(NamedTuple):
-    """Where a header has the length of its file."""
-
-    marker: bytes
-    offset: int  # From the marker's beginning.
-    size: int
-    order: Literal["big", "little"]
-    uncounted_bytes: int
-
-
-def refuse_big_endian(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
-    """Refuse RIFX: FFmpeg (4.2 to 9.0) swaps its samples and makes noise of it without a word."""
-    cause = "big-endian WAV (RIFX): neither the service nor FFmpeg reads it"
-    raise data_error("big-endian", cause, f"record or export it as {NEEDED}")
 
 
 def read_flac(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
@@ -1148,43 +1186,17 @@ def read_pcm(size_bytes: int, rate_hz: int, channels: int) -> Audio:
     return Audio(PCM, description, channels, duration_s, rate_hz)
 
 
-def begins(*magics: bytes, at: int = 0) -> Callable[[bytes], bool]:
-    """Match files that have one of these at an offset."""
-    return lambda head: head.startswith(magics, at)
-
-
-def matches(pattern: bytes) -> Callable[[bytes], bool]:
-    """Match files that begin with a regular expression."""
-    compiled = re.compile(pattern, re.DOTALL)
-    return lambda head: compiled.match(head) is not None
-
-
-def never(head: bytes) -> bool:
-    """Match nothing: a format that has no signature."""
-    return False
-
-
-def sized(*length_field: Any) -> Callable[[BinaryIO, int, AudioFormat], Audio]:
-    """Read a format for FFmpeg whose header has its length; the arguments are LengthField's."""
-    return functools.partial(read_other, length=LengthField(*length_field))
-
-
 # Microsoft, ASF specification: File Properties Object.
 ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-WAV = AudioFormat(
-    "WAV", (".wav", ".wave"), matches(b"RIFF.{4}WAVE"), read_wav, "wav",
-    "CONTAINER_AUDIO_TYPE_WAV", can_split=True,
-)  # fmt: skip
-MP3 = AudioFormat(
-    "MP3", (".mp3",), matches(MP3_SYNC.pattern), read_mp3, "mp3",
-    "CONTAINER_AUDIO_TYPE_MP3", can_split=True,
-)  # fmt: skip
-OGG_OPUS = AudioFormat(
-    "OggOpus", (".ogg", ".oga", ".opus"), matches(b"OggS.{24}OpusHead"), read_ogg_opus, "ogg",
-    "CONTAINER_AUDIO_TYPE_OGG_OPUS",
-)  # fmt: skip
-GSM = AudioFormat("GSM", (".gsm",), never, read_other, "gsm")
-PCM = AudioFormat("raw PCM", (".pcm", ".raw"), never, read_other)
+# fmt: off
+WAV = AudioFormat("WAV", (".wav", ".wave"), b"RIFF.{4}WAVE", read_wav, "wav",
+                  "CONTAINER_AUDIO_TYPE_WAV", can_split=True)
+MP3 = AudioFormat("MP3", (".mp3",), MP3_SYNC.pattern, read_mp3, "mp3",
+                  "CONTAINER_AUDIO_TYPE_MP3", can_split=True)
+OGG_OPUS = AudioFormat("OggOpus", (".ogg", ".oga", ".opus"), b"OggS.{24}OpusHead", read_ogg_opus,
+                       "ogg", "CONTAINER_AUDIO_TYPE_OGG_OPUS")
+GSM = AudioFormat("GSM", (".gsm",), b"", read_other, "gsm")
+PCM = AudioFormat("raw PCM", (".pcm", ".raw"), b"", read_other)
 
 # In the order in which files with one name and several suffixes are preferred. The first that
 # matches counts.
@@ -1192,37 +1204,29 @@ FORMATS = (
     WAV,
     MP3,
     OGG_OPUS,
-    AudioFormat("Ogg", (), begins(b"OggS"), read_other_ogg, "ogg"),
-    AudioFormat("FLAC", (".flac",), begins(b"fLaC"), read_flac, "flac"),
-    AudioFormat(
-        "M4A or MP4", (".m4a", ".mp4", ".3gp"),
-        begins(b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", at=4), read_other, "mov",
-    ),
-    AudioFormat("AAC", (".aac",), matches(rb"\xff[\xf0\xf1\xf8\xf9]|ADIF"), read_other, "aac"),
-    AudioFormat("AMR", (".amr",), begins(b"#!AMR"), read_other, "amr"),
+    AudioFormat("Ogg", (), b"OggS", read_other_ogg, "ogg"),
+    AudioFormat("FLAC", (".flac",), b"fLaC", read_flac, "flac"),
+    AudioFormat("M4A or MP4", (".m4a", ".mp4", ".3gp"), b".{4}(ftyp|moov|mdat|wide|free|skip)",
+                read_other, "mov"),
+    AudioFormat("AAC", (".aac",), rb"\xff[\xf0\xf1\xf8\xf9]|ADIF", read_other, "aac"),
+    AudioFormat("AMR", (".amr",), b"#!AMR", read_other, "amr"),
     GSM,
-    AudioFormat(
-        "WMA", (".wma",), begins(b"0&\xb2u\x8ef\xcf\x11"),
-        sized(ASF_FILE_PROPERTIES, 40, 8, "little", 0), "asf",
-    ),
-    AudioFormat("WebM", (".webm",), begins(b"\x1aE\xdf\xa3"), read_other, "matroska"),
-    AudioFormat(
-        "AIFF", (".aif", ".aiff"), matches(b"FORM.{4}AIF"), sized(b"FORM", 4, 4, "big", 8), "aiff"
-    ),
-    AudioFormat("AU", (".au",), begins(b".snd"), sized(b".snd", 8, 4, "big", 24), "au"),
+    AudioFormat("WMA", (".wma",), rb"0&\xb2u\x8ef\xcf\x11", read_other, "asf",
+                length_field=LengthField(ASF_FILE_PROPERTIES, 40, 8, "little", 0)),
+    AudioFormat("WebM", (".webm",), rb"\x1aE\xdf\xa3", read_other, "matroska"),
+    AudioFormat("AIFF", (".aif", ".aiff"), b"FORM.{4}AIF", read_other, "aiff",
+                length_field=LengthField(b"FORM", 4, 4, "big", 8)),
+    AudioFormat("AU", (".au",), rb"\.snd", read_other, "au",
+                length_field=LengthField(b".snd", 8, 4, "big", 24)),
     # Known by their content only.
-    AudioFormat(
-        "RF64", (), matches(b"(RF64|BW64).{4}WAVE"), sized(b"ds64", 8, 8, "little", 8), "wav"
-    ),
-    AudioFormat(
-        "Wave64", (), begins(b"riff\x2e\x91\xcf\x11"), sized(b"riff", 16, 8, "little", 0), "w64"
-    ),
-    AudioFormat("big-endian WAV", (), matches(b"RIFX.{4}WAVE"), refuse_big_endian),
-    AudioFormat("CAF", (), begins(b"caff\0\1"), read_other, "caf"),
-    AudioFormat(
-        "MPEG layer II", (), matches(rb"\xff[\xf4\xf5\xfc\xfd][\x10-\xef]"), read_other, "mp3"
-    ),
-)  # fmt: skip
+    AudioFormat("RF64", (), b"(RF64|BW64).{4}WAVE", read_other, "wav",
+                length_field=LengthField(b"ds64", 8, 8, "little", 8)),
+    AudioFormat("Wave64", (), rb"riff\x2e\x91\xcf\x11", read_other, "w64",
+                length_field=LengthField(b"riff", 16, 8, "little", 0)),
+    AudioFormat("CAF", (), rb"caff\x00\x01", read_other, "caf"),
+    AudioFormat("MPEG layer II", (), rb"\xff[\xf4\xf5\xfc\xfd][\x10-\xef]", read_other, "mp3"),
+)
+# fmt: on
 # Values of --audio-type.
 AUDIO_TYPES = {"wav": WAV, "mp3": MP3, "ogg-opus": OGG_OPUS, "pcm": PCM}
 # What folders are searched for, in the order of preference.
@@ -1352,22 +1356,16 @@ def decode(
 ) -> Converted:
     """Run FFmpeg once and check what it wrote, as any WAV is checked; rate_hz: 0 keeps it."""
     words = ffmpeg_arguments(path, audio, rate_hz, f"/dev/fd/{file.fileno()}")
-    try:
-        running = FFmpeg([ffmpeg, *words], file.fileno())
-    except OSError as error:
-        is_missing = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR)
-        meaning = NO_FFMPEG if is_missing else CONVERSION_NOT_STARTED
-        raise UploadError(meaning, f"{ffmpeg}: {error.strerror}") from error
-    with running:
-        running.wait(timeout_s, stopping)
-    check_end(running.process.returncode, running.message, path, stopping)
+    status, message = run_ffmpeg([ffmpeg, *words], file.fileno(), timeout_s, stopping)
+    if stopping.is_set():  # A signal may have reached FFmpeg, too.
+        raise run_stopped()
+    check_end(status, message.decode(errors="replace").replace(f"file:{path}", "the file"))
     size_bytes = os.fstat(file.fileno()).st_size
     file.seek(0)
-    if not WAV.matches(file.read(HEAD_BYTES)):
+    if not matches(WAV, file.read(HEAD_BYTES)):
         raise UploadError(CONVERSION_FAILED, "FFmpeg wrote no WAV")
     file.seek(0)
     result = WAV.read_header(file, size_bytes, WAV)
-    file.seek(0)
     # FFmpeg says nothing where some formats were cut between two packets.
     if result.duration_s < audio.duration_s - LOST_LIMIT_S:
         details = f"{result.duration_s:,.1f} s of {audio.duration_s:,.1f} s"
@@ -1398,118 +1396,82 @@ def ffmpeg_arguments(path: str, audio: Audio, rate_hz: int, target: str) -> list
     return [*words, "-fflags", "+bitexact", "-f", "wav", "-y", target]
 
 
-class FFmpeg:
-    """A process of FFmpeg that is gone when the `with` block ends, and when our process ends.
+def run_ffmpeg(
+    command: list[str], target: int, timeout_s: float, stopping: threading.Event
+) -> tuple[int, bytes]:
+    """Run FFmpeg; return its status and what is on stderr. It has ended, whatever is raised.
 
     It has a session of its own, as Ctrl-C and `timeout` signal the whole group: a good recording
-    would count as broken.
+    would count as broken. target: the descriptor that it writes to.
     """
+    import subprocess
 
-    def __init__(self, command: list[str], target: int) -> None:
-        import subprocess
-
-        self.target = target  # The descriptor that it writes to.
-        self.message = b""
-        # Neither the credential nor FFREPORT, which makes it write files.
-        names = ("HOME", "LD_LIBRARY_PATH", "PATH")
-        environment = {name: os.environ[name] for name in names if name in os.environ}
-        lifeline, self.our_end = os.pipe()
-        try:
-            self.process = subprocess.Popen(
-                command,
-                bufsize=0,
-                stdin=lifeline,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=[target],
-                env=environment,
-                start_new_session=True,
-            )
-            kill_on_hangup(lifeline, self.process.pid)
-        except OSError:
-            os.close(self.our_end)
-            raise
-        finally:
-            os.close(lifeline)
-
-    def __enter__(self) -> FFmpeg:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        import subprocess
-
-        if self.process.poll() is None:
-            with contextlib.suppress(OSError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+    # Neither the credential nor FFREPORT, which makes it write files.
+    names = ("HOME", "LD_LIBRARY_PATH", "PATH")
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[target],
+            env={name: os.environ[name] for name in names if name in os.environ},
+            start_new_session=True,
+        )
+    except OSError as error:
+        is_missing = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR)
+        meaning = NO_FFMPEG if is_missing else CONVERSION_NOT_STARTED
+        raise UploadError(meaning, f"{command[0]}: {error.strerror}") from error
+    try:
+        return wait_for_ffmpeg(process, target, timeout_s, stopping)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
             # On a share that is gone even this may not end it.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(KILL_GRACE_S)
-        if self.process.stderr:
-            self.process.stderr.close()
-        os.close(self.our_end)
-
-    def wait(self, timeout_s: float, stopping: threading.Event) -> None:
-        """Wait for its end; raise UploadError if the run is stopped or the output does not grow."""
-        import select
-        import subprocess
-
-        assert self.process.stderr
-        poller = select.poll()
-        poller.register(self.process.stderr, select.POLLIN)
-        size_bytes, idle_s, before_s = 0, 0.0, time.monotonic()
-        while self.process.poll() is None:
-            if poller.poll(TICK_S * 1000) and not self.read_message():
-                with contextlib.suppress(subprocess.TimeoutExpired):  # stderr is closed: the end.
-                    self.process.wait(TICK_S)
-            if stopping.is_set():
-                raise run_stopped()
-            previous_bytes, size_bytes = size_bytes, os.fstat(self.target).st_size
-            # A time in which we did not run ourselves (SIGSTOP) is not idle time.
-            now_s = time.monotonic()
-            idle_s = idle_s + min(now_s - before_s, 1) if size_bytes == previous_bytes else 0.0
-            before_s = now_s
-            if idle_s > timeout_s:
-                cause = f"FFmpeg decoded nothing for {timeout_s:g} s and was ended"
-                raise data_error("conversion-stuck", cause, EXPORT_AGAIN)
-            if size_bytes > CONVERTED_LIMIT_BYTES:
-                cause = "longer than a WAV file can be"
-                raise data_error("too-long", cause, "cut it into parts of at most 4 hours")
-        self.read_message()
-
-    def read_message(self) -> bytes:
-        """Read some of what is on stderr, without waiting; return it."""
-        assert self.process.stderr
-        os.set_blocking(self.process.stderr.fileno(), False)
-        more: bytes = self.process.stderr.read(STDERR_LIMIT_BYTES) or b""
-        if len(self.message) < STDERR_LIMIT_BYTES:
-            self.message += more
-        return more
+                process.wait(KILL_GRACE_S)
+        if process.stderr:
+            process.stderr.close()
 
 
-def kill_on_hangup(pipe: int, pid: int) -> None:
-    """Have the kernel kill a process as soon as nobody can write to its pipe any more.
+def wait_for_ffmpeg(
+    process: Any, target: int, timeout_s: float, stopping: threading.Event
+) -> tuple[int, bytes]:
+    """Return like run_ffmpeg; raise UploadError if the run is stopped or the output goes wrong."""
+    import subprocess
 
-    So FFmpeg does not outlive us, whatever ends us. prctl(PR_SET_PDEATHSIG) would have to be called
-    between fork and exec, where threads make Python unsafe.
-    """
-    if hasattr(fcntl, "F_SETSIG"):  # Linux.
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(pipe, fcntl.F_SETOWN, pid)
-            fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
-            fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_ASYNC)
+    size_bytes, idle_s, before_s = 0, 0.0, time.monotonic()
+    while True:
+        try:
+            _, message = process.communicate(timeout=TICK_S)
+            return process.returncode, message
+        except subprocess.TimeoutExpired as running:
+            message = running.stderr or b""
+        if len(message) > STDERR_LIMIT_BYTES:
+            return 1, message
+        if stopping.is_set():
+            raise run_stopped()
+        previous_bytes, size_bytes = size_bytes, os.fstat(target).st_size
+        # A time in which we did not run ourselves (SIGSTOP) is not idle time.
+        now_s = time.monotonic()
+        idle_s = idle_s + min(now_s - before_s, 1) if size_bytes == previous_bytes else 0.0
+        before_s = now_s
+        if idle_s > timeout_s:
+            cause = f"FFmpeg decoded nothing for {timeout_s:g} s and was ended"
+            raise data_error("conversion-stuck", cause, EXPORT_AGAIN)
+        if size_bytes > CONVERTED_LIMIT_BYTES:
+            cause = "longer than a WAV file can be"
+            raise data_error("too-long", cause, "cut it into parts of at most 4 hours")
 
 
-def check_end(returncode: int, message: bytes, path: str, stopping: threading.Event) -> None:
-    """Raise UploadError unless FFmpeg ended well and said nothing, with nobody ending the run."""
-    text = message.decode(errors="replace").replace(f"file:{path}", "the file").strip()
-    if stopping.is_set():
-        raise run_stopped()
+def check_end(status: int, text: str) -> None:
+    """Raise UploadError unless FFmpeg ended well and said nothing."""
     # FFmpeg catches SIGTERM and ends without a word with 255; a shell around it says 128 + signal.
-    if returncode < 0 or (returncode > 128 and not text):
-        raise UploadError(CONVERSION_KILLED, f"status {returncode}")
-    if returncode or text:
+    if status < 0 or (status > 128 and not text.strip()):
+        raise UploadError(CONVERSION_KILLED, f"status {status}")
+    if status or text.strip():
         # The first line has the cause; those that follow say that therefore something else failed.
-        line = re.sub(r"^(\[[^]]*\] )+", "", (text.splitlines() or [f"status {returncode}"])[0])
+        line = re.sub(r"^(\[[^]]*\] )+", "", text.strip().partition("\n")[0] or f"status {status}")
         line = "".join(char if char.isprintable() else "?" for char in line)[:200]
         is_full = any(reason in text for reason in NO_SPACE_TEXTS)
         raise UploadError(NO_SPACE if is_full else CONVERSION_FAILED, line)
@@ -1717,7 +1679,11 @@ def read_option_file(option: str, path: str) -> bytes:
 def read_certificates(path: str) -> bytes:
     """Read the certificates to trust; raise UploadError (EX_CONFIG) if they are not PEM."""
     content = read_option_file("--ca-file", path)
-    has_mark = content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"))
+    # A mark may also be within, where several files were put into one.
+    has_mark = re.search(rb"^\xef\xbb\xbf", content, re.M) or content[:2] in (
+        b"\xff\xfe",
+        b"\xfe\xff",
+    )
     if has_mark or not re.search(rb"^-----BEGIN [A-Z0-9 ]*CERTIFICATE-----", content, re.M):
         advice = "convert it: openssl x509 -inform der; or save it without a byte order mark"
         raise config_error("ca-file", f"--ca-file {path} is not PEM", advice)
@@ -1770,7 +1736,7 @@ def authorization(args: Namespace) -> str:
     return f"{'Bearer' if is_token else 'Api-Key'} {key}"
 
 
-def find_proxy(host: str) -> str:
+def find_proxy(host: str, port: str) -> str:
     """Return the URL of the proxy to a host by curl's rules, "" for none; raise UploadError.
 
     https_proxy counts, then all_proxy, unless no_proxy has the host; also in capitals. gRPC has
@@ -1783,7 +1749,8 @@ def find_proxy(host: str) -> str:
 
     proxies = urllib.request.getproxies_environment()
     # Documented with it, but unknown to the type stubs.
-    is_bypassed = vars(urllib.request)["proxy_bypass_environment"](host, proxies)
+    bypasses = vars(urllib.request)["proxy_bypass_environment"]
+    is_bypassed = bypasses(host, proxies) or bypasses(f"{host}:{port}", proxies)
     for name in names:
         del os.environ[name]
     url = proxies.get("https") or proxies.get("all") or ""
@@ -1801,7 +1768,10 @@ def find_proxy(host: str) -> str:
     if match[2]:
         from urllib.parse import unquote
 
-        SECRETS.extend({f"{match[1]}:{match[2]}", match[2], unquote(match[2])})
+        words = {match[2], unquote(match[2])}
+        # Longest first, as one may be part of another.
+        pairs = {f"{match[1]}:{word}" for word in words}
+        SECRETS.extend(sorted(pairs | words, key=len, reverse=True))
     return url
 
 
@@ -1816,7 +1786,7 @@ class Access:
         self.endpoint = f"{match[1]}:{match[2] or 443}"
         # None: the certificates bundled with grpc.
         self._roots = read_certificates(args.ca_file) if args.ca_file else None
-        proxy = find_proxy(match[1].strip("[]"))
+        proxy = find_proxy(match[1].strip("[]"), match[2] or "443")
         self._proxy_option = ("grpc.http_proxy", proxy) if proxy else ("grpc.enable_http_proxy", 0)
         self._args = args
         self._authorization = authorization(args)
@@ -1892,7 +1862,8 @@ def read_chunks(path: str, size_bytes: int, converted: BinaryIO | None = None) -
             while data := audio.read(size_bytes):
                 yield data
     except OSError as error:
-        raise file_changed(f"became unreadable ({error_text(error)})") from error
+        what = f"became unreadable ({error_text(error)})"
+        raise limit_error(error) or file_changed(what) from error
 
 
 def hash_file(path: str, at_chunk: Callable[[], None]) -> str:
@@ -2063,6 +2034,12 @@ class Transfer(Call):
         audio = audio_pb2.AudioRequest(audio_metadata=self._audio, audio_data=chunk)
         return talk_service_pb2.UploadTalkRequest(metadata=self._recording.metadata, audio=audio)
 
+    @property
+    def done_bytes(self) -> int:
+        """How much of the recording's own file is done: what is sent may be converted."""
+        own_bytes = self._recording.file_state.size_bytes
+        return self.handed_over_bytes * own_bytes // (self._recording.sent_bytes or 1)
+
     def _chunks(self, size_bytes: int) -> Iterator[bytes]:
         converted = self._recording.converted
         for data in read_chunks(self._recording.path, size_bytes, converted and converted.file):
@@ -2139,7 +2116,7 @@ class CircuitBreaker:
     def record(self, result: Result) -> None:
         """Stop the run if a result shows an outage, or an error that all would meet."""
         error = result.error
-        if result.outcome is Outcome.UPLOADED and not result.found_id:
+        if result.outcome in (Outcome.UPLOADED, Outcome.UPDATED) and not result.found_id:
             self._failures = 0
             self.half_open = self._began_half_open = False
         elif error and error.meaning.is_outage:
@@ -2389,6 +2366,7 @@ LEDGER_APPLICATION_ID = 0x53534C47
 LEDGER_VERSION = 3
 # How long to wait for another program that has locked the file.
 LEDGER_LOCK_LIMIT_S = 60.0
+LEDGER_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 # Times are ISO 8601 in UTC, those of files nanoseconds since 1970.
 LEDGER_TABLES = (
     """CREATE TABLE recordings (
@@ -2422,7 +2400,7 @@ LEDGER_TABLES = (
     looked_up_at    TEXT,
     is_missing      INTEGER NOT NULL DEFAULT 0,  -- A lookup has proved that there is no dialog.
     split           INTEGER NOT NULL DEFAULT 0,
-    duration_s      REAL,              -- Of what it was converted to.
+    duration_s      REAL,              -- Of what was left out once it was converted: too short.
     sent_at         TEXT,              -- The commit point.
     uploaded_at     TEXT,
     updated_at      TEXT    NOT NULL,
@@ -2475,6 +2453,7 @@ TOO_SHORT = "(state = 'failed' AND duration_s IS NOT NULL)"
 # A recording that vanished, or waits for its JSON, is not one that the next run will upload.
 OUTCOME = """CASE
     WHEN r.state IN ('uploaded', 'unknown') THEN r.state
+    WHEN r.state = 'failed' AND r.duration_s IS NOT NULL THEN 'left out'
     WHEN r.state IN ('sending', 'finishing')
         AND r.updated_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 day')
         AND (SELECT ended_at IS NULL FROM runs WHERE connection_id = r.connection_id
@@ -2613,8 +2592,6 @@ class LedgerError(UploadError):
         if re.search("locked|busy", cause):
             advice = "find what holds it: another program, or it is on a network file system"
             return cls(path, "locked", cause, advice)
-        if number == errno.ELOOP:
-            return cls(path, "link", "its -lock file is a symbolic link", "remove the link")
         disk_errors = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
         if number in disk_errors or re.search("full|I/O|too large", cause):
             advice = "wait for that to end, then run again"
@@ -2674,10 +2651,10 @@ class LedgerFile:
                         isolation_level=None,
                         check_same_thread=False,
                     )
-                undo.callback(self._db.close)
+                # Not that of today: a dry run may replace it.
+                undo.callback(lambda: self._db.close())  # noqa: PLW0108
                 self._db.row_factory = sqlite3.Row
-                self._prepare()
-                if is_new:
+                if self._prepare():
                     what = "none there" if args.dry_run else "begins a new ledger"
                     log.info(f"ledger {self.path}: {what}")
             except (OSError, sqlite3.Error) as error:
@@ -2686,7 +2663,7 @@ class LedgerFile:
 
     def _check_path(self) -> bool:
         """Return whether there is no ledger yet; raise LedgerError for a file that is not safe."""
-        path, is_quiet = self.path, self._args.quiet and not self._args.dry_run
+        path = self.path
         try:
             status = os.stat(path)
         except FileNotFoundError:
@@ -2700,39 +2677,58 @@ class LedgerFile:
         if status and is_mount_point(path):
             cause = "it is a mount point, so its -wal file is elsewhere"
             raise LedgerError(path, "mount", cause, "mount the folder that holds it")
+        for suffix in ("-lock", "-wal", "-shm", "-journal"):
+            if os.path.islink(path + suffix):  # It may lead to a file of somebody else.
+                cause = f"its {suffix} file is a symbolic link"
+                raise LedgerError(path, "link", cause, "remove the link")
         if status and status.st_size:
             return False
         check_wal(path)
-        if is_quiet:
-            cause = "empty" if status else "missing"
-            raise LedgerError(path, "missing", f"{cause}, and --quiet begins none", BEGIN_LEDGER)
+        self._refuse_to_begin("empty" if status else "missing")
         return True
 
-    def _lock_file(self) -> int:
-        """Keep other runs out until this process ends, however it ends."""
+    def _refuse_to_begin(self, cause: str) -> None:
+        """Raise LedgerError with --quiet: cron must not upload everything again."""
+        if self._args.quiet and not self._args.dry_run:
+            if self._identity is None and os.path.exists(f"{self.path}-lock"):
+                os.close(self._take_lock())  # A first run may be about to begin it.
+            cause = f"{cause}, and --quiet begins none"
+            raise LedgerError(self.path, "missing", cause, BEGIN_LEDGER)
+
+    def _take_lock(self) -> int:
+        """Lock a file beside the ledger, and return its descriptor; raise LedgerInUse."""
         # A file of its own: SQLite's locks on the ledger itself are lost when any descriptor of
         # the ledger is closed (sqlite.org/howtocorrupt.html, 2.2).
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        lock_file = os.open(f"{self.path}-lock", flags, 0o600)
+        lock_file = os.open(f"{self.path}-lock", LEDGER_FLAGS, 0o600)
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock_file)
             raise LedgerInUse(self.path) from None
+        return lock_file
+
+    def _lock_file(self) -> int:
+        """Keep other runs out until this process ends, however it ends."""
+        lock_file = self._take_lock()
         # SQLite gives its -wal and -shm files the permissions of this one.
-        os.close(os.open(self.path, flags, 0o600))
+        os.close(os.open(self.path, LEDGER_FLAGS, 0o600))
         status = os.stat(self.path)
         self._identity = status.st_dev, status.st_ino
         return lock_file
 
-    def _prepare(self) -> None:
-        """Check the layout, or create it; take over what a killed run left."""
+    def _prepare(self) -> bool:
+        """Check the layout, or create it and return True."""
         execute = self._db.execute
         (tables,) = execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables:
             check_layout(self._db, self.path)
-        if self._args.dry_run and tables:
-            return
+        else:  # Perhaps SQLite has just undone what a killed first run had begun.
+            self._refuse_to_begin("empty")
+        if self._args.dry_run:
+            if not tables:
+                self._db.close()
+                self._db = create_in_memory()
+            return not tables
         execute("BEGIN IMMEDIATE")
         # In one transaction of a file without -wal: a run killed in it leaves an empty file.
         for statement in () if tables else LEDGER_TABLES:
@@ -2747,6 +2743,7 @@ class LedgerFile:
         # Write-ahead log: others can read while we write, and a commit is one write and one sync.
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = NORMAL")
+        return not tables
 
     def be_quick(self) -> None:
         """Wait no longer than a moment for another program: the run was told to end."""
@@ -2845,7 +2842,7 @@ class Ledger(LedgerFile):
             "SELECT sha256, stem, suffix, path, size_bytes, mtime_ns, ctime_ns, metadata_sha256, "
             "json_size_bytes, json_mtime_ns, json_ctime_ns, json_sha256, json_refused, split, "
             "had_meta_path, lookup_key, uploaded_at, is_missing, duration_s, state, talk_id, "
-            "found_id, badge_id, operation_id, error "
+            "found_id, badge_id, operation_id, error, updated_at "
             "FROM recordings INDEXED BY recordings_by_stem WHERE connection_id = ? AND stem = ?"
         )
         return self._execute(sql, (self._args.connection_id, stem))
@@ -2893,6 +2890,8 @@ class Ledger(LedgerFile):
             "state": "sending",
             "error": None,
             "request_id": None,
+            # Of an earlier sending; what is looked up is this one.
+            **dict.fromkeys(("lookup_key", "looked_up_at", "sequence", "sent_at")),
             "is_missing": False,
             "duration_s": None,
             "updated_at": utc(),
@@ -2920,7 +2919,16 @@ class Ledger(LedgerFile):
     def record_update(self, recording: Recording) -> None:
         """Record that the service has taken new metadata for an uploaded recording."""
         columns = self._metadata_columns(recording)
+        if self._args.lookup_key:
+            columns["lookup_key"] = self._args.lookup_key
         self.update(recording, error=None, updated_at=utc(), **columns)
+
+    def record_refused_update(self, recording: Recording, error: UploadError) -> None:
+        """Record that the service refused new metadata, so that they are not sent again."""
+        assert recording.json
+        columns = json_columns(recording.json.state)
+        text = clean(error.error_text)
+        self.update(recording, json_refused=recording.json.sha256, error=text, **columns)
 
     def commit(self, recording: Recording, request_id: str) -> None:
         """Record, on disk, that a dialog may exist from now on."""
@@ -2946,12 +2954,12 @@ class Ledger(LedgerFile):
         now, is_uploaded = utc(), result.outcome is Outcome.UPLOADED
         columns: dict[str, object] = {"attempts": recording.attempts}
         if is_uploaded or result.talk_ids:
-            columns["talk_id"] = " ".join(result.talk_ids) or None
+            columns["talk_id"] = one_line(" ".join(result.talk_ids)) or None
         if is_uploaded:
             columns["uploaded_at"] = now
         for name in ("badge_id", "operation_id", "found_id"):
             if getattr(result, name):
-                columns[name] = getattr(result, name)
+                columns[name] = one_line(getattr(result, name))
         error = clean(result.error.error_text) if result.error else None
         self.update(
             recording, state=str(result.outcome.value), error=error, updated_at=now, **columns
@@ -3059,6 +3067,17 @@ def check_wal(path: str) -> None:
             raise LedgerError(path, "wal", cause, advice)
 
 
+def create_in_memory() -> Any:
+    """Return an empty ledger for a dry run."""
+    import sqlite3
+
+    db = sqlite3.connect(":memory:")
+    db.row_factory = sqlite3.Row
+    for statement in LEDGER_TABLES:
+        db.execute(statement)
+    return db
+
+
 def check_layout(db: Any, path: str) -> None:
     """Raise LedgerError if a database is not a ledger of this layout."""
     (application_id,) = db.execute("PRAGMA application_id").fetchone()
@@ -3111,7 +3130,10 @@ def stored_path(path: str) -> str:
 @functools.lru_cache(maxsize=256)
 def stored_folder(path: str) -> str:
     """Return a folder like stored_path; remembered, as one holds thousands of recordings."""
-    return printable(os.path.abspath(path))
+    try:
+        return printable(os.path.abspath(path))
+    except FileNotFoundError:  # The working directory is gone, and with it what is meant.
+        return printable(path)
 
 
 def printable(name: str) -> str:
@@ -3189,13 +3211,12 @@ PROOF_AGE_S = 24 * 60 * 60.0
 CONTROLS = 3
 # The service's limit. A value should have one dialog, so a batch stays far below it.
 GET_LIMIT_TALKS = 100
-
-
-class Talk(NamedTuple):
-    """A dialog that the service has."""
-
-    created_s: float
-    id: str
+SEND_ANYWAY = "--retry-unknown without --lookup-key sends it, and may create a duplicate"
+CHECK_PLACE = "check --organization-id, --space-id, --project-id and --lookup-key"
+LOOKUP_ADVICE = {
+    "PERMISSION_DENIED": HAS_ROLE,
+    **dict.fromkeys(("NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION"), CHECK_PLACE),
+}
 
 
 class Lookup:
@@ -3205,14 +3226,22 @@ class Lookup:
     """
 
     def __init__(
-        self, args: Namespace, uploader: Uploader, ledger: Ledger, signals: Sequence[int]
+        self,
+        args: Namespace,
+        uploader: Uploader,
+        ledger: Ledger,
+        signals: Sequence[int],
+        warn: Callable[[Recording | None, str, str, str], None],
     ) -> None:
+        self.has_worked = False  # Or nothing is unknown any more.
         self._args = args
         self._uploader = uploader
         self._ledger = ledger
         self._signals = signals
+        self._tell = warn
         self._calls = 0
         self._next_call_s = 0.0
+        self._has_warned = False
 
     def run(self) -> Iterator[tuple[Recording, Result]]:
         """Look up the unknown recordings; yield those that were found, with their results.
@@ -3221,24 +3250,26 @@ class Lookup:
         """
         now_s = time.time()
         rows = [row for row in self._ledger.unknown_with_key() if is_due_for_lookup(row, now_s)]
-        has_warned = False
+        rows.sort(key=lambda row: row["looked_up_at"] or "")  # A run may not get to all of them.
         for batch in batches(rows, self._controls):
             try:
                 found, is_complete = self._find(batch)
             except CallError as error:
                 if error.status == "UNAUTHENTICATED":
                     raise
-                if not has_warned:
-                    log.warning(f"unknown recordings could not be looked up: {error}")
-                has_warned = True
-                if not error.status or error.meaning.id == NO_CONNECTION.id:  # No response.
+                self._warn(error)
+                for row in batch:
+                    self._ledger.update(recording_of(row), looked_up_at=utc())
+                if would_repeat(error):
                     return
-                continue
             except UploadError as error:
                 log.info(f"unknown recordings not looked up: {error}")
                 return
-            for row, controls in batch.items():
-                yield from self._take(row, found, is_complete and found.keys() & controls)
+            else:
+                for row, controls in batch.items():
+                    yield from self._take(row, found, is_complete and found.keys() & controls)
+        is_over = bool(self._calls) or not self._ledger.unknown_with_key()
+        self.has_worked = is_over and not self._has_warned
 
     def _controls(self, row: Row) -> set[str]:
         """Return the SHA-256 of what would be found by now if the row's recording could be."""
@@ -3248,33 +3279,34 @@ class Lookup:
         return {each["sha256"] for each in self._ledger.uploaded_next(row, CONTROLS)}
 
     def _take(
-        self, row: Row, found: Mapping[str, set[Talk]], is_proof: object
+        self, row: Row, found: Mapping[str, Mapping[str, float]], is_proof: object
     ) -> Iterator[tuple[Recording, Result]]:
         """Record what a search says of one row; yield its recording if it was found."""
-        recording = Recording(row["path"])
-        recording.sha256 = row["sha256"]
-        talks = sorted(found.get(row["sha256"], ()))
-        if not talks:
-            # Not found proves nothing by itself.
-            self._ledger.update(recording, looked_up_at=utc(), is_missing=bool(is_proof))
+        recording = recording_of(row)
+        created_s = found.get(row["sha256"], {})
+        # Not found proves nothing by itself.
+        is_missing = bool(is_proof) and not created_s
+        self._ledger.update(recording, looked_up_at=utc(), is_missing=is_missing)
+        if not created_s:
             return
-        ids = [talk.id for talk in talks]
+        ids = sorted(created_s, key=lambda talk_id: (created_s[talk_id], talk_id))
+        returned = tuple((row["talk_id"] or "").split())
         if row["split"]:
-            cause = "it arrived and was split; the list of its dialogs may not be complete"
-            meaning = UNKNOWN._replace(cause=cause, advice=LOOK_FOR_IT, is_outage=False)
-            result = failed(UploadError(meaning))._replace(talk_ids=tuple(ids))
-        else:
-            returned = tuple((row["talk_id"] or "").split())
-            result = Result(Outcome.UPLOADED, returned, found_id=ids[0])
-            if ids[1:]:
-                log.warning(f"{recording.path}: uploaded more than once: {', '.join(ids)}")
+            log.info(f"{recording.path}: it was split; there may be more dialogs of it later")
+            returned = tuple(ids)
+        elif ids[1:]:
+            others = ", ".join(ids[1:])
+            advice = "remove them in the console"
+            self._tell(recording, "duplicates", f"{ids[0]} has duplicates: {others}", advice)
+        result = Result(Outcome.UPLOADED, returned, found_id=ids[0])
         self._ledger.record_result(recording, result)
         yield recording, result
 
-    def _find(self, batch: Mapping[Row, set[str]]) -> tuple[dict[str, set[Talk]], bool]:
-        """Return the talks that have these values under the key, and whether that is all of them.
+    def _find(self, batch: Mapping[Row, set[str]]) -> tuple[dict[str, dict[str, float]], bool]:
+        """Return when the dialogs with these values under the key were created, by value and ID.
 
-        A search may match more than it was asked for, so only what Get returns is proof.
+        Also whether that is all of them. A search may match more than it was asked for, so only
+        what Get returns is proof.
         """
         values: set[str] = {row["sha256"] for row in batch}.union(*batch.values())
         request = talk_service_pb2.SearchTalkRequest(page_size=GET_LIMIT_TALKS)
@@ -3282,13 +3314,13 @@ class Lookup:
         request.filters.add(key=key).any_match.values.extend(sorted(values))
         page = self._ask("Search", request)
         talks = self._get(list(dict.fromkeys(page.talk_ids)))
-        found: dict[str, set[Talk]] = collections.defaultdict(set)
+        found: dict[str, dict[str, float]] = collections.defaultdict(dict)
         for talk in talks:
             created_s = talk.created_at.seconds + talk.created_at.nanos / 1e9
             for field in talk.talk_fields:
                 is_ours = talk.connection_id == self._args.connection_id
                 if is_ours and field.name == self._args.lookup_key and field.value in values:
-                    found[field.value].add(Talk(created_s, talk.id))
+                    found[field.value][talk.id] = created_s
         is_complete = {talk.id for talk in talks} >= set(page.talk_ids)
         return found, is_complete and not page.next_page_token
 
@@ -3301,8 +3333,11 @@ class Lookup:
         try:
             return list(self._ask("Get", request).talk)
         except CallError as error:
-            if error.meaning.id != TOO_LARGE.id or len(talk_ids) == 1:
+            if error.meaning.id != TOO_LARGE.id:
                 raise
+            if len(talk_ids) == 1:
+                self._warn(error)
+                return []
         middle = len(talk_ids) // 2
         return self._get(talk_ids[:middle]) + self._get(talk_ids[middle:])
 
@@ -3322,11 +3357,50 @@ class Lookup:
             setattr(request, name, getattr(self._args, name) or "")
         return self._uploader.ask("lookup", method, request, LOOKUP_TIMEOUT_S)
 
+    def _warn(self, error: CallError) -> None:
+        """Say, once a run, that something could not be looked up; uploads go on."""
+        advice = LOOKUP_ADVICE.get(error.status, "a later run looks again")
+        if not self._has_warned:
+            cause = "unknown recordings could not be looked up"
+            self._tell(None, LOOKUP_FAILED, cause, f"{advice} ({error.details})")
+        self._has_warned = True
+
+
+def recording_of(row: Row) -> Recording:
+    """Return the recording of a row, whose file may be gone."""
+    recording = Recording(row["path"])
+    recording.sha256 = row["sha256"]
+    return recording
+
+
+def would_repeat(error: CallError) -> bool:
+    """Return whether other lookups would end like this one: without an answer, or refused."""
+    meaning, end = error.meaning, error.__cause__
+    has_answer = isinstance(end, grpc.Call) and (end.initial_metadata() or end.trailing_metadata())
+    # NOT_FOUND may be said of one dialog.
+    is_for_all = meaning.pauses_run or (meaning.stops_run and meaning.id != NOT_KNOWN.id)
+    return not has_answer or is_for_all
+
 
 def is_due_for_lookup(row: Row, now_s: float) -> bool:
     """Return whether a recording may be looked up again; a clock may jump either way."""
     looked_up_at = row["looked_up_at"]
     return not looked_up_at or abs(now_s - seconds_of(looked_up_at)) >= LOOKUP_INTERVAL_S
+
+
+def why_not_missing(row: Row, key: str) -> str:
+    """Say why an unknown recording is not sent again although lookups are made; what would help."""
+    if row["lookup_key"] != key:
+        return f"it was sent without {quoted(key)}, so it is not looked up; {SEND_ANYWAY}"
+    if row["split"]:
+        return f"no lookup can prove a split recording missing; {SEND_ANYWAY}"
+    proof_s = seconds_of(row["sent_at"]) + PROOF_AGE_S
+    if time.time() < proof_s:
+        when = utc(proof_s)[:16].replace("T", " ")
+        return f"within a day of sending no lookup can prove it missing; run again after {when} UTC"
+    needed = f"one of the {CONTROLS} recordings uploaded next after it, but not it"
+    check = f"if there are any, check that the connection has the key {quoted(key)}"
+    return f"no lookup has found {needed}; {check}, --project-id and earlier warnings"
 
 
 def batches(
@@ -3350,6 +3424,10 @@ def batches(
 # --- 13. Choosing what to send ----------------------------------------------------------------
 
 
+# The states of what may be in the service.
+SENT = ("uploaded", "unknown", "finishing", "sending")
+
+
 class Action(enum.Enum):
     """What to do with a recording of which the ledger has a row."""
 
@@ -3368,7 +3446,7 @@ class Decision(NamedTuple):
     reason: str
 
 
-def decide(  # noqa: PLR0911, PLR0912 - a return a case reads best.
+def decide(  # noqa: PLR0911 - a return a case reads best.
     row: Row,
     recording: Recording,
     args: Namespace,
@@ -3396,7 +3474,9 @@ def decide(  # noqa: PLR0911, PLR0912 - a return a case reads best.
         return Decision(Action.SEND, "no dialog can have been created")
     if state == "rejected":
         before = row["size_bytes"], row["mtime_ns"], row["metadata_sha256"]
-        if (*recording.file_state[:2], recording.metadata_sha256) != before:
+        is_changed = (*recording.file_state[:2], recording.metadata_sha256) != before
+        # A copy differs from its original, which is there, in each run anew.
+        if is_changed and not is_ours and not is_elsewhere(row, recording):
             return Decision(Action.SEND, "the file or its metadata has changed since")
         if args.retry_rejected and not is_ours:
             return Decision(Action.SEND, "--retry-rejected")
@@ -3406,12 +3486,8 @@ def decide(  # noqa: PLR0911, PLR0912 - a return a case reads best.
         return Decision(Action.LEAVE, "")
     if not args.lookup_key:
         return Decision(Action.SEND, "this may create a duplicate")
-    if row["lookup_key"] != args.lookup_key:
-        advice = "--retry-unknown without --lookup-key sends it, and may create a duplicate"
-        return Decision(Action.LEAVE, f"sent without {quoted(args.lookup_key)}: {advice}")
     if not row["is_missing"]:
-        reason = "not found, although a recording uploaded after it is, a day after it was sent"
-        return Decision(Action.LEAVE, f"not proved missing: it has to be {reason}")
+        return Decision(Action.LEAVE, why_not_missing(row, args.lookup_key))
     return Decision(Action.SEND, "proved missing in the service")
 
 
@@ -3435,18 +3511,10 @@ class Source:
         self.found = 0
         self.is_exhausted = False  # All was looked at.
         self._args = args
-        self._common = common
         self._ledger = ledger
         self._breaker = breaker
         self._tally = tally
-        midnight = datetime.datetime.combine(args.since or datetime.date.min, datetime.time())
-        self._since_s = midnight.timestamp() if args.since else -math.inf
-        self._claimed: set[str] = set()
-        self._touched: collections.deque[Recording] = collections.deque()
-        self._copies: collections.deque[Recording] = collections.deque()
-        self._may_hash_touched = self._may_wait = False
-        self._has_warned = False
-        self._dated = 0  # Recordings with the date of --meta-path.
+        self._examiner = Examiner(args, common, ledger, breaker, tally)
         self._recordings = self._in_order()
         self._to_send = self._choose()
         self._lock = threading.Lock()
@@ -3492,102 +3560,149 @@ class Source:
                 failed_before.append(recording)
             else:
                 yield recording
+        examiner = self._examiner
         yield from drained(failed_before)
-        self._may_hash_touched = True
-        yield from drained(self._touched)
-        self._may_wait = True
-        yield from drained(self._copies)
+        examiner.may_hash_touched = True
+        yield from drained(examiner.touched)
+        examiner.may_wait = True
+        yield from drained(examiner.copies)
 
     def _found(self) -> Iterator[Recording]:
         """Yield each file found once, whatever its names; report what cannot be looked at."""
-        for path in self._args.audio_path if self._ledger else ():
-            self._check_mount(path, self._ledger)
+        for folder in self._args.audio_path if self._ledger else ():
+            self._check_mount(folder, self._ledger)
         # Without a ledger, only this keeps a file with two names from becoming two dialogs.
         seen: set[tuple[int, int]] = set()
         for found in find_files(self._args):
-            recording = Recording(found.path, found.explicit, found.sidecar, found.siblings)
-            try:
-                if found.error:
-                    raise found.error
-                status = os.stat(found.path)
-                recording.file_state = FileState.from_stat(status)
-            except (OSError, ValueError) as error:
+            recording = Recording(found.paths[0], found.explicit, found.sidecar)
+            error: Exception | None = found.error
+            files: list[tuple[str, FileState]] = []
+            identities: set[tuple[int, int]] = set()
+            is_waiting = False
+            for path in () if error else found.paths:
+                try:
+                    status = os.stat(path)
+                    state = FileState.from_stat(status)
+                except (OSError, ValueError) as problem:
+                    error = error or problem
+                    continue
+                files.append((path, state))
+                identities.add((status.st_dev, status.st_ino))
+                is_waiting |= is_young(state, self._args.min_age)
+            if not files:
+                assert error
                 self._tally.add(recording, failed(unreadable(error)))
                 continue
-            identity = status.st_dev, status.st_ino
-            if is_young(status, self._args.min_age):
+            (recording.path, recording.file_state), *siblings = files
+            recording.siblings = tuple(siblings)
+            if is_waiting:  # Another program may be converting it.
                 text = f"younger than {self._args.min_age:g} s"
                 self._tally.leave_out(recording, "waiting", text)
-            elif identity in seen:
+            elif seen.intersection(identities):
                 what = "another name of a file that was found before"
                 self._tally.leave_out(recording, "under another name", what)
             else:
-                seen.add(identity)
+                seen |= identities
                 yield recording
 
     def _check_mount(self, folder: str, ledger: Ledger | None) -> None:
-        is_empty = os.access(folder, os.R_OK) and os.path.isdir(folder) and not has_entries(folder)
-        if is_empty and ledger and ledger.knows_below(folder):
-            cause = "the folder is empty, though there were recordings in it"
-            meaning = Meaning(os.EX_NOINPUT, "empty-folder", cause, "is it mounted?")
-            self._tally.add(Recording(folder), failed(UploadError(meaning)))
+        """Report a folder that is empty, though the ledger knows recordings in it."""
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:  # Reported when searched.
+            if ledger and next(entries, None) is None and ledger.knows_below(folder):
+                cause = "the folder is empty, though there were recordings in it"
+                meaning = Meaning(os.EX_NOINPUT, "empty-folder", cause, "is it mounted?")
+                self._tally.add(Recording(folder), failed(UploadError(meaning)))
 
     def _choose(self) -> Iterator[Recording]:
         """Look up and check the recordings; yield those to send or to follow, report the others."""
         for recording in self._recordings:
             recording.started_s = recording.started_s or time.monotonic()
             try:
-                if self._examine(recording):
+                if self._examiner.examine(recording):
                     yield recording
             except UploadError as error:
                 self._tally.add(recording, failed(error))
+            except (OSError, ValueError, OverflowError, RecursionError) as error:
+                # One recording's trouble never stops the others.
+                self._tally.add(recording, failed(unreadable(error)))
             if self._breaker.stopping.is_set():
                 return
         self.is_exhausted = True
 
-    def _examine(self, recording: Recording) -> bool:
-        """Return whether a recording is to be sent or followed.
 
-        If not, its result is reported, or it is looked at again later.
+class Examiner:
+    """Looks at one recording after the other: leaves it out, reports what is known, or claims it.
+
+    One at a time, so that of two recordings with the same audio the first is sent.
+    """
+
+    def __init__(
+        self,
+        args: Namespace,
+        common: TalkMetadata | None,
+        ledger: Ledger | None,
+        breaker: CircuitBreaker,
+        tally: Tally,
+    ) -> None:
+        # What comes last: known but for its new ctime, or a copy of what is under way.
+        self.touched: collections.deque[Recording] = collections.deque()
+        self.copies: collections.deque[Recording] = collections.deque()
+        self.may_hash_touched = self.may_wait = False
+        self._args = args
+        self._common = common
+        self._ledger = ledger
+        self._breaker = breaker
+        self._tally = tally
+        midnight = datetime.datetime.combine(args.since or datetime.date.min, datetime.time())
+        self._since_s = midnight.timestamp() if args.since else -math.inf
+        self._claimed: set[str] = set()
+        self._has_warned = False
+        self._dated = 0  # Recordings with the date of --meta-path.
+        # In a folder, each run may find one more.
+        self._dated_limit = 1 if any(map(os.path.isdir, args.audio_path)) else 2
+
+    def examine(self, recording: Recording) -> bool:
+        """Return whether a worker has to see to a recording.
+
+        If not, its result is reported, or it is looked at again later. Raises UploadError.
         """
         rows = self._ledger.find_by_stem(recording.path) if self._ledger else []
-        known, is_touched = self._match_call(rows, recording)
+        other = uploaded_sibling(rows, recording)
+        if rows and recording.siblings:
+            self._take_sent_file(rows, recording)
+        known, is_touched = match_file(rows, recording)
         if known:
             return self._leave(recording, known)
-        if self._is_left_out(recording, rows):
+        if is_touched and not self.may_hash_touched:
+            self.touched.append(recording)
             return False
-        if is_touched and not self._may_hash_touched:
-            self._touched.append(recording)
-            return False
-        if recording.metadata is None and not self._check(recording):
-            return False
+        if recording.metadata is None:  # Not looked at before.
+            if self._is_left_out(recording, other, bool(rows)) or self._waits_for_json(recording):
+                return False
+            if not self._check_audio(recording):
+                return False
+            collect_metadata(recording, self._args, self._common)
+            self._warn_of_metadata(recording)
         if not self._ledger:
             recording.action = Action.SEND
             return True
         if not recording.sha256:
             hash_recording(recording, self._args, self._breaker.stopping)
-        for row in rows:
-            if row["state"] == "uploaded" and is_same_path(row, recording):
+        for row in sorted(rows, key=lambda row: str(row["updated_at"])):
+            if row["state"] == "uploaded" and is_same_path(row, recording.path):
                 recording.replaces = row["talk_id"] or row["found_id"] or ""
         return self._claim_or_leave(recording, self._ledger)
 
-    def _is_left_out(self, recording: Recording, rows: Sequence[Row]) -> bool:
-        """Leave out what is old and new to the ledger, and what is uploaded in another format."""
-        if self._is_too_old(recording) and not any(is_same_path(row, recording) for row in rows):
-            self._leave_out(recording, "before --since", f"older than {self._args.since}")
-            return True
-        if other := uploaded_sibling(rows, recording):
+    def _is_left_out(self, recording: Recording, other: Row | None, is_known: bool) -> bool:
+        """Leave out what is old and new to the ledger, and what was sent in another format."""
+        newest_ns = max(recording.file_state[1:])
+        if newest_ns < self._since_s * 1e9 and not is_known:
+            self._tally.leave_out(recording, "before --since", f"older than {self._args.since}")
+        elif other:
             what = f"the same call as {other['path']}, which is {other['state']}"
-            self._leave_out(recording, "in another format", what)
-            return True
-        return False
-
-    def _check(self, recording: Recording) -> bool:
-        """Check a recording's audio and metadata; return False if it is left out."""
-        if self._waits_for_json(recording) or not self._check_audio(recording):
+            self._tally.leave_out(recording, "in another format", what)
+        else:
             return False
-        collect_metadata(recording, self._args, self._common)
-        self._warn_of_metadata(recording)
         return True
 
     def _waits_for_json(self, recording: Recording) -> bool:
@@ -3595,44 +3710,41 @@ class Source:
 
         Raises UploadError for what waits too long.
         """
-        args, limit_s = self._args, self._args.require_json
+        args = self._args
         if recording.sidecar:
-            with contextlib.suppress(OSError):
-                if not is_young(os.stat(recording.sidecar), args.min_age):
-                    return False
-                self._leave_out(
-                    recording, "waiting", f"its JSON is younger than {args.min_age:g} s"
-                )
-                return True
-        if limit_s is None or recording.sidecar:
+            with contextlib.suppress(OSError):  # collect_metadata says so.
+                if is_young(FileState.of(recording.sidecar), args.min_age):
+                    what = f"its JSON is younger than {args.min_age:g} s"
+                    self._tally.leave_out(recording, "waiting", what)
+                    return True
             return False
-        age_s = time.time() - max(recording.file_state[1:]) / 1e9
-        if recording.explicit or abs(age_s) > limit_s:
+        if args.require_json is None:
+            return False
+        if recording.explicit or not is_young(recording.file_state, args.require_json):
             name = f"{os.path.splitext(os.path.basename(recording.path))[0]}.json"
             advice = "find out why it was not written; or leave out --require-json"
             meaning = Meaning(os.EX_NOINPUT, "no-metadata", f"no metadata yet: {name}", advice)
             raise UploadError(meaning)
-        self._leave_out(recording, "waiting", "it has no JSON yet")
+        self._tally.leave_out(recording, "waiting", "it has no JSON yet")
         return True
 
-    def _match_call(self, rows: Sequence[Row], recording: Recording) -> tuple[Row | None, bool]:
-        """Return like match_file, for whichever of a call's files the ledger knows."""
-        known, is_touched = match_file(rows, recording)
-        for sibling in recording.siblings if rows and not known else ():
-            other = Recording(sibling)
-            with contextlib.suppress(OSError):
-                other.file_state = FileState.of(sibling)
-            known, _ = match_file(rows, other)
-            if known:
-                self._choose_sibling(recording, sibling, other.file_state)
-                break
-        return known, is_touched
+    def _take_sent_file(self, rows: Sequence[Row], recording: Recording) -> None:
+        """Of a call's files take the one of which there may be a dialog, if it has not changed."""
+        for path, state in ((recording.path, recording.file_state), *recording.siblings):
+            for row in rows:
+                before = row["size_bytes"], row["mtime_ns"]
+                if row["state"] in SENT and is_same_path(row, path) and before == state[:2]:
+                    self._take_file(recording, path, state)
+                    return
 
-    def _choose_sibling(self, recording: Recording, path: str, state: FileState) -> None:
-        """Take one of the files of a call for its recording."""
-        others = {recording.path, *recording.siblings} - {path}
-        recording.path, recording.file_state = path, state
-        recording.siblings = tuple(sorted(others))
+    def _take_file(self, recording: Recording, path: str, state: FileState) -> None:
+        """Take one of the files of a call, and leave out the others."""
+        for other in (recording.path, *(sibling for sibling, _ in recording.siblings)):
+            if other != path:
+                left_out = Recording(other, recording.explicit)
+                what = f"the same call as {path}"
+                self._tally.leave_out(left_out, "in another format", what)
+        recording.path, recording.file_state, recording.siblings = path, state, ()
 
     def _check_audio(self, recording: Recording) -> bool:
         """Read the header of the file to send; return False if it is left out.
@@ -3640,40 +3752,35 @@ class Source:
         Of files of one call, what the service takes as it is goes first, then the order of FORMATS.
         Raises UploadError if all of them are broken: that of the first.
         """
-        readable: list[tuple[bool, str, Audio, FileState]] = []
+        best: tuple[Audio, str, FileState] | None = None
         first_error: UploadError | None = None
-        for path in (recording.path, *recording.siblings):
+        for path in (recording.path, *(sibling for sibling, _ in recording.siblings)):
             try:
                 audio, state = read_header(path, self._args)
-                readable.append((audio.needs_conversion, path, audio, state))
             except UploadError as error:
                 first_error = first_error or error
-        if not readable:
+                continue
+            if not best or not audio.needs_conversion:
+                best = audio, path, state
+            if not audio.needs_conversion:
+                break
+        if not best:
             assert first_error
-            is_empty = first_error.meaning.id in ("empty", "no-samples")
-            if self._args.min_duration and is_empty:
-                self._leave_out(recording, "too short", "without audio so far")
+            self._take_file(recording, recording.path, recording.file_state)
+            if self._args.min_duration and first_error.meaning.id in ("empty", "no-samples"):
+                self._tally.leave_out(recording, "too short", "without audio so far")
                 return False
             raise first_error
-        _, path, audio, state = min(readable, key=lambda each: each[0])
-        self._choose_sibling(recording, path, state)
-        recording.audio = audio
-        if 0 < audio.duration_s < self._args.min_duration:
-            what = f"{audio.duration_s:,.1f} s, shorter than {self._args.min_duration:g} s"
-            self._leave_out(recording, "too short", what)
+        recording.audio, path, state = best
+        self._take_file(recording, path, state)
+        duration_s = recording.audio.duration_s
+        if 0 < duration_s < self._args.min_duration:
+            self._tally.leave_out(recording, "too short", shorter(duration_s, self._args))
             return False
-        for sibling in recording.siblings:
-            what = f"the same call as {path}"
-            self._tally.leave_out(Recording(sibling), "in another format", what)
         return True
 
-    def _leave_out(self, recording: Recording, reason: str, what: str) -> None:
-        """Count a recording, and the other files of its call, as left out."""
-        for path in (recording.path, *recording.siblings):
-            self._tally.leave_out(Recording(path, recording.explicit), reason, what)
-
     def _claim_or_leave(self, recording: Recording, ledger: Ledger) -> bool:
-        """Act on what the ledger has of a recording's audio; return like _examine."""
+        """Act on what the ledger has of a recording's audio; return like examine."""
         if self._args.dry_run and recording.sha256 in self._claimed:
             self._tally.add(recording, Result(Outcome.ALREADY))
             return False
@@ -3684,13 +3791,18 @@ class Source:
                 log.info(f"{recording.path}: sent again; {decision.reason}")
                 break
             if decision.action is Action.LEAVE_OUT:
-                self._leave_out(recording, "too short", decision.reason)
+                what = shorter(row["duration_s"], self._args)
+                self._tally.leave_out(recording, "too short", what)
                 return False
             if decision.action is not Action.WAIT:
-                self._remember_path(recording, row, ledger)
-                return self._leave(recording, row)
-            if not self._may_wait:
-                self._copies.append(recording)
+                is_copy = is_elsewhere(row, recording)
+                if is_copy:
+                    check_copy(row, recording)
+                else:
+                    self._remember_path(recording, row, ledger)
+                return self._leave(recording, row, is_copy)
+            if not self.may_wait:
+                self.copies.append(recording)
                 return False
             if self._breaker.stopping.wait(TICK_S):  # Its row may never change again.
                 raise run_stopped()
@@ -3701,18 +3813,22 @@ class Source:
         recording.action = Action.SEND
         return True
 
-    def _is_too_old(self, recording: Recording) -> bool:
-        state = recording.file_state
-        return max(state.mtime_ns, state.ctime_ns) < self._since_s * 1e9
+    def _leave(self, recording: Recording, row: Row, is_copy: bool = False) -> bool:
+        """Report a recording as the ledger has it; return True if a worker has to see to it.
 
-    def _leave(self, recording: Recording, row: Row) -> bool:
-        """Report a recording as the ledger has it; return True if a worker has to see to it."""
+        is_copy: the row's own recording is elsewhere, and only the JSON beside that one counts.
+        """
         recording.row, recording.sha256 = row, row["sha256"]
-        is_new = row["state"] == "uploaded" and self._has_new_metadata(recording, row)
+        may_be_new = row["state"] == "uploaded" and not is_copy
+        is_new = may_be_new and self._has_new_metadata(recording, row)
         decision = decide(row, recording, self._args, self._claimed, is_new)
         recording.action = decision.action
         if is_new:
             self._check_update(recording, row)
+        updates = self._tally.updates
+        if recording.action is Action.UPDATE_METADATA and updates.stopping.is_set():
+            self._tally.leave_out(recording, "not updated", updates.cause)
+            return False
         if recording.action in (Action.FOLLOW, Action.UPDATE_METADATA):
             return True
         if row["sha256"] not in self._tally.looked_up:  # Reported already.
@@ -3720,47 +3836,52 @@ class Source:
         return False
 
     def _has_new_metadata(self, recording: Recording, row: Row) -> bool:
-        """Return whether the JSON beside an uploaded recording is not the one that was sent.
+        """Return whether the JSON beside an uploaded recording has other fields than were sent.
 
-        Only a JSON of another size, mtime or ctime is read; a nightly export may write all of them
-        anew. Only the one beside the row's own path counts. Raises UploadError for one that cannot
-        be read, and for a copy with other metadata.
+        Only a JSON of another size, mtime or ctime is read, as a nightly export may write all of
+        them anew. Raises UploadError for one that cannot be read, or was refused before.
         """
-        is_copy = row["path"] != stored_path(recording.path) and os.path.exists(row["path"])
-        if is_copy:
-            if recording.json and recording.json.sha256 != row["json_sha256"]:
-                cause = f"not sent: same audio as {row['path']}, other metadata"
-                advice = "move one of them away, or correct the dialog with --talk-id"
-                raise data_error(COPY_DIFFERS, cause, advice)
-            return False
         if not recording.sidecar or not self._ledger:
             return False
         try:
-            status = os.stat(recording.sidecar)
-            state = FileState.from_stat(status)
-        except OSError:  # Removed meanwhile.
+            state = FileState.of(recording.sidecar)
+        except FileNotFoundError:  # Removed meanwhile.
             return False
+        except OSError as error:
+            raise unreadable(error, f"metadata file {recording.sidecar}: ") from error
+        refused, again = row["json_refused"], self._args.retry_rejected
         before = row["json_size_bytes"], row["json_mtime_ns"], row["json_ctime_ns"]
-        if state == before or is_young(status, self._args.min_age):
-            return False
-        collect_metadata(recording, self._args, self._common)
-        assert recording.json
-        if recording.json.sha256 not in (row["json_sha256"], row["json_refused"]):
-            return True
-        if not self._args.dry_run:
-            self._ledger.update(recording, **json_columns(recording.json.state))
+        is_changed = state != before or (refused and again)
+        if is_changed and not is_young(state, self._args.min_age):
+            collect_metadata(recording, self._args, self._common)
+            assert recording.json
+            fields = recording.json.sha256
+            if fields not in (row["json_sha256"], refused) or (fields == refused and again):
+                return True
+            refused = refused if fields == refused else None
+            if not self._args.dry_run:
+                columns = json_columns(recording.json.state)
+                self._ledger.update(recording, json_refused=refused, **columns)
+        if refused:
+            cause = f"its metadata was not updated; that was refused before: {row['error']}"
+            raise data_error(UPDATE_REFUSED, cause, UPDATE_ADVICE)
         return False
 
     def _check_update(self, recording: Recording, row: Row) -> None:
-        """Say why changed metadata is not sent, or complete it; raise UploadError if it cannot."""
+        """Complete changed metadata for its dialog, or say why it is not sent.
+
+        Raises UploadError for what would erase fields that the upload had.
+        """
         assert recording.metadata is not None and recording.json and self._ledger
         cause = "its metadata has changed since the upload"
         if row["split"]:
             advice = "update its dialogs with --talk-id"
             self._tally.warn(recording, "split-metadata", f"{cause}; it was split", advice)
             if not self._args.dry_run:  # Said once.
-                self._ledger.update(recording, **json_columns(recording.json.state))
-            recording.action = Action.LEAVE
+                columns = json_columns(recording.json.state)
+                self._ledger.update(recording, json_sha256=recording.json.sha256, **columns)
+            if recording.action is Action.UPDATE_METADATA:
+                recording.action = Action.LEAVE
         elif recording.action is not Action.UPDATE_METADATA:
             advice = "run the same command with --update-metadata"
             self._tally.warn(recording, "metadata-changed", cause, advice)
@@ -3768,6 +3889,7 @@ class Source:
             cause += ", but the upload had a --meta-path and this run has none"
             raise data_error("no-meta-path", cause, "add --meta-path")
         else:
+            self._warn_of_metadata(recording)
             recording.metadata_sha256 = hash_metadata(recording, self._args)
             # Keys left out are erased.
             if key := self._args.lookup_key or row["lookup_key"]:
@@ -3775,10 +3897,8 @@ class Source:
 
     def _remember_path(self, recording: Recording, row: Row, ledger: Ledger) -> None:
         """Give a row the path where its audio is now: it spares the next run a hash."""
-        own = stored_path(recording.path)
-        is_moved = row["path"] == own or not os.path.exists(row["path"])
-        if is_moved and not self._args.dry_run:
-            stem, suffix = os.path.splitext(own)
+        if not self._args.dry_run:
+            stem, suffix = os.path.splitext(stored_path(recording.path))
             _, mtime_ns, ctime_ns = recording.file_state
             ledger.update(recording, stem=stem, suffix=suffix, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
 
@@ -3793,28 +3913,55 @@ class Source:
             self._tally.warn(recording, "date", text, DATE_ADVICE)
         if self._common and "date" in self._common.fields and recording.metadata:
             self._dated += recording.metadata.fields["date"] == self._common.fields["date"]
-            if self._dated == 2:
+            if self._dated == self._dated_limit:
                 cause = "the date in --meta-path is sent with several recordings"
                 advice = "leave it out there, and give each recording a JSON with its own"
                 self._tally.warn(None, "common-date", cause, advice)
 
 
-def is_young(status: os.stat_result, min_age_s: float) -> bool:
-    """Return whether a file may still be written to.
+def is_young(state: FileState, limit_s: float) -> bool:
+    """Return whether a file changed less than limit_s ago, so that it may still be written to.
 
     By the later of mtime and ctime: a file that a tool copied with its old mtime is young when it
     arrives. A date far in the future is wrong rather than young; slightly ahead is clock skew.
     """
-    age_s = time.time() - max(status.st_mtime, status.st_ctime)
-    if age_s < -min_age_s:
-        age_s = time.time() - status.st_ctime
-    return bool(min_age_s) and abs(age_s) < min_age_s
+    if not limit_s:
+        return False
+    now_s = time.time()
+    age_s = now_s - max(state.mtime_ns, state.ctime_ns) / 1e9
+    if age_s < -limit_s:
+        age_s = now_s - state.ctime_ns / 1e9
+    return abs(age_s) < limit_s
 
 
-def is_same_path(row: Row, recording: Recording) -> bool:
-    """Return whether a row of find_by_stem is of the recording's path."""
+def shorter(duration_s: float, args: Namespace) -> str:
+    """Say that a recording is too short."""
+    return f"{duration_s:,.1f} s, shorter than {args.min_duration:g} s"
+
+
+def is_same_path(row: Row, path: str) -> bool:
+    """Return whether a row of find_by_stem is of this path."""
     suffix: str = row["suffix"]
-    return suffix == os.path.splitext(recording.path)[1]
+    return suffix == printable(os.path.splitext(path)[1])
+
+
+def is_elsewhere(row: Row, recording: Recording) -> bool:
+    """Return whether the row's own recording is still there, at another path than this one."""
+    own = stored_path(recording.path)
+    if row["path"] == own or not os.path.exists(row["path"]):
+        return False
+    # A folder may have two names.
+    folders = {os.path.realpath(os.path.dirname(path)) for path in (row["path"], own)}
+    return len(folders) > 1 or os.path.basename(row["path"]) != os.path.basename(own)
+
+
+def check_copy(row: Row, recording: Recording) -> None:
+    """Raise UploadError if a copy of an uploaded recording has a JSON with other fields."""
+    is_uploaded = row["state"] == "uploaded"
+    if is_uploaded and recording.json and recording.json.sha256 != row["json_sha256"]:
+        cause = f"not sent: same audio as {row['path']}, other metadata"
+        advice = "move one of them away, or correct the dialog with --talk-id"
+        raise data_error(COPY_DIFFERS, cause, advice)
 
 
 def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, bool]:
@@ -3825,7 +3972,7 @@ def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, b
     state, is_touched = recording.file_state, False
     for row in rows:
         before = row["size_bytes"], row["mtime_ns"]
-        if row["state"] == "uploaded" and before == state[:2] and is_same_path(row, recording):
+        if row["state"] == "uploaded" and before == state[:2] and is_same_path(row, recording.path):
             if row["ctime_ns"] == state.ctime_ns:
                 return row, False
             is_touched = True
@@ -3835,14 +3982,17 @@ def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, b
 def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
     """Return the row of the same call in a format of which there is no file any more.
 
-    A night job may have turned X.wav into X.mp3 after the upload.
+    A night job may have turned X.wav into X.mp3 after the upload. If there is a row of a file that
+    is there, either that file was sent, or its name has been used again, for another call.
     """
-    paths = (recording.path, *recording.siblings)
-    present = {os.path.splitext(path)[1] for path in paths}
-    if any(is_same_path(row, recording) for row in rows):
+    present = {recording.path, *(path for path, _ in recording.siblings)}
+    sent = [row for row in rows if row["state"] in SENT]
+    if any(is_same_path(row, path) for row in sent for path in present):
         return None
-    states = ("uploaded", "unknown", "finishing", "sending")
-    return next((r for r in rows if r["suffix"] not in present and r["state"] in states), None)
+    # As in find_files.
+    suffixes = {os.path.splitext(path)[1].lower() for path in present}
+    sent = [row for row in sent if {row["suffix"].lower(), *suffixes} <= {*SUFFIXES}]
+    return next(iter(sent), None)
 
 
 def drained(queue: collections.deque[Recording]) -> Iterator[Recording]:
@@ -3858,8 +4008,8 @@ def drained(queue: collections.deque[Recording]) -> Iterator[Recording]:
 OUTAGE = "outage"
 UNDELIVERED = "undelivered"  # In runs in which other uploads worked.
 LOST = "lost"
-UPDATE_REFUSED = "update-refused"
 COPY_DIFFERS = "copy-differs"
+LOOKUP_FAILED = "lookup"
 
 
 class OpenProblem(NamedTuple):
@@ -3890,6 +4040,7 @@ class Problems:
         self._met: set[ProblemKey] = set()  # By this run.
         self._said: set[ProblemKey] = set()
         self._lines: collections.Counter[str] = collections.Counter()  # By cause.
+        self.has_looked_up = False  # With success, or nothing is unknown any more.
         self._has_uploaded = False
         self._undelivered: list[tuple[str, UploadError, FileState | None]] = []
         # Size and mtime of what this run has met or uploaded: a file that was renamed is not lost.
@@ -3899,8 +4050,7 @@ class Problems:
         """Take a problem of a recording, or with path "" of the run."""
         meaning, text = error.meaning, clean(masked(str(error)))
         if self._ledger:
-            is_outage = meaning.is_outage or meaning.id == OUTAGE
-            if is_outage and meaning.exit_code == os.EX_TEMPFAIL:
+            if meaning.is_outage and meaning.exit_code == os.EX_TEMPFAIL:
                 self._undelivered.append((path, error, file_state))
                 key = ProblemKey("", meaning.exit_code, OUTAGE)
             elif meaning.stops_run or not path:
@@ -3909,13 +4059,13 @@ class Problems:
                 key = self._key(stored_path(path), meaning)
             self._remember(self._ledger, key, text, file_state)
         if not (self._ledger and self._args.quiet):
-            self._say(meaning.exit_code, meaning.id, f"{path}: {text}" if path else text)
+            line = f"{shortened(path, PATH_LIMIT_CHARACTERS)}: {text}" if path else text
+            self._say(meaning.exit_code, meaning.id, line)
 
     def clear(self, recording: Recording, was_sent: bool) -> None:
         """Forget the problems of a recording that this run has not met.
 
-        was_sent: it was uploaded or updated; then the service works, too. Else a refused update of
-        its metadata stays open.
+        was_sent: it was uploaded or updated; then the service works, too.
         """
         if self._ledger is None:
             return
@@ -3928,8 +4078,7 @@ class Problems:
             keys |= {key for key in self._by_path[""] - self._met if key.exit_code}
             keys |= {key for key in self._by_path[""] if key.cause == OUTAGE}
         for key in keys:
-            if was_sent or key.cause != UPDATE_REFUSED:
-                self._forget(self._ledger, key)
+            self._forget(self._ledger, key)
 
     def finish(self, is_complete: bool) -> set[int]:
         """Say what lasts or is lost; return exit codes. is_complete: all was looked at."""
@@ -3997,8 +4146,10 @@ class Problems:
 
     def _has_lasted(self, key: ProblemKey) -> bool:
         """Return whether a problem lasts for so long that a person has to hear of it."""
-        hold_s = PASSING_S if key.exit_code == os.EX_TEMPFAIL else 0.0
-        if key.cause == UNDELIVERED or (key.cause == UNKNOWN.id and self._args.lookup_key):
+        may_pass = key.exit_code == os.EX_TEMPFAIL or key.cause == LOOKUP_FAILED
+        hold_s = PASSING_S if may_pass else 0.0
+        waits_a_day = key.cause in (UNDELIVERED, UPDATE_TOO_EARLY)
+        if waits_a_day or (key.cause == UNKNOWN.id and self._args.lookup_key):
             hold_s = LOOKUP_HOPE_S
         return abs(time.time() - seconds_of(self._open[key].since)) >= hold_s
 
@@ -4009,7 +4160,8 @@ class Problems:
         """
         for key in self._by_path[""] - self._met:
             # An outage ends with an upload; without one, warnings of what is sent may last, too.
-            if key.cause != OUTAGE and (key.exit_code or self._has_uploaded):
+            is_over = bool(key.exit_code or self._has_uploaded) and key.cause != OUTAGE
+            if self.has_looked_up if key.cause == LOOKUP_FAILED else is_over:
                 self._forget(ledger, key)
         codes: set[int] = set()
         paths = {key.path for key in self._open} | set(ledger.paths_not_uploaded())
@@ -4023,7 +4175,7 @@ class Problems:
                 continue
             if os.path.lexists(path):
                 if is_below:
-                    over = [key for key in self._by_path[path] if key.cause != UPDATE_REFUSED]
+                    over = list(self._by_path[path])
             elif (is_below or os.path.dirname(path) in beside) and has_nearest_folder(path):
                 over = self._over_or_lost(ledger, path, codes)
             for key in over:
@@ -4033,18 +4185,20 @@ class Problems:
     def _over_or_lost(self, ledger: Ledger, path: str, codes: set[int]) -> list[ProblemKey]:
         """Return the problems that are over, of a file that is gone; note it if it is lost."""
         keys = list(self._by_path[path])
-        rows = [row for row in ledger.find_by_stem(path) if row["path"] == path]
+        same_call = ledger.find_by_stem(path)
+        rows = [row for row in same_call if row["path"] == path]
         states = [state for key in keys if (state := self._open[key].file_state)]
         sizes = {state.size_bytes for state in states} or {row["size_bytes"] for row in rows}
         found = {row["state"] for row in rows if row["size_bytes"] in sizes}
         if found & {"unknown", "finishing"} or any(key.cause == LOST for key in keys):
             return []  # To be looked for in the console; said already.
         was_renamed = any(state[:2] in self._seen for state in states)
+        was_renamed |= any(row["state"] == "uploaded" and row not in rows for row in same_call)
         was_copy = any(key.cause == COPY_DIFFERS for key in keys)
         if "uploaded" in found or was_renamed or was_copy or not (states or found):
             return keys
-        error = next((row["error"] for row in rows if row["error"]), None)
-        earlier = self._open[keys[0]].text.partition("; ")[0] if keys else error
+        earlier = next((row["error"] for row in rows if row["error"]), None)
+        earlier = earlier or (keys and self._open[keys[0]].text.partition("; ")[0])
         advice = "restore it, or delete its row from the ledger's problems"
         meaning = Meaning(os.EX_NOINPUT, LOST, "gone before it was uploaded", advice)
         lost = UploadError(meaning, f"earlier: {earlier}" if earlier else "")
@@ -4056,7 +4210,7 @@ class Problems:
         ledger.mark_said(key)
         self._said.add(key)
         problem = self._open[key] = self._open[key]._replace(said_at=utc())
-        prefix = f"{key.path}: " if key.path else ""
+        prefix = f"{shortened(key.path, PATH_LIMIT_CHARACTERS)}: " if key.path else ""
         if key.cause == OUTAGE:
             prefix = f"no upload has worked since {local_time(problem.since)}: "
         self._say(key.exit_code, key.cause, prefix + problem.text)
@@ -4121,6 +4275,8 @@ class Tally:
         self.not_tried = 0
         self.looked_up: set[str] = set()  # SHA-256 of what a lookup has found.
         self.problems = problems
+        # Whatever becomes of updates stops no uploads, but in an outage not all are tried.
+        self.updates = CircuitBreaker()
         self._args = args
         self._console = console
         self._breaker = breaker
@@ -4133,12 +4289,17 @@ class Tally:
             if recording.result:  # The run has given it up already.
                 return
             recording.result = result
-            self._breaker.record(result)
+            is_update = recording.action is Action.UPDATE_METADATA
+            (self.updates if is_update else self._breaker).record(result)
+            if is_update and result.error and result.error.meaning.stops_run:
+                self._breaker.stop(SAME_FOR_ALL)
             if result.outcome is Outcome.LEFT_OUT:
                 self.leave_out(recording, "too short", result.description)
                 return
             was_found = bool(result.found_id) and result.outcome is Outcome.UPLOADED
-            self.counts["found" if was_found else result.outcome.value] += 1
+            to_be_updated = is_update and result.outcome is Outcome.CHECKED
+            counted = "found" if was_found else "updated" if to_be_updated else result.outcome.value
+            self.counts[counted] += 1
             if was_found:
                 self.looked_up.add(recording.sha256)
             if result.error:
@@ -4161,12 +4322,15 @@ class Tally:
             else:
                 self._note("", error, None)
 
-    def add_error(self, error: LedgerError) -> None:
-        """Take an error of the ledger itself, which ends the run."""
+    def add_error(self, error: UploadError) -> None:
+        """Take an error of the run itself, which ends it."""
         with self.lock:
-            if error.meaning.id not in self._run_errors:
-                log.log(error.level(self._args), str(error))
+            is_new = error.meaning.id not in self._run_errors
             self._run_errors.add(error.meaning.id)
+            if is_new and isinstance(error, LedgerError):
+                log.log(error.level(self._args), str(error))
+            elif is_new:
+                self._note("", error, None)
             self._exit_codes.add(error.meaning.exit_code)
             self._breaker.stop(SAME_FOR_ALL)
 
@@ -4211,7 +4375,8 @@ class Tally:
         if counts["found"]:
             parts.append(f"{counts['found']:,} found in the service")
         if counts["updated"]:
-            parts.append(f"{counts['updated']:,} with metadata updated")
+            will = "to be " if self._args.dry_run else ""
+            parts.append(f"{counts['updated']:,} with metadata {will}updated")
         parts.append(f"{counts['failed'] + counts['rejected']:,} failed")
         parts.append(f"{counts['unknown']:,} unknown")
         parts += [f"{number:,} {reason}" for reason, number in self.left_out.items()]
@@ -4261,6 +4426,8 @@ class Console(logging.Handler):
         path, outcome = recording.path, result.outcome
         is_new = outcome in (Outcome.UPLOADED, Outcome.UPDATED)
         note = " (metadata updated)" if outcome is Outcome.UPDATED and recording.row else ""
+        if result.found_id and result.found_id not in result.dialog_ids:
+            note = f" (in the service: {result.found_id}){note}"
         lines = [f"Dialog ID: {dialog_id}{note}" for dialog_id in result.dialog_ids]
         if result.badge_id:
             lines.insert(0, f"Badge ID: {result.badge_id}")
@@ -4277,7 +4444,8 @@ class Console(logging.Handler):
         if self._args.format == "json":
             self._print(as_json(recording, result), is_new)
         elif outcome is Outcome.CHECKED:
-            self._print(f"{path}: would be uploaded: {result.description}", is_new)
+            what = "updated" if recording.row else "uploaded"
+            self._print(f"{path}: would be {what}: {result.description}", is_new)
         elif is_new or result.error or recording.explicit or self._args.verbose:
             # What a lookup found may not be the recording that was named.
             prefix = f"{path}: " if self.several or result.found_id else ""
@@ -4322,7 +4490,7 @@ class Console(logging.Handler):
         sizes = []
         for found in find_files(self._args):
             with contextlib.suppress(OSError, ValueError):
-                sizes.append(os.stat(found.path).st_size)
+                sizes.append(os.stat(found.paths[0]).st_size)
         if self._bar is not None:
             self._bar.total = sum(sizes)
             self._total = len(sizes)
@@ -4340,8 +4508,7 @@ class Console(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a log message to stderr, without secrets."""
         line = one_line(masked(f"upload_grpc: {record.getMessage()}"))
-        if len(line) > LINE_LIMIT_CHARACTERS:
-            line = f"{line[:LINE_LIMIT_CHARACTERS]}..."
+        line = shortened(line, LINE_LIMIT_CHARACTERS)
         # If stderr is closed or full there is nowhere to report it.
         with contextlib.suppress(OSError, ValueError), self._above_bar(sys.stderr):
             sys.stderr.write(f"{line}\n")
@@ -4393,9 +4560,16 @@ def escaped(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
+def shortened(text: str, limit: int = TEXT_LIMIT_CHARACTERS) -> str:
+    """Return a text with its middle cut out if it is too long: the cause may be at its end."""
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]}...{text[-half:]}"
+
+
 def clean(text: str) -> str:
-    """Return a text as the ledger keeps it: printable, and not endless."""
-    return one_line(text).encode(errors="backslashreplace").decode()[:LINE_LIMIT_CHARACTERS]
+    """Return a text as the ledger keeps it: printable, in UTF-8, and not endless."""
+    text = text.encode(errors="backslashreplace").decode()  # File names may be no UTF-8.
+    return shortened(one_line(text), LINE_LIMIT_CHARACTERS)
 
 
 # --- 15. The run ------------------------------------------------------------------------------
@@ -4434,7 +4608,7 @@ class Run:
         workers = [threading.Thread(target=self._work, daemon=True) for _ in range(jobs)]
         self._collect_signals()
         self._look_up()
-        for worker in workers:
+        for worker in workers if not self._is_ending() else ():
             worker.start()
         while not self._is_ending() and self._wait_a_tick(workers):
             pass
@@ -4453,7 +4627,7 @@ class Run:
                 continue
             size = f"{recording.file_state.size_bytes:,} bytes"
             audio = recording.audio
-            text = f"{audio.description}, {size}, " if audio else "metadata only, "
+            text = f"{audio.description}, {size}, " if audio else ""
             if audio and audio.needs_conversion:
                 text = f"to be converted: {text}"
             text += described(recording.metadata)
@@ -4471,9 +4645,13 @@ class Run:
         if not (self._args.lookup_key and self._ledger and self._access):
             return
         with contextlib.closing(Uploader(self._args, self._access, self._breaker)) as uploader:
-            lookup = Lookup(self._args, uploader, self._ledger, self._signals)
-            for recording, result in lookup.run():
-                self._tally.add(recording, result)
+            lookup = Lookup(self._args, uploader, self._ledger, self._signals, self._tally.warn)
+            try:
+                for recording, result in lookup.run():
+                    self._tally.add(recording, result)
+            except UploadError as error:
+                self._tally.add_error(error)
+            self._tally.problems.has_looked_up = lookup.has_worked
 
     def _work(self) -> None:
         """Send one recording after the other over this worker's own channel."""
@@ -4525,43 +4703,41 @@ class Run:
         args, audio = self._args, recording.audio
         if not audio or not audio.needs_conversion:
             return None
-        recording.converted = converted = convert(
-            self._ffmpeg, recording.path, audio, args.timeout, self._breaker.stopping
-        )
         check_unchanged(recording, lambda: None)
+        try:
+            recording.converted = converted = convert(
+                self._ffmpeg, recording.path, audio, args.timeout, self._breaker.stopping
+            )
+        finally:  # That it changed meanwhile explains an error, too.
+            check_unchanged(recording, lambda: None)
         duration_s = converted.audio.duration_s
         if duration_s >= args.min_duration:
             check_limits(converted.audio, converted.size_bytes, args.split, args.single_message)
             return None
         if self._ledger:  # So that it is not converted again.
             self._ledger.update(recording, state="failed", duration_s=duration_s)
-        what = f"{duration_s:,.1f} s, shorter than {args.min_duration:g} s"
-        return Result(Outcome.LEFT_OUT, description=what)
+        return Result(Outcome.LEFT_OUT, description=shorter(duration_s, args))
 
     def _update(self, recording: Recording, uploader: Uploader) -> Result:
         """Send changed metadata of an uploaded recording; return and record the result."""
         row: Any = recording.row
         talk_id = row["talk_id"] or row["found_id"]
         request = talk_service_pb2.UploadTalkRequest(talk_id=talk_id, metadata=recording.metadata)
-        assert self._ledger and recording.json
+        assert self._ledger
         try:
             result = uploader.update_talk(recording, request)
-            self._ledger.record_update(recording)
-            return result
-        except LedgerError as error:  # It is sent again, which does no harm.
-            self._tally.add_error(error)
-            return failed(error)
         except CallError as error:
-            meaning = update_meaning(error, row)
-            if meaning.id == UPDATE_REFUSED:
-                self._ledger.update(
-                    recording,
-                    json_refused=recording.json.sha256,
-                    **json_columns(recording.json.state),
-                )
-            return failed(UploadError(meaning, error.details))
+            result = failed(UploadError(update_meaning(error, row), error.details))
         except UploadError as error:
             return failed(error)
+        try:
+            if result.error is None:
+                self._ledger.record_update(recording)
+            elif result.error.meaning.id == UPDATE_REFUSED:
+                self._ledger.record_refused_update(recording, result.error)
+        except LedgerError as error:  # It is sent again, which does no harm.
+            return failed(error)
+        return result
 
     def _recorded(self, recording: Recording, result: Result) -> Result:
         """Record a result in the ledger; return it, or what it has become if that failed."""
@@ -4603,7 +4779,9 @@ class Run:
     def _cause(self) -> str:
         if self._signals:
             return f"stopped by {signal.Signals(self._signals[0]).name}"
-        return "stopped by a bug"
+        return (
+            "stopped by a limit of this process" if limit_error(self._bug) else "stopped by a bug"
+        )
 
     def _calls(self) -> list[Call]:
         # Of a copy, as workers change the set meanwhile.
@@ -4617,7 +4795,7 @@ class Run:
         # Not while a worker is reporting, or the bar would step back.
         if self._tally.lock.acquire(blocking=False):
             calls = [call for call in self._calls() if isinstance(call, Transfer)]
-            self._console.show_progress(sum(call.handed_over_bytes for call in calls))
+            self._console.show_progress(sum(call.done_bytes for call in calls))
             self._tally.lock.release()
         return bool(alive)
 
@@ -4631,7 +4809,7 @@ class Run:
                 cause = f"{self._breaker.cause} while it was under way"
                 error = UploadError(FAILED._replace(cause=cause))
                 if recording.call and recording.call.phase is Phase.COMMITTED:
-                    cause += "; the dialog may or may not exist"
+                    cause += ", so the dialog may or may not exist"
                     advice = recording.call.advice.get(UNKNOWN.id, LOOK_FOR_IT)
                     error = UploadError(UNKNOWN._replace(cause=cause, advice=advice))
                 received = recording.received
@@ -4641,7 +4819,7 @@ class Run:
             self._tally.finish(is_complete=False)
             log.warning(f"{self._breaker.cause}; {self._tally.summary()}, the others not tried")
             if self._bug:
-                report_bug(self._bug)
+                code = report_bug(self._bug)
         os._exit(code)
 
     def _end(self) -> int:
@@ -4687,17 +4865,20 @@ class Run:
 
 
 def update_meaning(error: CallError, row: Row) -> Meaning:
-    """Return what the end of an update of a dialog's metadata means: never a stop of the run."""
+    """Return what the failed update of a dialog's metadata means.
+
+    It stops the run only if nothing could be sent, as no upload could be either; and what something
+    in between has answered is no refusal by the service.
+    """
     meaning, cause = error.meaning, f"its metadata could not be updated: {error.meaning.cause}"
-    if error.status == "UNAUTHENTICATED":  # Every upload would meet the same.
-        return meaning
     age_s = abs(time.time() - seconds_of(row["uploaded_at"]))
-    is_too_early = error.status == "NOT_FOUND" and age_s < LOOKUP_HOPE_S
-    if is_too_early or meaning.may_retry or meaning.exit_code == os.EX_PROTOCOL:
-        id = "update-too-early" if is_too_early else OUTAGE
-        return Meaning(os.EX_TEMPFAIL, id, cause, AGAIN)
-    advice = "correct its JSON; it is sent again once that changes"
-    return Meaning(os.EX_DATAERR, UPDATE_REFUSED, cause, advice)
+    if meaning.may_retry or re.match(f"[A-Z_]+: ({LOST_ANSWER})", error.details):
+        return Meaning(os.EX_TEMPFAIL, "update-failed", cause, AGAIN, is_outage=True)
+    if error.status in ("UNAVAILABLE", "UNAUTHENTICATED"):
+        return meaning
+    if error.status == "NOT_FOUND" and age_s < LOOKUP_HOPE_S:
+        return Meaning(os.EX_TEMPFAIL, UPDATE_TOO_EARLY, cause, AGAIN)
+    return Meaning(os.EX_DATAERR, UPDATE_REFUSED, cause, UPDATE_ADVICE)
 
 
 def described(metadata: TalkMetadata | None) -> str:
@@ -5124,7 +5305,9 @@ def day(text: str) -> datetime.date:
     with contextlib.suppress(ValueError, OverflowError):
         if match := re.fullmatch(r"(\d{1,5})d", days):
             return datetime.date.today() - datetime.timedelta(days=int(match[1]))
-        return datetime.date.fromisoformat(text)
+        found = datetime.date.fromisoformat(text)
+        datetime.datetime.combine(found, datetime.time()).timestamp()  # Fails for the year 1.
+        return found
     raise argparse.ArgumentTypeError("must be YYYY-MM-DD, today, yesterday, or like 7d")
 
 
@@ -5315,6 +5498,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
             parser.error(f"--{name.replace('_', '-')} is empty")
     given = {name for name, value in vars(args).items() if value not in (None, 0, [], "auto")}
     with_audio = {"audio_path", "audio_type", "min_age", "split", "single_message", "ledger"}
+    with_audio |= {"require_json"}
     pcm_format = {"sample_rate", "channels"} & given
     lookup = ("organization_id", "space_id", "ledger")
     missing = ", ".join(f"--{each.replace('_', '-')}" for each in lookup if each not in given)
@@ -5343,6 +5527,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
             not (args.connection_id or "-").isprintable(),
             "--connection-id has characters that no ID has",
         ),
+        (not (args.lookup_key or "-").isprintable(), "--lookup-key has characters that no key has"),
         (not (args.talk_id or "-").isprintable(), "--talk-id has characters that no ID has"),
     )
     for is_wrong, reason in wrong:
@@ -5354,41 +5539,67 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
 
 def import_problem(error: Exception) -> UploadError:
     """Say why grpc or the stubs cannot be loaded, and what helps."""
-    venv = os.path.join(HERE, ".venv")
-    for path in (HERE, venv, os.path.join(venv, "bin/python"), os.path.join(HERE, "generated")):
-        try:
-            os.stat(path)
-            if os.path.isdir(path):
-                os.listdir(path)
-        except PermissionError as refusal:
-            cause = f"{refusal.filename} cannot be read: {refusal.strerror}"
+    venv, stubs = os.path.join(HERE, ".venv"), os.path.join(HERE, "generated")
+    places = [HERE, venv, os.path.join(venv, "bin/python")]
+    for folder in (*sys.path, stubs):
+        names = ("", "grpc", "google/protobuf", "yandex/cloud/speechsense/v1")
+        places += [os.path.join(folder, name) for name in names]
+    for place in places:
+        if blocked := find_blocked(place):
+            at = "" if blocked == place else f" at {blocked}"
+            cause = f"{place} cannot be read{at}: Permission denied"
             advice = "give this user the right to read it; it was made by another one"
             return config_error("venv", cause, advice)
-        except OSError:
-            continue
-    cause = f"cannot load grpc and the stubs in {HERE}/generated: {error}"
-    if error_number(error) in (errno.EMFILE, errno.ENFILE):
-        return config_error("files", cause, "raise the limit: ulimit -n 1024")
+    cause = f"cannot load grpc and the stubs in {stubs}: {error}"
+    if limit := limit_error(error):
+        return limit
     if not os.path.exists(os.path.join(HERE, "Makefile")):
         cause = f"{HERE} has no packages: upload_grpc.py is away from its clone"
         return config_error("clone", cause, "put it back, and make a link to it: ln -s")
     return config_error("stubs", cause, f"run: make -C {shlex.quote(HERE)}")
 
 
-def error_number(error: BaseException | None) -> int:
-    """Return the errno of an error, or of what caused it; 0 if there is none."""
-    while error:
-        if isinstance(error, OSError) and error.errno:
-            return error.errno
-        error = error.__cause__ or error.__context__
-    return 0
+def find_blocked(path: str) -> str:
+    """Return what this user may not read of a path, the files in a folder, or what leads there."""
+    folder = "/"
+    for name in os.path.realpath(path).split("/")[1:]:
+        if not os.access(folder, os.X_OK):
+            return folder
+        folder = os.path.join(folder, name)
+        if not os.path.lexists(folder):
+            return ""
+    if not os.path.isdir(folder):
+        return "" if os.access(folder, os.R_OK) else folder
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return folder
+    files = (entry.path for entry in os.scandir(folder))
+    return next((file for file in files if not os.access(file, os.R_OK)), "")
 
 
-def report_bug(bug: BaseException) -> None:
-    """Print the traceback of a bug."""
+def check_files_limit(jobs: int) -> None:
+    """Raise UploadError if so many uploads could not open their files: grpc may abort then."""
+    import resource
+
+    needed = FILES_NEEDED + FILES_PER_JOB * jobs
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if not 0 <= soft < needed:  # Negative: unlimited.
+        return
+    if not 0 <= hard < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        return
+    cause = f"the limit on open files is {hard}; {needed} are needed"
+    raise config_error("files", cause, RAISE_FILES)
+
+
+def report_bug(bug: BaseException) -> int:
+    """Print the traceback of a bug, or the limit that it met; return the exit code."""
+    if limit := limit_error(bug):
+        log.error(str(limit))
+        return limit.meaning.exit_code
     for line in "".join(traceback.format_exception(bug)).splitlines():
         log.error(line)
     log.error("this is a bug: report it with the lines above")
+    return os.EX_SOFTWARE
 
 
 def run_command(args: Namespace, console: Console, ledger: Ledger | None) -> int:
@@ -5421,6 +5632,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return report(args)
         if import_error:
             raise import_problem(import_error)
+        check_files_limit(args.jobs if console.several else 1)
         if args.talk_id:
             return update_talk(args, None if args.dry_run else Access(args), console)
         ledger = Ledger(args) if args.ledger else None
@@ -5431,11 +5643,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.log(level, str(error))
         return error.meaning.exit_code
     except Exception as bug:  # noqa: BLE001 - a bug, whatever it is, is reported with its exit code.
-        if error_number(bug) in (errno.EMFILE, errno.ENFILE):
-            log.error("too many open files; raise the limit: ulimit -n 1024, or use fewer --jobs")
-            return os.EX_CONFIG
-        report_bug(bug)
-        return os.EX_SOFTWARE
+        return report_bug(bug)
 
 
 if __name__ == "__main__":

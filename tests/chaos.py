@@ -1,14 +1,15 @@
 """Break uploads at random, and count from the service's own store what became of them.
 
-    python tests/chaos.py [--short] [--seed N] [cuts] [kills] [pairs] [settling]
+    python tests/chaos.py [--short] [--seed N] [cuts] [kills] [pairs] [lookups]
 
 cuts: connections are cut, frozen or robbed of their answers at random byte counts; what the
 program says of each recording is compared with the store.
 kills: runs over a growing folder, with a ledger, are killed (SIGKILL) at random moments; after
 one undisturbed run every recording must be in the store once, or be named as unknown.
 pairs: two runs are started together on one ledger; one goes on, the other ends at once.
-settling: answers are lost, with and without --lookup-key; one run left alone finds in the service
-what was made, and one with --retry-unknown uploads the rest.
+lookups: answers are lost, dialogs can be found only later and under other IDs, and clocks jump;
+runs left alone find in the service what was made, and two days later --retry-unknown uploads the
+rest. Without --lookup-key, to compare, the rest stays unknown.
 
 The same seed makes the same faults; what they hit depends on the machine's timing. Prints what
 happened, ends with "N passed, N failed", and exits with 1 if anything failed.
@@ -369,7 +370,7 @@ class Kills:
     def words(self) -> list[str]:
         return arguments(
             self._service, "--audio-path", self.calls, "--ledger", self.ledger,
-            "--format", "json", "--quiet",
+            "--format", "json",
         )  # fmt: skip
 
     def run(self, wanted: int, limit_s: float) -> None:
@@ -410,7 +411,7 @@ class Kills:
         with (
             open(self._printed, "wb") as printed,
             subprocess.Popen(
-                [sys.executable, str(SCRIPT), *self.words()],
+                [sys.executable, str(SCRIPT), "--quiet", *self.words()],
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=subprocess.DEVNULL,
@@ -534,40 +535,73 @@ def run_pair(words: Sequence[str]) -> list[tuple[int, str]]:
             process.wait()
 
 
-# --- Settling ------------------------------------------------------------------------
+# --- Lookups -------------------------------------------------------------------------
 
-SETTLE_KEY = "upload_sha256"
-SETTLE_OPTIONS = ("--lookup-key", SETTLE_KEY, "--organization-id", "o", "--space-id", "s")
+LOOKUP_KEY = "upload_sha256"
+LOOKUP_OPTIONS = ("--lookup-key", LOOKUP_KEY, "--organization-id", "o", "--space-id", "s")
 # Recordings, and runs through the faults, half of which are killed.
 LOST_ANSWERS, LOST_ANSWERS_SHORT = (500, 60), (40, 8)
+# In place of the hour or so after which a dialog can be found.
+INDEX_LAG_S = 2.0
+# What the clock of a run is ahead by: half of them are right.
+CLOCKS_H = (0, 0, 0, -11, -3, 3, 11)
+# Runs with --retry-unknown until nothing is unknown: one makes 30 calls at most.
+RETRIES_LIMIT = 12
 # Starts the program with pauses that are right for a service on this machine.
 QUICK_WAITS = {WAITS["lookup_pause"]: 0, WAITS["refusal"]: 0.02, WAITS["backoff"]: 0.01}
-QUICK_START = f"""import sys
+QUICK_START = f"""import os, sys, time
+right, ahead_s = time.time, 3600 * float(os.environ["CLOCK_AHEAD_H"])
+time.time = lambda: right() + ahead_s
 sys.path.insert(0, {str(SCRIPT.parent)!r})
 import upload_grpc
 for name, value_s in {QUICK_WAITS}.items():
     getattr(upload_grpc, name)  # There has to be one.
     setattr(upload_grpc, name, value_s)
+if os.environ["QUICK_PROOF"]:
+    # A day is as much longer than the hour after which a dialog can be found.
+    assert upload_grpc.PROOF_AGE_S / upload_grpc.LOOKUP_INTERVAL_S == 96
+    upload_grpc.LOOKUP_INTERVAL_S, upload_grpc.PROOF_AGE_S = 1, {INDEX_LAG_S * 2 + 1}
 sys.exit(upload_grpc.main())
 """
 
 
-class LostAnswers:
-    """A folder, a ledger, and runs that lose answers, with settling or without."""
+class Scenario(NamedTuple):
+    """How the runs of a campaign differ from those of the others."""
 
-    def __init__(self, folder: Path, seed: int, service: StandIn, options: Sequence[str]) -> None:
+    title: str
+    options: Sequence[str] = LOOKUP_OPTIONS
+    clocks_h: Sequence[int] = (0,)
+    # Proof after seconds, so that runs under faults send again, too.
+    quick_proof: bool = False
+
+
+SCENARIOS = (
+    Scenario("without lookups", ()),
+    Scenario("with lookups", quick_proof=True),
+    Scenario("with clocks that jump", clocks_h=CLOCKS_H),
+)
+
+
+class LostAnswers:
+    """A folder, a ledger, and runs that lose answers, with lookups or without."""
+
+    def __init__(self, folder: Path, seed: int, service: StandIn, scenario: Scenario) -> None:
         self.calls = folder / "calls"
         self.ledger = folder / "ledger.sqlite"
         self.recordings: dict[str, Path] = {}  # by SHA-256
-        self.kills = self.settled = 0
+        self.kills = self.found = 0
         self.bugs: list[str] = []
         self._folder = folder
         self._seed = seed
         self._noise = random.Random(seed)
         self._service = service
-        self._options = options
+        self._scenario = scenario
         folder.mkdir()
         self.calls.mkdir()
+        self.clock_h = 0  # Of the next run.
+        lags = random.Random(seed)  # Asked by the service's threads.
+        service.gives_other_ids = True
+        service.index_lag_s = lambda: lags.uniform(0, INDEX_LAG_S)
 
     def record(self, count: int) -> None:
         for _ in range(count):
@@ -594,10 +628,14 @@ class LostAnswers:
                 pauses = [Delay(self._noise.uniform(0, 0.1)) for _ in range(100)]
                 self._service.on_call = functools.partial(self._step_of, pauses)
                 moment_s = self._noise.uniform(0, startup_s + WORK_S)
-                late = time.monotonic() > deadline_s
-                if not late:
-                    self.run("--endpoint", proxy.endpoint, kill_after_s=moment_s * (number % 2))
+                self.clock_h = self._noise.choice(self._scenario.clocks_h)
+                # Without lookups that would be to ask for duplicates.
+                more = ["--retry-unknown"] * bool(self._scenario.options and number % 4 < 2)
+                more += ["--quiet", "--endpoint", proxy.endpoint]
+                if time.monotonic() < deadline_s:
+                    self.run(*more, kill_after_s=moment_s * (number % 2))
                 proxy.cut_all()
+        self.clock_h = 0
         self._service.script.clear()
         self._service.on_call = self._service.next_step
         self._service.viewer_role = True
@@ -637,14 +675,29 @@ class LostAnswers:
             )
         )
 
+    def wait_for_index(self) -> None:
+        """Wait until all that was made can be found, and let it be looked up by the next run."""
+        time.sleep(INDEX_LAG_S)
+        self._change(looked_up_at=None)
+
+    def age(self) -> None:
+        """Let two days go by."""
+        two_days_ago = upload_grpc.utc(time.time() - 2 * 24 * 3600)
+        self._change(sent_at=two_days_ago, looked_up_at=None)
+
+    def _change(self, **columns: object) -> None:
+        if "unknown" in ledgers.states(self.ledger):
+            ledgers.change(self.ledger, {"state": "unknown"}, **columns)
+
     def run(
         self, *more: str, kill_after_s: float = 0
     ) -> tuple[int, dict[str, dict[str, Any]], str]:
         """Run the program, and kill it after so long; return exit code, results and stderr."""
         words = arguments(
             self._service, "--audio-path", self.calls, "--ledger", self.ledger,
-            "--format", "json", "--quiet", "--timeout", TIMEOUT_S, *self._options, *more,
+            "--format", "json", "--timeout", TIMEOUT_S, *self._scenario.options, *more,
         )  # fmt: skip
+        proof = "1" * self._scenario.quick_proof
         printed, said = self._folder / "printed", self._folder / "said"
         with (
             open(printed, "wb") as out,
@@ -654,6 +707,7 @@ class LostAnswers:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
+                env={**os.environ, "CLOCK_AHEAD_H": str(self.clock_h), "QUICK_PROOF": proof},
             ) as process,
         ):
             try:
@@ -663,41 +717,62 @@ class LostAnswers:
             finally:
                 process.kill()
         results = [json.loads(line) for line in printed.read_bytes().split(b"\n")[:-1]]
-        self.settled += sum(result["settled"] for result in results)
+        self.found += sum(
+            result["outcome"] == "uploaded" and result["found_id"] is not None for result in results
+        )
         text = said.read_text(encoding="utf-8")
         if process.returncode == os.EX_SOFTWARE or "Traceback" in text:
             self.bugs.append(text)
         return process.returncode, {result["path"]: result for result in results}, text
 
-    def ends(self) -> list[End]:
+    def ends(self) -> list[LookupEnd]:
         """Return what has become of each recording."""
         talks = talks_by_sha256(self._service.store)
-        rows = states_by_content(self.ledger)
+        rows = ledgers.rows_by_content(self.ledger).items()
+        ids = {digest: (row["state"], row["talk_id"], row["found_id"]) for digest, row in rows}
         return [
-            End(
+            LookupEnd(
                 path,
-                *rows.get(digest, ("no row", None)),
-                [talk["talk_id"] for talk in talks[digest]],
+                *ids.get(digest, ("no row", None, None)),
+                [(talk["talk_id"], talk["found_id"]) for talk in talks[digest]],
             )
             for digest, path in self.recordings.items()
         ]
 
 
-def settle_campaign(results: Results, folder: Path, noise: random.Random, size: Size) -> None:
+class LookupEnd(NamedTuple):
+    """What has become of one recording: in the ledger, and in the store."""
+
+    path: Path
+    state: str
+    talk_id: str | None
+    found_id: str | None
+    made: list[tuple[str, str]]  # As Upload returned it, and as it is found.
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the ledger has the one dialog that there is, by either ID and no other."""
+        if len(self.made) != 1 or not (self.talk_id or self.found_id):
+            return False
+        [(talk_id, found_id)] = self.made
+        return self.talk_id in (None, talk_id) and self.found_id in (None, found_id)
+
+
+def lookup_campaign(results: Results, folder: Path, noise: random.Random, size: Size) -> None:
     recordings, runs = LOST_ANSWERS_SHORT if size is SHORT else LOST_ANSWERS
-    print(f"\n== settling: {recordings} recordings in {runs} runs, half of them killed")
-    columns = ("uploaded", "settled", "unknown, made", "unknown, not", "doubled", "Search", "Get")
+    print(f"\n== lookups: {recordings} recordings in {runs} runs, half of them killed")
+    columns = ("uploaded", "found", "unknown, made", "unknown, not", "doubled", "Search", "Get")
     lines: list[tuple[str, Sequence[int]]] = []
     seed = noise.getrandbits(64)
-    for title, options in (("without settling", ()), ("with settling", SETTLE_OPTIONS)):
-        here = folder / title.split()[0]
+    for number, scenario in enumerate(SCENARIOS):
+        here = folder / str(number)
         with StandIn(here.with_suffix(".store"), discard=True) as service:
-            # The same recordings, faults and moments twice.
-            campaign = LostAnswers(here, seed, service, options)
+            # The same recordings, faults and moments each time.
+            campaign = LostAnswers(here, seed, service, scenario)
             campaign.break_runs(recordings, runs, size.limit_s / 2)
             campaign.record(1)  # Uploaded after all that is unknown: the control.
-            run_ends(campaign, title, lines, service, results, recordings)
-            if options:
+            run_ends(campaign, scenario, lines, service, results, recordings)
+            if scenario.options:
                 retry_ends(campaign, lines, service, results)
     print("\n  " + " " * 26, *(f"{name:>13}" for name in columns))
     for title, numbers in lines:
@@ -712,37 +787,41 @@ def count_lookups(service: StandIn) -> list[int]:
     return counts
 
 
-def line_of(campaign: LostAnswers, ends: Sequence[End], lookups: Sequence[int]) -> list[int]:
+def line_of(campaign: LostAnswers, ends: Sequence[LookupEnd], lookups: Sequence[int]) -> list[int]:
     unknown = [end for end in ends if end.state == "unknown"]
     made = sum(bool(end.made) for end in unknown)
     uploaded = sum(end.state == "uploaded" for end in ends)
     doubled = sum(len(end.made) > 1 for end in ends)
-    return [uploaded, campaign.settled, made, len(unknown) - made, doubled, *lookups]
+    return [uploaded, campaign.found, made, len(unknown) - made, doubled, *lookups]
 
 
 def run_ends(
     campaign: LostAnswers,
-    title: str,
+    scenario: Scenario,
     lines: list[tuple[str, Sequence[int]]],
     service: StandIn,
     results: Results,
     recordings: int,
 ) -> None:
-    """Leave one run alone, and check what it says."""
+    """Leave some runs alone, until all that was made is found, and check what the last one says."""
     before = count_lookups(service)
     if before != [0, 0]:
         lines.append(("  during the faults", line_of(campaign, campaign.ends(), before)))
-    settled = campaign.settled
-    code, said, err = campaign.run()
-    ends = campaign.ends()
-    lines.append((title, line_of(campaign, ends, count_lookups(service))))
-    unknown = [end for end in ends if end.state == "unknown"]
+    found = campaign.found
+    for _ in range(RETRIES_LIMIT):
+        campaign.wait_for_index()
+        code, said, err = campaign.run()
+        ends = campaign.ends()
+        unknown = [end for end in ends if end.state == "unknown"]
+        if not scenario.options or not any(end.made for end in unknown):
+            break
+    lines.append((scenario.title, line_of(campaign, ends, count_lookups(service))))
     unnamed = [
         end
         for end in unknown
         if said.get(str(end.path), {}).get("outcome") != "unknown" or str(end.path) not in err
     ]
-    print(f"  {title}")
+    print(f"  {scenario.title}")
     results.require("recordings", len(ends), recordings + 1)
     results.note("runs killed", campaign.kills)
     results.require("missing: not made, nor called unknown", lost_ends(ends))
@@ -752,10 +831,10 @@ def run_ends(
     results.require("unknown, but not named", unnamed)
     results.require("exit code of the run left alone", code, UNKNOWN if unknown else OK)
     results.require("runs that a bug ended", campaign.bugs)
-    if title == "with settling":
+    if scenario.options:
         results.require("unknown and made", [end for end in unknown if end.made])
-        results.note("settled by the run left alone", campaign.settled - settled)
-        results.require("nothing settled at all", int(not campaign.settled))
+        results.note("found by the runs left alone", campaign.found - found)
+        results.require("nothing found at all", int(not campaign.found))
 
 
 def retry_ends(
@@ -764,10 +843,15 @@ def retry_ends(
     service: StandIn,
     results: Results,
 ) -> None:
-    """Have the rest sent again, and check that nothing else is."""
+    """Let two days go by, have the rest sent again, and check that nothing else is."""
     missing = sum(end.state == "unknown" for end in campaign.ends())
     uploads = len(service.talks)
-    code, _, _ = campaign.run("--retry-unknown")
+    for _ in range(RETRIES_LIMIT):
+        campaign.wait_for_index()
+        campaign.age()
+        code, _, _ = campaign.run("--retry-unknown")
+        if code == OK:
+            break
     ends = campaign.ends()
     lines.append(("  and --retry-unknown", line_of(campaign, ends, count_lookups(service))))
     results.require("exit code with --retry-unknown", code)
@@ -780,15 +864,15 @@ def retry_ends(
     results.require("lookups by one more, with nothing unknown", sum(count_lookups(service)))
 
 
-def lost_ends(ends: Sequence[End]) -> list[End]:
+def lost_ends(ends: Sequence[LookupEnd]) -> list[LookupEnd]:
     return [end for end in ends if not end.made and end.state != "unknown"]
 
 
-def wrong_ends(ends: Sequence[End]) -> list[End]:
-    return [end for end in ends if end.state == "uploaded" and end.made != [end.talk_id]]
+def wrong_ends(ends: Sequence[LookupEnd]) -> list[LookupEnd]:
+    return [end for end in ends if end.state == "uploaded" and not end.is_right]
 
 
-def pending_ends(ends: Sequence[End]) -> list[End]:
+def pending_ends(ends: Sequence[LookupEnd]) -> list[LookupEnd]:
     return [end for end in ends if end.state not in ("uploaded", "unknown")]
 
 
@@ -798,7 +882,7 @@ CAMPAIGNS = {
     "cuts": cut_campaign,
     "kills": kill_campaign,
     "pairs": pair_campaign,
-    "settling": settle_campaign,
+    "lookups": lookup_campaign,
 }
 
 

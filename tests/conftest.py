@@ -23,6 +23,7 @@ import pytest
 
 # As the program does; must stand in the environment before anybody imports grpc.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+import encoders
 from stand_in import StandIn
 
 import upload_grpc
@@ -160,6 +161,7 @@ WAITS = {
     "backoff": "BACKOFF_S",
     "backoff_limit": "BACKOFF_LIMIT_S",
     "lookup_pause": "LOOKUP_PAUSE_S",
+    "lookup_answer": "LOOKUP_TIMEOUT_S",
     "ledger_lock": "LEDGER_LOCK_LIMIT_S",
     "poll": "POLL_S",
     "refusal": "REFUSAL_WAIT_S",
@@ -186,6 +188,20 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
 def service(tmp_path: Path) -> Iterator[StandIn]:
     with StandIn(tmp_path / "store", options=(NOTHING_AHEAD,)) as stand_in:
         yield stand_in
+
+
+@pytest.fixture
+def temp(tmp_path: Path) -> Iterator[Path]:
+    """Put FFmpeg in PATH, and see that nothing is left in the temporary folder, nor open there."""
+    temp = tmp_path / "temp"
+    temp.mkdir()
+    encoders.put_in_path(tmp_path / "bin")
+    os.environ["TMPDIR"] = str(temp)
+    yield temp
+    assert not list(temp.iterdir())
+    for each in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            assert not os.readlink(each).startswith(str(temp))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -23,6 +24,8 @@ import soundfile  # type: ignore[import-untyped]
 
 SAMPLE = Path(__file__).with_name("sample.wav")
 FFMPEG = str(imageio_ffmpeg.get_ffmpeg_exe())
+# What converts; another version may be tried.
+DECODER = os.environ.get("TEST_FFMPEG", FFMPEG)
 
 # The first page of a Speex file, which no package writes: an Ogg page header with its checksum,
 # and the 80 bytes of header in the Speex manual for 8,000 Hz, one channel, 20 ms a frame.
@@ -102,6 +105,13 @@ def id3v2(size_bytes: int, *, footer: bool = False) -> bytes:
 def _syncsafe(number: int) -> bytes:
     """Write seven bits a byte, so that no tag looks like audio."""
     return bytes(number >> shift & 0x7F for shift in (21, 14, 7, 0))
+
+
+def put_in_path(folder: Path) -> None:
+    """Have programs find FFmpeg as `ffmpeg`, by a link in a new folder."""
+    folder.mkdir()
+    (folder / "ffmpeg").symlink_to(DECODER)
+    os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
 
 
 def duration_s(path: Path) -> float:

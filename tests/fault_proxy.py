@@ -13,6 +13,7 @@ socket it has.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import socket
 import struct
@@ -390,8 +391,19 @@ class _Side(asyncio.Protocol):
 # --- An HTTP proxy -------------------------------------------------------------------
 
 
+REASONS = {
+    "403": "Forbidden",
+    "407": "Proxy Authentication Required",
+    "408": "Request Timeout",
+    "429": "Too Many Requests",
+    "502": "Bad Gateway",
+}
+
+
 class HttpProxy(_LoopThread):
-    """A CONNECT proxy: it works, refuses with 407 or 502, or accepts and stays silent.
+    """A CONNECT proxy: it works, refuses with a status, or accepts and stays silent.
+
+    With `credentials`, as USER:PASSWORD, whoever does not give them is refused with 407.
 
     With `upstream_port` every tunnel ends at that port on loopback, whatever name was asked
     for, so that names which do not exist can be connected to.
@@ -399,12 +411,14 @@ class HttpProxy(_LoopThread):
 
     def __init__(
         self,
-        mode: Literal["works", "407", "502", "silent"] = "works",
+        mode: Literal["works", "403", "407", "408", "429", "502", "silent"] = "works",
         *,
         upstream_port: int | None = None,
+        credentials: str = "",
     ) -> None:
         super().__init__()
         self.mode = mode
+        self.credentials = credentials
         self.upstream_port = upstream_port
         self.targets: list[str] = []  # "host:port" of each CONNECT
         # Asyncio itself lets the collector take a tunnel of which one side has been closed.
@@ -436,11 +450,14 @@ class HttpProxy(_LoopThread):
         self.targets.append(target)
         if self.mode == "silent":
             await asyncio.Event().wait()
-        status = {"407": "407 Proxy Authentication Required", "502": "502 Bad Gateway"}.get(
-            self.mode, "200 Connection established" if method == "CONNECT" else "405 CONNECT only"
-        )
+        works = "200 Connection established" if method == "CONNECT" else "405 CONNECT only"
+        status = works if self.mode == "works" else f"{self.mode} {REASONS[self.mode]}"
+        given = base64.b64encode(self.credentials.encode())
+        if self.credentials and b"proxy-authorization: basic " + given.lower() not in head.lower():
+            status = f"407 {REASONS['407']}"
         if not status.startswith("200"):
-            extra = 'Proxy-Authenticate: Basic realm="proxy"\r\n' if self.mode == "407" else ""
+            is_407 = status.startswith("407")
+            extra = 'Proxy-Authenticate: Basic realm="proxy"\r\n' if is_407 else ""
             writer.write(f"HTTP/1.1 {status}\r\n{extra}Content-Length: 0\r\n\r\n".encode())
             await writer.drain()
             writer.close()

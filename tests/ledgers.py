@@ -61,6 +61,12 @@ def rows_by_content(path: Path) -> dict[str, dict[str, Any]]:
     return by_sha256
 
 
+def runs(path: Path) -> list[dict[str, Any]]:
+    """Return what is noted of every run, in order."""
+    with _opened(path, "ro") as database:
+        return [dict(row) for row in database.execute("SELECT * FROM runs ORDER BY id")]
+
+
 def check(path: Path) -> None:
     """Fail unless SQLite finds the file whole; what a crash has left to be done is done."""
     with _opened(path, "rw") as database:
@@ -104,19 +110,20 @@ def _condition(where: Mapping[str, object] | None) -> tuple[str, tuple[object, .
     return " AND ".join(f"{name} = ?" for name in where) or "TRUE", tuple(where.values())
 
 
-def add_unknown(path: Path, sha256s: Iterable[str], settle_key: str) -> None:
+def add_unknown(path: Path, sha256s: Iterable[str], key: str, sent_at: str) -> None:
     """Put recordings of earlier runs into a ledger, whose dialogs can be looked up."""
     columns = {
-        "connection_id": "connection-1", "path": "/gone.wav", "size_bytes": 1, "mtime_ns": 1,
-        "metadata_sha256": "", "state": "unknown", "error": "as before", "settle_key": settle_key,
-        "updated_at": "2026-01-01T00:00:00.000Z",
+        "connection_id": "connection-1", "stem": "/gone", "suffix": ".wav", "size_bytes": 1,
+        "mtime_ns": 1, "ctime_ns": 1, "metadata_sha256": "", "recorded_at": sent_at,
+        "state": "unknown", "error": "as before", "lookup_key": key, "sent_at": sent_at,
+        "updated_at": sent_at,
     }  # fmt: skip
-    names = ", ".join(("sha256", *columns))
-    marks = ", ".join("?" * (len(columns) + 1))
+    names = ", ".join(("sequence", "sha256", *columns))
+    marks = ", ".join("?" * (len(columns) + 2))
     with _opened(path, "rw") as database, database:
         database.executemany(
             f"INSERT INTO {TABLE} ({names}) VALUES ({marks})",
-            [(sha256, *columns.values()) for sha256 in sha256s],
+            [(number, sha256, *columns.values()) for number, sha256 in enumerate(sha256s, -9_999)],
         )
 
 
@@ -161,11 +168,6 @@ def problems(path: Path) -> list[dict[str, Any]]:
 def causes(path: Path) -> list[tuple[str, str]]:
     """Return file name and cause of each problem."""
     return [(Path(each["path"]).name, each["cause"]) for each in problems(path)]
-
-
-def runs(path: Path) -> list[dict[str, Any]]:
-    with _opened(path, "ro") as database:
-        return [dict(row) for row in database.execute("SELECT * FROM runs ORDER BY id")]
 
 
 TIMES = {

@@ -476,9 +476,11 @@ ENDINGS: dict[str, list[Frame]] = {
     },
     "GOAWAY, too many pings": [goaway(5, 11)],
     "GOAWAY, not looked at": [goaway(0, 11)],
-    # From a proxy, whose service perhaps has the recording.
-    "429": [trailers(header(":status", "429"))],
-    "503": [trailers(header(":status", "503"))],
+    # From a proxy, gateway or firewall, whose service perhaps has the recording.
+    **{
+        status: [trailers(header(":status", status))]
+        for status in ("401", "403", "404", "413", "429", "502", "503")
+    },
     "no trailers": [BEGIN, (DATA, END_STREAM, b"")],
     "no status": [trailers(GRPC + header("grpc-status", "no"))],
     "OK without a message": [BEGIN, trailers(header("grpc-status", "0"))],

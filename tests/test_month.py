@@ -96,8 +96,17 @@ def cron(upload: Run, service: StandIn, ledger: Path, tmp_path: Path) -> Iterato
     folder = tmp_path / "calls"
     folder.mkdir()
     (tmp_path / "fields.json").write_text('{"language": "ru-RU"}')
-    words = ("--quiet", "--ledger", ledger, "--retries", 0, "--jobs", 1, *LOOKUP)
-    words = (*words, "--meta-path", tmp_path / "fields.json", "--audio-path", folder)
+    words: tuple[object, ...] = (
+        "--quiet",
+        "--ledger",
+        ledger,
+        "--retries",
+        0,
+        "--jobs",
+        1,
+        *LOOKUP,
+    )
+    words += ("--meta-path", tmp_path / "fields.json", "--audio-path", folder)
     machine = Cron(lambda *more: upload(*words, *more), service, folder, ledger)
     upload(*(word for word in words if word != "--quiet"))
     yield machine
@@ -107,10 +116,10 @@ def cron(upload: Run, service: StandIn, ledger: Path, tmp_path: Path) -> Iterato
 
 def a_file_is_refused(cron: Cron) -> None:
     """In each run of day 2, and the next morning; then it is corrected."""
-    bad = cron.call("refused.wav")
+    bad = cron.call("0-refused.wav")
     cron.service.script.append(REJECTED)
     cron.through(2, "09:00", "09:20", 5)
-    cron.through(3, "00:00", "00:10", 5)
+    cron.through(3, "00:01", "00:11", 5)
     os.utime(bad, (1, 1))
     cron.through(3, "10:00", "10:05", 5)
 
@@ -128,7 +137,7 @@ def a_share_is_not_mounted(cron: Cron) -> None:
     """From day 9 to noon of day 10."""
     share = cron.folder.rename(cron.folder.with_name("share"))
     cron.folder.mkdir()
-    for day, at in ((9, "06:00"), (9, "06:05"), (9, "23:55"), (10, "00:00"), (10, "00:05")):
+    for day, at in ((9, "06:00"), (9, "06:05"), (9, "23:55"), (10, "00:01"), (10, "00:05")):
         cron.run(day, at)
     cron.folder.rmdir()
     share.rename(cron.folder)
@@ -160,7 +169,7 @@ def a_conversion_breaks(cron: Cron) -> None:
     (cron.folder / "converted").mkdir()
     broken = [cron.call(f"converted/{number}.wav", b"RIFF") for number in range(COUNT)]
     cron.through(18, "01:00", "01:10", 5)
-    cron.through(19, "00:00", "00:10", 5)
+    cron.through(19, "00:01", "00:11", 5)
     for number, path in enumerate(broken):
         make_wav(path, 400, seed=10_000 + number)
     cron.through(19, "09:00", "09:05", 5)
@@ -179,11 +188,12 @@ def retention_deletes_what_was_never_uploaded(cron: Cron) -> None:
 # What the email of a day says, among other things.
 EMAILS = {
     2: "refused.wav: the service refused the recording; fix",
-    3: "refused.wav: not sent; it was rejected before",
+    3: "refused.wav: not sent, as it was rejected before",
     7: "no upload has worked since ",
     9: "is it mounted?",
     10: "is it mounted?",
-    13: "lost-answer.wav: not sent; it may have been uploaded: ",
+    12: "unknown recordings could not be looked up; ",
+    13: "lost-answer.wav: not sent, as it may have been uploaded: ",
     15: "wait for that to end, then run again",
     18: f"and {COUNT - upload_grpc.SAID_LIMIT:,} more (",
     19: f"and {COUNT - upload_grpc.SAID_LIMIT:,} more (",

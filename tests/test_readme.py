@@ -180,7 +180,7 @@ def test_the_cron_line(machine: Machine) -> None:
     assert len(machine.service.calls) == 2
 
 
-def test_the_cron_line_settles_what_is_unknown(machine: Machine) -> None:
+def test_the_cron_line_looks_up_what_is_unknown(machine: Machine) -> None:
     command = block("crontab", "Cron").splitlines()[1].split("  ", 1)[1]
     machine.call("0930-anna.wav")
     machine.service.script += [LOST]
@@ -229,13 +229,13 @@ def test_the_queries(machine: Machine) -> None:
         machine.call(name)
     machine.service.script += [None, LOST, REJECTED]
     command = block("crontab", "Cron").splitlines()[1].split("  ", 1)[1]
-    without_settling = re.sub(" --lookup-key.*?(?= >>)", " --jobs 1", command)
-    assert machine.run(without_settling).code == os.EX_PROTOCOL
+    without_lookups = re.sub(" --lookup-key.*?(?= >>)", " --jobs 1", command)
+    assert machine.run(without_lookups).code == os.EX_PROTOCOL
     text = (block("console", "The ledger") + block("console", "Unknown recordings")).replace(
         "/var/calls", str(machine.calls)
     )
     queries = re.findall(r'^\$ sqlite3 ledger\.sqlite "(.*)"$', text, re.MULTILINE)
-    by_state, attention, dialog, settle = queries
+    by_state, attention, dialog, note = queries
     boris, anna = machine.service.talks
     database = sqlite3.connect(machine.ledgers / "ledger.sqlite", isolation_level=None)
     try:
@@ -243,12 +243,12 @@ def test_the_queries(machine: Machine) -> None:
         assert counts == [("rejected", 1), ("unknown", 1), ("uploaded", 1)]
         assert {state for _, state, _ in database.execute(attention)} == {"rejected", "unknown"}
         assert database.execute(dialog).fetchall() == [(boris,)]
-        update, changes = settle.split("; ")
+        update, changes = note.split("; ")
         database.execute(update.replace("6cb2ae1de4a547feb1ff", anna))
         assert database.execute(changes).fetchall() == [(1,)]
     finally:
         database.close()
-    assert "0930-anna" not in machine.run(without_settling).err
+    assert "0930-anna" not in machine.run(without_lookups).err
 
 
 # --- The demo -------------------------------------------------------------------------

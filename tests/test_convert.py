@@ -1,0 +1,539 @@
+"""--convert: what FFmpeg may do, what may happen to it, and what is remembered."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import encoders
+import grpc
+import ledgers
+import pytest
+from conftest import LONG_BYTES, WAYS, Outcome, Run, Way, arguments, sha256, start, wait_for, when
+from encoders import ffmpeg, mp3, ogg_opus, sound, wav
+from kinds import A_LAW, TAG, chunk, fmt, riff
+from stand_in import At, Fail, StandIn
+
+import upload_grpc
+
+pytestmark = pytest.mark.usefixtures("temp")
+Convert = Callable[..., Outcome]
+Script = Callable[[str], Path]
+
+
+@pytest.fixture
+def flac(tmp_path: Path) -> Path:
+    """Make a recording that has to be converted, with metadata of its own."""
+    path = tmp_path / "calls" / "call.flac"
+    path.parent.mkdir()
+    path.write_bytes(sound("FLAC", seconds=5))
+    path.with_suffix(".json").write_text("{}")
+    return path
+
+
+@pytest.fixture
+def convert(upload: Run, flac: Path, ledger: Path) -> Convert:
+    """Run the program, with --convert and a ledger, over the folder."""
+    return lambda *words: upload(
+        "--audio-path", flac.parent, "--convert", "--ledger", ledger, *words
+    )
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    """Put a program in the place of FFmpeg; $target is the file that it is to write.
+
+    Each time it runs, a line is added to `runs`.
+    """
+
+    def write(text: str) -> Path:
+        path = tmp_path / "bin" / "ffmpeg"
+        path.unlink()
+        lines = ("#!/bin/bash", f"echo $$ >>{tmp_path}/runs", "for target; do :; done", text)
+        path.write_text("\n".join(lines) + "\n")
+        path.chmod(0o755)
+        return tmp_path / "runs"
+
+    return write
+
+
+REAL = f'exec {shlex.quote(encoders.DECODER)} "$@"'
+
+
+def runs(script: Path) -> int:
+    return len(script.read_text().split()) if script.exists() else 0
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# --- What FFmpeg may do -----------------------------------------------------------------
+
+BROKEN = r"FFmpeg cannot decode the whole recording; check that it plays to its end; .*"
+# A program in its place, the exit code, and a pattern for the line.
+FAKES = {
+    "warns": ("echo 'odd but decoded' >&2; cp GOOD $target", 65, rf"{BROKEN} \(odd but decoded\)"),
+    "fails mutely": ("exit 1", 65, rf"{BROKEN} \(status 1\)"),
+    "writes nothing": ("exit 0", 65, rf"{BROKEN} \(FFmpeg wrote no WAV\)"),
+    "writes text": ("echo hello > $target", 65, rf"{BROKEN} \(FFmpeg wrote no WAV\)"),
+    "writes a WAV that is cut": ("head -c 3000 GOOD > $target", 65, "truncated"),
+    "writes no samples": ("head -c 44 GOOD > $target", 65, "truncated"),
+    "writes half of it": ("cp HALF $target", 65, rf"{BROKEN} \(2.5 s of 5.0 s\)"),
+    "floods stderr": ("yes | head -c 9000000 >&2; exit 1", 65, rf"{BROKEN} \(y\)"),
+    "floods stderr for ever": ("yes >&2", 65, rf"{BROKEN} \(y\)"),
+    "writes an endless file": ("truncate -s 5G $target; sleep 100", 65, "longer than a WAV"),
+    "controls the terminal": (r"printf '\033[31m\abad\n' >&2; exit 1", 65, rf"{BROKEN} \(\?\[31m"),
+    "sleeps": ("sleep 100", 65, "FFmpeg decoded nothing for 0.4 s and was ended; record"),
+    "closes stderr and sleeps": ("exec 2>&-; sleep 100", 65, "FFmpeg decoded nothing for 0.4 s"),
+    "has a child that sleeps": ("sleep 100 & wait", 65, "FFmpeg decoded nothing for 0.4 s"),
+    "has a full disk": (
+        "echo 'x: No space left on device' >&2; exit 228",
+        *(75, "no space left for the converted recording; free some space, or set TMPDIR"),
+    ),
+    "has no quota left": ("echo 'x: Disk quota exceeded' >&2; exit 1", 75, "no space left"),
+    "is killed behind a shell": ("exit 137", 75, "FFmpeg was ended by a signal; run again"),
+    **{
+        f"ends by SIG{name}": (f"kill -{name} $$; sleep 9", 75, "FFmpeg was ended by a signal")
+        for name in ("TERM", "KILL", "INT", "HUP", "SEGV", "XFSZ")
+    },
+}
+
+
+@pytest.mark.parametrize("name", FAKES)
+def test_whatever_ffmpeg_does_nothing_is_sent(
+    convert: Convert, script: Script, flac: Path, tmp_path: Path, service: StandIn, ledger: Path,
+    name: str,
+) -> None:  # fmt: skip
+    text, code, pattern = FAKES[name]
+    for which, seconds in {"GOOD": 5.0, "HALF": 2.5}.items():
+        (tmp_path / which).write_bytes(wav(seconds=seconds))
+        text = text.replace(which, str(tmp_path / which))
+    started = script(text)
+    before = upload_grpc.FileState.of(str(flac)), flac.read_bytes()
+    outcome = convert("--timeout", 0.4, "--retries", 0, "--quiet")
+    assert (outcome.code, outcome.out, service.calls) == (code, "", [])
+    assert re.match(f"upload_grpc: {flac}: {pattern}", outcome.err)
+    assert outcome.err.isascii() and "\x1b" not in outcome.err and len(outcome.err) < 500
+    [row] = ledgers.rows(ledger)
+    assert row["state"] == ("rejected" if code == 65 else "failed")
+    assert row["sha256"] == sha256(flac)
+    assert not any(is_running(int(pid)) for pid in started.read_text().split())
+    assert before == (upload_grpc.FileState.of(str(flac)), flac.read_bytes())
+    # What was refused is not decoded again, until the file changes, or by --retry-rejected.
+    script(REAL)
+    assert convert("--quiet").code == (65 if code == 65 else 0)
+    assert runs(started) == (1 if code == 65 else 2)
+    assert convert("--quiet", "--retry-rejected").code == 0
+    assert runs(started) == 2
+    [talk] = service.talks.values()
+    assert talk.sha256 == sha256(wav(seconds=5))
+
+
+def test_a_recording_that_changed_is_decoded_again(
+    convert: Convert, script: Script, flac: Path, service: StandIn
+) -> None:
+    whole = flac.read_bytes()
+    flac.write_bytes(whole[:-2_000])
+    started = script(REAL)
+    for _ in range(2):
+        assert (convert().code, runs(started)) == (65, 1)
+    flac.write_bytes(whole)
+    assert (convert().code, runs(started), len(service.talks)) == (0, 2, 1)
+    assert (convert().code, runs(started), len(service.talks)) == (0, 2, 1)
+
+
+NO_FFMPEG = "--convert needs FFmpeg, which is not installed or cannot be run; install it"
+
+
+@pytest.mark.parametrize("how", ["missing", "no program", "gone meanwhile"])
+def test_without_ffmpeg_nothing_is_sent(
+    convert: Convert, script: Script, flac: Path, service: StandIn, tmp_path: Path, how: str
+) -> None:
+    """Not even what needs no conversion, as cron would say so each time."""
+    flac.with_name("zz.wav").write_bytes(wav())
+    program = tmp_path / "bin" / "ffmpeg"
+    script("")
+    if how == "missing":
+        os.environ["PATH"] = str(tmp_path)
+    elif how == "no program":
+        program.write_bytes(b"\x7fELF nonsense")
+    else:
+        program.write_text("#!/no/such/interpreter\n")
+    outcome = convert("--quiet", "--jobs", 1)
+    assert (outcome.code, service.talks) == (78, {})
+    assert NO_FFMPEG in outcome.err
+
+
+def test_a_dry_run_runs_nothing(
+    convert: Convert, script: Script, service: StandIn, tmp_path: Path, ledger: Path
+) -> None:
+    started = script(REAL)
+    outcome = convert("--dry-run")
+    expected = r"\S+call.flac: would be uploaded: to be converted: FLAC, 8,000 Hz, 1 channel, 5.0 s"
+    assert re.match(expected, outcome.out)
+    assert (outcome.code, service.calls, runs(started), ledgers.rows(ledger)) == (0, [], 0, [])
+
+
+def test_ffmpeg_gets_no_secret(convert: Convert, script: Script, tmp_path: Path) -> None:
+    for name in ("API_KEY", "IAM_TOKEN", "FFREPORT"):
+        os.environ[name] = "t1.hush"
+    script(f"env > {tmp_path}/seen; ls -l /dev/fd/ >> {tmp_path}/seen; exit 1")
+    assert convert().code == 65
+    seen = (tmp_path / "seen").read_text()
+    assert "PATH=" in seen and "hush" not in seen
+    assert "ledger" not in seen and "socket" not in seen
+
+
+# --- What it reads is hostile ------------------------------------------------------------
+
+PLAYLISTS = {
+    "ffconcat": b"ffconcat version 1.0\nfile 'neighbour.wav'\n",
+    "hls": b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nneighbour.wav\n#EXT-X-ENDLIST\n",
+    "sdp": b"v=0\nc=IN IP4 127.0.0.1\nm=audio 9 RTP/AVP 0\n",
+    "dash": b'<?xml version="1.0"?><MPD><Period><AdaptationSet/></Period></MPD>',
+}
+# What we take for a recording although a playlist follows: the demuxer must not.
+FRONTS = (b"", TAG, b"\0\0\0\x08free", b"#!AMR\n", b"RIFF\xff\xff\0\0WAVE", b"OggS", b"fLaC")
+
+
+def test_a_playlist_does_not_bring_the_neighbours_call(
+    convert: Convert, flac: Path, service: StandIn
+) -> None:
+    flac.unlink()
+    number = 0
+    for name, playlist in PLAYLISTS.items():
+        for front in FRONTS:
+            number += 1
+            for suffix in (".m4a", ".mp3", ".wma"):
+                path = flac.with_name(f"{name}{number}{suffix[1:]}{suffix}")
+                path.write_bytes(front + playlist + suffix.encode())
+    audio = sound("WAV", "ALAW", seconds=3)
+    (flac.parent / "neighbour.wav").write_bytes(audio)
+    assert convert("--quiet", "--min-duration", 0.1).code == 65
+    [talk] = service.talks.values()
+    assert talk.size > 40_000
+
+
+def test_a_track_elsewhere_is_not_read(convert: Convert, flac: Path, service: StandIn) -> None:
+    """A QuickTime file may name another file that has its samples."""
+    movie = ffmpeg(".mov", "-c:a", "pcm_s16le", "-movflags", "faststart", audio=wav(seconds=2))
+    url, name = b"\0\0\0\x0curl \0\0\0\1", b"file:neighbour.wav\0"
+    assert movie.count(url) >= 1
+    flac.unlink()
+    (flac.parent / "neighbour.wav").write_bytes(b"")
+    for number, reference in enumerate((b"\0\0\0\x0curl \0\0\0\0", b"\0\0\0\x0calis\0\0\0\0")):
+        audio = movie.replace(url, reference).replace(b"DataHandler", name[:11])
+        flac.with_name(f"{number}.m4a").write_bytes(audio)
+    convert("--quiet")
+    assert {talk.sha256 for talk in service.talks.values()} <= {sha256(wav(seconds=2))}
+
+
+NAMES = [
+    "-i.flac", "-y", "call:1.flac", "http:%2f%2fexample.flac", "concat:a|b.flac", "%d.flac",
+    "call%03d.flac", "a 'b' \"c\" $HOME `id`.flac", "[0:a].flac", "звонок.flac", "line\nbreak.flac",
+    "pipe:0", "fd:", "subfile,,start,0,end,9,,:x.flac", "data:audio,x", os.fsdecode(b"\xff.flac"),
+]  # fmt: skip
+
+
+def test_any_name_will_do(
+    upload: Run, service: StandIn, flac: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FFmpeg takes what is before a colon for a protocol, and a dash for an option."""
+    monkeypatch.chdir(flac.parent)
+    for number, name in enumerate(NAMES):
+        Path(name).write_bytes(sound("FLAC", seconds=1 + number / 8))
+        Path(f"tag {name}").write_bytes(TAG + sound("FLAC", seconds=1 + number / 8))
+        Path(f"cut {name}").write_bytes(sound("FLAC", seconds=5)[:-3_000])
+    paths = [f"--audio-path={front}{name}" for name in NAMES for front in ("", "tag ", "cut ")]
+    outcome = upload(*paths, "--convert", "--meta-path", "call.json", "--format=json", "--quiet")
+    results = {line["path"]: line for line in map(json.loads, outcome.out.splitlines())}
+    assert (outcome.code, len(results)) == (65, 3 * len(NAMES))
+    for number, name in enumerate(NAMES):
+        for front in ("", "tag "):
+            talk = service.talks[results[front + name]["talk_id"]]
+            assert talk.sha256 == sha256(wav(seconds=1 + number / 8)), name
+        assert "cannot decode" in results[f"cut {name}"]["error"]
+
+
+# --- The original is what counts ----------------------------------------------------------
+
+CHANGES = {
+    "replaced before": "cp OTHER NEW; mv NEW CALL; REAL",
+    "replaced after": 'REAL_HERE "$@"; s=$?; cp OTHER NEW; mv NEW CALL; exit $s',
+    "replaced, and cannot be decoded": "cp OTHER NEW; mv NEW CALL; exit 1",
+    "grows": "printf x >>CALL; REAL",
+    "removed": "rm CALL; REAL",
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_recording_that_changes_meanwhile_is_not_sent(
+    convert: Convert, script: Script, flac: Path, tmp_path: Path, service: StandIn, ledger: Path,
+    name: str,
+) -> None:  # fmt: skip
+    other = tmp_path / "other"
+    other.write_bytes(sound("FLAC", seconds=3))
+    text = CHANGES[name].replace("REAL_HERE", shlex.quote(encoders.DECODER)).replace("REAL", REAL)
+    for word, path in {"OTHER": other, "NEW": tmp_path / "new", "CALL": flac}.items():
+        text = text.replace(word, shlex.quote(str(path)))
+    script(text)
+    outcome = convert("--quiet")
+    assert (outcome.code, service.talks) == (75, {})
+    what = "became unreadable" if name == "removed" else "changed or was replaced"
+    assert re.match(f"upload_grpc: {flac}: {what}", outcome.err)
+    assert ledgers.states(ledger) == ["failed"]
+    script(REAL)
+    flac.write_bytes(other.read_bytes())
+    assert convert("--quiet").code == 0
+    [talk] = service.talks.values()
+    assert talk.sha256 == sha256(wav(seconds=3))
+
+
+@WAYS
+def test_the_original_is_looked_at_again_at_the_commit_point(
+    convert: Convert, script: Script, flac: Path, service: StandIn, ledger: Path, way: Way
+) -> None:
+    flac.write_bytes(riff(fmt(A_LAW, 1, 8_000, 8), chunk(b"data", bytes(LONG_BYTES))))
+    service.script.append(At(audio=lambda call: os.utime(flac, (1, 1))))
+    if way:  # A single message has passed its commit point when it arrives.
+        script(f'{shlex.quote(encoders.DECODER)} "$@"; touch -d yesterday {shlex.quote(str(flac))}')
+    outcome = convert("--quiet", "--retries", 0, *way)
+    assert (outcome.code, service.talks, ledgers.states(ledger)) == (75, {}, ["failed"])
+
+
+def test_chmod_meanwhile_changes_nothing(
+    convert: Convert, script: Script, flac: Path, service: StandIn, ledger: Path
+) -> None:
+    script(f"chmod 600 {shlex.quote(str(flac))}; {REAL}")
+    assert convert("--quiet").code == 0
+    row = ledgers.row(ledger)
+    assert (row["state"], row["ctime_ns"]) == ("uploaded", flac.stat().st_ctime_ns)
+
+
+def test_the_ledger_and_the_lookup_key_hold_the_originals_digest(
+    convert: Convert, flac: Path, service: StandIn, ledger: Path
+) -> None:
+    place = ("--organization-id", "o", "--space-id", "s")
+    assert convert("--lookup-key", "upload_sha256", *place).code == 0
+    row = ledgers.row(ledger)
+    assert row["sha256"] == sha256(flac) and row["size_bytes"] == flac.stat().st_size
+    [talk] = service.talks.values()
+    assert talk.fields == {"upload_sha256": sha256(flac)}
+    assert talk.sha256 == sha256(wav(seconds=5))
+    moved = flac.rename(flac.with_name("moved.flac"))
+    flac.with_suffix(".json").rename(moved.with_suffix(".json"))
+    assert (convert().code, len(service.talks)) == (0, 1)
+
+
+def test_attempts_send_the_same_once_converted(
+    convert: Convert, script: Script, service: StandIn, waits: Callable[..., None]
+) -> None:
+    started = script(REAL)
+    service.script += [Fail(grpc.StatusCode.UNAVAILABLE, after_bytes=n) for n in (0, 20_000)]
+    assert convert("--quiet").code == 0
+    [talk] = service.talks.values()
+    assert (talk.sha256, runs(started)) == (sha256(wav(seconds=5)), 1)
+
+
+def test_split_looks_at_what_is_sent(upload: Run, service: StandIn, tmp_path: Path) -> None:
+    for name, audio in {
+        "mono": sound("WAV", "ALAW"),
+        "stereo": sound("WAV", "ALAW", channels=2),
+        "opus": TAG + ogg_opus(),
+    }.items():
+        (tmp_path / name).write_bytes(audio)
+    paths = [tmp_path / name for name in ("mono", "stereo", "opus")]
+    outcome = upload("--audio-path", *paths, "--convert", "--split", "--quiet")
+    assert (outcome.code, len(service.badges)) == (65, 2)
+    assert re.search(r"stereo: WAV, PCM 16 bit, .* can be split; leave out --split", outcome.err)
+
+
+# What is written, as a length and options, and the line that refuses it.
+SIZES = {
+    "four hours": (14_400 * 16_000 + 2, (), "4.00 hours long; the limit is 4"),
+    "128 MB": (128 << 20, ("--single-message",), "bytes; a single message must be under"),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_limits_look_at_what_is_sent(
+    convert: Convert, script: Script, service: StandIn, tmp_path: Path, name: str
+) -> None:
+    data_bytes, words, line = SIZES[name]
+    head = tmp_path / "head"
+    head.write_bytes(riff(fmt(), chunk(b"data", length=data_bytes)))
+    script(f"cp {head} $target; truncate -s {44 + data_bytes} $target")
+    outcome = convert("--quiet", *words)
+    assert (outcome.code, service.calls) == (65, [])
+    assert line in outcome.err
+
+
+# --- Too short ---------------------------------------------------------------------------
+
+
+def test_what_is_too_short_is_left_out_and_decoded_once(
+    upload: Run, script: Script, service: StandIn, tmp_path: Path, ledger: Path
+) -> None:
+    """By the header where it has the length, else by what it is converted to."""
+    folder = tmp_path / "short"
+    folder.mkdir()
+    left_out = {
+        "wav": (wav(), "1.0 s, shorter than 2 s"),
+        "a-law": (sound("WAV", "ALAW"), "1.0 s, shorter than 2 s"),
+        "flac": (sound("FLAC"), "1.0 s, shorter than 2 s"),
+        "m4a": (ffmpeg(".m4a"), "1.. s, shorter than 2 s"),
+        "empty": (b"", "without audio so far"),
+        "header": (riff(fmt(), chunk(b"data")), "without audio so far"),
+    }
+    # MP3 and OggOpus are not measured.
+    taken = {"mp3": mp3(), "opus": ogg_opus(), "long": wav(seconds=2),
+             "long m4a": ffmpeg(".m4a", audio=wav(seconds=3))}  # fmt: skip
+    for name, audio in (taken | {name: audio for name, (audio, _) in left_out.items()}).items():
+        (folder / f"{name}.mp3").write_bytes(audio)
+    started = script(REAL)
+    words = ("--audio-path", folder, "--convert", "--ledger", ledger, "--verbose")
+    outcome = upload(*words, "--min-duration", 2)
+    assert (outcome.code, len(service.talks), runs(started)) == (0, len(taken), 2)
+    for name, (_, what) in left_out.items():
+        assert re.search(rf"/{name}.mp3: left out, {what}\n", outcome.err)
+    assert outcome.err.endswith("4 uploaded, 0 already there, 0 failed, 0 unknown, 6 too short\n")
+    for more in ((), ("--dry-run",)):
+        outcome = upload(*words, "--min-duration", 2, *more)
+        assert (outcome.code, len(service.talks), runs(started)) == (0, len(taken), 2)
+        assert "4 already there, 0 failed, 0 unknown, 6 too short" in outcome.err
+    assert upload(*words[:2], "--report", "--ledger", ledger).out.count("m4a") == 0
+    # Short enough now.
+    outcome = upload(*words, "--min-duration", 0.5)
+    assert (outcome.code, len(service.talks), runs(started)) == (0, len(taken) + 4, 5)
+
+
+# --- Signals, and space --------------------------------------------------------------------
+
+
+@pytest.fixture
+def long_call(flac: Path) -> Path:
+    """Make an hour of A-law, nothing of which is on the disk: FFmpeg takes a while."""
+    path = flac.with_name("long.wav")
+    path.write_bytes(riff(fmt(A_LAW, 1, 8_000, 8), chunk(b"data", length=30_000_000)))
+    os.truncate(path, 44 + 30_000_000)
+    flac.unlink()
+    return path
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(each) for path in tasks for each in path.read_text().split()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_signal_to_all_of_us_is_no_fault_of_the_recording(
+    service: StandIn, long_call: Path, ledger: Path, temp: Path, number: int
+) -> None:
+    """Ctrl-C and timeout(1) signal the group: FFmpeg would end, and the recording be 65."""
+    words = arguments(service, "--audio-path", long_call, "--convert", "--ledger", ledger)
+    with start(*words, start_new_session=True) as run:
+        wait_for(lambda: children(run.pid))
+        [pid] = children(run.pid)
+        time.sleep(0.05)
+        os.killpg(run.pid, number)
+        assert list(temp.iterdir()) == []
+        run.communicate(timeout=10)
+    assert run.returncode == (-9 if number == signal.SIGKILL else 128 + number)
+    if number != signal.SIGKILL:
+        assert not is_running(pid)
+        assert ledgers.states(ledger) == ["failed"]
+    assert service.calls == []
+    wait_for(lambda: not is_running(pid))
+    assert list(temp.iterdir()) == []
+    # The next run has it as if nothing had happened.
+    long_call.write_bytes(sound("WAV", "ALAW"))
+    with start(*words) as run:
+        run.communicate(timeout=10)
+    assert (run.returncode, len(service.talks)) == (0, 1)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> object:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    line = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(line, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a small file system")
+    os.environ["TMPDIR"] = str(disk)
+    yield
+    left = list(disk.iterdir())
+    subprocess.run(["umount", disk], check=True)
+    assert not left
+
+
+@pytest.mark.parametrize("size_bytes", [32_747, 32_768, 36_000, 2_000_000])
+def test_no_space_left(
+    convert: Convert, flac: Path, service: StandIn, small_disk: object, tmp_path: Path,
+    size_bytes: int,
+) -> None:  # fmt: skip
+    """Of the first three only closing the file fails."""
+    flac.with_suffix(".wav").write_bytes(
+        riff(fmt(A_LAW, 1, 8_000, 8), chunk(b"data", bytes(size_bytes)))
+    )
+    flac.unlink()
+    outcome = convert("--quiet")
+    assert (outcome.code, service.calls) == (75, [])
+    assert "call.wav: no space left for the converted recording" in outcome.err
+    os.environ["TMPDIR"] = str(tmp_path / "temp")
+    assert (convert("--quiet").code, len(service.talks)) == (0, 1)
+
+
+def test_a_temporary_folder_that_is_missing_stops_the_run(
+    convert: Convert, flac: Path, service: StandIn, tmp_path: Path
+) -> None:
+    flac.with_name("second.flac").write_bytes(sound("FLAC"))
+    os.environ["TMPDIR"] = str(tmp_path / "gone")
+    outcome = convert("--quiet", "--jobs", 1)
+    assert (outcome.code, service.calls) == (78, [])
+    assert "no temporary file can be created for --convert; set TMPDIR" in outcome.err
+    assert "1 not tried" in outcome.err
+
+
+def test_64_at_a_time_each_get_their_own_call(
+    upload: Run, service: StandIn, tmp_path: Path, ledger: Path
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(64):
+        audio = sound("FLAC", seconds=1 + number / 64)
+        (folder / f"{number}.flac").write_bytes(audio)
+        (folder / f"{number}.json").write_text(f'{{"number": "{number}"}}')
+    outcome = upload("--audio-path", folder, "--convert", "--ledger", ledger, "--jobs", 64)
+    assert (outcome.code, len(service.talks)) == (0, 64)
+    for talk in service.talks.values():
+        assert talk.sha256 == sha256(wav(seconds=1 + int(talk.fields["number"]) / 64))
+
+
+def test_a_stopped_run_ends_64_of_them(
+    service: StandIn, script: Script, tmp_path: Path, ledger: Path
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(64):
+        (folder / f"{number}.flac").write_bytes(sound("FLAC", seconds=1 + number / 64))
+    started = script("sleep 100")
+    words = ("--audio-path", folder, "--convert", "--ledger", ledger, "--jobs", 64)
+    with (
+        start(*arguments(service, *words)) as run,
+        when(lambda: runs(started) == 64, lambda: run.send_signal(signal.SIGTERM)),
+    ):
+        _, err = run.communicate(timeout=20)
+    assert run.returncode == 143 and "stopped by SIGTERM; 0 uploaded" in err
+    assert not any(is_running(int(pid)) for pid in started.read_text().split())
+    assert set(ledgers.states(ledger)) == {"failed"}

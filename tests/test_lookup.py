@@ -1,0 +1,854 @@
+"""Recordings whose answer was lost are looked up in the service, by the SHA-256 sent with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import re
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+import ledgers
+import pytest
+from conftest import WAYS, Outcome, Run, Waits, Way, arguments, make_wav, sha256, start, wait_for
+from stand_in import LOOKUPS, Call, Delay, Fail, Freeze, StandIn, Step, Talk
+
+pytestmark = pytest.mark.usefixtures("waits")
+STATUS = grpc.StatusCode
+KEY = "upload_sha256"
+LOOKUP = ("--lookup-key", KEY, "--organization-id", "org-1", "--space-id", "space-1")
+# The service's answer is lost, after it has made the dialog or before.
+MADE = Fail(STATUS.UNAVAILABLE, "as scripted", store=True)
+NOT_MADE = Fail(STATUS.UNAVAILABLE, "as scripted")
+MINUTE_S, HOUR_S = 60, 3_600
+DAY_S = 24 * HOUR_S
+
+
+def problems(outcome: Outcome, *words: str) -> list[str]:
+    """Return the lines of stderr that have all these words."""
+    return [line for line in outcome.err.splitlines() if all(word in line for word in words)]
+
+
+def before(seconds: float) -> str:
+    """Return the time so long ago, as the ledger has times."""
+    when = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=seconds)
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def clock(folder: Path, ahead_s: float) -> dict[str, str]:
+    """Return the environment of a process whose clock is so far ahead."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(
+        f"import time\nright = time.time\ntime.time = lambda: right() + {ahead_s}\n"
+    )
+    return {"PYTHONPATH": str(folder)}
+
+
+@dataclasses.dataclass
+class Office:
+    """A folder of recordings, a ledger, and a service that loses answers."""
+
+    service: StandIn
+    upload: Run
+    folder: Path
+    ledger: Path
+
+    def words(self, *more: object) -> tuple[object, ...]:
+        return ("--audio-path", self.folder, "--ledger", self.ledger, *LOOKUP, *more)
+
+    def run(self, *more: object) -> Outcome:
+        return self.upload(*self.words(*more))
+
+    def record(self, *names: str) -> Path:
+        for name in names:
+            path = make_wav(self.folder / name, 1_000)
+            path.with_suffix(".json").write_text("{}")
+        return path
+
+    def unknown(self, *names: str, made: bool = True, options: tuple[object, ...] = ()) -> None:
+        """Record these, and have a run that loses their answers."""
+        self.record(*names)
+        self.service.script[:] = [MADE if made else NOT_MADE] * len(names)
+        assert self.run(*options).code == 76
+        self.forget_calls()
+
+    def uploaded(self, *names: str) -> None:
+        """Record these, and have them uploaded in this order, while nothing is looked up."""
+        if self.ledger.exists():
+            self.change(looked_up_at=before(0))
+        for name in names:
+            path = self.record(name)
+            assert self.upload("--audio-path", path, *self.words()[2:]).code == 0
+        self.forget_calls()
+
+    def age(self, seconds: float = DAY_S, **where: object) -> None:
+        """Have rows been sent so much earlier, and not looked up since."""
+        self.change(where, sent_at=before(seconds), looked_up_at=None)
+
+    def forget_lookups(self) -> None:
+        self.change(looked_up_at=None)
+
+    def change(self, where: Mapping[str, object] | None = None, /, **columns: object) -> None:
+        ledgers.change(self.ledger, where, **columns)
+
+    def script_lookups(self, *steps: Step) -> None:
+        """Have the next lookups take these steps; other calls take those of the script."""
+        waiting = iter(steps)
+
+        def step_of(call: Call) -> Step:
+            return next(waiting, None) if call.method in LOOKUPS else self.service.next_step(call)
+
+        self.service.on_call = step_of
+
+    def forget_calls(self) -> None:
+        for received in (self.service.calls, self.service.searches, self.service.gets):
+            received.clear()
+
+    @property
+    def methods(self) -> list[str]:
+        return [call.method for call in self.service.calls]
+
+    def values(self, number: int = 0) -> set[str]:
+        """Return what a search asked for."""
+        return set(self.service.searches[number].filters[0].any_match.values)
+
+    def digest(self, name: str) -> str:
+        return sha256(self.folder / name)
+
+    def copies(self, name: str) -> list[Talk]:
+        return [talk for talk in self.service.talks.values() if talk.sha256 == self.digest(name)]
+
+    def row(self, name: str) -> dict[str, Any]:
+        [row] = [each for each in ledgers.rows(self.ledger) if Path(each["path"]).name == name]
+        return row
+
+    def state(self, name: str) -> str:
+        return str(self.row(name)["state"])
+
+    def add_unknown_rows(self, count: int, sent_at: str) -> None:
+        """Put recordings of earlier runs into the ledger, as unknown."""
+        assert self.run().code == 0  # Begins the ledger.
+        ledgers.add_unknown(self.ledger, map(value, range(count)), KEY, sent_at)
+        self.forget_calls()
+
+
+def value(number: int) -> str:
+    """Return what stands for the SHA-256 of a recording that is not there."""
+    return f"{number:064x}"
+
+
+@pytest.fixture
+def office(service: StandIn, upload: Run, tmp_path: Path, ledger: Path) -> Office:
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    return Office(service, upload, folder, ledger)
+
+
+# --- Options, and the key on its way --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--lookup-key", KEY, "--ledger", "l"), ("--organization-id", "--space-id")),
+        (LOOKUP, ("--ledger",)),
+        ((*LOOKUP[:4], "--ledger", "l"), ("--space-id",)),
+        ((*LOOKUP[2:], "--ledger", "l"), ("--lookup-key",)),
+        (("--project-id", "p", "--ledger", "l"), ("--lookup-key",)),
+        (("--lookup-key", "", *LOOKUP[2:], "--ledger", "l"), ("--lookup-key",)),
+        ((*LOOKUP, "--project-id", "", "--ledger", "l"), ("--project-id",)),
+    ],
+)
+def test_the_options_go_together(
+    upload: Run,
+    service: StandIn,
+    call: Path,
+    words: tuple[str, ...],
+    named: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = upload("--audio-path", call, *words)
+    assert (result.code, result.out, len(result.err.splitlines())) == (2, "", 1)
+    assert all(name in result.err for name in named)
+    assert not service.calls
+
+
+@pytest.mark.parametrize("way", [(), ("--single-message",), ("--split",)])
+def test_the_sha256_travels_and_nothing_unknown_means_no_lookup(office: Office, way: Way) -> None:
+    path = office.record("call.wav")
+    path.with_suffix(".json").write_text('{"language": "ru-RU"}')
+    for _ in range(2):
+        assert office.run(*way).code == 0
+    assert office.service.talks
+    for talk in office.service.talks.values():
+        assert talk.fields == {"language": "ru-RU", KEY: sha256(path)}
+    assert not office.service.searches and not office.service.gets
+
+
+def test_metadata_that_has_the_key_is_refused(office: Office, tmp_path: Path) -> None:
+    path = office.record("call.wav")
+    path.with_suffix(".json").write_text(json.dumps({KEY: "mine"}))
+    common = tmp_path / "common.json"
+    common.write_text(json.dumps({KEY: "ours"}))
+    assert office.run().code == 65
+    path.with_suffix(".json").write_text("{}")
+    result = office.run("--meta-path", common)
+    assert result.code == 65
+    assert problems(result, "call.wav", KEY)
+    assert not office.service.calls
+
+
+def test_a_key_that_the_connection_does_not_have_is_the_services_to_refuse(
+    office: Office,
+) -> None:
+    office.record("call.wav")
+    office.service.fields = {"language"}
+    result = office.run()
+    assert result.code == 65
+    assert problems(result, "call.wav", KEY)
+
+
+# --- Found ----------------------------------------------------------------------------
+
+
+def test_what_an_earlier_run_left_is_found(office: Office) -> None:
+    office.service.gives_other_ids = True
+    office.unknown("a.wav", "b.wav")
+    result = office.run("--project-id", office.service.project_id)
+    assert result.code == 0
+    for name in ("a.wav", "b.wav"):
+        [talk] = office.copies(name)
+        assert f"{office.folder / name}: Dialog ID: {talk.found_id}\n" in result.out
+        row = office.row(name)
+        assert (row["state"], row["error"]) == ("uploaded", None)
+        assert (row["talk_id"], row["found_id"]) == (None, talk.found_id)
+    assert len(result.out.splitlines()) == 2
+    assert problems(result, "2 found in the service", "0 unknown")
+    # One search for both, and one look at what it found.
+    assert office.methods == ["Search", "GetTalks"]
+    [search], [get] = office.service.searches, office.service.gets
+    for request in (search, get):
+        place = (request.organization_id, request.space_id, request.connection_id)
+        assert (*place, request.project_id) == ("org-1", "space-1", "connection-1", "project-1")
+    [condition] = search.filters
+    assert condition.key == f"userMeta.{KEY}"
+    assert office.values() == {office.digest("a.wav"), office.digest("b.wav")}
+    assert get.HasField("results_mask") and not get.results_mask.paths
+
+    office.forget_calls()
+    again = office.run()
+    assert (again.code, again.out, office.methods) == (0, "", [])
+
+
+@WAYS
+def test_nothing_is_looked_up_at_the_end_of_a_run(office: Office, way: Way) -> None:
+    office.record("a.wav")
+    office.service.script[:] = [MADE]
+    assert office.run(*way).code == 76
+    assert not office.service.searches
+    result = office.run("--format", "json", *way)
+    [talk] = office.copies("a.wav")
+    found = json.loads(result.out)
+    assert (found["outcome"], found["talk_id"]) == ("uploaded", talk.talk_id)
+    assert (found["exit_code"], found["error"], found["found_id"]) == (0, None, talk.talk_id)
+
+
+def test_two_ids_and_which_is_which(office: Office) -> None:
+    office.service.gives_other_ids = True
+    office.unknown("a.wav")
+    office.change(talk_id="returned")
+    path, [talk] = office.folder / "a.wav", office.copies("a.wav")
+    line = f"{path}: Dialog ID: returned (in the service: {talk.found_id})\n"
+    assert office.run() == Outcome(0, line, problems_summary(found=1))
+    row = office.row("a.wav")
+    assert (row["talk_id"], row["found_id"]) == ("returned", talk.found_id)
+    # Known from then on.
+    named = ("--audio-path", path, *office.words()[2:])
+    assert office.upload(*named).out == line
+    result = json.loads(office.upload(*named, "--format", "json").out)
+    ids = (result["talk_id"], result["talk_ids"], result["found_id"])
+    assert (result["outcome"], *ids) == ("already", "returned", ["returned"], talk.found_id)
+
+
+def problems_summary(found: int) -> str:
+    counts = f"0 uploaded, 0 already there, {found} found in the service, 0 failed, 0 unknown"
+    return f"upload_grpc: {counts}\n"
+
+
+def test_another_file_s_dialog_is_not_taken_for_that_of_the_file_named(office: Office) -> None:
+    office.unknown("a.wav")
+    named = office.record("b.wav")
+    result = office.upload("--audio-path", named, "--ledger", office.ledger, *LOOKUP)
+    [a], [b] = office.copies("a.wav"), office.copies("b.wav")
+    assert result.code == 0
+    assert f"{office.folder / 'a.wav'}: Dialog ID: {a.talk_id}\n" in result.out
+    assert f"Dialog ID: {b.talk_id}" in result.out
+
+
+def test_of_several_dialogs_the_earliest_counts(office: Office) -> None:
+    office.unknown("a.wav")
+    [talk] = office.copies("a.wav")
+    for talk_id, earlier_s in (("between", 5), ("earliest", 10)):
+        copy = dataclasses.replace(talk, talk_id=talk_id, created_s=talk.created_s - earlier_s)
+        office.service.save(copy)
+    result = office.run("--quiet")
+    assert result.code == 0
+    assert result.out == f"{office.folder / 'a.wav'}: Dialog ID: earliest\n"
+    [line] = result.err.splitlines()
+    assert f"earliest has duplicates: between, {talk.talk_id};" in line and "a.wav" in line
+    assert (office.state("a.wav"), office.row("a.wav")["found_id"]) == ("uploaded", "earliest")
+
+
+def test_one_dialog_listed_twice_is_one(office: Office) -> None:
+    office.unknown("a.wav")
+    office.service.times_listed = 2
+    result = office.run("--quiet")
+    assert (result.code, len(result.out.splitlines()), result.err) == (0, 1, "")
+    assert len(office.service.gets[0].talk_ids) == 1
+
+
+def test_a_second_name_of_what_is_found_is_there_already(office: Office) -> None:
+    office.unknown("a.wav")
+    (office.folder / "b.wav").write_bytes((office.folder / "a.wav").read_bytes())
+    result = office.run()
+    assert (result.code, len(office.copies("a.wav"))) == (0, 1)
+    assert "UploadAsStream" not in office.methods
+
+
+def test_an_answer_of_more_than_4_mb_is_taken(office: Office) -> None:
+    office.unknown("a.wav", "b.wav")
+    office.service.get_padding_bytes = 3 * 1024 * 1024
+    result = office.run()
+    assert (result.code, len(result.out.splitlines())) == (0, 2), result.err
+    assert len(office.service.gets) == 1
+
+
+TOO_LARGE = Fail(STATUS.RESOURCE_EXHAUSTED, "Sent message larger than max (8 vs. 4)")
+
+
+def test_an_answer_that_is_too_large_is_asked_for_in_halves(office: Office) -> None:
+    office.unknown("a.wav", "b.wav", "c.wav")
+    office.script_lookups(None, TOO_LARGE, None, TOO_LARGE)
+    result = office.run("--quiet")
+    assert (result.code, len(result.out.splitlines()), result.err) == (0, 3, "")
+    assert [len(get.talk_ids) for get in office.service.gets] == [3, 1, 2, 1, 1]
+
+
+def test_one_dialog_that_is_too_large_leaves_the_others_their_turn(office: Office) -> None:
+    office.unknown("a.wav", "b.wav")
+    office.script_lookups(None, TOO_LARGE, TOO_LARGE)
+    result = office.run()
+    states = sorted(office.state(name) for name in ("a.wav", "b.wav"))
+    assert (result.code, states) == (76, ["unknown", "uploaded"])
+    [line] = problems(result, "larger than max")
+    assert "could not be looked up" in line and "--single-message" not in line
+
+
+def test_an_index_that_lags_and_gives_other_ids(office: Office) -> None:
+    lags_s = iter((0.2, HOUR_S))
+    office.service.index_lag_s = lambda: next(lags_s)
+    office.service.gives_other_ids = True
+    office.unknown("soon.wav", "late.wav", options=("--jobs", 1))
+    soon, late = sorted(office.service.talks.values(), key=lambda talk: talk.lag_s)
+    time.sleep(0.3)
+    result = office.run()
+    assert (result.code, result.out.count(soon.found_id)) == (76, 1)
+    assert late.found_id not in result.out
+    late.lag_s = 0
+    office.forget_lookups()
+    result = office.run()
+    assert (result.code, result.out.count(late.found_id)) == (0, 1)
+    assert len(office.service.talks) == 2
+
+
+def test_a_long_recording_that_arrived_is_uploaded(office: Office) -> None:
+    office.unknown("a.wav", options=("--split",))
+    made = sorted(talk.talk_id for talk in office.copies("a.wav"))
+    assert len(made) == 2
+    result = office.run("--split", "--retry-unknown")
+    assert (result.code, office.state("a.wav")) == (0, "uploaded")
+    assert sorted(re.findall(r"Dialog ID: (\S+)\n", result.out)) == made
+    assert "duplicate" not in result.err
+    assert problems(result, "a.wav", "split", "more")
+    assert office.methods == ["Search", "GetTalks"]
+    again = office.run("--split", "--retry-unknown")
+    assert (again.code, len(office.methods)) == (0, 2)
+
+
+# --- Not found, and no proof ------------------------------------------------------------
+
+
+def foreign_connection(office: Office) -> None:
+    office.service.search_everywhere = True
+    office.copies("a.wav")[0].connection_id = "connection-2"
+
+
+def part_of_a_value(office: Office) -> None:
+    office.service.search_contains = True
+    office.copies("a.wav")[0].fields[KEY] += "0"
+
+
+def other_letters(office: Office) -> None:
+    office.service.search_contains = True
+    talk = office.copies("a.wav")[0]
+    talk.fields["other"], talk.fields[KEY] = talk.fields[KEY], talk.fields[KEY][:8]
+
+
+def foreign_project(office: Office) -> None:
+    office.service.project_id = "project-2"
+
+
+@pytest.mark.parametrize(
+    "why", [foreign_connection, part_of_a_value, other_letters, foreign_project]
+)
+def test_only_a_dialog_of_this_connection_with_this_value_counts(
+    office: Office, why: Callable[[Office], None]
+) -> None:
+    office.unknown("a.wav")
+    why(office)
+    result = office.run("--project-id", "project-1", "--retry-unknown")
+    assert (result.code, result.out) == (76, "")
+    assert len(problems(result, "a.wav")) == 1
+    row = office.row("a.wav")
+    assert (row["state"], row["talk_id"], row["found_id"]) == ("unknown", None, None)
+    assert "UploadAsStream" not in office.methods
+
+
+def test_what_was_sent_without_the_key_is_not_looked_for(office: Office) -> None:
+    office.record("a.wav")
+    office.service.script[:] = [MADE]
+    assert office.upload("--audio-path", office.folder, "--ledger", office.ledger).code == 76
+    office.age()
+    assert office.run().code == 76
+    other = ("--lookup-key", "other_key")
+    assert office.upload(*office.words(*other)).code == 76
+    assert office.methods == ["UploadAsStream"]
+
+
+def test_each_recording_is_looked_up_at_most_every_15_minutes(office: Office) -> None:
+    office.unknown("a.wav", made=False)
+
+    def searches_after(looked_up_at: str | None) -> int:
+        office.forget_calls()
+        office.change(looked_up_at=looked_up_at)
+        assert office.run().code == 76
+        return len(office.service.searches)
+
+    assert searches_after(None) == 1
+    assert office.row("a.wav")["looked_up_at"][:16] in (before(0)[:16], before(MINUTE_S)[:16])
+    assert searches_after(before(14 * MINUTE_S)) == 0
+    assert searches_after(before(15 * MINUTE_S + 1)) == 1
+    assert searches_after(before(-14 * MINUTE_S)) == 0
+    assert searches_after(before(-3 * HOUR_S)) == 1  # The clock was ahead then.
+
+
+# --- Proof ------------------------------------------------------------------------------
+
+
+def test_only_what_is_proved_missing_is_sent_again(office: Office) -> None:
+    office.unknown("a.wav")
+    office.unknown("b.wav", made=False)
+    assert office.state("a.wav") == "uploaded"  # Found by the second of these runs.
+    office.unknown("c.wav")
+    office.uploaded("d.wav")
+    office.age()
+    result = office.run("--retry-unknown")
+    assert result.code == 0
+    assert sorted(office.methods) == ["GetTalks", "Search", "UploadAsStream"]
+    assert problems(result, "b.wav", "sent again", "missing")
+    for name in ("a.wav", "b.wav", "c.wav", "d.wav"):
+        assert (office.state(name), len(office.copies(name))) == ("uploaded", 1)
+    assert office.digest("d.wav") in office.values()
+    office.forget_calls()
+    assert office.run("--retry-unknown").code == 0
+    assert office.methods == []
+
+
+def test_within_a_day_nothing_is_proved(office: Office) -> None:
+    office.unknown("a.wav", made=False)
+    office.uploaded("b.wav")
+    office.age(DAY_S - MINUTE_S, state="unknown")
+    result = office.run("--retry-unknown")
+    assert (result.code, office.row("a.wav")["is_missing"]) == (76, 0)
+    assert office.values() == {office.digest("a.wav")}  # What proves nothing is not asked for.
+    office.age(DAY_S + 1, state="unknown")
+    assert office.run("--retry-unknown").code == 0
+    assert len(office.copies("a.wav")) == 1
+
+
+def test_proved_missing_is_not_sent_without_being_told(office: Office) -> None:
+    office.unknown("a.wav", made=False)
+    office.uploaded("b.wav")
+    office.age()
+    assert office.run().code == 76
+    assert (office.state("a.wav"), office.row("a.wav")["is_missing"]) == ("unknown", 1)
+    assert office.run("--retry-unknown").code == 0  # No other lookup is due.
+    assert office.methods == ["Search", "GetTalks", "UploadAsStream"]
+    assert (office.state("a.wav"), office.row("a.wav")["is_missing"]) == ("uploaded", 0)
+
+
+def test_what_is_found_after_all_is_not_missing(office: Office) -> None:
+    office.unknown("a.wav")
+    office.uploaded("b.wav")
+    office.age()
+    [talk] = office.copies("a.wav")
+    talk.lag_s = DAY_S
+    assert office.run().code == 76
+    assert office.row("a.wav")["is_missing"] == 1
+    talk.lag_s = 0
+    office.forget_lookups()
+    assert office.run("--retry-unknown").code == 0
+    row = office.row("a.wav")
+    assert (row["state"], row["is_missing"], len(office.copies("a.wav"))) == ("uploaded", 0, 1)
+
+
+@pytest.mark.parametrize(("indexed", "code"), [("1", 0), ("2", 0), ("3", 0), ("4", 76), ("", 76)])
+def test_any_of_the_next_three_is_a_control(office: Office, indexed: str, code: int) -> None:
+    """The latest upload is not: the index may be an hour behind, with a run every five minutes."""
+    office.uploaded("before.wav")
+    office.unknown("a.wav", made=False)
+    office.uploaded("1.wav", "2.wav", "3.wav", "4.wav")
+    for name in "1234":
+        office.copies(f"{name}.wav")[0].lag_s = 0 if name == indexed else DAY_S
+    # By their clocks nothing came later.
+    office.change(sent_at=before(9 * DAY_S), uploaded_at=before(9 * DAY_S))
+    office.age(state="unknown")
+    assert office.run("--retry-unknown").code == code
+    controls = {office.digest(f"{name}.wav") for name in "123"}
+    assert office.values() == {office.digest("a.wav"), *controls}
+    assert len(office.copies("a.wav")) == (code == 0)
+
+
+def with_another_key(office: Office) -> None:
+    office.change({"state": "uploaded"}, lookup_key="other")
+
+
+def split_itself(office: Office) -> None:
+    office.change({"state": "uploaded"}, split=1)
+
+
+def still_unknown(office: Office) -> None:
+    office.change({"state": "uploaded"}, state="unknown", looked_up_at=before(0))
+
+
+def dropped(office: Office) -> None:
+    office.copies("b.wav")[0].fields.clear()
+
+
+def in_another_project(office: Office) -> None:
+    office.service.project_id = "project-2"
+
+
+@pytest.mark.parametrize(
+    "why", [with_another_key, split_itself, still_unknown, dropped, in_another_project]
+)
+def test_without_a_control_nothing_is_sent_again(
+    office: Office, why: Callable[[Office], None]
+) -> None:
+    office.unknown("a.wav", made=False)
+    office.uploaded("b.wav")
+    office.age(state="unknown")
+    why(office)
+    result = office.run("--retry-unknown", "--project-id", "project-1")
+    assert (result.code, office.copies("a.wav")) == (76, [])
+    assert office.row("a.wav")["is_missing"] == 0
+
+
+def test_what_a_page_leaves_out_is_not_missing(office: Office) -> None:
+    office.unknown("a.wav", "b.wav")
+    office.uploaded("later.wav")
+    office.age(state="unknown")
+    office.copies("later.wav")[0].created_s = 0.0  # So that it comes first.
+    office.service.search_page = 1
+    assert office.run("--retry-unknown").code == 76
+    assert office.methods == ["Search", "GetTalks"]
+    assert all(len(office.copies(name)) == 1 for name in ("a.wav", "b.wav"))
+
+
+def test_a_hit_that_get_does_not_return_is_not_missing(office: Office) -> None:
+    office.unknown("a.wav", "b.wav")
+    office.uploaded("c.wav")
+    office.age(state="unknown")
+    office.copies("c.wav")[0].created_s = 0.0
+    office.service.get_talks = 1  # The control.
+    assert office.run("--retry-unknown").code == 76
+    assert all(len(office.copies(name)) == 1 for name in ("a.wav", "b.wav"))
+    office.service.get_talks = 100
+    office.forget_lookups()
+    assert office.run("--retry-unknown").code == 0
+    assert all(len(office.copies(name)) == 1 for name in ("a.wav", "b.wav", "c.wav"))
+
+
+@pytest.mark.parametrize("steps", [(NOT_MADE,), (None, NOT_MADE)], ids=["Search", "Get"])
+def test_where_looking_up_fails_nothing_is_sent_again(
+    office: Office, steps: tuple[Step, ...]
+) -> None:
+    office.unknown("a.wav", made=False)
+    office.uploaded("b.wav")
+    office.age(state="unknown")
+    office.script_lookups(*steps)
+    assert office.run("--retry-unknown").code == 76
+    assert (office.copies("a.wav"), office.row("a.wav")["is_missing"]) == ([], 0)
+
+
+@pytest.mark.parametrize("hours", [(3, 0), (-3, 0), (0, 3), (-11, 11), (11, -11)])
+def test_clocks_that_jump_by_hours_prove_nothing(
+    office: Office, tmp_path: Path, hours: tuple[int, int]
+) -> None:
+    """One duplicate came of an upload from the future, which every later one seemed to precede."""
+    office.service.index_lag_s = lambda: HOUR_S
+
+    def run_at(hour: int, *more: object) -> int:
+        words = arguments(office.service, *office.words(*more))
+        with start(*words, env=clock(tmp_path / "clock", hour * HOUR_S)) as process:
+            process.communicate(timeout=30)
+        return process.returncode
+
+    lost_hour, control_hour = hours
+    office.record("a.wav")
+    office.service.script[:] = [MADE]
+    assert run_at(lost_hour) == 76
+    office.service.index_lag_s = lambda: 0
+    office.record("b.wav")
+    assert run_at(control_hour) == 76
+    for hour in (0, control_hour, lost_hour):
+        office.forget_lookups()
+        assert run_at(hour, "--retry-unknown") == 76
+    assert (len(office.copies("a.wav")), office.state("a.wav")) == (1, "unknown")
+
+
+# --- What is not sent again: why, and what would help -------------------------------------
+
+
+def young(office: Office) -> str:
+    office.age(HOUR_S, state="unknown")
+    until = before(HOUR_S - DAY_S)[:16].replace("T", " ")
+    return f"within a day of sending no lookup can prove it missing; run again after {until} UTC"
+
+
+def without_a_control(office: Office) -> str:
+    office.age()
+    office.copies("b.wav")[0].lag_s = DAY_S
+    return (
+        "no lookup has found one of the 3 recordings uploaded next after it, but not it; "
+        f'if there are any, check that the connection has the key "{KEY}"'
+    )
+
+
+def without_the_key(office: Office) -> str:
+    office.change({"state": "unknown"}, lookup_key=None)
+    return f'it was sent without "{KEY}", so it is not looked up; {SEND_ANYWAY}'
+
+
+def one_to_split(office: Office) -> str:
+    office.age()
+    office.change({"state": "unknown"}, split=1)
+    return f"no lookup can prove a split recording missing; {SEND_ANYWAY}"
+
+
+SEND_ANYWAY = "--retry-unknown without --lookup-key sends it, and may create a duplicate"
+
+
+@pytest.mark.parametrize("why", [young, without_a_control, without_the_key, one_to_split])
+def test_what_is_not_sent_again_says_why_not_and_what_would_help(
+    office: Office, why: Callable[[Office], str]
+) -> None:
+    office.unknown("a.wav", made=False)
+    office.uploaded("b.wav")
+    reason = why(office)
+    result = office.run("--retry-unknown")
+    assert (result.code, result.out) == (76, "")
+    [line] = problems(result, "a.wav")
+    assert f"{office.folder / 'a.wav'}: not sent, as it may have been uploaded: " in line
+    assert f"; {reason}" in line
+    assert "(with --ledger: --retry-unknown)" not in line
+    assert not office.copies("a.wav")
+    # It is as the line says.
+    without = ("--audio-path", office.folder, "--ledger", office.ledger, "--retry-unknown")
+    assert office.upload(*without).code == 0
+    assert len(office.copies("a.wav")) == 1
+
+
+# --- What goes wrong with looking up ------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [0, 1], ids=["Search", "Get"])
+def test_a_lookup_that_fails_is_one_line_and_stops_nothing(office: Office, steps: int) -> None:
+    office.unknown("a.wav")
+    failing = set(STATUS) - {STATUS.OK, STATUS.UNAUTHENTICATED}
+    for status in sorted(failing, key=lambda status: status.name):
+        # What is unknown need not be named, and then its exit code is not this run's.
+        path = office.record(f"{status.name}.wav")
+        office.forget_lookups()
+        office.script_lookups(*[None] * steps, Fail(status, "as scripted"))
+        result = office.upload("--audio-path", path, "--ledger", office.ledger, *LOOKUP)
+        assert (result.code, len(result.out.splitlines())) == (0, 1), (status, result)
+        [line] = result.err.splitlines()
+        assert "could not be looked up" in line
+        assert status.name in line and "as scripted" in line
+        assert "role" in line or status is not STATUS.PERMISSION_DENIED
+        assert "upload failed" not in line and "fix the recording" not in line
+        assert len(office.copies(path.name)) == 1
+        # A failure costs calls, too.
+        office.forget_calls()
+        assert office.upload("--audio-path", path, "--ledger", office.ledger, *LOOKUP).code == 0
+        assert office.methods == []
+    assert office.state("a.wav") == "unknown"
+    office.forget_lookups()
+    assert office.run().code == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "searches"),
+    [
+        *[(status, 3) for status in (STATUS.INTERNAL, STATUS.NOT_FOUND, STATUS.INVALID_ARGUMENT)],
+        *[(status, 1) for status in (STATUS.PERMISSION_DENIED, STATUS.UNIMPLEMENTED)],
+        (STATUS.RESOURCE_EXHAUSTED, 1),  # The quota.
+    ],
+)
+def test_an_error_of_one_batch_leaves_the_others_their_turn(
+    office: Office, status: grpc.StatusCode, searches: int
+) -> None:
+    """But not where they would meet the same."""
+    office.add_unknown_rows(60, before(HOUR_S))
+    office.script_lookups(*[Fail(status, "as scripted")] * 3)
+    result = office.run()
+    assert (result.code, len(problems(result, "looked up"))) == (0, 1)
+    assert len(office.service.searches) == searches
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (Freeze(), "no progress for 0.5 s"),
+        # As if the connection had been cut: nothing that tells of the service.
+        (Fail(STATUS.UNAVAILABLE, "Socket closed", ids=False), "Socket closed"),
+    ],
+)
+def test_a_call_without_an_answer_ends_looking_up(
+    office: Office, step: Step, said: str, waits: Waits
+) -> None:
+    waits(lookup_answer=0.5)
+    office.add_unknown_rows(60, before(HOUR_S))
+    office.record("b.wav")
+    office.script_lookups(step)
+    result = office.run()
+    assert result.code == 0
+    assert len(problems(result, said)) == 1
+    assert len(office.service.searches) == 1
+    assert len(office.copies("b.wav")) == 1
+
+
+def test_a_credential_that_is_refused_stops_the_run(office: Office) -> None:
+    office.unknown("a.wav")
+    office.record("b.wav")
+    office.service.keys = ()
+    result = office.run()
+    assert (result.code, result.out) == (77, "")
+    assert office.methods == ["Search"]
+    first, last = result.err.splitlines()
+    assert "UNAUTHENTICATED" in first and "not tried" in last
+    assert ledgers.runs(office.ledger)[-1]["exit_code"] == 77
+
+
+# --- How many calls -----------------------------------------------------------------------
+
+
+def test_469_unknown_take_50_calls_and_two_runs(office: Office) -> None:
+    office.uploaded("talk.wav")
+    [talk] = office.copies("talk.wav")
+    office.add_unknown_rows(469, before(DAY_S + 1))
+    for number in range(469):
+        copy = dataclasses.replace(talk, talk_id=f"talk-{number}", fields={KEY: value(number)})
+        office.service.talks[copy.talk_id] = copy
+    first, second = office.run(), office.run()
+    assert (first.code, second.code) == (0, 0)  # What is unknown was not named.
+    assert (len(office.service.searches), len(office.service.gets)) == (25, 25)
+    assert max(len(office.values(number)) for number in range(25)) == 20
+    assert len(problems(first, "limit of 30 lookups per run reached", "next run")) == 1
+    assert [len(run.out.splitlines()) for run in (first, second)] == [15 * 19, 469 - 15 * 19]
+    assert problems(second, "184 found in the service")
+    assert office.run().out == ""
+    assert len(office.service.searches) == 25
+
+
+def test_what_a_run_did_not_get_to_comes_first_in_the_next(office: Office) -> None:
+    office.add_unknown_rows(700, before(HOUR_S))
+    for _ in range(2):
+        assert office.run().code == 0
+        for looked_up_at in {row["looked_up_at"] for row in ledgers.rows(office.ledger)} - {None}:
+            office.change({"looked_up_at": looked_up_at}, looked_up_at=before(HOUR_S))
+    asked = [office.values(number) for number in range(60)]
+    assert len(set().union(*asked)) == 700
+
+
+def test_a_pause_between_calls(office: Office, waits: Waits) -> None:
+    waits(lookup_pause=0.2)
+    office.unknown("a.wav", "b.wav")
+    started_s = time.monotonic()
+    assert office.run().code == 0
+    assert office.methods == ["Search", "GetTalks"]
+    assert time.monotonic() - started_s >= 0.2
+
+
+def test_what_is_found_does_not_end_the_doubt(office: Office) -> None:
+    """A service that makes dialogs and never answers costs two recordings a run, not all."""
+    office.record(*(f"{number}.wav" for number in range(8)))
+    office.service.script[:] = [MADE] * 100
+    office.run("--jobs", 1)
+    states = [office.state(f"{number}.wav") for number in range(5)]
+    assert states == ["unknown"] * 5
+    result = office.run("--jobs", 1, "--format", "json")
+    assert result.code == 76
+    outcomes = [json.loads(line)["outcome"] for line in result.out.splitlines()]
+    assert (outcomes.count("uploaded"), outcomes.count("unknown")) == (5, 2)
+
+
+# --- Killed and stopped -----------------------------------------------------------------
+
+
+def test_killed_between_get_and_the_ledger(office: Office) -> None:
+    office.unknown("a.wav", "b.wav")
+    office.record("c.wav")
+    office.script_lookups(None, Delay(5))
+    with start(*arguments(office.service, *office.words("--retry-unknown"))) as process:
+        wait_for(lambda: office.service.gets)
+        process.kill()
+    assert office.state("a.wav") == "unknown"
+    result = office.run()
+    assert result.code == 0
+    assert len(result.out.splitlines()) == 3
+    for name in ("a.wav", "b.wav", "c.wav"):
+        assert (office.state(name), len(office.copies(name))) == ("uploaded", 1)
+
+
+def test_stopped_between_two_lookups(office: Office) -> None:
+    office.add_unknown_rows(60, before(HOUR_S))
+    office.record("a.wav")
+    office.script_lookups(Delay(0.2))
+    with start(*arguments(office.service, *office.words())) as process:
+        wait_for(lambda: office.service.searches)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, office.methods) == (143, ["Search"])
+    assert "SIGTERM" in err.splitlines()[-1] and "1 not tried" in err.splitlines()[-1]
+
+
+def test_stopped_while_the_service_is_mute(office: Office) -> None:
+    office.unknown("a.wav")
+    office.script_lookups(Freeze())
+    with start(*arguments(office.service, *office.words())) as process:
+        wait_for(lambda: office.service.searches)
+        signalled_s = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=20)
+    assert process.returncode == 143
+    assert time.monotonic() - signalled_s < 11.5
+    assert office.state("a.wav") == "unknown"
