@@ -8,10 +8,10 @@ meant for the real one.
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
 import shlex
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -21,27 +21,37 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from conftest import ROOT, make_wav
+from encoders import sound
 from fault_proxy import HttpProxy
 from stand_in import Slow, StandIn
 from test_progress import on_terminal, screen
 
 COMMAND = "--audio-path calls --meta-path metadata.json --connection-id ID"
-# In MB: more than what sockets and gRPC hold on the way, of which no progress can be seen.
-CALLS = {"0914-anna": 2, "0921-boris": 3, "0930-vera": 1, "0947-gleb": 24, "1005-dina": 32}
+# In MB: more than what sockets and gRPC hold on the way, of which no progress can be seen. The
+# first ones keep all workers busy, so that the first line is a dialog's ID.
+CALLS = {"0914-anna": 2, "0921-boris": 4, "0926-vera": 24, "0930-gleb": 32, "1005-egor": 1}
+# A problem, so that one can be seen, too: a format that the service does not take.
+ALAW_CALL = "0947-dina"
 LINE_BYTES_PER_S = 6e6
 COLUMNS = 90
 LINE_HEIGHT = 20
 STYLE = "font-family='DejaVu Sans Mono, Menlo, Consolas, monospace' font-size='14'"
 
 
-def record(folder: Path) -> list[str]:
-    """Upload some recordings, and return the lines on the terminal when 60 % was sent."""
+def make_calls(folder: Path, bytes_per_mb: int = 1_000_000) -> None:
+    """Make what the command names."""
     (folder / "calls").mkdir()
     for name, size in CALLS.items():
-        make_wav(folder / "calls" / f"{name}.wav", size * 1_000_000)
-    # Its sidecar is wrong, so that a problem can be seen, too.
-    (folder / "calls" / "0930-vera.json").write_text('{"team": {"name": "north"}}')
-    shutil.copy(ROOT / "metadata_example.json", folder / "metadata.json")
+        make_wav(folder / "calls" / f"{name}.wav", size * bytes_per_mb)
+    (folder / "calls" / f"{ALAW_CALL}.wav").write_bytes(sound("WAV", "ALAW", seconds=12))
+    metadata = json.loads((ROOT / "metadata_example.json").read_text("utf-8"))
+    del metadata["date"]  # Not the same for all.
+    (folder / "metadata.json").write_text(json.dumps(metadata), "utf-8")
+
+
+def record(folder: Path) -> list[str]:
+    """Upload some recordings, and return the lines on the terminal when 60 % was sent."""
+    make_calls(folder)
     host = "api.speechsense.yandexcloud.net"
     with (
         StandIn(folder / "store", names=(host,)) as service,
@@ -52,9 +62,12 @@ def record(folder: Path) -> list[str]:
         os.environ["GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"] = str(service.ca_file)
         os.chdir(folder)
         _, received = on_terminal(*shlex.split(COMMAND))
-    bars = list(re.finditer(r"(\d+)%\|[^\r\n]*", received))
-    shown = next(bar for bar in bars if int(bar[1]) >= 60)
-    return [f"$ ./upload_grpc.py {COMMAND}", *screen(received[: shown.end()])]
+    for bar in re.finditer(r"(\d+) of \d+ recordings: +(\d+)%\|[^\r\n]*", received):
+        lines = screen(received[: bar.end()])
+        # The bar is drawn from time to time: not one that has not counted the last line yet.
+        if int(bar[2]) >= 60 and len(lines) - 1 == int(bar[1]):
+            return [f"$ ./upload_grpc.py {COMMAND}", *lines]
+    raise SystemExit("no such moment was seen: run it again")
 
 
 def draw(lines: list[str]) -> str:

@@ -1,37 +1,79 @@
-"""README's shell blocks, run as they stand: only folders are put in place of the system's."""
+"""README's blocks, run as they stand: only folders are put in place of the system's.
+
+What would change this machine (users, packages, images) is a function of the shell instead.
+"""
 
 from __future__ import annotations
 
+import ast
+import datetime
+import itertools
 import json
 import os
 import re
+import shlex
 import shutil
-import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import grpc
 import pytest
-from conftest import KEY, ROOT, SCRIPT, Outcome, begin_ledger, make_wav
+from conftest import KEY, ROOT, SCRIPT, Outcome, make_wav
+from encoders import FFMPEG, sound
 from fault_proxy import HttpProxy
+from picture import make_calls
 from stand_in import Fail, StandIn
 
+import upload_grpc
+
 README = (ROOT / "README.md").read_text("utf-8")
+NOT_FOLDED = re.sub(r"<details>.*?</details>\n", "", README, flags=re.DOTALL)
 LOST = Fail(grpc.StatusCode.UNAVAILABLE, "Socket closed", store=True, ids=False)
-# Of such a status nobody doubts that it is the service's own.
-NO_QUOTA = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED)
 REJECTED = Fail(grpc.StatusCode.INVALID_ARGUMENT, "not configured")
+# Nobody can give a file an old ctime, so the program's clock is ahead of ours: by more than
+# --min-age, and by less than a recording may wait for its JSON.
+AHEAD_S = 1_800
+DIALOG = re.compile(r"(\S+): Dialog ID: (\S+)\n")
+# What a block does to the machine, instead of the commands of these names.
+STUBS = """
+make() { :; }
+useradd() { :; }
+runuser() { shift 3; "$@"; }
+install() { command install $(echo " $*" | sed 's/ -o [a-z]*//'); }
+curl() { echo "$*" >>pings; }
+mountpoint() { [ -d "$2" ]; }
+"""
+
+needs_sqlite3 = pytest.mark.skipif(not shutil.which("sqlite3"), reason="no sqlite3")
 
 
-def block(language: str, heading: str) -> str:
-    """Return the first block of code under a heading."""
-    section = README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    found = re.search(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    assert found, f"no {language} block under {heading}"
-    return found[1]
+def section(heading: str) -> str:
+    """Return what stands under a heading, of whatever level, up to the next of its level."""
+    marks, rest = next(
+        (found[1], README[found.end() :])
+        for found in re.finditer(r"^(##+) (.*)\n", README, re.MULTILINE)
+        if found[2] == heading
+    )
+    return re.split(rf"^#{{2,{len(marks)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def block(language: str, heading: str, number: int = 0) -> str:
+    """Return a block of code under a heading, without the indentation of a list."""
+    pattern = rf"^( *)```{language}\n(.*?)^ *```$"
+    found = re.findall(pattern, section(heading), re.MULTILINE | re.DOTALL)
+    indent, text = found[number]
+    return re.sub(rf"^{indent}", "", text, flags=re.MULTILINE)
+
+
+SET_UP = block("sh", "Cron")
+FIRST_RUN = block("sh", "Cron", 1).splitlines()
+CRONTAB = block("crontab", "Cron").splitlines()
+CRON_VARIABLES = dict(line.split("=") for line in CRONTAB[:3])
+UPLOAD, REPORT = (re.fullmatch(r"((?:\S+ ){5}) (.*)", line) for line in CRONTAB[3:])
 
 
 class Machine:
@@ -41,46 +83,47 @@ class Machine:
         self.root = root
         self.service = service
         self.calls = root / "var/calls"
-        self.ledgers = root / "var/lib/speechsense"
-        self.log = self.ledgers / "uploaded.log"
-        for folder in (self.calls, self.ledgers, root / "etc", root / "opt"):
-            folder.mkdir(parents=True)
+        self.ledger = root / "var/lib/speechsense/ledger.sqlite"
+        self.log = self.ledger.with_name("uploaded.log")
+        folders = "var/calls", "var/lib", "etc", "opt", "tmp", "usr/local/bin", "mnt/pbx", "later"
+        for folder in folders:
+            (root / folder).mkdir(parents=True)
         (root / "opt/upload_grpc").symlink_to(ROOT)
-        # What all recordings share: not the date of one.
-        fields = json.loads((ROOT / "metadata_example.json").read_text("utf-8"))
-        del fields["date"]
-        (root / "etc/speechsense.json").write_text(json.dumps(fields))
-        (root / "etc/speechsense.key").write_text(f"{KEY}\n")
-        # Nobody can give a file an old ctime, so the clock is an hour ahead.
-        (root / "later").mkdir()
-        (root / "later/sitecustomize.py").write_text(
-            "import time\nnow = time.time\ntime.time = lambda: now() + 3600\n"
-        )
+        (root / "usr/local/bin/ffmpeg").symlink_to(FFMPEG)
+        self.set_clock(AHEAD_S)
         self.environment = {
             "https_proxy": proxy.url,
             "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(service.ca_file),
             "PYTHONPATH": str(root / "later"),
+            "PATH": f"{root}/usr/local/bin:{os.environ['PATH']}",
+            "TZ": CRON_VARIABLES["TZ"],
         }
+        assert self.run(SET_UP, stdin=f"{KEY}\n") == Outcome(0, "", "")
 
-    def call(self, name: str, folder: str = "", age_s: float = 3600) -> Path:
-        path = self.calls / folder / name
+    def set_clock(self, ahead_s: float) -> None:
+        (self.root / "later/sitecustomize.py").write_text(
+            f"import time\nnow = time.time\ntime.time = lambda: now() + {ahead_s}\n"
+        )
+
+    def call(self, name: str, fields: Mapping[str, object] | None = None) -> Path:
+        """Make a recording, and its JSON if fields are given."""
+        path = self.calls / name
         path.parent.mkdir(exist_ok=True)
         make_wav(path, 2_000)
-        os.utime(path, (time.time() - age_s,) * 2)
+        if fields is not None:
+            path.with_suffix(".json").write_text(json.dumps(fields))
         return path
 
-    def begin_ledgers(self, text: str) -> None:
-        """Do what README has a person do before cron begins."""
-        for name in re.findall(r"--ledger /var/lib/speechsense/([\w.]+)", text):
-            if not (self.ledgers / name).exists():
-                begin_ledger(str(self.ledgers / name))
+    def here(self, text: str) -> str:
+        """Put this folder before every absolute path."""
+        names = "opt|etc|var|mnt|tmp|usr/local/bin"
+        return re.sub(rf"(?<![\w/.}}])/(?=({names})/)", f"{self.root}/", text)
 
-    def run(self, text: str) -> Outcome:
+    def run(self, text: str, stubs: str = STUBS, stdin: str = "") -> Outcome:
         """Run a script with this folder as the root of every absolute path in it."""
-        self.begin_ledgers(text)
-        here = re.sub(r"(?<![\w/.}])/(?=(opt|etc|var)/)", f"{self.root}/", text)
         finished = subprocess.run(
-            ["sh", "-c", here],
+            ["sh", "-c", f"{stubs}\n{self.here(text)}"],
+            input=stdin,
             capture_output=True,
             text=True,
             env={**os.environ, **self.environment},
@@ -90,8 +133,30 @@ class Machine:
         )
         return Outcome(finished.returncode, finished.stdout, finished.stderr)
 
-    def files(self, folder: str = "") -> set[str]:
-        return {path.name for path in (self.calls / folder).iterdir() if path.is_file()}
+    def by_hand(self) -> Outcome:
+        """Make the first run, which begins the ledger."""
+        return self.run(FIRST_RUN[1])
+
+    def upload(self) -> Outcome:
+        """Do what cron does every five minutes."""
+        assert UPLOAD
+        return self.run(UPLOAD[2])
+
+    def report(self) -> Outcome:
+        """Do what cron does each morning."""
+        assert REPORT
+        return self.run(REPORT[2])
+
+    def install(self, name: str, text: str) -> None:
+        """Put a script where README has it."""
+        path = self.root / "usr/local/bin" / name
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def uploaded(self) -> dict[str, dict[str, str]]:
+        """Return the fields of the dialogs that arrived, by the name of their recordings."""
+        found = dict(DIALOG.findall(self.log.read_text()))
+        return {Path(path).name: dict(self.service.talks[found[path]].fields) for path in found}
 
 
 @pytest.fixture
@@ -100,158 +165,462 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     with (
         StandIn(tmp_path / "store", names=names) as service,
         HttpProxy(upstream_port=service.port) as proxy,
+        tempfile.TemporaryDirectory(prefix="m-") as root,  # A short path, for the report's lines.
     ):
-        yield Machine(tmp_path / "machine", service, proxy)
+        yield Machine(Path(root), service, proxy)
 
 
-# --- Without a ledger -----------------------------------------------------------------
-
-LOOP = block("sh", "Without a ledger")
-
-
-def test_the_loop_sorts_recordings_by_what_became_of_them(machine: Machine) -> None:
-    for name in ("a good.wav", "b rejected.wav", "c unknown.wav", "d no quota.wav"):
-        machine.call(name)
-    machine.call("young.wav", age_s=0)
-    for name in ("a good.json", "b rejected.JSON", "c unknown.json"):
-        (machine.calls / name).write_text("{}")
-    machine.service.script += [None, REJECTED, LOST, NO_QUOTA]
-    # So that the retries do not take seconds.
-    outcome = machine.run(LOOP.replace("--quiet", "--quiet --retries 0"))
-    assert outcome.code == 0 and outcome.out == ""
-    assert [line.split(": ")[1] for line in outcome.err.splitlines()] == [
-        "./b rejected.wav",
-        "./c unknown.wav",
-        "./d no quota.wav",
-    ]
-    assert machine.files("done") == {"a good.wav", "a good.json"}
-    assert machine.files("bad") == {"b rejected.wav", "b rejected.JSON"}
-    assert machine.files("unknown") == {"c unknown.wav", "c unknown.json"}
-    assert machine.files() == {"d no quota.wav", "young.wav", "uploaded.log", ".lock"}
-    good, _ = machine.service.talks
-    assert (machine.calls / "uploaded.log").read_text() == f"./a good.wav: Dialog ID: {good}\n"
+def normalized(text: str) -> list[str]:
+    """Return lines without what differs in each run."""
+    for pattern, word in (
+        (r"Dialog ID: \w+", "Dialog ID: ..."),
+        (r"\d{4}-\d\d-\d\d \w{3} ", "DAY "),
+        (r"\d{4}-\d\d-\d\d", "DAY"),
+        (r"\d\d:\d\d(?=[: ])", "TIME"),
+        (r"\S*/(?=var/)|\S*/(?=calls\.sqlite)", "/"),
+    ):
+        text = re.sub(pattern, word, text)
+    return text.splitlines()
 
 
-@pytest.mark.parametrize("there", ["done/call.wav", "bad/call.JSON", "unknown/call.json"])
-def test_the_loop_overwrites_nothing(machine: Machine, there: str) -> None:
-    earlier = machine.calls / there
-    earlier.parent.mkdir()
-    earlier.write_text("an earlier one")
-    call = machine.call("call.wav")
-    machine.call("d.wav")
-    (machine.calls / "call.json").write_text("{}")
-    outcome = machine.run(LOOP)
-    assert outcome.code == 0 and "./call.wav: not sent" in outcome.err
-    assert earlier.read_text() == "an earlier one"
-    assert call.exists() and machine.files() >= {"call.wav", "call.json"}
-    assert len(machine.service.calls) == 1  # d.wav
+# --- The first screens ------------------------------------------------------------------
 
 
-def test_the_loop_ends_where_there_is_nothing_to_do(machine: Machine) -> None:
-    assert machine.run(LOOP) == Outcome(0, "", "")
-    machine.call("a.wav")
-    machine.call("b.wav")
-    (machine.root / "etc/speechsense.key").write_text("another-key\n")
-    outcome = machine.run(LOOP)
-    assert outcome.code == 77 and len(machine.service.calls) == 1
-    assert machine.files() >= {"a.wav", "b.wav"}
+def test_the_first_upload(machine: Machine) -> None:
+    made, exported, command, *result = block("console", "The first upload").splitlines()
+    assert (made, exported) == ("$ make", "$ export API_KEY=...")
+    machine.run("ln -s /opt/upload_grpc/upload_grpc.py /opt/upload_grpc/*.json .")
+    make_wav(machine.root / "call.wav", 2_000)
+    machine.environment["API_KEY"] = KEY
+    command = command.removeprefix("$ ").replace("python3", sys.executable)
+    for words in (command, f"{command} --key ${{API_KEY}}"):
+        outcome = machine.run(words)
+        assert normalized(outcome.out) == normalized("\n".join(result)) and outcome.code == 0
 
 
-# --- Cron and GNU parallel ------------------------------------------------------------
+def test_the_folder(machine: Machine) -> None:
+    command, *shown = block("console", "Folders and the ledger").splitlines()
+    (machine.root / "calls").mkdir()
+    for name in ("0914-anna", "0921-boris", "0930-vera"):
+        make_wav(machine.root / f"calls/{name}.wav", 2_000)
+    (machine.root / "calls/0947-gleb.wav").write_bytes(sound("WAV", "ALAW", seconds=12))
+    (machine.root / "common.json").write_text("{}")
+    machine.environment["API_KEY"] = KEY
+    command = command.removeprefix("$ python3 upload_grpc.py")
+    outcome = machine.run(f"/opt/upload_grpc/upload_grpc.py {command}")
+    assert sorted(normalized(outcome.out + outcome.err)) == sorted(normalized("\n".join(shown)))
+    again = machine.run(f"/opt/upload_grpc/upload_grpc.py {command}")
+    assert "0 uploaded, 3 already there, 1 failed" in again.err
 
 
-def test_the_cron_line(machine: Machine) -> None:
-    mail_to, line = block("crontab", "Cron").splitlines()
-    schedule, command = line.split("  ", 1)
-    assert mail_to.startswith("MAILTO=") and len(schedule.split()) == 5
-    # "%" is a line break to cron.
-    assert "%" not in command
+def test_the_example_of_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "call.json"
+    path.write_text(block("json", "Metadata"))
+    metadata = upload_grpc.read_metadata(str(path))
+    assert not [*upload_grpc.date_warnings("call.json", metadata)] and len(metadata.users) == 1
+
+
+# --- Cron -------------------------------------------------------------------------------
+
+
+def test_the_crontab() -> None:
+    assert [*CRON_VARIABLES] == ["MAILTO", "TZ", "CRON_TZ"]
+    assert CRON_VARIABLES["TZ"] == CRON_VARIABLES["CRON_TZ"]
+    for line in (UPLOAD, REPORT):
+        # "%" is a line break to cron.
+        assert line and "%" not in line[2]
+
+
+def test_what_is_made_once(machine: Machine) -> None:
+    key = machine.root / "etc/speechsense.key"
+    assert key.read_text() == f"{KEY}\n" and key.stat().st_mode & 0o777 == 0o600
+    assert json.loads((machine.root / "etc/speechsense.json").read_text()) == {"language": "ru-RU"}
+
+
+def test_the_first_email_proves_that_cron_can_send_one(machine: Machine) -> None:
+    machine.call("a.wav", {})
+    outcome = machine.upload()
+    assert outcome.code == os.EX_CONFIG and "missing, and --quiet begins none" in outcome.err
+    assert not machine.service.calls and not machine.ledger.exists()
+
+
+def test_the_first_run_by_hand_and_those_of_cron(machine: Machine) -> None:
     for name in ("0914-anna.wav", "0921-boris.wav"):
-        machine.call(name, "2026-03-17")
-    machine.call("young.wav", age_s=-3600)  # By the clock of its runs.
-    assert machine.run(command) == Outcome(0, "", "")
-    printed = machine.log.read_text()
-    found = dict(re.findall(r"(\S+\.wav): Dialog ID: (\S+)\n", printed))
-    assert set(found.values()) == machine.service.talks.keys() and len(found) == 2
-    assert all(talk.fields["upload_sha256"] for talk in machine.service.talks.values())
+        machine.call(name, {"operator_name": name})
+    planned = machine.run(FIRST_RUN[0])
+    assert planned.out.count("would be uploaded") == 2 and not machine.service.calls
+    assert "2 uploaded" in machine.by_hand().err
+    assert machine.uploaded().keys() == {"0914-anna.wav", "0921-boris.wav"}
 
-    assert machine.run(command) == Outcome(0, "", "")
-    assert machine.log.read_text() == printed
-    assert len(machine.service.calls) == 2
+    machine.call("0930-vera.wav", {"operator_name": "Vera"})
+    machine.call("0947-gleb.wav")  # Waits for its JSON.
+    alaw = machine.call("0950-zoya.wav", {})
+    alaw.write_bytes(sound("WAV", "ALAW"))
+    young = machine.call("1005-dina.wav", {})
+    os.utime(young, (time.time() + AHEAD_S,) * 2)
+    assert machine.upload() == Outcome(0, "", "")
+    assert [*machine.uploaded()][2:] == ["0930-vera.wav", "0950-zoya.wav"]
+    fields = {"language": "ru-RU", "operator_name": "Vera"}
+    assert machine.uploaded()["0930-vera.wav"] == fields
+    assert machine.upload() == Outcome(0, "", "") and len(machine.service.calls) == 4
 
 
-def test_the_cron_line_looks_up_what_is_unknown(machine: Machine) -> None:
-    command = block("crontab", "Cron").splitlines()[1].split("  ", 1)[1]
-    machine.call("0930-anna.wav")
+def test_the_morning_report_of_a_good_day(machine: Machine) -> None:
+    machine.call("a.wav", {})
+    machine.by_hand()
+    machine.upload()
+    outcome = machine.report()
+    assert outcome.code == 0 and "Nothing needs attention." in outcome.out and outcome.err == ""
+
+
+def test_the_ping_has_the_exit_code_of_the_report(machine: Machine) -> None:
+    [ping] = re.findall(r"`(; curl [^`]*)`", section("Cron"))
+    assert REPORT and "%" not in ping
+    machine.by_hand()
+    machine.upload()
+    machine.run(REPORT[2] + ping)
+    machine.call("a.wav", {})
+    machine.service.script += [REJECTED]
+    assert machine.upload().code == os.EX_DATAERR
+    machine.run(REPORT[2] + ping)
+    pings = (machine.root / "pings").read_text().splitlines()
+    assert [ping.rpartition("/")[2] for ping in pings] == ["0", "65"]
+
+
+def test_the_report_that_is_shown(machine: Machine) -> None:
+    command, *shown = block("console", "Is everything uploaded?").splitlines()
+    assert REPORT and command == f"$ {REPORT[2]}"
+    yesterday = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
+    for number in range(5):
+        date = yesterday + datetime.timedelta(days=number // 3)
+        machine.call(f"{number}.wav", {"date": date.isoformat()})
+    lost = machine.call("0930-vera.wav")
+    machine.set_clock(2 * 3_600)  # It has waited too long for its JSON.
+    machine.by_hand()
+    lost.unlink()
+    assert machine.upload().code == os.EX_NOINPUT
+    machine.environment["COLUMNS"] = "100"  # As paths are longer here.
+    outcome = machine.report()
+    assert outcome.code == os.EX_NOINPUT
+    lines = " ".join(normalized(outcome.out)).split()
+    assert lines == " ".join(normalized("\n".join(shown))).split()
+
+
+# --- Unknown recordings -----------------------------------------------------------------
+
+
+@pytest.fixture
+def unknown(machine: Machine) -> Machine:
+    """Return a machine with a recording that is unknown, and was said to be."""
+    machine.by_hand()
+    machine.call("0930-vera.wav", {})
     machine.service.script += [LOST]
-    assert machine.run(command).code == os.EX_PROTOCOL
+    outcome = machine.upload()
+    assert outcome.code == os.EX_PROTOCOL and "may or may not exist" in outcome.err
+    return machine
+
+
+@needs_sqlite3
+def test_an_unknown_recording_that_is_in_the_console(unknown: Machine) -> None:
+    note, _ = block("sh", "Unknown recordings").splitlines()
+    assert unknown.run(note) == Outcome(0, "1\n", "")
+    assert unknown.upload() == Outcome(0, "", "")
+    outcome = unknown.report()
+    assert outcome.code == 0 and "Nothing needs attention." in outcome.out
+
+
+def test_an_unknown_recording_that_is_not_in_the_console(unknown: Machine) -> None:
+    _, again = block("sh", "Unknown recordings").splitlines()
+    outcome = unknown.run(again)
+    assert outcome.code == 0 and outcome.out.startswith("Dialog ID: ")
+    assert unknown.upload() == Outcome(0, "", "")
+
+
+def test_the_script_looks_for_unknown_recordings(machine: Machine) -> None:
+    [options] = re.findall(r"`(--lookup-key [^`]*)`", section("Unknown recordings"))
+    script = machine.root / "usr/local/bin/upload-calls"
+    script.write_text(script.read_text().replace("--audio-path", f"{options} --audio-path"))
+    machine.by_hand()
+    machine.call("0930-vera.wav", {})
+    machine.service.script += [LOST]
+    assert machine.upload() == Outcome(os.EX_PROTOCOL, "", "")
     [talk_id] = machine.service.talks
-    assert machine.run(command) == Outcome(0, "", "")
-    assert machine.log.read_text().endswith(f"0930-anna.wav: Dialog ID: {talk_id}\n")
+    assert machine.upload() == Outcome(0, "", "")
+    assert machine.log.read_text().endswith(f"0930-vera.wav: Dialog ID: {talk_id}\n")
+    assert machine.service.talks[talk_id].fields["upload_sha256"]
 
 
-def test_a_dry_run_tells_whether_a_day_is_complete(machine: Machine) -> None:
-    """The cron line as README changes it for that."""
-    command = block("crontab", "Cron").splitlines()[1].split("  ", 1)[1]
-    machine.call("a.wav")
+# --- Recipes ----------------------------------------------------------------------------
+
+CDR = """uniqueid,src,dst,disposition,recordingfile
+1773745530.42,101,79161234567,ANSWERED,out-79161234567-101-20260317-140530-1773745530.42.wav
+pbx1-1773745590.7,79167654321,102,ANSWERED,/old/in-102-79167654321-20260317-140630-1773745590.7.wav
+1773745600.9,79167654321,102,NO ANSWER,
+1773745610.11,79167654321,102,ANSWERED,in-gone.wav
+1773745540.43,79161234567,103,ANSWERED,out-79161234567-101-20260317-140530-1773745530.42.wav
+"""
+OUTGOING = {
+    "date": "2026-03-17T14:05:30+03:00",
+    "operator_id": "101",
+    "client_id": "79161234567",
+    "direction_outgoing": "true",
+    "language": "ru-RU",
+}
+INCOMING = {
+    "date": "2026-03-17T14:06:30+03:00",
+    "operator_id": "102",
+    "client_id": "79167654321",
+    "direction_outgoing": "false",
+    "language": "ru-RU",
+}
+NAMES = (
+    "out-79161234567-101-20260317-140530-1773745530.42.wav",
+    "in-102-79167654321-20260317-140630-1773745590.7.wav",
+)
+
+
+def test_json_files_from_a_cdr_table(machine: Machine) -> None:
+    heading = "JSON files from a CDR table"
+    machine.install("cdr-to-json", block("python", heading))
+    [command] = re.findall(r"^`(/[^`]*cdr-to-json [^`]*;)`", section(heading), re.MULTILINE)
+    for name in NAMES:
+        machine.call(name)
+    (machine.calls / "cdr.csv").write_text(CDR)
+    machine.by_hand()
+    outcome = machine.run(command)
+    assert outcome == Outcome(0, "", "")
+    without = machine.ledger.with_name("without-recording").read_text()
+    assert without == "1773745610.11: no recording in-gone.wav\n"
+    written = {path: path.stat().st_ctime_ns for path in machine.calls.glob("*.json*")}
+    assert len(written) == 2
+    assert machine.upload() == Outcome(0, "", "")
+    assert machine.uploaded() == dict(zip(NAMES, (OUTGOING, INCOMING), strict=True))
+    # What is always written anew is always too young.
     machine.run(command)
-    check = command.partition(" >>")[0].replace(" --min-age 60", "") + " --dry-run"
-    assert machine.run(check) == Outcome(0, "", "")
-    machine.call("b.wav", age_s=0)
-    assert re.fullmatch(r"\S+b\.wav: would be uploaded: .*\n", machine.run(check).out)
+    assert written == {path: path.stat().st_ctime_ns for path in machine.calls.glob("*.json*")}
+
+
+def test_fields_from_file_names(machine: Machine) -> None:
+    machine.install("names-to-json", block("python", "Fields from file names"))
+    for name in (*NAMES, "greeting.wav"):
+        machine.call(name)
+    machine.by_hand()
+    for _ in range(2):
+        assert machine.run("names-to-json /var/calls +03:00") == Outcome(0, "", "")
+    machine.upload()
+    assert machine.uploaded() == dict(zip(NAMES, (OUTGOING, INCOMING), strict=True))
+
+
+@pytest.mark.parametrize("announced_bytes", [90_000, 10, 0xFFFFFFFF])
+def test_a_broken_wav(machine: Machine, announced_bytes: int) -> None:
+    path = machine.call("call.wav", {})
+    make_wav(path, 40_000)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:40] + announced_bytes.to_bytes(4, "little") + whole[44:])
+    machine.by_hand()
+    if announced_bytes != 0xFFFFFFFF:
+        assert machine.upload().code == os.EX_DATAERR
+    assert machine.run(block("sh", "A broken WAV")) == Outcome(0, "", "")
+    assert machine.upload() == Outcome(0, "", "")
+    [talk] = machine.service.talks.values()
+    assert talk.audio and talk.audio.read_bytes()[-40_000:] == whole[44:]
+
+
+@pytest.mark.skipif(not shutil.which("rclone"), reason="no rclone: apt-get install rclone")
+def test_recordings_in_object_storage(machine: Machine) -> None:
+    bucket = machine.root / "bucket/calls"
+    bucket.mkdir(parents=True)
+    machine.environment |= {
+        "RCLONE_CONFIG": str(machine.root / "rclone.conf"),
+        "RCLONE_CONFIG_BUCKET_TYPE": "alias",
+        "RCLONE_CONFIG_BUCKET_REMOTE": str(bucket.parent),
+    }
+    for name, age_s in (("new.wav", 3_600), ("old.wav", 3 * 86_400)):
+        call = make_wav(bucket / name, 2_000)
+        call.with_suffix(".json").write_text("{}")
+        os.utime(call, (time.time() - age_s,) * 2)
+    machine.by_hand()
+    line = block("sh", "Recordings in Object Storage")
+    outcome = machine.run(line)
+    assert outcome.code == 0 and outcome.out.count("new.wav: Dialog ID: ") == 1
+    assert len(machine.service.calls) == 1 and not (machine.calls / "old.wav").exists()
+    assert machine.run(line).out == ""
+
+
+def test_a_read_only_share(machine: Machine) -> None:
+    share = machine.root / "mnt/pbx/2026-03-17"
+    share.mkdir()
+    make_wav(share / "call.wav", 2_000)
+    machine.by_hand()
+    for _ in range(2):
+        assert machine.run(block("sh", "A read-only share")).code in (0, 1)
+    link = machine.calls / "2026-03-17/call.wav"
+    assert link.is_symlink()
+    link.with_suffix(".json").write_text("{}")
+    assert machine.upload() == Outcome(0, "", "") and len(machine.service.talks) == 1
+    assert [path.name for path in share.iterdir()] == ["call.wav"]
+    (share / "call.wav").unlink()
+    machine.run(block("sh", "A read-only share"))
+    assert not link.is_symlink() and machine.upload() == Outcome(0, "", "")
+    make_wav(share / "another.wav", 2_000)
+    machine.run(block("sh", "A read-only share"))
+    share.parent.rename(share.parent.with_name("gone"))
+    machine.run(block("sh", "A read-only share"))
+    outcome = machine.upload()
+    assert outcome.code == os.EX_NOINPUT and "another.wav: cannot be read" in outcome.err
+
+
+@needs_sqlite3
+@pytest.mark.parametrize("kind", ["no audio", "rejected"])
+def test_a_problem_nobody_wants_to_see(machine: Machine, kind: str) -> None:
+    machine.by_hand()
+    machine.call("other.wav", {})
+    machine.upload()
+    call = machine.call("0947-gleb.wav", {})
+    if kind == "rejected":
+        machine.service.script += [REJECTED]
+    else:
+        call.write_bytes(b"")
+    assert machine.upload().code == os.EX_DATAERR
+    assert machine.run(block("sh", "A problem nobody wants to see")) == Outcome(0, "", "")
+    assert machine.upload() == Outcome(0, "", "")
+    outcome = machine.report()
+    assert outcome.code == 0 and "Nothing needs attention." in outcome.out
+
+
+@needs_sqlite3
+def test_moving_what_is_uploaded(machine: Machine) -> None:
+    machine.call("a b.wav", {})
+    machine.by_hand()
+    machine.call("rejected.wav", {})
+    machine.service.script += [REJECTED]
+    machine.upload()
+    assert machine.run(block("sh", "Moving what is uploaded")) == Outcome(0, "", "")
+    moved = {path.name for path in (machine.root / "var/uploaded").iterdir()}
+    assert moved == {"a b.wav", "a b.json"}
+    (machine.calls / "rejected.wav").unlink()
+    machine.call("c.wav", {})
+    machine.upload()
+    machine.run(block("sh", "Moving what is uploaded"))
+    # The folder is empty but for .keep and JSON files: that is no share that is not mounted.
+    assert machine.upload() == Outcome(os.EX_OK, "", "")
+
+
+@needs_sqlite3
+def test_a_ledger_from_a_backup(machine: Machine) -> None:
+    [backup] = re.findall(r"`(sqlite3 ledger\.sqlite [^`]*)`", section("Folders and the ledger"))
+    machine.by_hand()
+    machine.call("before.wav", {})
+    machine.upload()
+    assert machine.run(f"cd /var/lib/speechsense && {backup}") == Outcome(0, "", "")
+    after = machine.call("after.wav", {})
+    machine.upload()
+    machine.run("cd /var/lib/speechsense && mv copy.sqlite ledger.sqlite && rm -f ledger.sqlite-*")
+    listed = machine.run(block("sh", "The ledger is gone, or a backup was restored"))
+    assert listed == Outcome(0, f"{after}\n", "")
+    after.rename(machine.root / "after.wav")
+    assert machine.upload() == Outcome(0, "", "") and len(machine.service.calls) == 2
+
+
+# --- systemd, containers, several machines ----------------------------------------------
+
+
+def units() -> dict[str, str]:
+    names_and_texts = re.split(r"^# (\S+)\n", block("ini", "systemd"), flags=re.MULTILINE)[1:]
+    return dict(zip(names_and_texts[::2], names_and_texts[1::2], strict=True))
+
+
+def test_the_units_do_what_the_crontab_does(machine: Machine) -> None:
+    settings = {
+        name: dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
+        for name, text in units().items()
+    }
+    upload, report = settings["upload-calls.service"], settings["report-calls.service"]
+    assert UPLOAD and REPORT
+    assert f"timeout 6h {upload['ExecStart']}" in UPLOAD[2] and upload["TimeoutStartSec"] == "6h"
+    assert report["ExecStart"] == REPORT[2] and report["OnFailure"] in settings
+    passing = (os.EX_DATAERR, os.EX_NOINPUT, os.EX_TEMPFAIL, os.EX_PROTOCOL)
+    assert upload["SuccessExitStatus"].split() == [str(code) for code in passing]
+    for service in (upload, report):
+        assert service["Environment"] == f"TZ={CRON_VARIABLES['TZ']}"
+    machine.by_hand()
+    machine.call("a.wav", {})
+    assert machine.run(upload["ExecStart"]).code == 0 and len(machine.service.talks) == 1
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
+def test_systemd_understands_the_units(machine: Machine) -> None:
+    folder = machine.root / "units"
+    folder.mkdir()
+    for name, text in units().items():
+        (folder / name).write_text(re.sub("User=.*\n", "", machine.here(text)))
+    finished = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *map(str, folder.iterdir())],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert finished.returncode == 0
+    assert not [line for line in finished.stderr.splitlines() if "-calls" in line]
+
+
+def test_the_container(machine: Machine) -> None:
+    """The image is not built; its script is run as `docker run` would, with what it mounts."""
+    machine.install(
+        "docker",
+        '#!/bin/sh\nif [ "$1" = build ]; then cat >Dockerfile; exit; fi\n'
+        'shift; echo "$*" >run\nwhile [ "$1" != upload-calls ]; do shift; done; exec "$@"\n',
+    )
+    machine.call("a.wav", {})
+    outcome = machine.run(block("sh", "Containers"))
+    assert outcome.code == 0 and "begins a new ledger" in outcome.err
+    assert len(machine.service.talks) == 1
+    words = shlex.split((machine.root / "run").read_text())
+    mounted = {word.split(":")[0] for before, word in itertools.pairwise(words) if before == "-v"}
+    script = (machine.root / "usr/local/bin/upload-calls").read_text()
+    needed = set(re.findall(rf"{re.escape(str(machine.root))}/(?:etc|var)/[^\s\"]*", script))
+    assert needed == (mounted | {str(machine.ledger)}) - {
+        str(machine.calls),
+        str(machine.ledger.parent),
+        str(machine.root / "usr/local/bin/upload-calls"),
+    }
+    assert str(machine.ledger.parent) in mounted and str(machine.ledger) not in mounted
+    assert f"TZ={CRON_VARIABLES['TZ']}" in words
+    dockerfile = (machine.root / "Dockerfile").read_text()
+    assert {line.split()[0] for line in dockerfile.splitlines()} <= {
+        *("FROM", "RUN", "COPY", "ENTRYPOINT"),
+    }
+    assert json.loads(dockerfile.partition("ENTRYPOINT ")[2])
 
 
 @pytest.mark.skipif(
     not shutil.which("parallel"), reason="no GNU parallel: apt-get install parallel"
 )
-def test_the_lines_for_gnu_parallel(machine: Machine) -> None:
-    machines, folders = block("sh", "Several machines").splitlines()
-    machine.call("a.wav", "north")
-    machine.call("b.wav", "south")
+def test_the_line_for_gnu_parallel(machine: Machine) -> None:
+    machine.call("a.wav", {})
     # ":" is this machine, without ssh.
-    outcome = machine.run(machines.replace("alpha,beta", ":"))
-    assert outcome.code == 0 and len(machine.service.talks) == 2
-    assert len(re.findall(r"^\S*\t\S+\.wav: Dialog ID: ", outcome.out, re.MULTILINE)) == 2
+    outcome = machine.run(block("sh", "Several machines").replace("alpha,beta", ":"))
+    assert outcome.code == 0 and len(machine.service.talks) == 1
+    assert re.search(r"^\S*\t\S+\.wav: Dialog ID: ", outcome.out, re.MULTILINE)
     header, job = (machine.root / "day.log").read_text().splitlines()
     assert job.split("\t")[header.split("\t").index("Exitval")] == "0"
 
-    assert machine.run(folders).code == 0
-    names = {path.name for path in machine.ledgers.glob("*.sqlite")}
-    assert names == {"ledger.sqlite", "north.sqlite", "south.sqlite"}
-    assert len(machine.service.talks) == 4  # Ledgers of their own.
+
+def test_every_block_is_run() -> None:
+    """A block that is added needs a test; this is how many there are of each language."""
+    languages = re.findall(r"^ *```(\w+)$", README, re.MULTILINE)
+    assert {each: languages.count(each) for each in languages} == {
+        "console": 3,
+        "crontab": 1,
+        "ini": 1,
+        "json": 1,
+        "python": 2,
+        "sh": 11,
+    }
 
 
-# --- The ledger -----------------------------------------------------------------------
-
-
-def test_the_queries(machine: Machine) -> None:
-    for name in ("0921-boris.wav", "0930-anna.wav", "0947-vera.wav"):
-        machine.call(name)
-    machine.service.script += [None, LOST, REJECTED]
-    command = block("crontab", "Cron").splitlines()[1].split("  ", 1)[1]
-    without_lookups = re.sub(" --lookup-key.*?(?= >>)", " --jobs 1", command)
-    assert machine.run(without_lookups).code == os.EX_PROTOCOL
-    text = (block("console", "The ledger") + block("console", "Unknown recordings")).replace(
-        "/var/calls", str(machine.calls)
-    )
-    queries = re.findall(r'^\$ sqlite3 ledger\.sqlite "(.*)"$', text, re.MULTILINE)
-    by_state, attention, dialog, note = queries
-    boris, anna = machine.service.talks
-    database = sqlite3.connect(machine.ledgers / "ledger.sqlite", isolation_level=None)
-    try:
-        counts = [(state, count) for _, state, count in database.execute(by_state)]
-        assert counts == [("rejected", 1), ("unknown", 1), ("uploaded", 1)]
-        assert {state for _, state, _ in database.execute(attention)} == {"rejected", "unknown"}
-        assert database.execute(dialog).fetchall() == [(boris,)]
-        update, changes = note.split("; ")
-        database.execute(update.replace("6cb2ae1de4a547feb1ff", anna))
-        assert database.execute(changes).fetchall() == [(1,)]
-    finally:
-        database.close()
-    assert "0930-anna" not in machine.run(without_lookups).err
-
-
-# --- The demo -------------------------------------------------------------------------
+# --- The demo ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keep", ["", "1"])
@@ -274,30 +643,201 @@ def test_the_demo_takes_a_recording_and_tidies_up(tmp_path: Path, keep: str) -> 
     assert len([*temporary.iterdir()]) == len(keep)
 
 
-# --- What README says of the program ---------------------------------------------------
+# --- What README says of the program ----------------------------------------------------
+
+# Words of SQLite, which LedgerError.of knows, and of argparse.
+NOT_OURS = {"not a database", "is locked", "disk is full", "nothing"}
+# The form of all errors of the ledger; and what is no line of an email.
+NEVER_SAID = {"ledger ...: ...", "limit of 30 lookups per run reached"}
+TREE = ast.parse(SCRIPT.read_text("utf-8"))
+CONSTANTS = {
+    node.targets[0].id: node.value
+    for node in TREE.body
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+}
 
 
-def test_the_program_has_the_messages_of_the_tables() -> None:
-    """What stands in the first column, as the script would say it; ... stands for a value."""
+def text_of(node: ast.expr, names: Mapping[str, list[ast.expr]]) -> str:
+    """Return a string as README would have it: ... stands for a value."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr | ast.FormattedValue | ast.BinOp):
+        return "".join(
+            text_of(each, names)
+            for each in ast.iter_child_nodes(node)
+            if isinstance(each, ast.expr) and each is not getattr(node, "format_spec", None)
+        )
+    if isinstance(node, ast.Name) and node.id in names:
+        return " ".join(text_of(each, {}) for each in names[node.id])
+    if isinstance(node, ast.Name) and isinstance(CONSTANTS.get(node.id), ast.Constant):
+        return text_of(CONSTANTS[node.id], {})
+    return "..."
+
+
+def code_of(node: ast.expr) -> int | None:
+    if isinstance(node, ast.Constant):
+        return int(node.value) if isinstance(node.value, int) else None
+    return getattr(os, node.attr, None) if isinstance(node, ast.Attribute) else None
+
+
+def error_of(call: ast.Call) -> tuple[int | None, ast.expr] | None:
+    """Return the exit code and the cause of what a call says is wrong."""
+    name = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
+    words = [
+        word
+        for each in call.args
+        for word in (
+            each.value.elts
+            if isinstance(each, ast.Starred) and isinstance(each.value, ast.Tuple)
+            else [each]
+        )
+    ]
+    if name == "_replace":
+        causes = [each.value for each in call.keywords if each.arg == "cause"]
+        return (None, causes[0]) if causes else None
+    if name == "Meaning" and len(words) > 2:
+        return code_of(words[0]), words[2]
+    if name in ("data_error", "config_error"):
+        return {"data_error": 65, "config_error": 78}[name], words[1]
+    if name == "LedgerError" or (name == "cls" and len(words) > 3):
+        return code_of(words[4]) if len(words) > 4 else 78, words[2]
+    return (0, words[2]) if name == "warn" else None
+
+
+def errors_of_the_program() -> list[tuple[int | None, str]]:
+    """Return the exit code and the text of every cause in the source."""
+    found = []
+    functions = [node for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef)]
+    for scope in [*functions, TREE]:
+        names: dict[str, list[ast.expr]] = {}
+        for node in ast.walk(scope) if scope is not TREE else ():
+            if isinstance(node, ast.AugAssign | ast.Assign):
+                target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+                pairs = [(target, node.value)]
+                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                    pairs = [*zip(target.elts, node.value.elts, strict=True)]
+                for one, value in pairs:
+                    if isinstance(one, ast.Name):
+                        names.setdefault(one.id, []).append(value)
+        body = ast.walk(scope) if scope is not TREE else iter(CONSTANTS.values())
+        for node in body:
+            if isinstance(node, ast.Call) and (error := error_of(node)):
+                found.append((error[0], text_of(error[1], names)))
+    return [(code, text) for code, text in found if text.strip(". ") and text not in NEVER_SAID]
+
+
+def table(heading: str) -> list[list[str]]:
+    """Return the cells of a section's table."""
+    lines = re.findall(r"^\| (.*) \|$", section(heading), re.MULTILINE)
+    return [re.split(r" \| ", line) for line in lines][1:]
+
+
+MESSAGES = [
+    (row[0].split(", "), message)
+    for row in table("Emails, exit codes, troubleshooting")
+    for message in re.findall("`(.*?)`", row[1]) or [row[1]]
+]
+
+
+def stands_in(message: str, text: str) -> bool:
+    return all(part.strip() in text for part in message.split("..."))
+
+
+@pytest.mark.parametrize(("code", "cause"), sorted({*errors_of_the_program()}, key=str))
+def test_the_table_has_every_error_of_the_program(code: int | None, cause: str) -> None:
+    codes = {"2", "65", "75"} if code is None else {str(code)}
+    rows = [codes_ for codes_, message in MESSAGES if stands_in(message, cause)]
+    assert rows, "not in README's table"
+    if code is not None:
+        assert any(codes & {*each} for each in rows), rows
+
+
+def test_the_program_has_every_message_of_the_table() -> None:
     source = re.sub(r'"\s+f?"', "", SCRIPT.read_text("utf-8"))
-    tables = README.partition("\n## A mail came\n")[2].partition("\n## ")[0]
-    tables += README.partition("\n## Troubleshooting\n")[2].partition("\n## ")[0]
-    first_cells = re.findall(r"^\| ([^|]*`[^|]*) \|", tables, re.MULTILINE)
-    messages = [text for cell in first_cells for text in re.findall("`(.*?)`", cell)]
-    assert len(messages) > 15
-    for message in messages:
-        for part in re.split(r"\.\.\.|SIGTERM", message):
-            assert part.strip() in source, message
+    texts = [text for _, text in errors_of_the_program()]
+    for _, message in MESSAGES:
+        if message in NOT_OURS or message.startswith("stopped by "):
+            continue
+        known = any(stands_in(message, text) for text in texts)
+        assert known or all(part.strip() in source for part in message.split("...")), message
 
 
-def test_the_links_of_the_table_of_contents_lead_somewhere() -> None:
-    headings = re.findall(r"^## (.*)$", README, re.MULTILINE)
+def test_the_table_has_every_exit_code() -> None:
+    codes = {code for codes, _ in MESSAGES for code in codes}
+    in_help = re.findall(
+        r"(?<!\w)(\d{1,3})(?=[ ,:])", (upload_grpc.__doc__ or "").split("codes:")[1]
+    )
+    assert codes == set(in_help)
+    assert ", ".join(map(str, upload_grpc.GRAVEST_FIRST)) in README
+
+
+def test_the_options_have_every_flag_and_no_other() -> None:
+    flags = {
+        flag
+        for action in upload_grpc.make_parser()._actions
+        for flag in action.option_strings
+        if flag.startswith("--")
+    }
+    first_cells = " ".join(row[0] for row in table("Options"))
+    assert re.findall(r"--[a-z-]+", first_cells).__len__() == len(flags)
+    assert set(re.findall(r"--[a-z-]+", first_cells)) == flags
+    others = {"--system", "--nonall", "--tag", "--joblog", "--sshlogin", "--now", "--rm"}
+    others |= {"--max-age", "--retry", "--no-install-recommends"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) <= flags | others
+
+
+def test_what_folders_are_searched_for() -> None:
+    [cell] = [row[1] for row in table("Options") if "`--audio-path" in row[0]]
+    assert sorted(re.findall(r"`(\.\w+)`", cell)) == sorted(upload_grpc.SUFFIXES)
+
+
+def test_the_keys_of_json_lines(machine: Machine) -> None:
+    keys = README.partition("<code>--format json</code>")[2].partition("</details>")[0]
+    upload, _, report = keys.replace("\n", " ").partition("With `--report`:")
+    machine.call("a.wav", {})
+    command = "/usr/local/bin/upload-calls /var/calls --format json"
+    lines = [machine.run(f"{command} {words}").out for words in ("", "--report")]
+    outcomes = {each.value for each in upload_grpc.Outcome} - {"left out"}
+    assert set(re.findall(r"`([a-z_]+)`", upload)) == json.loads(lines[0]).keys() | outcomes
+    assert re.findall(r"`([a-z_]+)`", report) == [*json.loads(lines[1])]
+
+
+def test_the_length_and_the_words() -> None:
+    assert len(NOT_FOLDED.splitlines()) <= 260
+    for word in ("settl", "mail came", "voicemail", "try again", "talks"):
+        assert word not in README.lower(), word
+
+
+def test_the_links_lead_somewhere() -> None:
+    headings = re.findall(r"^##+ (.*)$", README, re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    assert set(re.findall(r"\]\(#(.*?)\)", README)) <= anchors
-    for path in re.findall(r"\]\(([^#)]+)\)", README):
-        assert (ROOT / path).is_file(), path
+    links = re.findall(r"\]\(([^)\s]+)\)", README)
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in anchors, link
+        elif link.startswith("https:"):
+            assert re.fullmatch(r"https://[a-z0-9.-]+(/[\w.-]+)+/?", link), link
+        else:
+            assert (ROOT / link).is_file(), link
+    assert sum("yandex.cloud/en/docs" in link for link in links) >= 5
 
 
-def test_the_picture_shows_results_and_the_bar() -> None:
+# --- The picture ------------------------------------------------------------------------
+
+
+def test_the_picture_shows_what_the_program_prints(tmp_path: Path) -> None:
     picture = (ROOT / "tests/picture.svg").read_text("utf-8")
-    assert re.search(r"calls/\S+\.wav: Dialog ID: ", picture) and re.search(r"\d+%\|", picture)
+    command, *rows, bar = re.findall("<text [^>]*>(.*?)</text>", picture)
+    others = [row for row in rows if not re.fullmatch(r"calls/\S+\.wav: Dialog ID: \w+", row)]
+    assert rows[0] not in others and re.search(r"\d+%\|", bar)
+    make_calls(tmp_path, bytes_per_mb=1_000)
+    words = shlex.split(command.removeprefix("$ ./upload_grpc.py "))
+    finished = subprocess.run(
+        [sys.executable, SCRIPT, *words, "--dry-run"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    problem, _summary = finished.stderr.splitlines()
+    assert "".join(others) == problem
