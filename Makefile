@@ -11,7 +11,7 @@ PYTEST_ARGS ?= -n 4
 CHAOS_ARGS ?=
 FUZZ_ARGS ?=
 BENCH_ARGS ?=
-# A recording of one's own for `make demo`.
+# A recording of one's own, or a folder, for `make demo`.
 DEMO_ARGS ?=
 
 VENV := .venv
@@ -20,6 +20,7 @@ INTEROP_VENV := .venv-interop
 RUNTIME := $(VENV)/.runtime
 TESTING := $(VENV)/.testing
 LINTING := $(VENV)/.linting
+DEMO := $(VENV)/.demo
 BENCHING := $(VENV)/.benching
 INTEROP := $(INTEROP_VENV)/.ready
 STUBS := generated/SOURCE
@@ -72,7 +73,8 @@ lint: $(LINTING) $(STUBS) ## Check style (ruff) and types (mypy --strict).
 interop: $(TESTING) $(STUBS) $(INTEROP) ## Upload to a service of the official SDK, compare contracts.
 	@$(VENV)/bin/python tests/interop/run.py $(INTEROP_VENV)/bin/python
 
-demo: $(TESTING) $(STUBS) ## Upload a sample, or DEMO_ARGS=call.wav, to a service on this machine.
+# What the tests need is more than enough.
+demo: $(or $(wildcard $(TESTING)),$(DEMO)) $(STUBS) ## Upload a sample, or DEMO_ARGS=call.wav, to a service on this machine.
 	@DEMO_KEEP='$(DEMO_KEEP)' $(VENV)/bin/python tests/demo.py $(DEMO_ARGS)
 
 picture: $(TESTING) $(STUBS) ## Make README's picture of a run anew.
@@ -126,11 +128,12 @@ $(RUNTIME): requirements.txt $(call stale,$(VENV))
 	@$(VENV)/$(PIP_INSTALL) -r requirements.txt
 	@touch $@
 
-$(TESTING): tests/requirements.txt $(RUNTIME)
+$(DEMO): tests/requirements-demo.txt $(RUNTIME)
+$(TESTING): tests/requirements.txt tests/requirements-demo.txt $(RUNTIME)
 $(LINTING): tests/requirements-lint.txt $(TESTING)
 $(BENCHING): tests/bench/requirements.txt $(TESTING)
 # requirements.txt once more, so that nothing added can move its packages out of range.
-$(TESTING) $(LINTING) $(BENCHING):
+$(DEMO) $(TESTING) $(LINTING) $(BENCHING):
 	@echo "Installing packages for $(patsubst .%,%,$(notdir $@)) in $(VENV)"
 	@again=$$([ ! -e $@.begun ] || echo --force-reinstall); touch $@.begun; \
 	    $(VENV)/$(PIP_INSTALL) $$again -r requirements.txt -r $<

@@ -196,7 +196,6 @@ LINE_LIMIT_CHARACTERS = 1000
 AGAIN = "run again"
 CHECK_PATH = "check the path and its permissions"
 LOOK_FOR_IT = "look for it in the console"
-LOOK_FIRST = f"{LOOK_FOR_IT}; if it is not there, send it again (with --ledger: --retry-unknown)"
 RAISE_FILES = "raise the limit: ulimit -n 1024, or use fewer --jobs"
 RAISE_MEMORY = "raise the limits: ulimit -v, ulimit -u, or use fewer --jobs"
 STREAM_IT = "leave out --single-message to send it as a stream"
@@ -293,6 +292,7 @@ class CallError(UploadError):
     """
 
     def __init__(self, meaning: Meaning, details: str, call: Call, status: str = "") -> None:
+        meaning = meaning._replace(advice=call.advice.get(meaning.id, meaning.advice))
         super().__init__(meaning, f"{details}, request {call.request_id}{call.server_ids()}")
         self.status = status
         self.idle_s = call.watch.idle_s()
@@ -351,7 +351,7 @@ FAILED = Meaning(
 )
 BROKE = "the connection broke, or the service failed, after the whole recording was sent"
 UNKNOWN = Meaning(
-    *(76, "unknown", f"{BROKE}; the dialog may or may not exist", LOOK_FIRST), is_outage=True
+    *(76, "unknown", f"{BROKE}, so the dialog may or may not exist", LOOK_FOR_IT), is_outage=True
 )
 
 # The policy: a pattern for "STATUS: details", and what it means; the first match counts. None of
@@ -517,14 +517,17 @@ def from_row(row: Row, reason: str = "") -> Result:
     """Return the result of a recording that is left as the ledger has it; reason: why it is."""
     if row["state"] in ("unknown", "finishing"):
         why = row["error"] or "a run is uploading it, or ended before its result was recorded"
-        cause, advice = f"not sent; it may have been uploaded: {why}", reason or LOOK_FIRST
+        key = row["lookup_key"]
+        where = look_for_it(key, row["sha256"], row["recorded_at"])
+        cause = f"not sent, as it may have been uploaded: {why}"
+        advice = reason or f"{where}; if it is not there, {retry_unknown(key)}"
         meaning = UNKNOWN._replace(cause=cause, advice=advice, is_outage=False)
         if row["is_missing"]:
             cause, advice = f"not in the service, a lookup proved: {why}", "use --retry-unknown"
             meaning = meaning._replace(id="missing", cause=cause, advice=advice)
         return failed(UploadError(meaning))
     if row["state"] == "rejected":
-        cause = f"not sent; it was rejected before: {row['error']}"
+        cause = f"not sent, as it was rejected before: {row['error']}"
         advice = "it is sent again once the file or its metadata changes, or with --retry-rejected"
         return failed(data_error(REJECTED_BEFORE, cause, advice))
     return Result(
@@ -1924,6 +1927,7 @@ class Call:
         self.phase = Phase.OPEN
         self.has_connected = False  # grpc has sent something.
         self.error: Exception | None = None  # Why the requests ended before the commit point.
+        self.advice: dict[str, str] = {}  # By Meaning.id, where something else helps here.
         self._lock = threading.Lock()
 
     def cancel(self, unless_committed: bool = False) -> None:
@@ -2145,6 +2149,7 @@ class Uploader:
                 self._connect()
             wait_s = min(REFUSAL_WAIT_S, self._args.timeout / 2) if self._breaker.half_open else 0.0
             transfer = Transfer(recording, audio, self._watch(), ledger, wait_s)
+            transfer.advice = upload_advice(recording, self._args)
             if ledger:
                 ledger.update(recording, state="sending", request_id=transfer.request_id)
             recording.call = transfer
@@ -2316,6 +2321,35 @@ class Uploader:
                 raise grpc.FutureTimeoutError(f"no progress for {call.watch.limit_s:g} s")
 
 
+def upload_advice(recording: Recording, args: Namespace) -> dict[str, str]:
+    """Return what helps after an upload has failed, by Meaning.id: only what would help here."""
+    assert recording.metadata is not None
+    fields = recording.metadata.fields
+    operator = f" and operator, {fields['operator_name']}" if "operator_name" in fields else ""
+    where = look_for_it(args.lookup_key, recording.sha256, recorded_at(recording), operator)
+    again = retry_unknown(args.lookup_key) if args.ledger else "upload it again"
+    advice = {
+        UNKNOWN.id: f"{where}; if it is not there, {again}",
+        EXISTS.id: where,
+        NOT_KNOWN.id: "check --connection-id",
+    }
+    if not args.single_message:
+        advice[TOO_LARGE.id] = "raise the limit of the proxy or gateway in between"
+    return advice
+
+
+def look_for_it(lookup_key: str | None, sha256: str, time_text: str, operator: str = "") -> str:
+    """Say by what to look for a dialog; time_text: when the call was recorded."""
+    if lookup_key:
+        return f"{LOOK_FOR_IT} by {lookup_key} = {sha256}"
+    return f"{LOOK_FOR_IT} by its time{operator}: {local_time(time_text)}"
+
+
+def retry_unknown(lookup_key: str | None) -> str:
+    """Say how an unknown recording is uploaded again; with a key only what is proved missing is."""
+    return f"--retry-unknown{' without --lookup-key' if lookup_key else ''} uploads it again"
+
+
 # --- 11. The ledger ---------------------------------------------------------------------------
 
 Row = Any  # sqlite3.Row, of the table recordings.
@@ -2405,6 +2439,9 @@ LEDGER_TABLES = (
 SAME_PATH = """r.connection_id = p.connection_id AND r.path = p.path AND r.stem IN
     (p.path, substr(p.path, 1, length(rtrim(p.path, replace(p.path, '.', ''))) - 1))"""
 
+# Of a row of recordings: left out by --min-duration, once it was converted.
+TOO_SHORT = "(state = 'failed' AND duration_s IS NOT NULL)"
+
 # What became of the row r of recordings, as the next run will see it: a run that may still go on
 # has its rows `sending`; one that is over left nothing (failed) or perhaps a dialog (unknown).
 # A recording that vanished, or waits for its JSON, is not one that the next run will upload.
@@ -2450,7 +2487,7 @@ LEDGER_VIEWS = {
     "calls": f"""
 SELECT r.connection_id, r.path, r.recorded_at, r.uploaded_at, {OUTCOME} AS outcome,
     r.talk_id AS dialog_id, r.found_id, r.error
-FROM recordings r
+FROM recordings r WHERE NOT {TOO_SHORT}
 UNION ALL
 SELECT p.connection_id, p.path,
     coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', p.mtime_ns / 1e9, 'unixepoch'), p.since), NULL,
@@ -2501,10 +2538,12 @@ UNION ALL
 SELECT r.connection_id, r.updated_at, r.path, r.outcome,
     CASE r.outcome WHEN 'unknown' THEN 76 WHEN 'rejected' THEN 65 ELSE 75 END,
     CASE r.outcome
-        WHEN 'unknown' THEN 'look for it in the console by ' || coalesce(
+        WHEN 'unknown' THEN '{LOOK_FOR_IT} by ' || coalesce(
             r.lookup_key || ' = ' || r.sha256,
-            'its time, ' || strftime('%Y-%m-%d %H:%M', r.recorded_at, 'localtime'))
-            || '; if it is not there, --retry-unknown uploads it again'
+            'its time: ' || strftime('%Y-%m-%d %H:%M', r.recorded_at, 'localtime'))
+            || '; if it is not there, --retry-unknown'
+            || CASE WHEN r.lookup_key IS NULL THEN '' ELSE ' without --lookup-key' END
+            || ' uploads it again'
         WHEN 'rejected' THEN
             'correct the file or its metadata; after a fix in the console: --retry-rejected'
         ELSE 'the next run uploads it' END,
@@ -2513,7 +2552,10 @@ SELECT r.connection_id, r.updated_at, r.path, r.outcome,
         WHEN 'sending' THEN 'the run ended before it was uploaded'
         ELSE r.state END),
     r.recorded_at, r.updated_at
-FROM (SELECT r.*, {OUTCOME} AS outcome FROM recordings r WHERE r.state <> 'uploaded') r
+FROM (
+    SELECT r.*, {OUTCOME} AS outcome FROM recordings r
+    WHERE r.state <> 'uploaded' AND NOT {TOO_SHORT}
+) r
 WHERE r.outcome IN ('unknown', 'rejected', 'failed') AND NOT EXISTS (
     SELECT 1 FROM problems p WHERE p.connection_id = r.connection_id AND p.path = r.path
     AND CASE r.outcome WHEN 'unknown' THEN p.exit_code = 76
@@ -2550,12 +2592,21 @@ class LedgerError(UploadError):
             return cls(path, "disk", cause, advice, os.EX_TEMPFAIL)
         return cls(path, "unusable", cause, CHECK_LEDGER)
 
+    def level(self, args: Namespace) -> int:
+        """Return how loudly to say it: with --quiet once a day."""
+        is_old = args.quiet and not args.dry_run and is_said_today(args.ledger, self.meaning.id)
+        return logging.INFO if is_old else logging.ERROR
+
 
 class LedgerInUse(LedgerError):
     """Another run has the ledger: nothing that cron should email every few minutes."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path, "in-use", "another run is using it", AGAIN, os.EX_TEMPFAIL)
+
+    def level(self, args: Namespace) -> int:
+        """Return how loudly to say it."""
+        return logging.INFO
 
 
 class ProblemKey(NamedTuple):
@@ -2626,11 +2677,7 @@ class LedgerFile:
                 raise LedgerError(path, "link", cause, "remove the link")
         if status and status.st_size:
             return False
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(f"{path}-wal").st_size:
-                cause = "missing or empty, though its -wal file is there"
-                advice = f"put the ledger back beside it ({NEW_LEDGER})"
-                raise LedgerError(path, "wal", cause, advice)
+        check_wal(path)
         self._refuse_to_begin("empty" if status else "missing")
         return True
 
@@ -2943,9 +2990,12 @@ class Ledger(LedgerFile):
 
     def paths_not_uploaded(self) -> list[str]:
         """Return the paths of the recordings that are not uploaded, and may yet be."""
-        sql = "state IN ('failed', 'rejected') AND state <> 'uploaded' AND duration_s IS NULL"
-        rows = self._rows("INDEXED BY recordings_not_uploaded", sql)
-        return [row["path"] for row in rows]
+        sql = (
+            "SELECT path FROM recordings INDEXED BY recordings_not_uploaded "
+            "WHERE connection_id = ? AND state IN ('failed', 'rejected') AND state <> 'uploaded' "
+            f"AND NOT {TOO_SHORT}"
+        )
+        return [path for (path,) in self._execute(sql, (self._args.connection_id,))]
 
     def goes_on(self, path: str) -> bool:
         """Return whether the call at this path is there in another format, or was sent in it."""
@@ -2955,15 +3005,23 @@ class Ledger(LedgerFile):
         rows = self.find_by_stem(path)
         return any(row["state"] in SENT and row["path"] != path for row in rows)
 
-    def problems(self) -> dict[ProblemKey, Row]:
+    def problems(self) -> dict[ProblemKey, OpenProblem]:
         """Return the problems that were noted."""
-        sql = "SELECT * FROM problems WHERE connection_id = ?"
-        rows = self._execute(sql, (self._args.connection_id,))
-        return {ProblemKey(row["path"], row["exit_code"], row["cause"]): row for row in rows}
+        sql = (
+            "SELECT path, exit_code, cause, text, since, said_at, size_bytes, mtime_ns, ctime_ns "
+            "FROM problems WHERE connection_id = ?"
+        )
+        problems = {}
+        for *key, text, since, said_at, size, mtime, ctime in self._execute(
+            sql, (self._args.connection_id,)
+        ):
+            state = None if mtime is None else FileState(size, mtime, ctime)
+            problems[ProblemKey(*key)] = OpenProblem(text, since, said_at, state)
+        return problems
 
     def note_problem(self, key: ProblemKey, text: str, file_state: FileState | None) -> None:
         """Note a problem, or that it lasts."""
-        now, state = utc(), file_state if file_state and any(file_state) else (None, None, None)
+        now, state = utc(), file_state or (None, None, None)
         self._execute(
             "INSERT INTO problems VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL) "
             "ON CONFLICT DO UPDATE SET text = excluded.text, seen_at = excluded.seen_at, "
@@ -3009,6 +3067,15 @@ class Ledger(LedgerFile):
         names = ", ".join(f"{name} = ?" for name in columns)
         values = (*columns.values(), utc(), self._run_id)
         self._execute(f"UPDATE runs SET {names}, ended_at = ? WHERE id = ?", values)
+
+
+def check_wal(path: str) -> None:
+    """Raise LedgerError if a ledger is missing, or empty, but not its write-ahead log."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat(f"{path}-wal").st_size:
+            cause = "missing or empty, though its -wal file is there"
+            advice = f"put the ledger back beside it ({NEW_LEDGER})"
+            raise LedgerError(path, "wal", cause, advice)
 
 
 def create_in_memory() -> Any:
@@ -3172,12 +3239,19 @@ class Lookup:
     """
 
     def __init__(
-        self, args: Namespace, uploader: Uploader, ledger: Ledger, signals: Sequence[int]
+        self,
+        args: Namespace,
+        uploader: Uploader,
+        ledger: Ledger,
+        signals: Sequence[int],
+        warn: Callable[[Recording | None, str, str, str], None],
     ) -> None:
+        self.has_worked = False  # Or nothing is unknown any more.
         self._args = args
         self._uploader = uploader
         self._ledger = ledger
         self._signals = signals
+        self._tell = warn
         self._calls = 0
         self._next_call_s = 0.0
         self._has_warned = False
@@ -3207,6 +3281,8 @@ class Lookup:
             else:
                 for row, controls in batch.items():
                     yield from self._take(row, found, is_complete and found.keys() & controls)
+        is_over = bool(self._calls) or not self._ledger.unknown_with_key()
+        self.has_worked = is_over and not self._has_warned
 
     def _controls(self, row: Row) -> set[str]:
         """Return the SHA-256 of what would be found by now if the row's recording could be."""
@@ -3234,7 +3310,7 @@ class Lookup:
         elif ids[1:]:
             others = ", ".join(ids[1:])
             advice = "remove them in the console"
-            log.warning(f"{recording.path}: {ids[0]} has duplicates: {others}; {advice}")
+            self._tell(recording, "duplicates", f"{ids[0]} has duplicates: {others}", advice)
         result = Result(Outcome.UPLOADED, returned, found_id=ids[0])
         self._ledger.record_result(recording, result)
         yield recording, result
@@ -3298,7 +3374,8 @@ class Lookup:
         """Say, once a run, that something could not be looked up; uploads go on."""
         advice = LOOKUP_ADVICE.get(error.status, "a later run looks again")
         if not self._has_warned:
-            log.warning(f"unknown recordings could not be looked up; {advice} ({error.details})")
+            cause = "unknown recordings could not be looked up"
+            self._tell(None, LOOKUP_FAILED, cause, f"{advice} ({error.details})")
         self._has_warned = True
 
 
@@ -3855,8 +3932,8 @@ class Examiner:
                 recording.metadata.fields[key] = recording.sha256
 
     def _remember_path(self, recording: Recording, row: Row, ledger: Ledger) -> None:
-        """Give an uploaded row the path where its audio is now: it spares the next run a hash."""
-        if row["state"] == "uploaded" and not self._args.dry_run:
+        """Give a row the path where its audio is now: it spares the next run a hash."""
+        if not self._args.dry_run:
             stem, suffix = os.path.splitext(stored_path(recording.path))
             _, mtime_ns, ctime_ns = recording.file_state
             ledger.update(recording, stem=stem, suffix=suffix, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
@@ -3864,8 +3941,10 @@ class Examiner:
     def _warn_of_metadata(self, recording: Recording) -> None:
         if recording.has_placeholders and not self._has_warned:
             self._has_warned = True
-            cause = "no metadata given, so placeholder fields are sent (said once a run)"
-            self._tally.warn(recording, "placeholders", cause, "use --meta-path or call.json")
+            # Of the run, or each run would have a new one.
+            cause = f"{recording.path}: no metadata given, so placeholder fields are sent"
+            advice = "use --meta-path or call.json (said once a run)"
+            self._tally.warn(None, "placeholders", cause, advice)
         for text in recording.json.warnings if recording.json else ():
             self._tally.warn(recording, "date", text, DATE_ADVICE)
         if self._common and "date" in self._common.fields and recording.metadata:
@@ -3918,7 +3997,7 @@ def check_copy(row: Row, recording: Recording) -> None:
     if is_uploaded and recording.json and recording.json.sha256 != row["json_sha256"]:
         cause = f"not sent: same audio as {row['path']}, other metadata"
         advice = "move one of them away, or correct the dialog with --talk-id"
-        raise data_error("copy-differs", cause, advice)
+        raise data_error(COPY_DIFFERS, cause, advice)
 
 
 def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, bool]:
@@ -3962,9 +4041,12 @@ def drained(queue: collections.deque[Recording]) -> Iterator[Recording]:
 # --- 14. Counting and reporting ---------------------------------------------------------------
 
 
-# Meaning.id of what is noted for the run, whichever recording met it, and of what vanished.
+# Meaning.id of what is noted for the run, whichever recording met it, and of some special cases.
 OUTAGE = "outage"
+UNDELIVERED = "undelivered"  # In runs in which other uploads worked.
 LOST = "lost"
+COPY_DIFFERS = "copy-differs"
+LOOKUP_FAILED = "lookup"
 
 
 class OpenProblem(NamedTuple):
@@ -3973,6 +4055,7 @@ class OpenProblem(NamedTuple):
     text: str
     since: str
     said_at: str | None  # By a run with --quiet.
+    file_state: FileState | None  # None: there was no file to look at.
 
 
 class Problems:
@@ -3980,7 +4063,7 @@ class Problems:
 
     Without --quiet, or without a ledger, a run says at once all that it finds. With both, a problem
     is said when it is new (or has lasted, if it may pass by itself), and again on each day that it
-    lasts. The ledger keeps what is open, for --report.
+    lasts. The ledger keeps what is open, for --report. Every method may raise LedgerError.
     """
 
     def __init__(self, args: Namespace, ledger: Ledger | None) -> None:
@@ -3988,58 +4071,69 @@ class Problems:
         self._ledger = None if args.dry_run else ledger
         self._open: dict[ProblemKey, OpenProblem] = {}
         self._by_path: dict[str, set[ProblemKey]] = collections.defaultdict(set)
-        for key, row in self._ledger.problems().items() if self._ledger else ():
-            self._open[key] = OpenProblem(row["text"], row["since"], row["said_at"])
+        for key, problem in self._ledger.problems().items() if self._ledger else ():
+            self._open[key] = problem
             self._by_path[key.path].add(key)
         self._met: set[ProblemKey] = set()  # By this run.
         self._said: set[ProblemKey] = set()
         self._lines: collections.Counter[str] = collections.Counter()  # By cause.
+        self.has_looked_up = False  # With success, or nothing is unknown any more.
+        self._has_uploaded = False
+        self._undelivered: list[tuple[str, UploadError, FileState | None]] = []
+        # Size and mtime of what this run has met or uploaded: a file that was renamed is not lost.
+        self._seen: set[tuple[int, int]] = set()
 
     def note(self, path: str, error: UploadError, file_state: FileState | None = None) -> None:
         """Take a problem of a recording, or with path "" of the run."""
         meaning, text = error.meaning, clean(masked(str(error)))
-        line = f"{path}: {text}" if path else text
-        if self._ledger is None:
+        if self._ledger:
+            if meaning.is_outage and meaning.exit_code == os.EX_TEMPFAIL:
+                self._undelivered.append((path, error, file_state))
+                key = ProblemKey("", meaning.exit_code, OUTAGE)
+            elif meaning.stops_run or not path:
+                key = ProblemKey("", meaning.exit_code, meaning.id)
+            else:
+                key = self._key(stored_path(path), meaning)
+            self._remember(self._ledger, key, text, file_state)
+        if not (self._ledger and self._args.quiet):
+            line = f"{path}: {text}" if path else text
             self._say(meaning.exit_code, meaning.id, line)
-            return
-        is_outage = meaning.is_outage and meaning.exit_code == os.EX_TEMPFAIL
-        own = "" if is_outage or meaning.stops_run or not path else stored_path(path)
-        key = self._key(own, meaning.exit_code, OUTAGE if is_outage else meaning.id)
-        self._remember(self._ledger, key, text, file_state)
-        if not self._args.quiet:
-            self._say(meaning.exit_code, meaning.id, line)
-        elif self._open[key].said_at is None and self._has_lasted(key):
-            self._say_quietly(self._ledger, key, text)
 
-    def clear(self, path: str, was_sent: bool) -> None:
-        """Forget the problems of a recording that this run has not met, and with was_sent outages.
+    def clear(self, recording: Recording, was_sent: bool) -> None:
+        """Forget the problems of a recording that this run has not met.
 
-        was_sent: it was uploaded or updated.
+        was_sent: it was uploaded or updated; then the service works, too.
         """
-        if self._ledger is None or not self._open:
+        if self._ledger is None:
             return
-        keys = self._by_path.get(stored_path(path), set()) - self._met
+        self._has_uploaded = self._has_uploaded or was_sent
+        if not self._open:
+            return
+        keys = self._by_path.get(stored_path(recording.path), set()) - self._met
         if was_sent:
+            self._seen.add(recording.file_state[:2])
+            keys |= {key for key in self._by_path[""] - self._met if key.exit_code}
             keys |= {key for key in self._by_path[""] if key.cause == OUTAGE}
         for key in keys:
             self._forget(self._ledger, key)
 
     def finish(self, is_complete: bool) -> set[int]:
         """Say what lasts or is lost; return exit codes. is_complete: all was looked at."""
-        ledger, codes = self._ledger, set()
-        if ledger and is_complete:
-            for key in self._by_path[""] - self._met:
-                if key.cause != OUTAGE:  # That ends with an upload.
-                    self._forget(ledger, key)
-            for path in self._lost_paths(ledger):
-                advice = "restore it, or delete this row of the ledger's problems"
-                meaning = Meaning(os.EX_NOINPUT, LOST, "gone before it was uploaded", advice)
-                self.note(path, UploadError(meaning))
-                codes.add(meaning.exit_code)
-        if ledger and self._args.quiet:
-            for key, problem in sorted(self._open.items()):
-                if key not in self._said and key.cause != LOST and is_of_earlier_day(problem):
-                    self._say_quietly(ledger, key, problem.text)
+        ledger = self._ledger
+        codes: set[int] = set()
+        if ledger:
+            for path, error, file_state in self._undelivered if self._has_uploaded else ():
+                key = ProblemKey(stored_path(path), error.meaning.exit_code, UNDELIVERED)
+                self._remember(ledger, key, clean(masked(str(error))), file_state)
+            if is_complete:
+                codes = self._review(ledger)
+            for key, problem in sorted(self._open.items()) if self._args.quiet else ():
+                if key.cause == LOST:
+                    is_due = problem.said_at is None
+                else:
+                    is_due = is_of_earlier_day(problem)
+                if is_due and key not in self._said:
+                    self._say_quietly(ledger, key)
         for cause, number in self._lines.items():
             if self._args.quiet and number > SAID_LIMIT:
                 where = "--report" if ledger else "leave out --quiet"
@@ -4050,25 +4144,37 @@ class Problems:
         """Use the ledger no more: it may be what the run waits for."""
         self._ledger = None
 
-    def _key(self, path: str, exit_code: int, cause: str) -> ProblemKey:
-        if cause == REJECTED_BEFORE:  # For the cause that was noted then.
+    def _key(self, path: str, meaning: Meaning) -> ProblemKey:
+        if meaning.id == REJECTED_BEFORE:  # For the cause that was noted then.
             for key in self._by_path.get(path, ()):
-                if key.exit_code == exit_code:
+                if key.exit_code == meaning.exit_code:
                     return key
-        return ProblemKey(path, exit_code, cause)
+        return ProblemKey(path, meaning.exit_code, meaning.id)
 
     def _remember(
         self, ledger: Ledger, key: ProblemKey, text: str, file_state: FileState | None
     ) -> None:
-        """Note a problem in the ledger; an error takes the place of the recording's earlier one."""
+        """Note a problem, and say it with --quiet if that is due.
+
+        An error takes the place of the recording's earlier one.
+        """
         if key.path and key.exit_code:
             for other in [k for k in self._by_path[key.path] if k.exit_code and k != key]:
                 self._forget(ledger, other)
+        if not (file_state and any(file_state)):
+            file_state = None
+        elif key.cause != LOST:
+            self._seen.add(file_state[:2])
         ledger.note_problem(key, text, file_state)
-        before = self._open.get(key, OpenProblem(text, utc(), None))
-        self._open[key] = before._replace(text=text)
+        before = self._open.get(key)
+        since, said_at = (before.since, before.said_at) if before else (utc(), None)
+        self._open[key] = OpenProblem(text, since, said_at, file_state)
         self._by_path[key.path].add(key)
         self._met.add(key)
+        # A JSON may have several wrong dates.
+        is_new = said_at is None or (key in self._said and not key.exit_code)
+        if self._args.quiet and is_new and self._has_lasted(key):
+            self._say_quietly(ledger, key)
 
     def _forget(self, ledger: Ledger, key: ProblemKey) -> None:
         ledger.forget_problem(key)
@@ -4077,26 +4183,73 @@ class Problems:
 
     def _has_lasted(self, key: ProblemKey) -> bool:
         """Return whether a problem lasts for so long that a person has to hear of it."""
-        hold_s = PASSING_S if key.exit_code == os.EX_TEMPFAIL else 0.0
-        if key.cause == UPDATE_TOO_EARLY or (key.cause == UNKNOWN.id and self._args.lookup_key):
+        may_pass = key.exit_code == os.EX_TEMPFAIL or key.cause == LOOKUP_FAILED
+        hold_s = PASSING_S if may_pass else 0.0
+        waits_a_day = key.cause in (UNDELIVERED, UPDATE_TOO_EARLY)
+        if waits_a_day or (key.cause == UNKNOWN.id and self._args.lookup_key):
             hold_s = LOOKUP_HOPE_S
         return abs(time.time() - seconds_of(self._open[key].since)) >= hold_s
 
-    def _lost_paths(self, ledger: Ledger) -> list[str]:
-        """Return the recordings that vanished before they were uploaded.
+    def _review(self, ledger: Ledger) -> set[int]:
+        """Look at what a run that looked at everything has not met: it is over, or lost.
 
-        Not where a share is not mounted: then the nearest folder that exists is empty.
+        Returns exit codes.
         """
-        paths = {key.path for key in self._open if key.exit_code and key not in self._met}
-        paths |= set(ledger.paths_not_uploaded())
-        known = {key.path for key in self._open if key.cause == LOST or key in self._met}
-        lost = sorted(path for path in paths - known - {""} if is_lost(path))
-        return [path for path in lost if not ledger.goes_on(path)]
+        for key in self._by_path[""] - self._met:
+            # An outage ends with an upload; without one, warnings of what is sent may last, too.
+            is_over = bool(key.exit_code or self._has_uploaded) and key.cause != OUTAGE
+            if self.has_looked_up if key.cause == LOOKUP_FAILED else is_over:
+                self._forget(ledger, key)
+        codes: set[int] = set()
+        paths = {key.path for key in self._open} | set(ledger.paths_not_uploaded())
+        paths -= {key.path for key in self._met} | {""}
+        folders = [stored_path(path) for path in self._args.audio_path if has_entries(path)]
+        beside = {os.path.dirname(stored_path(path)) for path in self._args.audio_path}
+        for path in sorted(paths):
+            is_below = any(path == top or path.startswith(f"{top}/") for top in folders)
+            over: list[ProblemKey] = []
+            if "\\" in path:  # It may stand for another character.
+                continue
+            if os.path.lexists(path):
+                if is_below:
+                    over = list(self._by_path[path])
+            elif (is_below or os.path.dirname(path) in beside) and has_nearest_folder(path):
+                over = self._over_or_lost(ledger, path, codes)
+            for key in over:
+                self._forget(ledger, key)
+        return codes
 
-    def _say_quietly(self, ledger: Ledger, key: ProblemKey, text: str) -> None:
+    def _over_or_lost(self, ledger: Ledger, path: str, codes: set[int]) -> list[ProblemKey]:
+        """Return the problems that are over, of a file that is gone; note it if it is lost."""
+        keys = list(self._by_path[path])
+        rows = [row for row in ledger.find_by_stem(path) if row["path"] == path]
+        states = [state for key in keys if (state := self._open[key].file_state)]
+        sizes = {state.size_bytes for state in states} or {row["size_bytes"] for row in rows}
+        found = {row["state"] for row in rows if row["size_bytes"] in sizes}
+        if found & {"unknown", "finishing"} or any(key.cause == LOST for key in keys):
+            return []  # To be looked for in the console; said already.
+        was_renamed = any(state[:2] in self._seen for state in states)
+        was_copy = any(key.cause == COPY_DIFFERS for key in keys)
+        is_over = "uploaded" in found or was_renamed or was_copy or ledger.goes_on(path)
+        if is_over or not (states or found):
+            return keys
+        earlier = next((row["error"] for row in rows if row["error"]), None)
+        earlier = earlier or (keys and self._open[keys[0]].text.partition("; ")[0])
+        advice = "restore it, or delete its row from the ledger's problems"
+        meaning = Meaning(os.EX_NOINPUT, LOST, "gone before it was uploaded", advice)
+        lost = UploadError(meaning, f"earlier: {earlier}" if earlier else "")
+        self.note(path, lost, states[0] if states else None)
+        codes.add(meaning.exit_code)
+        return []
+
+    def _say_quietly(self, ledger: Ledger, key: ProblemKey) -> None:
         ledger.mark_said(key)
         self._said.add(key)
-        self._say(key.exit_code, key.cause, f"{key.path}: {text}" if key.path else text)
+        problem = self._open[key] = self._open[key]._replace(said_at=utc())
+        prefix = f"{key.path}: " if key.path else ""
+        if key.cause == OUTAGE:
+            prefix = f"no upload has worked since {local_time(problem.since)}: "
+        self._say(key.exit_code, key.cause, prefix + problem.text)
 
     def _say(self, exit_code: int, cause: str, line: str) -> None:
         self._lines[cause] += 1
@@ -4112,17 +4265,38 @@ def is_of_earlier_day(problem: OpenProblem) -> bool:
     return said != datetime.date.today()
 
 
-def is_lost(path: str) -> bool:
-    """Return whether a file is gone, from a folder that is there and not empty."""
-    if "\\" in path or os.path.lexists(path):  # A backslash may stand for another character.
+def has_entries(folder: str) -> bool:
+    """Return whether a folder is there and not empty, as the mount point of a lost share is."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
         return False
+
+
+def has_nearest_folder(path: str) -> bool:
+    """Return whether the folder of a file, or the nearest one above it that exists, has entries."""
     folder = os.path.dirname(path)
     while not os.path.isdir(folder) and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
-    try:
-        return bool(os.listdir(folder))
-    except OSError:
-        return False
+    return has_entries(folder)
+
+
+def is_said_today(ledger: str, cause: str) -> bool:
+    """Return whether an error of the ledger itself was said on this local day; note that it is now.
+
+    The ledger cannot remember it, and on a full disk nothing can be written. But the times of its
+    -lock file can be set: mtime is when, and atime stands for the cause.
+    """
+    path = f"{os.path.realpath(ledger)}-lock"
+    mark = sum(cause.encode())
+    with contextlib.suppress(OSError):
+        status = os.stat(path, follow_symlinks=False)
+        said_on = datetime.date.fromtimestamp(status.st_mtime)
+        if round(status.st_atime) == mark and said_on == datetime.date.today():
+            return True
+        os.utime(path, (mark, time.time()), follow_symlinks=False)
+    return False
 
 
 class Tally:
@@ -4168,7 +4342,8 @@ class Tally:
                 self._exit_codes.add(result.error.meaning.exit_code)
                 self._note(recording.path, result.error, recording.file_state)
             else:
-                self._clear(recording, result.outcome in (Outcome.UPLOADED, Outcome.UPDATED))
+                was_sent = result.outcome in (Outcome.UPLOADED, Outcome.UPDATED)
+                self._clear(recording, was_sent and not was_found)
             self._console.result(recording, result)
             if self._console.output_lost:
                 self._exit_codes.add(os.EX_IOERR)
@@ -4186,9 +4361,12 @@ class Tally:
     def add_error(self, error: UploadError) -> None:
         """Take an error of the run itself, which ends it."""
         with self.lock:
-            if error.meaning.id not in self._run_errors:
-                log.error(str(error))
+            is_new = error.meaning.id not in self._run_errors
             self._run_errors.add(error.meaning.id)
+            if is_new and isinstance(error, LedgerError):
+                log.log(error.level(self._args), str(error))
+            elif is_new:
+                self._note("", error, None)
             self._exit_codes.add(error.meaning.exit_code)
             self._breaker.stop(SAME_FOR_ALL)
 
@@ -4251,7 +4429,7 @@ class Tally:
 
     def _clear(self, recording: Recording, was_sent: bool) -> None:
         try:
-            self.problems.clear(recording.path, was_sent)
+            self.problems.clear(recording, was_sent)
         except LedgerError as failure:
             self.problems.forget_ledger()
             self.add_error(failure)
@@ -4512,12 +4690,13 @@ class Run:
         if not (self._args.lookup_key and self._ledger and self._access):
             return
         with contextlib.closing(Uploader(self._args, self._access, self._breaker)) as uploader:
-            lookup = Lookup(self._args, uploader, self._ledger, self._signals)
+            lookup = Lookup(self._args, uploader, self._ledger, self._signals, self._tally.warn)
             try:
                 for recording, result in lookup.run():
                     self._tally.add(recording, result)
             except UploadError as error:
                 self._tally.add_error(error)
+            self._tally.problems.has_looked_up = lookup.has_worked
 
     def _work(self) -> None:
         """Send one recording after the other over this worker's own channel."""
@@ -4675,12 +4854,14 @@ class Run:
                 cause = f"{self._breaker.cause} while it was under way"
                 error = UploadError(FAILED._replace(cause=cause))
                 if recording.call and recording.call.phase is Phase.COMMITTED:
-                    cause += "; the dialog may or may not exist"
-                    error = UploadError(UNKNOWN._replace(cause=cause))
+                    cause += ", so the dialog may or may not exist"
+                    advice = recording.call.advice.get(UNKNOWN.id, LOOK_FOR_IT)
+                    error = UploadError(UNKNOWN._replace(cause=cause, advice=advice))
                 received = recording.received
                 self._tally.add(
                     recording, unrecorded(received, error) if received else failed(error)
                 )
+            self._tally.finish(is_complete=False)
             log.warning(f"{self._breaker.cause}; {self._tally.summary()}, the others not tried")
             if self._bug:
                 code = report_bug(self._bug)
@@ -4812,7 +4993,7 @@ class LastRun(NamedTuple):
 
 
 def report(args: Namespace) -> int:
-    """Print what the ledger knows and return the exit code; raise UploadError or OSError (stdout).
+    """Print what the ledger knows and return the exit code; raise UploadError.
 
     The gravest of what --since covers; at least 75 if a connection's last --quiet run is overdue.
     """
@@ -4834,9 +5015,12 @@ def report(args: Namespace) -> int:
             covered = f"{chosen.attention} AND {chosen.is_covered}"
             sql = f"SELECT DISTINCT exit_code FROM attention WHERE {covered}"
             codes = {code for (code,) in db.execute(sql, chosen.values)}
+        sys.stdout.flush()
     except sqlite3.Error as error:
         raise LedgerError.of(path, error) from error
-    sys.stdout.flush()
+    except OSError as error:
+        cause = f"stdout cannot be written: {error_text(error)}"
+        raise UploadError(Meaning(os.EX_IOERR, "stdout", cause, "redirect it")) from error
     if any(run.is_overdue for run in last_runs):
         codes.add(os.EX_TEMPFAIL)
     return next((code for code in GRAVEST_FIRST if code in codes), os.EX_OK)
@@ -4845,6 +5029,7 @@ def report(args: Namespace) -> int:
 def open_for_report(path: str) -> Any:
     """Open a ledger for one look at it, with the views; raise UploadError or sqlite3.Error."""
     if not os.path.isfile(path) or not os.path.getsize(path):
+        check_wal(path)
         cause = "empty" if os.path.isfile(path) else "missing, or not a regular file"
         raise LedgerError(path, "missing", cause, CHECK_LEDGER)
     db = open_read_only(path)
@@ -5015,10 +5200,7 @@ def utf8_stdout() -> TextIO:
 
 def print_text(db: Any, args: Namespace, chosen: Filter, last_runs: list[LastRun]) -> None:
     """Print the report for people: totals, runs, days, what needs attention."""
-    import shutil
-
-    # COLUMNS, else the terminal's, else what an email has.
-    width = min(max(shutil.get_terminal_size((80, 24)).columns, 40), 100)
+    width = terminal_width()
     totals = {run.connection_id: [0] * len(OUTCOMES) for run in last_runs}
     days: dict[str, list[int]] = {}
     sql = f"{COUNTED_DAYS} FROM calls WHERE {chosen.calls} GROUP BY 1, 2"
@@ -5174,28 +5356,100 @@ def day(text: str) -> datetime.date:
     raise argparse.ArgumentTypeError("must be YYYY-MM-DD, today, yesterday, or like 7d")
 
 
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Return a type of an option whose error, unlike that of choices=, does not show the value."""
+
+    def choice(text: str) -> str:
+        if text in choices:
+            return text
+        raise argparse.ArgumentTypeError(f"must be {', '.join(choices[:-1])} or {choices[-1]}")
+
+    return choice
+
+
+def number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], float]:
+    """Return the type of an option for a number in a range."""
+
+    def checked(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if least <= (value := kind(text)) <= most:
+                return value
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"must be {what} from {least:,g} to {most:,g}")
+
+    return checked
+
+
+def terminal_width() -> int:
+    """Return the terminal's width in characters, from 40 to 100; without one that of an email."""
+    columns = 0
+    # shutil.get_terminal_size() does the same, but importing it takes some ms.
+    with contextlib.suppress(ValueError, OSError):
+        columns = int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size().columns
+    return min(max(columns or 80, 40), 100)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Fits the terminal; where that is narrow, what an option means has lines of its own."""
+
+    def __init__(self, prog: str) -> None:
+        width = terminal_width()
+        super().__init__(prog, width=width, max_help_position=24 if width > 60 else 4)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors never show a value, as it may be a misplaced key."""
 
+    def format_help(self) -> str:
+        """Return the help: the docstring of this file, and the options."""
+        import textwrap
+
+        lines = []
+        for line in (__doc__ or "").splitlines():
+            indent = line[: len(line) - len(line.lstrip())]
+            options: dict[str, Any] = {
+                "initial_indent": indent,
+                "subsequent_indent": indent * 3,
+                "break_long_words": False,
+                "break_on_hyphens": False,
+            }
+            lines += textwrap.wrap(line.strip(), terminal_width(), **options) or [""]
+        self.description, _, self.epilog = "\n".join(lines).partition("\n\n")
+        return super().format_help()
+
     def error(self, message: str) -> NoReturn:
-        """Exit with 2; "--x: invalid choice: 'KEY' (choose from ...)" is shown without the KEY."""
-        message = message.removeprefix("argument ")
-        pattern = r"(\S+): (?:invalid|ignored)( float| int)?.*?( \(choose from [^()]*\))?"
-        if match := re.fullmatch(pattern, message, re.DOTALL):
-            reasons = {" float": "not a number of seconds", " int": "not a whole number"}
-            message = f"{match[1]}: {reasons.get(match[2], 'invalid value')}{match[3] or ''}"
-        self.exit(2, f"upload_grpc: {message}; see --help\n")
+        """Exit with 2."""
+        self.exit(2, f"upload_grpc: {one_line(message)}; see --help\n")
+
+    def parse(self, argv: Sequence[str] | None) -> Namespace:
+        """Parse the command line; exit with 2, naming options, but no value that is not a path."""
+        try:
+            args, rest = self.parse_known_args(argv)
+        except argparse.ArgumentError as error:
+            name = error.argument_name or ""
+            if isinstance(error.__context__, argparse.ArgumentTypeError):
+                self.error(f"{name}: {error.__context__}")
+            is_flag = self.get_default(name.strip("-").replace("-", "_")) is False
+            self.error(f"{name} takes no value" if is_flag else f"{name} needs a value")
+        for word in rest:
+            # Not what follows =, nor more than a letter of -kKEY.
+            if match := re.match(r"(--?[a-z][a-z_-]{0,20}|-[A-Za-z])(=|$)", word):
+                self.error(f"unknown option {match[1]}")
+        for word in rest:
+            if os.path.lexists(word):
+                self.error(f"unexpected argument {word}: paths follow --audio-path")
+            self.error("unexpected argument")
+        return args
 
 
 def make_parser() -> Parser:
     """Define the options, as README's table has them."""
     parser = Parser(
         prog="upload_grpc.py",
-        description=(__doc__ or "").partition("\n\n")[0],
-        epilog=(__doc__ or "").partition("\n\n")[2],
-        # A fixed width, as asking the terminal for its width imports shutil at each start.
-        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, width=100),
+        usage="%(prog)s --audio-path PATH\n    --connection-id ID [option ...]",
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
+        exit_on_error=False,
     )
     # fmt: off
     option = parser.add_argument_group("what to upload").add_argument
@@ -5207,13 +5461,15 @@ def make_parser() -> Parser:
            help="JSON object of metadata fields; call.json beside call.wav wins, field by field")
     option("--talk-id", metavar="ID",
            help="send --meta-path alone: new metadata for this dialog; keys left out are erased")
-    option("--audio-type", choices=("auto", *AUDIO_TYPES), default="auto",
-           help="auto (default): from the content; pcm: raw signed 16 bit little-endian samples")
-    option("--sample-rate", type=int, default=0, metavar="HZ", help="of raw samples")
-    option("--channels", type=int, default=0, metavar="N", help="of raw samples")
+    option("--audio-type", type=one_of("auto", *AUDIO_TYPES), default="auto", metavar="TYPE",
+           help=f"auto (default): from the content; else {', '.join(AUDIO_TYPES)} (raw signed "
+                "16 bit little-endian samples)")
+    option("--sample-rate", type=number(int, SAMPLE_RATES_HZ[0], SAMPLE_RATES_HZ[-1]), default=0,
+           metavar="HZ", help="of raw samples")
+    option("--channels", type=number(int, 1, 64), default=0, metavar="N", help="of raw samples")
     option("--convert", action="store_true",
            help="have FFmpeg convert recordings in a format that the service does not take")
-    option("--min-duration", type=float, default=0.0, metavar="S",
+    option("--min-duration", type=number(float, 0, 100_000), default=0.0, metavar="S",
            help="leave out recordings shorter than S seconds; MP3 and OggOpus are not measured")
     option("--require-json", type=age, nargs="?", const=3600.0, metavar="AGE",
            help="in folders, upload only recordings that have their own JSON; one that waits "
@@ -5229,9 +5485,11 @@ def make_parser() -> Parser:
     option = parser.add_argument_group("access").add_argument
     option("--key", metavar="KEY", help="API key or IAM token; every user sees it in process lists")
     option("--key-file", metavar="FILE", help="file that holds the key or token")
-    option("--key-type", choices=("auto", "api-key", "iam-token", "vm"), default="auto",
-           help="auto (default): t1. begins an IAM token; without --key and --key-file API_KEY is "
-                "taken from the environment, then IAM_TOKEN. vm: the token of this cloud VM's "
+    option("--key-type", type=one_of("auto", "api-key", "iam-token", "vm"), default="auto",
+           metavar="TYPE",
+           help="auto (default), api-key, iam-token or vm. auto: t1. begins an IAM token; without "
+                "--key and --key-file API_KEY is taken from the environment, then IAM_TOKEN. "
+                "vm: the token of this cloud VM's "
                 "service account, from its metadata service (YC_METADATA_ADDR: another address)")
     option("--endpoint", metavar="HOST:PORT", default=ENDPOINT, help="default: %(default)s")
     option("--ca-file", metavar="FILE", help="PEM certificates to trust instead of the public ones")
@@ -5242,10 +5500,11 @@ def make_parser() -> Parser:
            help="have the service split a long recording of one channel, WAV or MP3, into dialogs")
     option("--wait", action="store_true",
            help=f"with --split: wait for its dialog IDs, up to {WAIT_LIMIT_S / 3600:g} hours")
-    option("--jobs", type=int, default=4, metavar="N", help="uploads at a time (default: 4)")
-    option("--retries", type=int, default=5, metavar="N",
+    option("--jobs", type=number(int, 1, 64), default=4, metavar="N",
+           help="uploads at a time (default: 4)")
+    option("--retries", type=number(int, 0, 100), default=5, metavar="N",
            help="retries per recording (default: 5)")
-    option("--timeout", type=float, default=TIMEOUT_S, metavar="S",
+    option("--timeout", type=number(float, 0.1, 86_400), default=TIMEOUT_S, metavar="S",
            help="abandon an attempt after S seconds without progress (default: %(default)g)")
     option("--ledger", metavar="FILE", help="remember what was uploaded, and send nothing twice")
     option("--retry-unknown", action="store_true",
@@ -5254,18 +5513,18 @@ def make_parser() -> Parser:
            help="send again what the service rejected, after a fix in the console")
     option("--dry-run", action="store_true",
            help="check everything, say what would be uploaded, upload nothing")
-    option = parser.add_argument_group("looking unknown recordings up (with --ledger)").add_argument
+    option = parser.add_argument_group("looking unknown recordings up").add_argument
     option("--lookup-key", metavar="KEY",
            help="a string key of the connection's metadata: send each recording's SHA-256 under "
-                "it, and find unknown ones by it; needs the next two options")
+                "it, and find unknown ones by it; needs --ledger and the next two options")
     option("--organization-id", metavar="ID", help="where the connection is")
     option("--space-id", metavar="ID", help="where the connection is")
     option("--project-id", metavar="ID", help="look only in this project")
     option = parser.add_argument_group("output").add_argument
     option("--report", action="store_true",
            help="print what the --ledger knows: each day's counts, and what needs attention")
-    option("--format", choices=("text", "json", "csv"), default="text",
-           help="of stdout; csv is for --report")
+    option("--format", type=one_of("text", "json", "csv"), default="text", metavar="FORMAT",
+           help="of stdout: text (default), json, or for --report csv")
     option("--quiet", action="store_true", help="on stderr: only failures and doubtful metadata")
     option("--verbose", action="store_true", help="on stderr: every step, with IDs")
     option("--version", action="version", version=f"upload_grpc {__version__}")
@@ -5276,11 +5535,7 @@ def make_parser() -> Parser:
 def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     """Parse the command line; exit with 2 if options are missing or contradictory."""
     parser = make_parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest:
-        # Not --key=SECRET or the like.
-        options = [word for word in rest if re.fullmatch("--[a-z-]{1,20}", word)]
-        parser.error(f"unknown option: {' '.join(options)}" if options else "unexpected argument")
+    args = parser.parse(argv)
     args.connection_id = args.connection_id and args.connection_id.strip()
     for name, value in vars(args).items():
         # An unset $LEDGER expands to ''; reject it. (authorization() reports an empty --key.)
@@ -5294,7 +5549,6 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
     missing = ", ".join(f"--{each.replace('_', '-')}" for each in lookup if each not in given)
     about_lookup = {"organization_id", "space_id", "project_id"} & given
     pcm = args.audio_type == "pcm"
-    good_rate = args.sample_rate in SAMPLE_RATES_HZ
     wrong = (
         (not args.connection_id and not args.report, "--connection-id is missing"),
         (args.report and not args.ledger, "--report needs --ledger"),
@@ -5305,16 +5559,10 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
         (args.talk_id and with_audio & given, "--talk-id sends metadata only, and no audio"),
         (pcm and len(pcm_format) < 2, "--audio-type pcm needs --sample-rate and --channels"),
         (pcm_format and not pcm, "--sample-rate and --channels are for --audio-type pcm"),
-        (pcm and not good_rate, "--sample-rate: must be from 8000 to 48000"),
-        (pcm and not 1 <= args.channels <= 64, "--channels: must be from 1 to 64"),
-        (not 1 <= args.jobs <= 64, "--jobs: must be from 1 to 64"),
-        (not 0 <= args.retries <= 100, "--retries: must be from 0 to 100"),
-        (not 0.1 <= args.timeout <= 86_400, "--timeout: must be from 0.1 to 86400"),
         (args.split and args.single_message, "--split is a stream: leave out --single-message"),
         (args.wait and not args.split, "--wait is for --split"),
         ({"key", "key_file"} <= given, "--key and --key-file exclude each other"),
         (args.key_type == "vm" and {"key", "key_file"} & given, "--key-type vm takes no key"),
-        (not 0 <= args.min_duration <= 1e5, "--min-duration: must be from 0 to 1e+05"),
         (args.retry_unknown and not args.ledger, "--retry-unknown needs --ledger"),
         (args.update_metadata and not args.ledger, "--update-metadata needs --ledger"),
         (args.retry_rejected and not args.ledger, "--retry-rejected needs --ledger"),
@@ -5436,8 +5684,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.closing(ledger) if ledger else contextlib.nullcontext():
             return run_command(args, console, ledger)
     except UploadError as error:
-        # Another run holds the ledger: no failure that cron should email every few minutes.
-        level = logging.INFO if isinstance(error, LedgerInUse) else logging.ERROR
+        level = error.level(args) if isinstance(error, LedgerError) else logging.ERROR
         log.log(level, str(error))
         return error.meaning.exit_code
     except Exception as bug:  # noqa: BLE001 - a bug, whatever it is, is reported with its exit code.

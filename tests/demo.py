@@ -1,4 +1,4 @@
-"""Upload a recording to a service on this machine, and show what arrived there.
+"""Upload a recording, or a folder, to a service on this machine, and show what arrived there.
 
 The service runs in this process, so nothing outlives it, and what it stored is removed, too,
 unless DEMO_KEEP=1 asks to keep it.
@@ -7,6 +7,7 @@ unless DEMO_KEEP=1 asks to keep it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
 import shlex
@@ -15,13 +16,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 # Must stand in the environment before grpc is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-import encoders
 from stand_in import StandIn, Talk
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,8 +36,13 @@ def from_root(path: Path) -> str:
 
 
 def is_taken(recording: Path) -> bool:
-    """Return whether the service takes a recording as it is, going by its suffix."""
-    return recording.suffix.lower() in (".wav", ".mp3", ".ogg", ".opus")
+    """Return whether the service takes a recording, or all in a folder, going by the suffix."""
+    suffixes = [path.suffix.lower() for path in files(recording)]
+    return all(suffix in (".wav", ".mp3", ".ogg", ".opus", ".json") for suffix in suffixes)
+
+
+def files(recording: Path) -> Sequence[Path]:
+    return sorted(filter(Path.is_file, recording.rglob("*"))) if recording.is_dir() else [recording]
 
 
 def upload(service: StandIn, key: str, recording: Path) -> int:
@@ -68,32 +74,33 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def show(talk: Talk, recording: Path) -> bool:
-    """Say what the service has of a talk; false where its audio is not the recording's."""
-    same = talk.audio is not None and talk.audio.read_bytes() == recording.read_bytes()
+    """Say what the service has of a talk; false where its audio is that of no recording."""
+    audio = talk.audio.read_bytes() if talk.audio else b""
+    same = next((path for path in files(recording) if path.read_bytes() == audio), None)
     print(f"\nThe service has the dialog {talk.talk_id} of connection {talk.connection_id}:")
     is_converted = not is_taken(recording)
     difference = "the same as" if same else "WAV from" if is_converted else "NOT the same as"
-    print(f"  {talk.size:,} bytes of audio, {difference} {from_root(recording)}")
+    print(f"  {talk.size:,} bytes of audio, {difference} {from_root(same or recording)}")
     print(f"  {len(talk.fields)} metadata fields:")
     for key, value in sorted(talk.fields.items()):
         print(f"    {key}: {value}")
-    return same or is_converted
+    return bool(same or is_converted)
 
 
 def demo(store: Path, certs: Path, recording: Path) -> int:
     key = secrets.token_hex(20)
     if not is_taken(recording):
-        encoders.put_in_path(certs / "bin")
+        with contextlib.suppress(ImportError):  # Without the tests' packages, the system's FFmpeg.
+            import encoders
+
+            encoders.put_in_path(certs / "bin")
     with StandIn(store, keys=(key,), certs=certs) as service:
         code = upload(service, key, recording)
         talks = list(service.talks.values())
+    are_same = [show(talk, recording) for talk in talks]
     if code:
         print(f"\nThe upload failed with exit code {code}.", file=sys.stderr)
-        return code
-    if len(talks) != 1 or not show(talks[0], recording):
-        print(f"\nThe service has {len(talks)} talks, or other audio.", file=sys.stderr)
-        return 1
-    return 0
+    return code or int(not talks or not all(are_same))
 
 
 def terminated(*_: object) -> NoReturn:
@@ -103,15 +110,14 @@ def terminated(*_: object) -> NoReturn:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Upload to a service on this machine.")
     sample = ROOT / "tests" / "sample.wav"
-    parser.add_argument("recording", type=Path, nargs="?", default=sample, help="one of your own")
+    parser.add_argument("recording", type=Path, nargs="?", default=sample, help="or a folder")
     recording = parser.parse_args().recording
     signal.signal(signal.SIGTERM, terminated)
-    keep = False
+    keep = os.environ.get("DEMO_KEEP") == "1"
     store = Path(tempfile.mkdtemp(prefix="speechsense-demo-"))
     try:
         with tempfile.TemporaryDirectory(prefix="speechsense-demo-certs-") as certs:
             code = demo(store, Path(certs), recording)
-        keep = code == 0 and os.environ.get("DEMO_KEEP") == "1"
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     finally:

@@ -6,12 +6,19 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import hashlib
+import os
+import random
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import upload_grpc
+
 TABLE = "recordings"
+NOW = datetime.datetime.now(datetime.timezone.utc)
 # What a ledger may consist of.
 SUFFIXES = ("", "-wal", "-journal")
 
@@ -146,3 +153,163 @@ def make_foreign(path: Path) -> None:
     with _opened(path, "rwc") as database, database:
         database.execute(f"CREATE TABLE {TABLE} (path TEXT, state TEXT)")
         database.execute(f"INSERT INTO {TABLE} VALUES ('/calls/1.wav', 'uploaded')")
+
+
+# --- Problems, and time ------------------------------------------------------------------
+
+
+def problems(path: Path) -> list[dict[str, Any]]:
+    """Return what is noted as a problem, by path and cause."""
+    with _opened(path, "ro") as database:
+        found = database.execute("SELECT * FROM problems ORDER BY path, exit_code, cause")
+        return [dict(row) for row in found]
+
+
+def causes(path: Path) -> list[tuple[str, str]]:
+    """Return file name and cause of each problem."""
+    return [(Path(each["path"]).name, each["cause"]) for each in problems(path)]
+
+
+TIMES = {
+    "problems": ("since", "seen_at", "said_at"),
+    "runs": ("began_at", "ended_at"),
+    TABLE: ("looked_up_at", "sent_at", "uploaded_at", "updated_at"),
+}
+
+
+def pass_time(path: Path, seconds: float) -> None:
+    """Have all that a ledger knows be so much longer ago."""
+    with _opened(path, "rw") as database, database:
+        for table, columns in TIMES.items():
+            earlier = "strftime('%Y-%m-%dT%H:%M:%fZ', {}, ?)"
+            names = ", ".join(f"{name} = {earlier.format(name)}" for name in columns)
+            database.execute(f"UPDATE {table} SET {names}", [f"{-seconds} seconds"] * len(columns))
+    lock = path.with_name(f"{path.name}-lock")
+    status = lock.stat()
+    os.utime(lock, (status.st_atime, status.st_mtime - seconds))
+
+
+def change_problems(path: Path, /, **columns: object) -> None:
+    """Change all problems."""
+    names = ", ".join(f"{name} = ?" for name in columns)
+    with _opened(path, "rw") as database, database:
+        database.execute(f"UPDATE problems SET {names}", tuple(columns.values()))
+
+
+# --- Ledgers of any content ------------------------------------------------------------
+
+
+def ledger_time(when: datetime.datetime) -> str:
+    """Return a time as the ledger has it."""
+    utc = when.astimezone(datetime.timezone.utc)
+    return utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def ago(**units: float) -> str:
+    """Return the ledger's time of so long ago."""
+    return ledger_time(NOW - datetime.timedelta(**units))
+
+
+class Maker:
+    """A ledger of layout 3, open in WAL mode; each method writes one row."""
+
+    def __init__(self, path: Path, application_id: int = upload_grpc.LEDGER_APPLICATION_ID) -> None:
+        self.db = sqlite3.connect(path, isolation_level=None)
+        self.db.execute("PRAGMA journal_mode = WAL")
+        for statement in upload_grpc.LEDGER_TABLES:
+            self.db.execute(statement)
+        for name, select in upload_grpc.LEDGER_VIEWS.items():
+            self.db.execute(f"CREATE VIEW {name} AS {select}")
+        self.db.execute(f"PRAGMA application_id = {application_id}")
+        self.db.execute(f"PRAGMA user_version = {upload_grpc.LEDGER_VERSION}")
+
+    def insert(self, table: str, **columns: Any) -> None:
+        """Write one row."""
+        marks = ", ".join("?" for _ in columns)
+        sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"
+        self.db.execute(sql, tuple(columns.values()))
+
+    def recording(self, path: str, state: str = "uploaded", **columns: Any) -> None:
+        """Write a recording, uploaded an hour ago unless told otherwise."""
+        stem, dot, suffix = path.rpartition(".")
+        digest = hashlib.sha256(path.encode() + str(columns).encode()).hexdigest()
+        row: dict[str, Any] = {
+            "connection_id": "conn-a",
+            "sha256": digest,
+            "stem": stem if dot else path,
+            "suffix": dot + suffix if dot else "",
+            "size_bytes": 320_044,
+            "mtime_ns": int((NOW.timestamp() - 7_200) * 1e9),
+            "ctime_ns": int((NOW.timestamp() - 7_200) * 1e9),
+            "metadata_sha256": digest,
+            "recorded_at": ago(hours=2),
+            "state": state,
+            "updated_at": ago(hours=1),
+        }
+        if state == "uploaded":
+            row |= {"talk_id": f"talk{digest[:12]}", "uploaded_at": ago(hours=1)}
+        self.insert(TABLE, **(row | columns))
+
+    def problem(self, path: str, exit_code: int, cause: str, text: str, **columns: Any) -> None:
+        """Write a problem, an hour old; of a file unless mtime_ns=None."""
+        row: dict[str, Any] = {
+            "connection_id": "conn-a",
+            "path": path,
+            "exit_code": exit_code,
+            "cause": cause,
+            "text": text,
+            "since": ago(hours=1),
+            "seen_at": ago(minutes=5),
+        }
+        if path:
+            row |= {"size_bytes": 0, "mtime_ns": int((NOW.timestamp() - 7_200) * 1e9)}
+        self.insert("problems", **(row | columns))
+
+    def run(self, **columns: Any) -> None:
+        """Write a --quiet run that looked at everything and ended five minutes ago."""
+        row: dict[str, Any] = {
+            "connection_id": "conn-a",
+            "endpoint": "api.speechsense.yandexcloud.net:443",
+            "quiet": 1,
+            "began_at": ago(minutes=6),
+            "ended_at": ago(minutes=5),
+            "folders": '["/var/calls"]',
+            "looked_at_all": 1,
+            "found": 412,
+            "uploaded": 3,
+            "left_out": '{"already there": 409}',
+            "exit_code": 0,
+        }
+        self.insert("runs", **(row | columns))
+
+    def close(self) -> None:
+        """Close the file, which writes the -wal file back and removes it."""
+        self.db.close()
+
+
+def _calls(rows: int) -> Iterator[dict[str, Any]]:
+    """Yield the calls of 180 days, one in 500 of them not uploaded."""
+    for number in range(rows):
+        age = 180 * 86_400 * (rows - number) / rows
+        when = NOW - datetime.timedelta(seconds=age)
+        path = f"/var/calls/{when:%Y/%m/%d}/in-+7495{number:07}-{when:%H%M%S}.wav"
+        state = random.choice(("unknown", "rejected", "failed")) if not number % 500 else "uploaded"
+        error = None if state == "uploaded" else f"the service said so (request ID {number:032x})"
+        times = {"recorded_at": ledger_time(when), "updated_at": ledger_time(when)}
+        yield {"path": path, "state": state, "error": error, **times}
+
+
+def make_large(path: Path, rows: int, problems: int = 3_000) -> None:
+    """Make the ledger of half a year at a run every five minutes."""
+    random.seed(0)
+    maker = Maker(path)
+    maker.db.execute("BEGIN")
+    for row in _calls(rows):
+        maker.recording(**row)
+    for number in range(problems):
+        text = "empty, or still being recorded; record it again, or remove it"
+        maker.problem(f"/var/calls/broken/{number:06}.wav", 65, "empty", text)
+    for minutes in range(250_000, 0, -5):  # Half a year at */5.
+        maker.run(began_at=ago(minutes=minutes + 1), ended_at=ago(minutes=minutes))
+    maker.db.execute("COMMIT")
+    maker.close()

@@ -128,7 +128,7 @@ def assert_failed(outcome: Outcome, code: int, recording: Path, *facts: str) -> 
     assert len(outcome.err.splitlines()) == 1, outcome.err
     for fact in (str(recording), *facts):
         assert fact in outcome.err
-    assert ("--retry-unknown" in outcome.err) == (code == UNKNOWN)
+    assert ("; if it is not there, " in outcome.err) == (code == UNKNOWN)
 
 
 # --- A connection that breaks --------------------------------------------------------

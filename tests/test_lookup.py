@@ -666,7 +666,7 @@ def test_what_is_not_sent_again_says_why_not_and_what_would_help(
     result = office.run("--retry-unknown")
     assert (result.code, result.out) == (76, "")
     [line] = problems(result, "a.wav")
-    assert f"{office.folder / 'a.wav'}: not sent; it may have been uploaded: " in line
+    assert f"{office.folder / 'a.wav'}: not sent, as it may have been uploaded: " in line
     assert f"; {reason}" in line
     assert "(with --ledger: --retry-unknown)" not in line
     assert not office.copies("a.wav")

@@ -131,7 +131,7 @@ SCENES: dict[str, Sequence[Do]] = {
     ],
     "the preferred one comes after a lost answer": [
         Do({"x.mp3": "mp3"}, "", code=76, steps=[LOST]),
-        Do({"x.wav": "wav"}, "", ["x.mp3: not sent; it may have been uploaded", ONE], code=76),
+        Do({"x.wav": "wav"}, "", ["x.mp3: not sent, as it may have been uploaded", ONE], code=76),
     ],
     "the preferred one comes after a refusal": [
         Do({"x.flac": "cut flac"}, "", words=CONVERT, code=65),

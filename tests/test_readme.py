@@ -643,6 +643,30 @@ def test_the_demo_takes_a_recording_and_tidies_up(tmp_path: Path, keep: str) -> 
     assert len([*temporary.iterdir()]) == len(keep)
 
 
+def test_the_demo_takes_a_folder_and_keeps_what_arrived_whatever_the_exit_code(
+    tmp_path: Path,
+) -> None:
+    calls, temporary = tmp_path / "calls", tmp_path / "tmp"
+    (calls / "below").mkdir(parents=True)
+    temporary.mkdir()
+    for path in (calls / "a.wav", calls / "below/b.wav"):
+        make_wav(path, 2_000)
+    for code in (0, 65):
+        finished = subprocess.run(
+            [sys.executable, ROOT / "tests/demo.py", calls],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "TMPDIR": str(temporary), "DEMO_KEEP": "1"},
+            timeout=60,
+            check=False,
+        )
+        assert finished.returncode == code
+        assert finished.stdout.count("bytes of audio, the same as") == 2
+        assert "What it stored is in " in finished.stdout
+        (calls / "broken.wav").write_bytes(b"RIFF")
+    assert len([*temporary.iterdir()]) == 2
+
+
 # --- What README says of the program ----------------------------------------------------
 
 # Words of SQLite, which LedgerError.of knows, and of argparse.

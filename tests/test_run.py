@@ -399,7 +399,7 @@ def test_a_signal_leaves_no_dialog_without_a_line(service: StandIn, folder: Path
     ids = dialog_ids(out)
     made = {talk.talk_id: talk.sha256 for talk in service.talks.values()}
     [unnamed] = set(made) - set(ids.values())
-    [doubtful] = [line for line in err.splitlines() if "--retry-unknown" in line]
+    [doubtful] = [line for line in err.splitlines() if "look for it in the console by" in line]
     [path] = [path for path in folder.glob("*.wav") if f"{path}: " in doubtful]
     assert sha256(path) == made[unnamed]
     assert summary(err) == {"uploaded": 4, "unknown": 1, "not tried": 4}

@@ -495,7 +495,7 @@ def rerun(bench: Bench) -> Iterator[Row]:
     folder = bench.recordings(bench.size.ledger, 16_000)
     options = ["--jobs", 4, "--quiet", "--ledger", bench.folder / "all.sqlite"]
     command = bench.ours(folder, options=options)
-    bench.run(command, folder)
+    bench.run([word for word in command if word != "--quiet"], folder)  # Begins the ledger.
     script, stats = in_turn(
         bench.size.slow_pairs,
         bench.side(command),
@@ -504,6 +504,33 @@ def rerun(bench: Bench) -> Iterator[Row]:
     shutil.rmtree(folder)
     what = f"rerun with `--quiet` over {bench.size.ledger:,} recordings that the ledger has"
     yield at_most(10, what, wall_s(script), "Python, `os.stat` of each", wall_s(stats))
+
+
+MAKE_LEDGER = "import sys, pathlib, ledgers; ledgers.make_large(pathlib.Path(sys.argv[1]), {})"
+COUNT_ROWS = """import sqlite3, sys
+query = "SELECT date(recorded_at), state, count(*) FROM recordings GROUP BY 1, 2"
+print(sqlite3.connect(sys.argv[1]).execute(query).fetchall())
+"""
+
+
+def report(bench: Bench) -> Iterator[Row]:
+    """Half a year of calls; some of them are unknown, so that the report ends with 76."""
+    count, ledger = bench.size.ledger * 10, bench.folder / "half-a-year.sqlite"
+    make = [sys.executable, "-c", MAKE_LEDGER.format(count), str(ledger)]
+    search = {"PYTHONPATH": f"{HERE.parent}:{ROOT}"}
+    subprocess.run(make, check=True, env={**os.environ, **search})
+    unknown = ["sh", "-c", '"$@"; [ $? = 76 ]', "sh"]
+    for words in ((), ("--format", "csv")):
+        script, counts = in_turn(
+            bench.size.slow_pairs,
+            bench.side(
+                [*unknown, sys.executable, str(SCRIPT), "--report", "--ledger", ledger, *words]
+            ),
+            bench.side([sys.executable, "-c", COUNT_ROWS, str(ledger)]),
+        )
+        what = f"`{' '.join(('--report', *words))}` of {count:,} recordings"
+        yield at_most(None, what, wall_s(script), "Python, one query for the days", wall_s(counts))
+    ledger.unlink()
 
 
 def far_away(bench: Bench) -> Iterator[Row]:
@@ -562,7 +589,7 @@ def conversion(bench: Bench) -> Iterator[Row]:
     yield at_most(None, what, wall_s(converted), "the same recordings in WAV", wall_s(plain))
 
 
-ROWS = (short_recording, large_recording, curl, other_ways, memory, many_recordings, rerun,
+ROWS = (short_recording, large_recording, curl, other_ways, memory, many_recordings, rerun, report,
         far_away, conversion)  # fmt: skip
 
 
