@@ -31,7 +31,7 @@ from stand_in import Fail, StandIn
 import upload_grpc
 
 README = (ROOT / "README.md").read_text("utf-8")
-NOT_FOLDED = re.sub(r"<details>.*?</details>\n", "", README, flags=re.DOTALL)
+NOT_FOLDED = re.sub(r"<details>.*?</details>", "", README, flags=re.DOTALL)
 LOST = Fail(grpc.StatusCode.UNAVAILABLE, "Socket closed", store=True, ids=False)
 REJECTED = Fail(grpc.StatusCode.INVALID_ARGUMENT, "not configured")
 # Nobody can give a file an old ctime, so the program's clock is ahead of ours: by more than
@@ -792,8 +792,8 @@ def test_what_folders_are_searched_for() -> None:
 
 
 def test_the_keys_of_json_lines(machine: Machine) -> None:
-    keys = README.partition("<code>--format json</code>")[2].partition("</details>")[0]
-    upload, _, report = keys.replace("\n", " ").partition("With `--report`:")
+    keys = section("Keys of JSON lines").replace("\n", " ")
+    upload, _, report = keys.partition("With `--report`:")
     machine.call("a.wav", {})
     command = "/usr/local/bin/upload-calls /var/calls --format json"
     lines = [machine.run(f"{command} {words}").out for words in ("", "--report")]
