@@ -1,6 +1,7 @@
 """Break uploads at random, and count from the service's own store what became of them.
 
-    python tests/chaos.py [--short] [--seed N] [cuts] [kills] [pairs] [lookups]
+    python tests/chaos.py [--short] [--seed N] [CAMPAIGN ...]
+
 
 cuts: connections are cut, frozen or robbed of their answers at random byte counts; what the
 program says of each recording is compared with the store.
@@ -10,6 +11,14 @@ pairs: two runs are started together on one ledger; one goes on, the other ends 
 lookups: answers are lost, dialogs can be found only later and under other IDs, and clocks jump;
 runs left alone find in the service what was made, and two days later --retry-unknown uploads the
 rest. Without --lookup-key, to compare, the rest stays unknown.
+clock: like kills, while the clock jumps by hours either way and files are replaced by other audio
+of the same name, size and mtime, in place or by renaming, between runs and during them.
+first: runs are killed while they begin a ledger; what cron and a person do then must end well.
+conversions: FFmpeg is killed, stuck, missing or out of space, writes half a call, or the original
+changes meanwhile, and runs are ended; then every recording must be in the store once, and whole.
+updates: the JSON of uploaded recordings change; what sends them to the dialogs is refused, cut and
+killed, and loses answers; after one run left alone every dialog has the fields of its JSON, or the
+refusal is named.
 
 The same seed makes the same faults; what they hit depends on the machine's timing. Prints what
 happened, ends with "N passed, N failed", and exits with 1 if anything failed.
@@ -30,11 +39,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -42,6 +52,7 @@ import upload_grpc  # Before anything imports grpc.
 
 # isort: split
 
+import encoders
 import grpc
 import ledgers
 from conftest import FOREIGN_VARIABLES, SCRIPT, WAITS, arguments, make_wav, sha256, start
@@ -445,6 +456,11 @@ class End(NamedTuple):
     state: str
     talk_id: str | None
     made: list[str]
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the ledger has the one dialog that there is."""
+        return self.made == [self.talk_id]
 
 
 def kill_campaign(results: Results, folder: Path, noise: random.Random, size: Size) -> None:
@@ -864,16 +880,491 @@ def retry_ends(
     results.require("lookups by one more, with nothing unknown", sum(count_lookups(service)))
 
 
-def lost_ends(ends: Sequence[LookupEnd]) -> list[LookupEnd]:
+# Of either kind of campaign.
+AnyEnd = TypeVar("AnyEnd", End, LookupEnd)
+
+
+def lost_ends(ends: Sequence[AnyEnd]) -> list[AnyEnd]:
     return [end for end in ends if not end.made and end.state != "unknown"]
 
 
-def wrong_ends(ends: Sequence[LookupEnd]) -> list[LookupEnd]:
+def wrong_ends(ends: Sequence[AnyEnd]) -> list[AnyEnd]:
     return [end for end in ends if end.state == "uploaded" and not end.is_right]
 
 
-def pending_ends(ends: Sequence[LookupEnd]) -> list[LookupEnd]:
+def pending_ends(ends: Sequence[AnyEnd]) -> list[AnyEnd]:
     return [end for end in ends if end.state not in ("uploaded", "unknown")]
+
+
+# --- Clocks that jump, and files that are replaced -------------------------------------
+
+# Goes before the program's own modules, and adds the seconds in a file to what the clock says.
+JUMPING_CLOCK = """import os, time
+_time, _offset = time.time, os.environ["CLOCK_OFFSET_FILE"]
+def jumping():
+    try:
+        with open(_offset) as file:
+            return _time() + float(file.read() or 0)
+    except (OSError, ValueError):
+        return _time()
+time.time = jumping
+"""
+# Runs that are killed, and recordings at the beginning.
+JUMPS, JUMPS_SHORT = (100, 150), (12, 40)
+
+
+class Jumps(Kills):
+    """Runs that are killed, under a clock that jumps, over files that are replaced."""
+
+    def __init__(self, folder: Path, noise: random.Random, service: StandIn) -> None:
+        super().__init__(folder, noise, service)
+        self.replaced: set[str] = set()  # SHA-256 of audio that is no more
+        self.jumps = 0
+        self._offset = folder / "offset"
+        site = folder / "site"
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(JUMPING_CLOCK)
+        self.environment = {"PYTHONPATH": str(site), "CLOCK_OFFSET_FILE": str(self._offset)}
+
+    def _one_run(self, moment_s: float) -> None:
+        self._jump()
+        self._replace(self._noise.randrange(3))
+        # In mid-run, from another thread: what is chosen is chosen before.
+        timers = [
+            threading.Timer(self._noise.uniform(0, moment_s), act)
+            for act in (self._jump, lambda: self._replace(2))
+        ]
+        for timer in timers:
+            timer.start()
+        super()._one_run(moment_s)
+        for timer in timers:
+            timer.join()
+
+    def _jump(self) -> None:
+        """Set the clock up to two days wrong, sometimes years, sometimes right."""
+        hours = self._noise.choice((0, 1, 5, 48, 30_000))
+        new = self._offset.with_name("new-offset")
+        new.write_text(str(self._noise.choice((-1, 1)) * self._noise.uniform(0, hours) * 3_600))
+        new.rename(self._offset)
+        self.jumps += 1
+
+    def _replace(self, count: int) -> None:
+        """Give some recordings other audio of the same size, and their mtime back."""
+        for digest in self._noise.sample(sorted(self.recordings), count):
+            path = self.recordings.pop(digest)
+            self.replaced.add(digest)
+            status = path.stat()
+            other = path.with_name("replacement")  # No suffix: not a recording.
+            make_wav(other, status.st_size - 44, seed=self._noise.getrandbits(64))
+            self.recordings[sha256(other)] = path
+            os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+            if self._noise.random() < 0.5:
+                other.rename(path)
+                continue
+            with open(path, "r+b") as file:
+                file.write(other.read_bytes())
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+            other.unlink()
+
+
+def clock_campaign(results: Results, folder: Path, noise: random.Random, size: Size) -> None:
+    kills, recordings = JUMPS_SHORT if size is SHORT else JUMPS
+    print(f"\n== clock: {kills} runs killed under a clock that jumps, over files that change")
+    with StandIn(folder / "store", discard=True) as service, contextlib.ExitStack() as undo:
+        campaign = Jumps(folder, noise, service)
+        os.environ.update(campaign.environment)
+        for name in campaign.environment:
+            undo.callback(os.environ.pop, name)
+        campaign.record(recordings)
+        campaign.run(kills, size.limit_s)
+        _, said, _ = campaign.undisturbed()
+        _, said_after, _ = campaign.undisturbed()
+    talks = talks_by_sha256(folder / "store")
+    rows = states_by_content(campaign.ledger)
+    ends = [
+        End(path, *rows.get(digest, ("no row", None)), [talk["talk_id"] for talk in talks[digest]])
+        for digest, path in campaign.recordings.items()
+    ]
+    counts = collections.Counter((end.state, str(min(len(end.made), 2))) for end in ends)
+    print_table("in the ledger; in the store:", ("0", "1", "2"), counts)
+    known = campaign.replaced | set(campaign.recordings)
+    denied = [
+        digest
+        for digest, made in talks.items()
+        if made and rows.get(digest, ("no row", None))[0] not in ("uploaded", "unknown")
+    ]
+    unknown = [end for end in ends if end.state == "unknown"]
+    unnamed = [end for end in unknown if said[str(end.path)]["outcome"] != "unknown"]
+    again = [path for path, result in said_after.items() if result["outcome"] == "uploaded"]
+    results.note("recordings", len(ends))
+    results.note("replaced by others", len(campaign.replaced))
+    results.note("of them uploaded before that", sum(bool(talks[d]) for d in campaign.replaced))
+    results.note("times the clock jumped", campaign.jumps)
+    results.require("killed runs", campaign.kills, kills)
+    results.require("lost: not in the store, nor called unknown", lost_ends(ends))
+    results.require(
+        "doubled: twice in the store", [d for d, made in talks.items() if len(made) > 1]
+    )
+    results.require("made, but called undelivered", denied)
+    results.require("uploaded, but not exactly that dialog in the store", wrong_ends(ends))
+    results.require("neither uploaded nor unknown in the end", pending_ends(ends))
+    results.require("audio in the store that no file ever had", sorted(set(talks) - known))
+    results.require("unknown, but not named by the last run", unnamed)
+    results.require("sent by one more run", again)
+
+
+# --- First runs ----------------------------------------------------------------------
+
+# Ledgers that are begun, and the moments at which that is disturbed, in parts of a start.
+FIRST_RUNS, FIRST_RUNS_SHORT = 120, 12
+
+
+def first_campaign(results: Results, folder: Path, noise: random.Random, size: Size) -> None:
+    tries = FIRST_RUNS_SHORT if size is SHORT else FIRST_RUNS
+    print(f"\n== first: {tries} ledgers, whose first runs are killed")
+    after: collections.Counter[tuple[str, str]] = collections.Counter()
+    ends: list[End] = []
+    blocked, bugs, damaged = [], [], []
+    startup_s = 0.0
+    for number in range(tries):
+        here = folder / str(number)
+        calls, ledger = here / "calls", here / "ledger.sqlite"
+        calls.mkdir(parents=True)
+        paths = [
+            make_wav(calls / f"{name}.wav", 3_000, seed=noise.getrandbits(64)) for name in "abc"
+        ]
+        with StandIn(here / "store", discard=True, certs=folder / "certs") as service:
+            words = arguments(
+                service, "--audio-path", calls, "--ledger", ledger, "--format", "json", begun=False
+            )
+            if not startup_s:
+                started_s = time.monotonic()
+                run_to_end([*words, "--dry-run"])
+                startup_s = time.monotonic() - started_s
+            service.script[:] = [Delay(0.05)] * 9
+            for _ in range(noise.choice((1, 1, 2, 4))):
+                kill_after(words, startup_s * noise.uniform(0.5, 1.4))
+            service.script.clear()
+            service.wait_until_idle()
+            left = "nothing" if not ledger.exists() else f"{min(ledger.stat().st_size, 1)} bytes"
+            code, _, err = run_to_end([*words, "--quiet"])
+            bugs += [err] if code == os.EX_SOFTWARE else []
+            after[left.replace("1 bytes", "a ledger"), str(code)] += 1
+            if code == os.EX_CONFIG:  # Cron begins none: a person does.
+                code, _, err = run_to_end(words)
+            blocked += [err] if code not in (OK, UNKNOWN) else []
+        try:
+            ledgers.check(ledger)
+        except (AssertionError, ledgers.Unreadable):
+            damaged.append(ledger)
+            continue
+        rows, talks = states_by_content(ledger), talks_by_sha256(here / "store")
+        for path in paths:
+            made = [talk["talk_id"] for talk in talks[sha256(path)]]
+            ends.append(End(path, *rows.get(sha256(path), ("no row", None)), made))
+    print_table("left behind; exit code of cron", sorted({code for _, code in after}), after)
+    results.require("ledgers that are damaged", damaged)
+    results.require("runs that a bug ended", bugs)
+    results.require("blocked: neither 0 nor 76 in the end", blocked)
+    results.require("lost: not in the store, nor called unknown", lost_ends(ends))
+    results.require("doubled: twice in the store", [end for end in ends if len(end.made) > 1])
+    results.require("uploaded, but not exactly that dialog in the store", wrong_ends(ends))
+    results.require("neither uploaded nor unknown in the end", pending_ends(ends))
+
+
+def kill_after(words: Sequence[str], moment_s: float) -> None:
+    """Start a run, and kill it."""
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT), *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moment_s)
+        process.kill()
+
+
+# --- Conversions ---------------------------------------------------------------------
+
+# A program in the place of FFmpeg. It does what FFmpeg does, or something else, at random.
+TROUBLED_FFMPEG = """#!/bin/bash
+for target; do :; done
+while [ "$1" != -i ]; do options+=("$1"); shift; done
+path=${2#file:}
+case $((RANDOM % 12)) in
+    0) kill -KILL $$ ;;
+    1) "REAL" "${options[@]}" "$@"; kill -TERM $$ ;;
+    2) "REAL" "${options[@]}" "$@"; truncate -s -1000 "$target"; exit 0 ;;
+    3) sleep 60 ;;
+    4) echo "x: No space left on device" >&2; exit 228 ;;
+    5) "REAL" "${options[@]}" "$@"; touch "$path"; exit 0 ;;
+    6) echo "odd, but decoded" >&2; sleep 0.3 ;;
+esac
+exec "REAL" "${options[@]}" "$@"
+"""
+# How a run ends: by itself, without FFmpeg, or by a signal to its group.
+RUN_ENDS = ("end", "end", "missing", signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+
+
+def running_below(folder: Path) -> list[int]:
+    """Return the processes of programs in a folder."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(folder) in each.read_bytes():
+                found.append(int(each.parent.name))
+    return found
+
+
+class Conversions:
+    """A folder of FLAC, an FFmpeg in trouble, and runs that are ended."""
+
+    def __init__(self, folder: Path, noise: random.Random, service: StandIn, count: int) -> None:
+        self.ledger = folder / "ledger.sqlite"
+        self.wanted: dict[str, Path] = {}  # The digest of the recording as WAV.
+        self.left: list[object] = []  # Temporary files and processes, after a run.
+        self.codes: collections.Counter[str] = collections.Counter()
+        self.bugs = 0
+        self._calls, self._temp, self._bin = folder / "calls", folder / "temp", folder / "bin"
+        self._noise, self._service = noise, service
+        for each in (self._calls, self._temp, self._bin):
+            each.mkdir()
+        for number in range(count):
+            wav = make_wav(folder / "call.wav", noise.randrange(20_000, 200_000), seed=number)
+            path = self._calls / f"{number}.flac"
+            path.write_bytes(encoders.ffmpeg(".flac", audio=wav.read_bytes()))
+            self.wanted[sha256(wav)] = path
+
+    def put_ffmpeg(self, text: str) -> None:
+        program = self._bin / "ffmpeg"
+        program.unlink(missing_ok=True)
+        program.write_text(text.replace("REAL", encoders.DECODER))
+        program.chmod(0o755)
+
+    def run(self, end: object, *more: str) -> int:
+        """Run the program, and end it so; return its exit code."""
+        words = ("--audio-path", self._calls, "--ledger", self.ledger, "--convert", "--quiet")
+        given = arguments(self._service, *words, "--jobs", 8, "--timeout", 1, *more)
+        path = "/nowhere" if end == "missing" else f"{self._bin}:{os.defpath}"
+        env = {"TMPDIR": str(self._temp), "PATH": path}
+        with start(*given, env=env, start_new_session=True) as process:
+            try:
+                if isinstance(end, signal.Signals):
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(self._noise.uniform(0.1, 1.5))
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, end)
+                _, err = process.communicate(timeout=120)
+            finally:
+                process.kill()
+        self.bugs += "Traceback" in err
+        self.codes[str(process.returncode)] += 1
+        self.left += self._temp.iterdir()
+        running = running_below(self._bin)
+        if end != signal.SIGKILL:
+            self.left += running
+        for pid in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        return process.returncode
+
+
+def conversion_campaign(results: Results, folder: Path, noise: random.Random, size: Size) -> None:
+    count, runs = size.recordings // 3, max(size.kills // 4, 6)
+    print(f"\n== conversions: {count} recordings, {runs} runs with an FFmpeg in trouble")
+    with StandIn(folder / "store", discard=True) as service:
+        campaign = Conversions(folder, noise, service, count)
+        campaign.put_ffmpeg(TROUBLED_FFMPEG)
+        deadline_s = time.monotonic() + size.limit_s
+        for _ in range(runs):
+            if time.monotonic() < deadline_s:
+                campaign.run(noise.choice(RUN_ENDS), *noise.choice([(), ("--retry-rejected",)]))
+        before = len(service.talks)
+        results.require("exit code without FFmpeg", campaign.run("missing"), os.EX_CONFIG)
+        results.require("sent without FFmpeg", len(service.talks) - before)
+        campaign.put_ffmpeg('#!/bin/sh\nexec "REAL" "$@"\n')
+        code = campaign.run("end", "--retry-rejected")
+        uploads = len(service.talks)
+        campaign.run("end", "--retry-rejected")
+        again = len(service.talks) - uploads
+    talks = talks_by_sha256(folder / "store")
+    states = states_by_content(campaign.ledger)
+    doubled, missing, unknown = [], [], []
+    for digest, path in campaign.wanted.items():
+        made, (state, _) = len(talks.pop(digest, [])), states.get(sha256(path), ("", None))
+        unknown += [path] * (state == "unknown")
+        doubled += [path] * (made > 1)
+        missing += [path] * (not made and state != "unknown")
+    results.note("exit codes", dict(campaign.codes))
+    results.note("uploaded while FFmpeg was in trouble", before)
+    results.note("unknown", len(unknown))
+    results.require("none uploaded in trouble", int(not before))
+    results.require("missing: not made, nor called unknown", missing)
+    results.require("doubled", doubled)
+    results.require("half decoded or foreign talks in the store", list(talks))
+    results.require("exit code of the run left alone", code, UNKNOWN if unknown else OK)
+    results.require("sent by one more", again)
+    results.require("temporary files or processes left", campaign.left)
+
+
+# --- Updates -------------------------------------------------------------------------
+
+# Recordings, and runs over JSON that change, half of which are killed.
+UPDATES, UPDATES_SHORT = (150, 60), (25, 10)
+REFUSED = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class Updates:
+    """Uploaded recordings whose JSON change, and runs that send them to their dialogs."""
+
+    def __init__(self, folder: Path, noise: random.Random, service: StandIn) -> None:
+        self.calls = folder / "calls"
+        self.ledger = folder / "ledger.sqlite"
+        self.kills = 0
+        self.bugs: list[str] = []
+        self.fields: dict[str, dict[str, str]] = {}  # Of each recording's JSON, by its stem.
+        self._noise = noise
+        self._service = service
+        self._revision = 0
+        self.calls.mkdir()
+
+    def record(self, count: int) -> None:
+        """Upload so many recordings with their metadata."""
+        for number in range(count):
+            make_wav(self.calls / f"{number:03}.wav", 2_000, seed=self._noise.getrandbits(64))
+            self.change(f"{number:03}")
+        self.run(self._service.endpoint)
+
+    def change(self, stem: str) -> None:
+        self._revision += 1
+        self.fields[stem] = {"call": stem, "revision": str(self._revision)}
+        self._write(stem)
+
+    def _write(self, stem: str) -> None:
+        indent = self._noise.choice((None, 1, 2, 4))
+        text = json.dumps(self.fields[stem], indent=indent)
+        (self.calls / f"{stem}.json").write_text(text)
+
+    def break_runs(self, runs: int, limit_s: float) -> None:
+        """Change JSON, write others anew, and let a run meet whatever may happen to updates."""
+        deadline_s = time.monotonic() + limit_s
+        started_s = time.monotonic()
+        self.run(self._service.endpoint)
+        startup_s = time.monotonic() - started_s
+        self._service.on_call = self._step
+        with FaultProxy(self._service.port) as proxy:
+            for number in range(runs):
+                for stem in self.fields:
+                    act = self._noise.choice((self.change, self._write, *[None] * 4))
+                    if act:
+                        act(stem)
+                proxy.plan = [self._fault() for _ in range(50)]
+                del proxy.connections[:]
+                moment_s = startup_s * self._noise.uniform(0.7, 1.4)
+                if time.monotonic() < deadline_s:
+                    self.run(proxy.endpoint, moment_s * (number % 2))
+                proxy.cut_all()
+        self._service.on_call = self._service.next_step
+        self._service.wait_until_idle()
+
+    def _fault(self) -> Fault:
+        noise = self._noise
+        return noise.choice(
+            (
+                *[Fault()] * 3,
+                Fault(cut_to_server=noise.randrange(2_000, 9_000)),
+                Fault(cut_to_client=noise.randrange(1_500, 6_000)),
+            )
+        )
+
+    def _step(self, call: Call) -> Step:
+        lost = grpc.StatusCode.UNAVAILABLE
+        return self._noise.choice(
+            (
+                *[None] * 3,
+                *[Delay(self._noise.uniform(0, 0.3))] * 3,
+                Fail(lost, store=True),
+                Fail(lost),
+                Fail(grpc.StatusCode.NOT_FOUND, "no such talk yet"),
+                Fail(REFUSED, "no such field"),
+            )
+        )
+
+    def run(self, endpoint: str, kill_after_s: float = 0) -> tuple[int, dict[str, str]]:
+        """Run the program; return its exit code, and the outcome of each recording by its stem."""
+        words = arguments(
+            self._service, "--audio-path", self.calls, "--ledger", self.ledger, "--format", "json",
+            "--update-metadata", "--timeout", TIMEOUT_S, "--retries", 1, "--endpoint", endpoint,
+        )  # fmt: skip
+        with subprocess.Popen(
+            [sys.executable, "-c", QUICK_START, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "CLOCK_AHEAD_H": "0", "QUICK_PROOF": ""},
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=kill_after_s or 120)
+            except subprocess.TimeoutExpired:
+                self.kills += 1
+                process.kill()
+                out, err = process.communicate()
+        if process.returncode == os.EX_SOFTWARE or "Traceback" in err:
+            self.bugs.append(err)
+        results = map(json.loads, out.splitlines()) if not kill_after_s else ()
+        return process.returncode, {Path(each["path"]).stem: each["outcome"] for each in results}
+
+    def differ(self) -> set[str]:
+        """Return the recordings whose dialog has other fields than their JSON."""
+        sent = {talk.fields["call"]: talk.fields for talk in self._service.talks.values()}
+        return {stem for stem, fields in self.fields.items() if sent[stem] != fields}
+
+    def refused(self) -> set[str]:
+        """Return the recordings of which the service has refused what their JSON has."""
+        calls = [call for call in self._service.calls if call.outcome.startswith(REFUSED.name)]
+        return {
+            stem
+            for stem, fields in self.fields.items()
+            if any(call.fields == fields for call in calls)
+        }
+
+
+def update_campaign(results: Results, folder: Path, noise: random.Random, size: Size) -> None:
+    recordings, runs = UPDATES_SHORT if size is SHORT else UPDATES
+    print(f"\n== updates: the JSON of {recordings} recordings change for {runs} runs")
+    with StandIn(folder / "store", discard=True) as service:
+        campaign = Updates(folder, noise, service)
+        campaign.record(recordings)
+        campaign.break_runs(runs, size.limit_s)
+        code, said = campaign.run(service.endpoint)
+        differ, refused = campaign.differ(), campaign.refused()
+        named = {stem for stem, outcome in said.items() if outcome == "rejected"}
+        before = len(service.calls)
+        code_after, _ = campaign.run(service.endpoint)
+        repeated = len(service.calls) - before
+        for stem in campaign.fields:
+            campaign.change(stem)
+        code_changed, _ = campaign.run(service.endpoint)
+        differ_changed = campaign.differ()
+        outcomes = collections.Counter(call.outcome.split()[0] for call in service.calls)
+        talks = len(service.talks)
+    results.note("calls by their end", dict(outcomes))
+    results.note("runs killed", campaign.kills)
+    results.note("refused in the end", len(named))
+    results.require("dialogs", talks, recordings)
+    results.require("rows that are not uploaded", [
+        row for row in ledgers.rows(campaign.ledger) if row["state"] != "uploaded"
+    ])  # fmt: skip
+    results.require("other metadata than the JSON, and not named", sorted(differ - named))
+    results.require("named, but never refused", sorted(named - refused))
+    results.require("exit code of the run left alone", code, os.EX_DATAERR if named else OK)
+    results.require("exit code of one more", code_after, code)
+    results.require("calls made by that one", repeated)
+    results.require("exit code once all JSON have changed", code_changed)
+    results.require("other metadata after that", sorted(differ_changed))
+    results.require("runs that a bug ended", campaign.bugs)
 
 
 # --- The command line ----------------------------------------------------------------
@@ -883,6 +1374,10 @@ CAMPAIGNS = {
     "kills": kill_campaign,
     "pairs": pair_campaign,
     "lookups": lookup_campaign,
+    "clock": clock_campaign,
+    "first": first_campaign,
+    "conversions": conversion_campaign,
+    "updates": update_campaign,
 }
 
 

@@ -21,6 +21,7 @@ from typing import NoReturn
 # Must stand in the environment before grpc is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
+import encoders
 from stand_in import StandIn, Talk
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,11 +34,17 @@ def from_root(path: Path) -> str:
     return shlex.quote(str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))
 
 
+def is_taken(recording: Path) -> bool:
+    """Return whether the service takes a recording as it is, going by its suffix."""
+    return recording.suffix.lower() in (".wav", ".mp3", ".ogg", ".opus")
+
+
 def upload(service: StandIn, key: str, recording: Path) -> int:
     line = (
         f"{from_root(Path(sys.executable))} upload_grpc.py --audio-path {from_root(recording)} "
         "--meta-path metadata_example.json --connection-id demo-connection "
         f"--endpoint {service.endpoint} --ca-file {shlex.quote(str(service.ca_file))}"
+        f"{'' if is_taken(recording) else ' --convert'}"
     )
     print(f"$ export API_KEY=...\n$ {line}", flush=True)
     direct = ",".join(filter(None, (os.environ.get("no_proxy"), "localhost")))
@@ -64,16 +71,19 @@ def show(talk: Talk, recording: Path) -> bool:
     """Say what the service has of a talk; false where its audio is not the recording's."""
     same = talk.audio is not None and talk.audio.read_bytes() == recording.read_bytes()
     print(f"\nThe service has the dialog {talk.talk_id} of connection {talk.connection_id}:")
-    difference = "the same as" if same else "NOT the same as"
+    is_converted = not is_taken(recording)
+    difference = "the same as" if same else "WAV from" if is_converted else "NOT the same as"
     print(f"  {talk.size:,} bytes of audio, {difference} {from_root(recording)}")
     print(f"  {len(talk.fields)} metadata fields:")
     for key, value in sorted(talk.fields.items()):
         print(f"    {key}: {value}")
-    return same
+    return same or is_converted
 
 
 def demo(store: Path, certs: Path, recording: Path) -> int:
     key = secrets.token_hex(20)
+    if not is_taken(recording):
+        encoders.put_in_path(certs / "bin")
     with StandIn(store, keys=(key,), certs=certs) as service:
         code = upload(service, key, recording)
         talks = list(service.talks.values())

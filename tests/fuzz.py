@@ -54,6 +54,7 @@ SECRET = "AQVN-fuzz-Zq7sJt_8wLd"
 
 USAGE = 2
 DATA_CODES = {0, os.EX_DATAERR}
+CONVERSION_CODES = {*DATA_CODES, os.EX_TEMPFAIL}  # FFmpeg may crash.
 KEY_CODES = {0, os.EX_CONFIG, os.EX_NOPERM}
 SERVICE_CODES = {0, 65, 75, 76, 77, 78}
 COMMAND_CODES = {0, USAGE, 65, 66, 74, 75, 76, 77, 78}  # All, but for a bug and signals.
@@ -114,14 +115,16 @@ def seed_recordings() -> tuple[bytes, ...]:
         encoders.id3v2(2000) + sound("MP3"),
         *(sound("OGG", "OPUS"), sound("OGG", "OPUS", rate_hz=48_000, channels=2)),
         *(sound("OGG", "VORBIS"), sound("FLAC"), sound("AIFF"), sound("AU")),
-        *(ffmpeg(".m4a"), ffmpeg(".wma"), ffmpeg(".webm")),
+        *(ffmpeg(".m4a"), ffmpeg(".wma"), ffmpeg(".webm"), ffmpeg(".aac"), ffmpeg(".amr")),
+        *(sound("WAV", "ALAW"), sound("WAV", "GSM610"), sound("RAW", "GSM610")),
+        *(sound("W64", "PCM_16"), sound("CAF", "PCM_16"), encoders.id3v2(0) + sound("FLAC")),
         short[44:],
         b"",
     )
 
 
 AUDIO_OPTIONS = (
-    *((), ("--split",), ("--single-message",)),
+    *((), ("--split",), ("--single-message",), ("--convert",)),
     *(("--audio-type", kind) for kind in ("wav", "mp3", "ogg-opus")),
     ("--audio-type", "pcm", "--sample-rate", "8000", "--channels", "1"),
 )
@@ -133,10 +136,16 @@ def recording(random: Random) -> tuple[str, bytes, int, tuple[str, ...]]:
     Whatever reads to the end of a file as large as a disk is found.
     """
     seeds = seed_recordings()
-    suffix = random.choice((".wav", ".mp3", ".ogg", ".opus", ".raw", ""))
+    suffix = random.choice((".wav", ".mp3", ".ogg", ".opus", ".gsm", ".m4a", ".raw", ""))
     hole_bytes = random.choice((2**31, 2**32 + 45, 2**40)) if random.random() < 0.1 else 0
     options = random.choice(AUDIO_OPTIONS) if random.random() < 0.5 else ()
     return suffix, damaged(random, random.choice(seeds), seeds), hole_bytes, options
+
+
+def to_convert(random: Random) -> tuple[str, bytes]:
+    """Make a suffix and a file's content, mostly of a kind that FFmpeg has to decode."""
+    suffix, content, _, _ = recording(random)
+    return suffix, content
 
 
 def json_value(random: Random, depth: int = 3) -> object:
@@ -288,6 +297,9 @@ def workplace(folder: Path) -> Iterator[Workplace]:
     service = StandIn(folder / "store", keys=(SECRET,), discard=True)
     service.tokens = (f"t1.{SECRET}",)
     (folder / "calls").mkdir()
+    encoders.put_in_path(folder / "bin")
+    (folder / "temp").mkdir()
+    os.environ["TMPDIR"] = str(folder / "temp")
     os.chdir(folder)
     for number, audio in enumerate(seed_recordings()):
         written(f"calls/{number}{('.wav', '.mp3', '.ogg', '.pcm')[number % 4]}", audio)
@@ -383,6 +395,28 @@ def try_recordings(
     return taken
 
 
+def try_conversions(place: Workplace, examples: Sequence[tuple[str, bytes]]) -> int:
+    """What is uploaded is WAV by its header, which the service looks at; nothing is left behind."""
+    names = [
+        written(f"recording{number}{suffix}", content)
+        for number, (suffix, content) in enumerate(examples)
+    ]
+    place.service.talks.clear()
+    place.service.calls.clear()
+    address = ("--endpoint", place.service.endpoint, "--ca-file", str(place.service.ca_file))
+    words = ("--audio-path", *names, "--convert", "--timeout", "2", "--format", "json", "--quiet")
+    rest = ("--meta-path", "fields.json", "--connection-id", "c", "--key", SECRET)
+    _, out = run(CONVERSION_CODES, *words, *address, *rest)
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert sorted(answer["path"] for answer in answers) == sorted(names), "not one answer each"
+    taken: int = sum(answer["exit_code"] == 0 for answer in answers)
+    assert taken == len(place.service.talks) == len(place.service.calls), "one was refused"
+    assert not os.listdir(os.environ["TMPDIR"]), "a temporary file is left"
+    for name in names:
+        os.unlink(name)
+    return taken
+
+
 def try_sidecars(place: Workplace, examples: Sequence[bytes]) -> int:
     recordings = [written(f"own{number}.wav", encoders.wav()) for number in range(len(examples))]
     for number, content in enumerate(examples):
@@ -448,7 +482,8 @@ class Target:
 
 
 TARGETS = (
-    Target("recordings", 0.5, recording, try_recordings, batch=100),
+    Target("recordings", 0.49, recording, try_recordings, batch=100),
+    Target("conversions", 0.01, to_convert, try_conversions, batch=10),
     Target("sidecars", 0.2, metadata_file, try_sidecars, batch=50),
     Target("--meta-path", 0.05, metadata_file, try_meta_path),
     Target("credentials", 0.05, credential, try_credential),

@@ -11,7 +11,9 @@ import pytest
 CHAOS = Path(__file__).parent / "chaos.py"
 
 
-@pytest.mark.parametrize("campaign", ["cuts", "kills", "pairs", "lookups"])
+@pytest.mark.parametrize(
+    "campaign", ["cuts", "kills", "pairs", "lookups", "clock", "first", "conversions", "updates"]
+)
 def test_nothing_is_lost_or_doubled(campaign: str) -> None:
     command = [sys.executable, str(CHAOS), "--short", campaign]
     result = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)

@@ -183,7 +183,7 @@ def test_files_of_one_call_wait_for_one_json(run: Run, service: StandIn, folder:
     path = make_call(folder, "call.wav")
     (folder / "call.mp3").write_bytes(b"\xff\xfb\x90\x64" + bytes(413) + b"\xff\xfb\x90\x64")
     outcome = run("--require-json")
-    assert outcome.code == 0 and "2 waiting" in outcome.err
+    assert outcome.code == 0 and "1 waiting" in outcome.err
     write_json(path, NEW)
     assert run("--require-json").code == 0
     assert only_talk(service).fields == NEW

@@ -103,7 +103,14 @@ SCENES: dict[str, Sequence[Do]] = {
     ],
     "a night job after a lost answer": [
         Do({"x.wav": "wav"}, "", code=76, steps=[LOST]),
-        Do({"x.wav": "", "x.mp3": "mp3"}, "", ["x.wav, which is unknown", ONE]),
+        Do({"x.wav": "", "x.mp3": "mp3"}, "",
+           ["x.mp3: not sent; it may have been uploaded", "1 unknown"], code=76),
+        Do({}, "x.mp3", words=("--retry-unknown",)),
+        Do({}, "", ["1 already there"]),
+    ],
+    "a night job in two formats": [
+        Do({"x.wav": "wav"}, "x.wav"),
+        Do({"x.wav": "", "x.mp3": "mp3", "x.flac": "flac"}, "", ["2 in another format"]),
     ],
     "a night job after a failed upload": [
         Do({"x.wav": "wav"}, "", code=75, steps=[REFUSED]),
@@ -330,7 +337,8 @@ def test_since_leaves_out_what_is_older_unless_the_ledger_knows_it(
     outcome = upload(*words, folder, "--since", TOMORROW, "--verbose")
     assert (outcome.code, len(service.talks)) == (0, 2)
     assert f"new.wav: left out, older than {TOMORROW}" in outcome.err
-    assert "1 uploaded, 1 already there, 0 failed, 0 unknown, 1 before --since" in outcome.err
+    counts = "1 uploaded, 1 already there, 0 failed, 0 unknown, 1 in another format"
+    assert f"{counts}, 1 before --since" in outcome.err
     os.utime(folder / "new.wav", (time.time() + 3 * 86_400,) * 2)
     assert upload(*words, folder, "--since", TOMORROW).code == 0
     assert len(service.talks) == 3

@@ -5,7 +5,6 @@ Each test is of one thing that went wrong once, seen from outside.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import json
@@ -21,7 +20,8 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from conftest import (
     sha256,
     start,
 )
-from stand_in import At, Delay, Fail, StandIn
+from stand_in import At, Call, Fail, StandIn
 from test_power_cut import ANSWER, KERNEL, NOTIFICATION, RECEIVE
 
 import upload_grpc
@@ -113,9 +113,9 @@ def test_a_new_ctime_alone_costs_one_hash_after_what_is_new(
     hashed: list[str] = []
     really_hash = upload_grpc.hash_file
 
-    def hash_file(path: str, *more: object) -> str:
+    def hash_file(path: str, *more: Any) -> str:
         hashed.append(path)
-        return really_hash(path, *more)  # type: ignore[arg-type]
+        return really_hash(path, *more)
 
     monkeypatch.setattr(upload_grpc, "hash_file", hash_file)
     for expected in ([new, *known], []):
@@ -145,12 +145,12 @@ def test_a_recording_changed_in_place_while_it_is_sent(
     if way:
         check = upload_grpc.check_unchanged
 
-        def change_and_check(recording: upload_grpc.Recording, moved: Callable[[], None]) -> None:
+        def change_first(*more: Any) -> None:
             change()
-            check(recording, moved)
+            check(*more)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(upload_grpc, "check_unchanged", change_and_check)
+            patch.setattr(upload_grpc, "check_unchanged", change_first)
             outcome = remember(path, *way)
     else:
         service.script.append(At(audio=change))
@@ -202,10 +202,10 @@ def test_an_error_of_one_recording_holds_up_no_other(
         make_wav(folder / f"{name}.wav", 3_000)
     read = upload_grpc.read_header
 
-    def read_header(path: str, args: argparse.Namespace) -> Any:
+    def read_header(path: str, *more: Any) -> Any:
         if path.endswith("b.wav"):
             raise error("no such number")
-        return read(path, args)
+        return read(path, *more)
 
     monkeypatch.setattr(upload_grpc, "read_header", read_header)
     outcome = remember(folder)
@@ -222,8 +222,7 @@ def test_a_ledger_with_a_time_that_is_none_holds_up_no_other(
     ledgers.change(ledger, {"path": str(folder / "a.wav")}, updated_at="yesterday")
     make_wav(folder / "c.wav", 3_000)
     outcome = remember(folder)
-    assert (outcome.code, len(service.talks)) == (NO_INPUT, 3)
-    assert "a.wav: " in outcome.err and "Traceback" not in outcome.err
+    assert (outcome.code, len(service.talks)) == (OK, 3)
 
 
 def test_names_that_are_not_utf_8_hold_up_no_other(
@@ -331,7 +330,7 @@ def test_a_long_path_does_not_hide_the_reason(upload: Run, folder: Path) -> None
     (long / "call.wav").write_text("no audio")
     outcome = upload("--audio-path", long / "call.wav")
     assert outcome.code == DATA and len(outcome.err) < 1_100
-    assert "neither WAV nor MP3 nor OggOpus" in outcome.err
+    assert "not a recording in a known format" in outcome.err
 
 
 def test_ids_are_printed_and_kept_clean(
@@ -688,18 +687,28 @@ def test_two_first_runs_at_once(
 ) -> None:
     for number in range(4):
         make_wav(folder / f"{number}.wav", 3_000)
-    service.on_call = lambda _: Delay(0.3)
+    one_has_ended = threading.Event()
+
+    def wait(_: Call) -> None:
+        assert one_has_ended.wait(60)
+
+    service.on_call = lambda _: At(answer=wait)
     for number in range(6):
         here = tmp_path / f"{number}.sqlite"
         words = arguments(service, "--audio-path", folder, "--ledger", here, begun=False)
         service.talks.clear()
+        one_has_ended.clear()
         quiet = ("--quiet",) if number % 2 else ()
         with start(*words) as first, start(*words, *quiet) as second:
+            while first.poll() is None and second.poll() is None:
+                time.sleep(0.01)
+            one_has_ended.set()
             first.communicate(timeout=60)
-            second.communicate(timeout=60)
+            _, err = second.communicate(timeout=60)
         codes = sorted((first.returncode, second.returncode))
         # With --quiet it may have come before there was anything, which it does not begin.
-        assert codes in ([OK, AGAIN], [OK, CONFIG]) if quiet else codes == [OK, AGAIN]
+        allowed = [[OK, AGAIN], [OK, CONFIG]] if quiet else [[OK, AGAIN]]
+        assert codes in allowed, err
         assert len(set(contents(service))) == len(service.talks) == 4
 
 

@@ -65,15 +65,16 @@ class Size(NamedTuple):
     many: int
     ledger: int
     distant: int
+    converted: int
     growth_mb: Sequence[int]
     growth_counts: Sequence[int]
 
 
-FULL = Size(15, 5, 41, 100, 2000, 500, 20_000, 50,
+FULL = Size(15, 5, 41, 100, 2000, 500, 20_000, 50, 100,
             (1, 3, 10, 30, 100, 300, 1000, 2000),
             (10, 30, 100, 300, 1000, 3000, 10_000, 20_000))  # fmt: skip
 # For trying the benchmark itself.
-QUICK = Size(3, 2, 5, 10, 100, 20, 500, 10, (1, 10, 100), (10, 100, 500))
+QUICK = Size(3, 2, 5, 10, 100, 20, 500, 10, 10, (1, 10, 100), (10, 100, 500))
 
 
 # --- Measuring processes -------------------------------------------------------------------
@@ -520,8 +521,49 @@ def far_away(bench: Bench) -> Iterator[Row]:
     yield at_least(3, what, together, in_parts(count, pairs), apart)
 
 
+FFMPEG = "import imageio_ffmpeg; print(imageio_ffmpeg.get_ffmpeg_exe())"
+ALAW_S = 60
+
+
+def conversion(bench: Bench) -> Iterator[Row]:
+    """Recordings of a minute in A-law, and the same in WAV."""
+    count = bench.size.converted
+    program = subprocess.check_output([sys.executable, "-c", FFMPEG], text=True).strip()
+    programs, alaw, wav = (bench.folder / name for name in ("bin", "alaw", "wav"))
+    for folder in (programs, alaw, wav):
+        folder.mkdir()
+    (programs / "ffmpeg").symlink_to(program)
+    os.environ["PATH"] = f"{programs}:{os.environ['PATH']}"
+    for number in range(count):
+        data = os.urandom(4_000) * (2 * ALAW_S)
+        head = struct.pack("<4sI8sIHHIIHH", b"RIFF", 36 + len(data), b"WAVEfmt ", 16,
+                           6, 1, 8_000, 8_000, 1, 8)  # fmt: skip
+        path = alaw / f"call-{number:05}.wav"
+        path.write_bytes(head + struct.pack("<4sI", b"data", len(data)) + data)
+
+    def ffmpeg(pair: int) -> Cost:
+        costs = []
+        for path in sorted(alaw.iterdir()):
+            words = ("ffmpeg", "-nostdin", "-v", "error", "-i", path, "-c:a", "pcm_s16le", "-y")
+            costs.append(bench.run([*words, wav / path.name]))
+        return add(costs)
+
+    ffmpeg(0)
+    converting = bench.ours(alaw, options=["--jobs", 4, "--convert"])
+    converted, alone, plain = in_turn(
+        bench.size.slow_pairs,
+        lambda pair: bench.run(converting, wav),  # So many bytes have to arrive.
+        ffmpeg,
+        bench.side(bench.ours(wav, options=["--jobs", 4]), wav),
+    )
+    what = f"{count} recordings of {ALAW_S} s in A-law, one run with `--convert --jobs 4`"
+    name = "FFmpeg alone, one after the other, without uploading"
+    yield at_least(1.2, what, wall_s(converted), name, wall_s(alone))
+    yield at_most(None, what, wall_s(converted), "the same recordings in WAV", wall_s(plain))
+
+
 ROWS = (short_recording, large_recording, curl, other_ways, memory, many_recordings, rerun,
-        far_away)  # fmt: skip
+        far_away, conversion)  # fmt: skip
 
 
 def machine() -> str:

@@ -19,6 +19,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import encoders
 import trustme
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorSet, MethodDescriptorProto
@@ -104,6 +107,43 @@ def compare_uploads(sdk_python: str, report: Report) -> None:
             for what, value in {"rpc": rpc, "order": order, **expected}.items():
                 report.check(f"{rpc}: {what}", arrived[what], value)
         look_up(port, folder, report)
+        update(port, folder, report)
+
+
+def compare_formats(sdk_python: str, report: Report) -> None:
+    """Upload each format that the service takes, and some that are converted."""
+    wav = encoders.wav()
+    pcm = ["--audio-type", "pcm", "--sample-rate", "8000", "--channels", "1"]
+    raw = {"audio_encoding": "AUDIO_ENCODING_LINEAR16_PCM", "sample_rate_hertz": "8000"}
+    formats: dict[str, tuple[bytes, list[str], object, bytes]] = {
+        # Name: content, options, what is announced, and what arrives.
+        "WAV": (wav, [], container("WAV"), wav),
+        "MP3": (encoders.mp3(), [], container("MP3"), encoders.mp3()),
+        "OggOpus": (encoders.ogg_opus(), [], container("OGG_OPUS"), encoders.ogg_opus()),
+        "raw PCM": (wav[44:], pcm, {"raw_audio": {**raw, "audio_channel_count": "1"}}, wav[44:]),
+        "FLAC": (encoders.sound("FLAC"), ["--convert"], container("WAV"), wav),
+        "AIFF": (encoders.sound("AIFF", "PCM_16"), ["--convert"], container("WAV"), wav),
+    }
+    with tempfile.TemporaryDirectory() as name, serving(sdk_python, Path(name)) as port:
+        folder = Path(name)
+        encoders.put_in_path(folder / "bin")
+        for number, (kind, (content, options, announced, wanted)) in enumerate(formats.items(), 1):
+            (folder / "call").write_bytes(content)
+            done = upload(port, folder / "ca.pem", options, folder / "call")
+            printed = (done.returncode, done.stdout)
+            report.check(
+                f"{kind}: exit code and stdout", printed, (0, f"Dialog ID: talk-{number}\n")
+            )
+            arrived = received(folder, str(number))
+            assert isinstance(arrived, dict), done.stderr
+            report.check(f"{kind}: announced", arrived["audio"], announced)
+            digest = hashlib.sha256(wanted).hexdigest()
+            report.check(f"{kind}: audio", arrived["sha256"], digest)
+
+
+def container(kind: str) -> object:
+    """The message that announces a container."""
+    return {"container_audio": {"container_audio_type": f"CONTAINER_AUDIO_TYPE_{kind}"}}
 
 
 def look_up(port: int, folder: Path, report: Report) -> None:
@@ -143,6 +183,34 @@ def look_up(port: int, folder: Path, report: Report) -> None:
         print(done.stderr, end="")
 
 
+def update(port: int, folder: Path, report: Report) -> None:
+    """Upload a copy with a JSON of its own, change that, lose the answer and send it again."""
+    copy = folder / "call.wav"
+    copy.write_bytes(SAMPLE.read_bytes())
+    copy.with_suffix(".json").write_text('{"client_id": "1", "note": "first"}', encoding="utf-8")
+    options = ["--ledger", f"{folder / 'updates.sqlite'}", "--update-metadata", "--format", "json"]
+    (folder / "lose").unlink()
+    done = upload(port, folder / "ca.pem", options, copy)
+    uploaded = {"outcome": "uploaded", "talk_id": "talk-4", "found_id": None}
+    report.check("to be updated: exit code and result", said(done), (0, uploaded))
+
+    copy.with_suffix(".json").write_text('{"client_id": "2"}', encoding="utf-8")
+    fields = {**json.loads(METADATA.read_text(encoding="utf-8")), "client_id": "2"}
+    fields = {k: v if isinstance(v, str) else json.dumps(v) for k, v in fields.items()}
+    request = {"talk_id": "talk-4", "metadata": {"connection_id": CONNECTION_ID, "fields": fields}}
+    (folder / "lose").touch()
+    done = upload(port, folder / "ca.pem", [*options, "--retries", "0"], copy)
+    lost = {"outcome": "failed", "talk_id": None, "found_id": None}
+    report.check("update lost: exit code and result", said(done), (75, lost))
+    (folder / "lose").unlink()
+    done = upload(port, folder / "ca.pem", options, copy)
+    updated = {"outcome": "updated", "talk_id": "talk-4", "found_id": None}
+    report.check("updated: exit code and result", said(done), (0, updated))
+    report.check("updated: request", received(folder, "Update"), request)
+    if done.returncode:
+        print(done.stderr, end="")
+
+
 def said(done: subprocess.CompletedProcess[str]) -> tuple[int, dict[str, object]]:
     """The exit code of a run, and what it said of its only recording."""
     result = json.loads(done.stdout or "{}")
@@ -176,9 +244,11 @@ def serving(sdk_python: str, folder: Path) -> Iterator[int]:
             server.wait(TIMEOUT_S)
 
 
-def upload(port: int, ca_file: Path, options: list[str]) -> subprocess.CompletedProcess[str]:
+def upload(
+    port: int, ca_file: Path, options: list[str], recording: Path = SAMPLE
+) -> subprocess.CompletedProcess[str]:
     """Run upload_grpc.py as a user does."""
-    command = [sys.executable, f"{ROOT / 'upload_grpc.py'}", "--audio-path", f"{SAMPLE}"]
+    command = [sys.executable, f"{ROOT / 'upload_grpc.py'}", "--audio-path", f"{recording}"]
     command += ["--meta-path", f"{METADATA}", "--connection-id", CONNECTION_ID]
     command += ["--endpoint", f"localhost:{port}", "--ca-file", f"{ca_file}", *options]
     # Nothing else of the environment: a proxy or a token there would change the upload.
@@ -307,6 +377,7 @@ def main(argv: list[str]) -> int:
     report = Report()
     compare_contracts(sdk_python, report)
     compare_uploads(sdk_python, report)
+    compare_formats(sdk_python, report)
     print(f"{report.passed} passed, {report.failed} failed")
     return 1 if report.failed else 0
 

@@ -5,7 +5,8 @@
 Run by the Python of an environment that holds the yandexcloud SDK. FOLDER holds
 server.pem (certificate chain and key in one). Prints the port; ends when stdin does, so
 that it never outlives the process that started it. What came in upload number N is left in
-FOLDER as N.json, the latest requests of Search and Get as Search.json and Get.json. While there is
+FOLDER as N.json, the latest requests of Search and Get as Search.json and Get.json, the latest new
+metadata of a talk as Update.json. While there is
 a file FOLDER/lose, uploads are kept and their answers are lost. Upload N, answered with talk-N, is
 found as found-N, and only after some seconds: other ones for each N, see lag_s().
 """
@@ -44,7 +45,12 @@ class TalkService(talk_service_pb2_grpc.TalkServiceServicer):
     def Upload(
         self, request: talk_service_pb2.UploadTalkRequest, context: grpc.ServicerContext
     ) -> talk_service_pb2.UploadTalkResponse:
-        """Keep a single message."""
+        """Keep a single message, or take new metadata of a talk."""
+        if request.talk_id:
+            self.leave("Update", MessageToDict(request, preserving_proto_field_name=True))
+            if (self.folder / "lose").exists():
+                context.abort(grpc.StatusCode.UNAVAILABLE, "the answer is lost")
+            return talk_service_pb2.UploadTalkResponse(talk_id=request.talk_id)
         order = [field.name for field, _ in request.ListFields()]
         audio = request.audio
         data = audio.audio_data.data

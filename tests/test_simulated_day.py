@@ -1,0 +1,180 @@
+"""Days of a call centre in seconds: recorder, CRM and cron, each at its own pace."""
+
+from __future__ import annotations
+
+import collections
+import json
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import encoders
+from conftest import NOTHING_AHEAD, Outcome, arguments, make_wav, sha256, start
+from stand_in import StandIn
+
+# How a day is scaled: a minute is 2 s, so that --min-age 1.5 stands for 45 s.
+CALLS = 200
+CALL_EVERY_S = 0.06
+JSON_LATE_S = 2.0
+CRON_EVERY_S = 1.5
+DOWN_FROM_S, DOWN_UNTIL_S = 6.0, 9.0
+CHANGED_AT_S, REWRITTEN_AT_S = 15.0, 17.0
+MIN_AGE_S = 1.5
+SHIFT = """import os, time
+_time = time.time
+time.time = lambda: _time() + float(os.environ.get("SHIFT_S", 0))
+"""
+
+
+class Day:
+    """What recorder and CRM write, by the time since the day began."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.final: dict[str, dict[str, str]] = {}
+        self.audio: dict[str, str] = {}  # SHA-256, of what is uploaded as it is.
+        self._noise = random.Random(1)
+        self._events: list[tuple[float, Callable[[], object]]] = []
+        for number in range(CALLS):
+            self._add_call(number)
+        changed = self._noise.sample(sorted(self.final), 10)
+        for name in changed:
+            self.final[name] = {"call": name, "operator_name": "Анна", "changed": "yes"}
+            self._at(CHANGED_AT_S, self._write_json, name, self.final[name], 0)
+        self.changed = set(changed)
+        for name, fields in self.final.items():
+            self._at(REWRITTEN_AT_S, self._write_json, name, fields, 4)
+
+    def live(self) -> None:
+        """Write everything at its time."""
+        began_s = time.monotonic()
+        for at_s, act in sorted(self._events, key=lambda event: event[0]):
+            time.sleep(max(0.0, began_s + at_s - time.monotonic()))
+            act()
+
+    def _at(self, at_s: float, act: Callable[..., object], *values: Any) -> None:
+        self._events.append((at_s, lambda: act(*values)))
+
+    def _add_call(self, number: int) -> None:
+        name, began_s = f"{number:03}", number * CALL_EVERY_S
+        ended_s = began_s
+        if number % 10 == 3:  # A-law, unlike any other.
+            alaw = bytearray(encoders.sound("WAV", "ALAW"))
+            alaw[-8:-4] = number.to_bytes(4, "little")
+            self._at(began_s, (self.folder / f"{name}.wav").write_bytes, bytes(alaw))
+        elif number % 10 == 7:  # MP3 that grows.
+            mp3 = encoders.mp3() + b"TAG" + name.encode().ljust(125, b"\0")
+            for part in range(3):
+                piece = mp3[part * len(mp3) // 3 : (part + 1) * len(mp3) // 3]
+                ended_s = began_s + part * 0.4
+                self._at(ended_s, append, self.folder / f"{name}.mp3", piece)
+            self.audio[name] = sha256(mp3)
+        else:
+            path = make_wav(self.folder / f"{name}.part", 4_000, seed=number)
+            self.audio[name] = sha256(path)
+            self._at(began_s, path.rename, path.with_suffix(".wav"))
+        self.final[name] = {"call": name, "operator_name": "Анна"}
+        late_s = ended_s + self._noise.uniform(0, JSON_LATE_S)
+        self._at(late_s, self._write_json, name, {"call": "not yet"}, 0, 9)
+        self._at(late_s + 0.3, self._write_json, name, self.final[name], 0)
+
+    def _write_json(
+        self, name: str, fields: dict[str, str], indent: int, length: int | None = None
+    ) -> None:
+        """Write a JSON in place, as programs do that know no better; or only so much of it."""
+        text = json.dumps(fields, ensure_ascii=False, indent=indent or None)
+        (self.folder / f"{name}.json").write_text(text[:length], "utf-8")
+
+
+def append(path: Path, piece: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(piece)
+
+
+def test_each_call_of_a_day_has_its_own_final_metadata(tmp_path: Path) -> None:
+    encoders.put_in_path(tmp_path / "bin")
+    folder, ledger = tmp_path / "calls", tmp_path / "ledger.sqlite"
+    folder.mkdir()
+    day = Day(folder)
+    with StandIn(tmp_path / "store", options=(NOTHING_AHEAD,)) as service:
+        words = arguments(
+            service, "--audio-path", folder, "--ledger", ledger, "--require-json", "1h",
+            "--min-age", MIN_AGE_S, "--update-metadata", "--convert", "--quiet", "--retries", 1,
+        )  # fmt: skip
+        runs: list[Outcome] = []
+        living = threading.Thread(target=day.live)
+        living.start()
+        began_s, is_down = time.monotonic(), False
+        while living.is_alive():
+            passed_s = time.monotonic() - began_s
+            if not is_down and DOWN_FROM_S < passed_s < DOWN_UNTIL_S:
+                service.stop(grace_s=5)
+                is_down = True
+            elif is_down and passed_s > DOWN_UNTIL_S:
+                service.start()
+                is_down = False
+            runs.append(run(words))
+            time.sleep(CRON_EVERY_S)
+        for _ in range(3):
+            time.sleep(MIN_AGE_S)
+            runs.append(run(words))
+    assert runs[-1] == Outcome(0, "", "")
+    assert {each.err for each in runs} == {""}
+    assert {each.code for each in runs} == {0, 75}
+    check_talks(service, day)
+
+
+def run(words: list[str], **env: str) -> Outcome:
+    with start(*words, env=env) as process:
+        out, err = process.communicate(timeout=120)
+    return Outcome(process.returncode, out, err)
+
+
+def check_talks(service: StandIn, day: Day) -> None:
+    by_call = collections.Counter(talk.fields["call"] for talk in service.talks.values())
+    assert by_call == dict.fromkeys(day.final, 1)
+    for talk in service.talks.values():
+        assert talk.fields == day.final[talk.fields["call"]]
+        assert talk.sha256 == day.audio.get(talk.fields["call"], talk.sha256)
+    sent = [call for call in service.calls if call.messages[:1] == ["talk_id"]]
+    updated = collections.Counter(call.fields["call"] for call in sent if "OK" in call.outcome)
+    assert set(updated) <= day.changed and set(updated.values()) <= {1}
+    assert len(sent) == updated.total()
+    assert updated.total() > 5, "too few were uploaded before they changed"
+
+
+def test_the_csv_that_comes_a_day_later(tmp_path: Path) -> None:
+    """--require-json 36h: nothing is said meanwhile, and all are uploaded with their metadata."""
+    folder, ledger, clock = tmp_path / "calls", tmp_path / "ledger.sqlite", tmp_path / "clock"
+    for each in (folder, clock):
+        each.mkdir()
+    (clock / "sitecustomize.py").write_text(SHIFT)
+    (tmp_path / "common.json").write_text('{"language": "ru-RU"}')
+    paths = [make_wav(folder / f"{number:02}.wav", 2_000) for number in range(20)]
+    with StandIn(tmp_path / "store") as service:
+        words = arguments(
+            service, "--audio-path", folder, "--ledger", ledger, "--require-json", "36h",
+            "--min-age", "1m", "--meta-path", tmp_path / "common.json", "--quiet",
+        )  # fmt: skip
+
+        def run_at(hours: float) -> Outcome:
+            return run(words, PYTHONPATH=str(clock), SHIFT_S=str(hours * 3600))
+
+        for hours in (0, 0.1, 1, 8, 24, 35.9):
+            assert run_at(hours) == Outcome(0, "", "")
+        assert service.calls == []
+        for path in paths[1:]:
+            path.with_suffix(".json").write_text(json.dumps({"call": path.stem}))
+        outcome = run_at(35.95)
+        assert (outcome.code, outcome.err, len(service.talks)) == (0, "", 19)
+        for talk in service.talks.values():
+            [path] = [path for path in paths if sha256(path) == talk.sha256]
+            assert talk.fields == {"call": path.stem, "language": "ru-RU"}
+        # One is missing in the CSV.
+        outcome = run_at(36.1)
+        assert (outcome.code, outcome.out, outcome.err.count("\n")) == (66, "", 1)
+        assert f"{paths[0]}: no metadata yet: 00.json" in outcome.err
+        assert run_at(36.2) == Outcome(66, "", "")
