@@ -4620,6 +4620,110 @@ def clean(text: str) -> str:
 # --- 15. The run ------------------------------------------------------------------------------
 
 
+class Worker:
+    """What one thread does with a recording: converts it, sends it over its own channel."""
+
+    def __init__(
+        self,
+        args: Namespace,
+        uploader: Uploader,
+        ledger: Ledger | None,
+        ffmpeg: str,
+        stopping: threading.Event,
+        tally: Tally,
+    ) -> None:
+        self._args = args
+        self._uploader = uploader
+        self._ledger = ledger
+        self._ffmpeg = ffmpeg
+        self._stopping = stopping
+        self._tally = tally
+
+    def deliver(self, recording: Recording) -> Result:
+        """Upload a recording, or only wait for its dialogs; return and record the result."""
+        if recording.action is Action.UPDATE_METADATA:
+            return self._update(recording)
+        if recording.action is Action.SEND:
+            result = self._send(recording)
+        else:
+            result = from_row(recording.row)._replace(outcome=Outcome.UPLOADED)
+        is_being_split = result.operation_id and not result.talk_ids and not result.error
+        if not (self._args.wait and is_being_split):
+            return result
+        result = self._uploader.follow(recording, result, has_ledger=bool(self._ledger))
+        return result if result.error else self._recorded(recording, result)
+
+    def _send(self, recording: Recording) -> Result:
+        """Convert a recording, if it has to be, and upload it; return and record the result."""
+        try:
+            if too_short := self._convert(recording):
+                return too_short
+            result = self._uploader.upload_talk(recording, self._ledger)
+        except LedgerError as error:
+            # Its row says at most `finishing`: less than what happened, never more.
+            return failed(error)
+        except UploadError as error:
+            result = failed(error)
+        finally:
+            if recording.converted:
+                recording.converted.file.close()
+        return self._recorded(recording, result)
+
+    def _convert(self, recording: Recording) -> Result | None:
+        """Convert a recording, if it has to be; return a result if it turns out too short.
+
+        Raises UploadError.
+        """
+        args, audio = self._args, recording.audio
+        if not audio or not audio.needs_conversion:
+            return None
+        check_unchanged(recording, lambda: None)
+        try:
+            recording.converted = converted = convert(
+                self._ffmpeg, recording.path, audio, args.timeout, self._stopping
+            )
+        finally:  # That it changed meanwhile explains an error, too.
+            check_unchanged(recording, lambda: None)
+        duration_s = converted.audio.duration_s
+        if duration_s >= args.min_duration:
+            check_limits(converted.audio, converted.size_bytes, args.split, args.single_message)
+            return None
+        if self._ledger:  # So that it is not converted again.
+            self._ledger.update(recording, state="failed", duration_s=duration_s)
+        return Result(Outcome.LEFT_OUT, description=shorter(duration_s, args))
+
+    def _update(self, recording: Recording) -> Result:
+        """Send changed metadata of an uploaded recording; return and record the result."""
+        row: Any = recording.row
+        talk_id = row["talk_id"] or row["found_id"]
+        request = talk_service_pb2.UploadTalkRequest(talk_id=talk_id, metadata=recording.metadata)
+        assert self._ledger
+        try:
+            result = self._uploader.update_talk(recording, request)
+        except CallError as error:
+            result = failed(UploadError(update_meaning(error, row), error.details))
+        except UploadError as error:
+            return failed(error)
+        try:
+            if result.error is None:
+                self._ledger.record_update(recording)
+            elif result.error.meaning.id == UPDATE_REFUSED:
+                self._ledger.record_refused_update(recording, result.error)
+        except LedgerError as error:  # It is sent again, which does no harm.
+            return failed(error)
+        return result
+
+    def _recorded(self, recording: Recording, result: Result) -> Result:
+        """Record a result in the ledger; return it, or what it has become if that failed."""
+        try:
+            if self._ledger:
+                self._ledger.record_result(recording, result)
+        except LedgerError as error:
+            self._tally.add_error(error)
+            return unrecorded(result, error)
+        return result
+
+
 class Run:
     """Workers and signals, from the paths named to the exit code."""
 
@@ -4703,96 +4807,14 @@ class Run:
         assert self._access is not None
         try:
             uploader = Uploader(self._args, self._access, self._breaker)
+            stopping = self._breaker.stopping
+            worker = Worker(self._args, uploader, self._ledger, self._ffmpeg, stopping, self._tally)
             with contextlib.closing(uploader):
                 while recording := self._source.take():
-                    self._tally.add(recording, self._deliver(recording, uploader))
+                    self._tally.add(recording, worker.deliver(recording))
                     self._source.release(recording)
         except BaseException as bug:  # noqa: BLE001 - raised again by the main thread.
             self._bug = self._bug or bug
-
-    def _deliver(self, recording: Recording, uploader: Uploader) -> Result:
-        """Upload a recording, or only wait for its dialogs; return and record the result."""
-        if recording.action is Action.UPDATE_METADATA:
-            return self._update(recording, uploader)
-        if recording.action is Action.SEND:
-            result = self._send(recording, uploader)
-        else:
-            result = from_row(recording.row)._replace(outcome=Outcome.UPLOADED)
-        is_being_split = result.operation_id and not result.talk_ids and not result.error
-        if not (self._args.wait and is_being_split):
-            return result
-        result = uploader.follow(recording, result, has_ledger=bool(self._ledger))
-        return result if result.error else self._recorded(recording, result)
-
-    def _send(self, recording: Recording, uploader: Uploader) -> Result:
-        """Convert a recording, if it has to be, and upload it; return and record the result."""
-        try:
-            if too_short := self._convert(recording):
-                return too_short
-            result = uploader.upload_talk(recording, self._ledger)
-        except LedgerError as error:
-            # Its row says at most `finishing`: less than what happened, never more.
-            return failed(error)
-        except UploadError as error:
-            result = failed(error)
-        finally:
-            if recording.converted:
-                recording.converted.file.close()
-        return self._recorded(recording, result)
-
-    def _convert(self, recording: Recording) -> Result | None:
-        """Convert a recording, if it has to be; return a result if it turns out too short.
-
-        Raises UploadError.
-        """
-        args, audio = self._args, recording.audio
-        if not audio or not audio.needs_conversion:
-            return None
-        check_unchanged(recording, lambda: None)
-        try:
-            recording.converted = converted = convert(
-                self._ffmpeg, recording.path, audio, args.timeout, self._breaker.stopping
-            )
-        finally:  # That it changed meanwhile explains an error, too.
-            check_unchanged(recording, lambda: None)
-        duration_s = converted.audio.duration_s
-        if duration_s >= args.min_duration:
-            check_limits(converted.audio, converted.size_bytes, args.split, args.single_message)
-            return None
-        if self._ledger:  # So that it is not converted again.
-            self._ledger.update(recording, state="failed", duration_s=duration_s)
-        return Result(Outcome.LEFT_OUT, description=shorter(duration_s, args))
-
-    def _update(self, recording: Recording, uploader: Uploader) -> Result:
-        """Send changed metadata of an uploaded recording; return and record the result."""
-        row: Any = recording.row
-        talk_id = row["talk_id"] or row["found_id"]
-        request = talk_service_pb2.UploadTalkRequest(talk_id=talk_id, metadata=recording.metadata)
-        assert self._ledger
-        try:
-            result = uploader.update_talk(recording, request)
-        except CallError as error:
-            result = failed(UploadError(update_meaning(error, row), error.details))
-        except UploadError as error:
-            return failed(error)
-        try:
-            if result.error is None:
-                self._ledger.record_update(recording)
-            elif result.error.meaning.id == UPDATE_REFUSED:
-                self._ledger.record_refused_update(recording, result.error)
-        except LedgerError as error:  # It is sent again, which does no harm.
-            return failed(error)
-        return result
-
-    def _recorded(self, recording: Recording, result: Result) -> Result:
-        """Record a result in the ledger; return it, or what it has become if that failed."""
-        try:
-            if self._ledger:
-                self._ledger.record_result(recording, result)
-        except LedgerError as error:
-            self._tally.add_error(error)
-            return unrecorded(result, error)
-        return result
 
     def _is_ending(self) -> bool:
         """Return whether the run ends before its time, by a signal or a bug."""
