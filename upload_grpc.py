@@ -510,6 +510,7 @@ REJECTED_BEFORE = "rejected"
 # Meaning.id of updates of a dialog's metadata.
 UPDATE_REFUSED = "update-refused"
 UPDATE_TOO_EARLY = "update-too-early"
+UPDATE_FAILED = "update-failed"
 UPDATE_ADVICE = "correct its JSON: it is sent again once that changes, or with --retry-rejected"
 
 
@@ -4087,7 +4088,9 @@ class Problems:
         """Take a problem of a recording, or with path "" of the run."""
         meaning, text = error.meaning, clean(masked(str(error)))
         if self._ledger:
-            if meaning.is_outage and meaning.exit_code == os.EX_TEMPFAIL:
+            # That uploads work does not show that updates do.
+            is_of_run = meaning.is_outage and meaning.id != UPDATE_FAILED
+            if is_of_run and meaning.exit_code == os.EX_TEMPFAIL:
                 self._undelivered.append((path, error, file_state))
                 key = ProblemKey("", meaning.exit_code, OUTAGE)
             elif meaning.stops_run or not path:
@@ -4940,7 +4943,7 @@ def update_meaning(error: CallError, row: Row) -> Meaning:
     meaning, cause = error.meaning, f"its metadata could not be updated: {error.meaning.cause}"
     age_s = abs(time.time() - seconds_of(row["uploaded_at"]))
     if meaning.may_retry or re.match(f"[A-Z_]+: ({LOST_ANSWER})", error.details):
-        return Meaning(os.EX_TEMPFAIL, "update-failed", cause, AGAIN, is_outage=True)
+        return Meaning(os.EX_TEMPFAIL, UPDATE_FAILED, cause, AGAIN, is_outage=True)
     if error.status in ("UNAVAILABLE", "UNAUTHENTICATED"):
         return meaning
     if error.status == "NOT_FOUND" and age_s < LOOKUP_HOPE_S:

@@ -741,6 +741,27 @@ def test_updates_do_not_feed_the_circuit_breaker_and_in_an_outage_not_all_are_tr
     assert outcome.code == 0 and outcome.out.count("(metadata updated)") == 9
 
 
+def test_an_update_that_fails_for_an_hour_is_said_though_uploads_work(
+    run: Run,
+    service: StandIn,
+    folder: Path,
+    changed: Path,
+    clock: Callable[[float], None],
+) -> None:
+    service.on_call = lambda call: (
+        Fail(grpc.StatusCode.INTERNAL, "broken") if call.method == "Upload" else None
+    )
+    words = ("--update-metadata", "--quiet", "--retries", 0, "--jobs", 1)
+    for minutes in (0, 30):
+        clock(minutes * 60)
+        make_call(folder, f"later {minutes}.wav", OLD)
+        assert run(*words).err == ""
+    clock(3_660)
+    outcome = run(*words)
+    assert outcome.code == 75 and f"{changed}: its metadata could not be updated" in outcome.err
+    assert len(service.talks) == 3
+
+
 def test_an_update_closes_no_circuit_breaker(
     run: Run, service: StandIn, folder: Path, changed: Path
 ) -> None:
