@@ -2836,14 +2836,11 @@ class Ledger(LedgerFile):
         """Return for each path the rows of files with this path, whatever their suffix."""
         stems = {path: os.path.splitext(stored_path(path))[0] for path in paths}
         marks = ", ".join("?" for _ in stems)
-        # By name, as all of them take longer than the search; first what each recording needs, as
-        # sqlite3.Row goes through the names.
+        # First what each recording needs, as sqlite3.Row goes through the names.
         sql = (
             "SELECT state, stem, suffix, size_bytes, mtime_ns, ctime_ns, sha256, json_size_bytes, "
-            "json_mtime_ns, json_ctime_ns, json_refused, talk_id, operation_id, badge_id, "
-            "found_id, json_sha256, had_meta_path, lookup_key, uploaded_at, metadata_sha256, "
-            "updated_at, split, path, is_missing, duration_s, error FROM recordings "
-            f"INDEXED BY recordings_by_stem WHERE connection_id = ? AND stem IN ({marks})"
+            "talk_id, operation_id, recordings.* FROM recordings INDEXED BY recordings_by_stem "
+            f"WHERE connection_id = ? AND stem IN ({marks})"
         )
         by_stem: dict[str, list[Row]] = {}
         for row in self._execute(sql, (self._args.connection_id, *stems.values())):
