@@ -2842,7 +2842,7 @@ class Ledger(LedgerFile):
             "SELECT state, stem, suffix, size_bytes, mtime_ns, ctime_ns, sha256, json_size_bytes, "
             "json_mtime_ns, json_ctime_ns, json_refused, talk_id, operation_id, badge_id, "
             "found_id, json_sha256, had_meta_path, lookup_key, uploaded_at, metadata_sha256, "
-            "updated_at, split, path, is_missing, duration_s, error FROM recordings "
+            "updated_at, split, path, is_missing, duration_s, recorded_at, error FROM recordings "
             f"INDEXED BY recordings_by_stem WHERE connection_id = ? AND stem IN ({marks})"
         )
         by_stem: dict[str, list[Row]] = {}

@@ -104,7 +104,7 @@ SCENES: dict[str, Sequence[Do]] = {
     "a night job after a lost answer": [
         Do({"x.wav": "wav"}, "", code=76, steps=[LOST]),
         Do({"x.wav": "", "x.mp3": "mp3"}, "",
-           ["x.mp3: not sent; it may have been uploaded", "1 unknown"], code=76),
+           ["x.mp3: not sent, as it may have been uploaded", "1 unknown"], code=76),
         Do({}, "x.mp3", words=("--retry-unknown",)),
         Do({}, "", ["1 already there"]),
     ],
