@@ -2836,14 +2836,11 @@ class Ledger(LedgerFile):
         """Return for each path the rows of files with this path, whatever their suffix."""
         stems = {path: os.path.splitext(stored_path(path))[0] for path in paths}
         marks = ", ".join("?" for _ in stems)
-        # By name, as all of them take longer than the search; first what each recording needs, as
-        # sqlite3.Row goes through the names.
+        # First what each recording needs, as sqlite3.Row goes through the names.
         sql = (
             "SELECT state, stem, suffix, size_bytes, mtime_ns, ctime_ns, sha256, json_size_bytes, "
-            "json_mtime_ns, json_ctime_ns, json_refused, talk_id, operation_id, badge_id, "
-            "found_id, json_sha256, had_meta_path, lookup_key, uploaded_at, metadata_sha256, "
-            "updated_at, split, path, is_missing, duration_s, recorded_at, error FROM recordings "
-            f"INDEXED BY recordings_by_stem WHERE connection_id = ? AND stem IN ({marks})"
+            "talk_id, operation_id, recordings.* FROM recordings INDEXED BY recordings_by_stem "
+            f"WHERE connection_id = ? AND stem IN ({marks})"
         )
         by_stem: dict[str, list[Row]] = {}
         for row in self._execute(sql, (self._args.connection_id, *stems.values())):
@@ -3655,6 +3652,130 @@ class Source:
         self.is_exhausted = True
 
 
+class MetadataExaminer:
+    """Looks at the metadata of one recording after the other: waited for, complete, changed."""
+
+    def __init__(
+        self,
+        args: Namespace,
+        common: TalkMetadata | None,
+        ledger: Ledger | None,
+        tally: Tally,
+    ) -> None:
+        self._args = args
+        self._common = common
+        self._ledger = ledger
+        self._tally = tally
+        self._has_warned = False
+        self._dated = 0  # Recordings with the date of --meta-path.
+        # In a folder, each run may find one more.
+        self._dated_limit = 1 if any(map(os.path.isdir, args.audio_path)) else 2
+
+    def waits_for_json(self, recording: Recording) -> bool:
+        """Leave out what is to have a JSON, and has none yet, or one that is still being written.
+
+        Raises UploadError for what waits too long.
+        """
+        args = self._args
+        if recording.sidecar:
+            with contextlib.suppress(OSError):  # collect_metadata says so.
+                if is_young(FileState.of(recording.sidecar), args.min_age):
+                    what = f"its JSON is younger than {args.min_age:g} s"
+                    self._tally.leave_out(recording, "waiting", what)
+                    return True
+            return False
+        if args.require_json is None:
+            return False
+        if recording.explicit or not is_young(recording.file_state, args.require_json):
+            name = f"{os.path.splitext(os.path.basename(recording.path))[0]}.json"
+            advice = "find out why it was not written; or leave out --require-json"
+            meaning = Meaning(os.EX_NOINPUT, "no-metadata", f"no metadata yet: {name}", advice)
+            raise UploadError(meaning)
+        self._tally.leave_out(recording, "waiting", "it has no JSON yet")
+        return True
+
+    def collect(self, recording: Recording) -> None:
+        """Collect a recording's metadata, and warn of what is doubtful; raise UploadError."""
+        collect_metadata(recording, self._args, self._common)
+        self._warn(recording)
+
+    def has_changed(self, recording: Recording, row: Row) -> bool:
+        """Return whether the JSON beside an uploaded recording has other fields than were sent.
+
+        Only a JSON of another size, mtime or ctime is read, as a nightly export may write all of
+        them anew. Raises UploadError for one that cannot be read, or was refused before.
+        """
+        if not recording.sidecar or not self._ledger:
+            return False
+        try:
+            state = FileState.of(recording.sidecar)
+        except FileNotFoundError:  # Removed meanwhile.
+            return False
+        except OSError as error:
+            raise unreadable(error, f"metadata file {recording.sidecar}: ") from error
+        refused, again = row["json_refused"], self._args.retry_rejected
+        before = row["json_size_bytes"], row["json_mtime_ns"], row["json_ctime_ns"]
+        is_changed = state != before or (refused and again)
+        if is_changed and not is_young(state, self._args.min_age):
+            collect_metadata(recording, self._args, self._common)
+            assert recording.json
+            fields = recording.json.sha256
+            if fields not in (row["json_sha256"], refused) or (fields == refused and again):
+                return True
+            refused = refused if fields == refused else None
+            if not self._args.dry_run:
+                columns = json_columns(recording.json.state)
+                self._ledger.update(recording, json_refused=refused, **columns)
+        if refused:
+            cause = f"its metadata was not updated; that was refused before: {row['error']}"
+            raise data_error(UPDATE_REFUSED, cause, UPDATE_ADVICE)
+        return False
+
+    def complete_update(self, recording: Recording, row: Row) -> None:
+        """Complete changed metadata for its dialog, or say why it is not sent.
+
+        Raises UploadError for what would erase fields that the upload had.
+        """
+        assert recording.metadata is not None and recording.json and self._ledger
+        cause = "its metadata has changed since the upload"
+        if row["split"]:
+            advice = "update its dialogs with --talk-id"
+            self._tally.warn(recording, "split-metadata", f"{cause}; it was split", advice)
+            if not self._args.dry_run:  # Said once.
+                columns = json_columns(recording.json.state)
+                self._ledger.update(recording, json_sha256=recording.json.sha256, **columns)
+            if recording.action is Action.UPDATE_METADATA:
+                recording.action = Action.LEAVE
+        elif recording.action is not Action.UPDATE_METADATA:
+            advice = "run the same command with --update-metadata"
+            self._tally.warn(recording, "metadata-changed", cause, advice)
+        elif row["had_meta_path"] and not self._args.meta_path:
+            cause += ", but the upload had a --meta-path and this run has none"
+            raise data_error("no-meta-path", cause, "add --meta-path")
+        else:
+            self._warn(recording)
+            recording.metadata_sha256 = hash_metadata(recording, self._args)
+            # Keys left out are erased.
+            if key := self._args.lookup_key or row["lookup_key"]:
+                recording.metadata.fields[key] = recording.sha256
+
+    def _warn(self, recording: Recording) -> None:
+        if recording.has_placeholders and not self._has_warned:
+            self._has_warned = True
+            # Of the run, or each run would have a new one.
+            cause = f"{recording.path}: no metadata given, so placeholder fields are sent"
+            advice = "use --meta-path or call.json (said once a run)"
+            self._tally.warn(None, "placeholders", cause, advice)
+        for text in recording.json.warnings if recording.json else ():
+            self._tally.warn(recording, "date", text, DATE_ADVICE)
+        if self._common and "date" in self._common.fields and recording.metadata:
+            self._dated += recording.metadata.fields["date"] == self._common.fields["date"]
+            if self._dated == self._dated_limit:
+                cause = "the date in --meta-path is sent with several recordings"
+                advice = "leave it out there, and give each recording a JSON with its own"
+                self._tally.warn(None, "common-date", cause, advice)
+
+
 class Examiner:
     """Looks at one recording after the other: leaves it out, reports what is known, or claims it.
 
@@ -3674,17 +3795,13 @@ class Examiner:
         self.copies: collections.deque[Recording] = collections.deque()
         self.may_hash_touched = self.may_wait = False
         self._args = args
-        self._common = common
         self._ledger = ledger
         self._breaker = breaker
         self._tally = tally
         midnight = args.since and datetime.datetime.combine(args.since, datetime.time())
         self._since_s = midnight.timestamp() if midnight else -math.inf
         self._claimed: set[str] = set()
-        self._has_warned = False
-        self._dated = 0  # Recordings with the date of --meta-path.
-        # In a folder, each run may find one more.
-        self._dated_limit = 1 if any(map(os.path.isdir, args.audio_path)) else 2
+        self._metadata = MetadataExaminer(args, common, ledger, tally)
 
     def examine(self, recording: Recording) -> bool:
         """Return whether a worker has to see to a recording.
@@ -3704,12 +3821,11 @@ class Examiner:
             self.touched.append(recording)
             return False
         if recording.metadata is None:  # Not looked at before.
-            if self._is_left_out(recording, other, bool(rows)) or self._waits_for_json(recording):
+            if self._is_left_out(recording, other, bool(rows)):
                 return False
-            if not self._check_audio(recording):
+            if self._metadata.waits_for_json(recording) or not self._check_audio(recording):
                 return False
-            collect_metadata(recording, self._args, self._common)
-            self._warn_of_metadata(recording)
+            self._metadata.collect(recording)
         if not self._ledger:
             recording.action = Action.SEND
             return True
@@ -3739,29 +3855,6 @@ class Examiner:
         elif other:
             what = f"the same call as {other['path']}, which is {other['state']}"
             self._tally.leave_out(recording, "in another format", what)
-        return True
-
-    def _waits_for_json(self, recording: Recording) -> bool:
-        """Leave out what is to have a JSON, and has none yet, or one that is still being written.
-
-        Raises UploadError for what waits too long.
-        """
-        args = self._args
-        if recording.sidecar:
-            with contextlib.suppress(OSError):  # collect_metadata says so.
-                if is_young(FileState.of(recording.sidecar), args.min_age):
-                    what = f"its JSON is younger than {args.min_age:g} s"
-                    self._tally.leave_out(recording, "waiting", what)
-                    return True
-            return False
-        if args.require_json is None:
-            return False
-        if recording.explicit or not is_young(recording.file_state, args.require_json):
-            name = f"{os.path.splitext(os.path.basename(recording.path))[0]}.json"
-            advice = "find out why it was not written; or leave out --require-json"
-            meaning = Meaning(os.EX_NOINPUT, "no-metadata", f"no metadata yet: {name}", advice)
-            raise UploadError(meaning)
-        self._tally.leave_out(recording, "waiting", "it has no JSON yet")
         return True
 
     def _take_sent_file(self, rows: Sequence[Row], recording: Recording) -> None:
@@ -3856,11 +3949,11 @@ class Examiner:
         """
         recording.row, recording.sha256 = row, row["sha256"]
         may_be_new = row["state"] == "uploaded" and not is_copy
-        is_new = may_be_new and self._has_new_metadata(recording, row)
+        is_new = may_be_new and self._metadata.has_changed(recording, row)
         decision = decide(row, recording, self._args, self._claimed, is_new)
         recording.action = decision.action
         if is_new:
-            self._check_update(recording, row)
+            self._metadata.complete_update(recording, row)
         updates = self._tally.updates
         if recording.action is Action.UPDATE_METADATA and updates.stopping.is_set():
             self._tally.leave_out(recording, "not updated", updates.cause)
@@ -3871,88 +3964,12 @@ class Examiner:
             self._tally.add(recording, from_row(row, decision.reason))
         return False
 
-    def _has_new_metadata(self, recording: Recording, row: Row) -> bool:
-        """Return whether the JSON beside an uploaded recording has other fields than were sent.
-
-        Only a JSON of another size, mtime or ctime is read, as a nightly export may write all of
-        them anew. Raises UploadError for one that cannot be read, or was refused before.
-        """
-        if not recording.sidecar or not self._ledger:
-            return False
-        try:
-            state = FileState.of(recording.sidecar)
-        except FileNotFoundError:  # Removed meanwhile.
-            return False
-        except OSError as error:
-            raise unreadable(error, f"metadata file {recording.sidecar}: ") from error
-        refused, again = row["json_refused"], self._args.retry_rejected
-        before = row["json_size_bytes"], row["json_mtime_ns"], row["json_ctime_ns"]
-        is_changed = state != before or (refused and again)
-        if is_changed and not is_young(state, self._args.min_age):
-            collect_metadata(recording, self._args, self._common)
-            assert recording.json
-            fields = recording.json.sha256
-            if fields not in (row["json_sha256"], refused) or (fields == refused and again):
-                return True
-            refused = refused if fields == refused else None
-            if not self._args.dry_run:
-                columns = json_columns(recording.json.state)
-                self._ledger.update(recording, json_refused=refused, **columns)
-        if refused:
-            cause = f"its metadata was not updated; that was refused before: {row['error']}"
-            raise data_error(UPDATE_REFUSED, cause, UPDATE_ADVICE)
-        return False
-
-    def _check_update(self, recording: Recording, row: Row) -> None:
-        """Complete changed metadata for its dialog, or say why it is not sent.
-
-        Raises UploadError for what would erase fields that the upload had.
-        """
-        assert recording.metadata is not None and recording.json and self._ledger
-        cause = "its metadata has changed since the upload"
-        if row["split"]:
-            advice = "update its dialogs with --talk-id"
-            self._tally.warn(recording, "split-metadata", f"{cause}; it was split", advice)
-            if not self._args.dry_run:  # Said once.
-                columns = json_columns(recording.json.state)
-                self._ledger.update(recording, json_sha256=recording.json.sha256, **columns)
-            if recording.action is Action.UPDATE_METADATA:
-                recording.action = Action.LEAVE
-        elif recording.action is not Action.UPDATE_METADATA:
-            advice = "run the same command with --update-metadata"
-            self._tally.warn(recording, "metadata-changed", cause, advice)
-        elif row["had_meta_path"] and not self._args.meta_path:
-            cause += ", but the upload had a --meta-path and this run has none"
-            raise data_error("no-meta-path", cause, "add --meta-path")
-        else:
-            self._warn_of_metadata(recording)
-            recording.metadata_sha256 = hash_metadata(recording, self._args)
-            # Keys left out are erased.
-            if key := self._args.lookup_key or row["lookup_key"]:
-                recording.metadata.fields[key] = recording.sha256
-
     def _remember_path(self, recording: Recording, row: Row, ledger: Ledger) -> None:
         """Give a row the path where its audio is now: it spares the next run a hash."""
         if not self._args.dry_run:
             stem, suffix = os.path.splitext(stored_path(recording.path))
             _, mtime_ns, ctime_ns = recording.file_state
             ledger.update(recording, stem=stem, suffix=suffix, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
-
-    def _warn_of_metadata(self, recording: Recording) -> None:
-        if recording.has_placeholders and not self._has_warned:
-            self._has_warned = True
-            # Of the run, or each run would have a new one.
-            cause = f"{recording.path}: no metadata given, so placeholder fields are sent"
-            advice = "use --meta-path or call.json (said once a run)"
-            self._tally.warn(None, "placeholders", cause, advice)
-        for text in recording.json.warnings if recording.json else ():
-            self._tally.warn(recording, "date", text, DATE_ADVICE)
-        if self._common and "date" in self._common.fields and recording.metadata:
-            self._dated += recording.metadata.fields["date"] == self._common.fields["date"]
-            if self._dated == self._dated_limit:
-                cause = "the date in --meta-path is sent with several recordings"
-                advice = "leave it out there, and give each recording a JSON with its own"
-                self._tally.warn(None, "common-date", cause, advice)
 
 
 def is_young(state: FileState, limit_s: float) -> bool:
@@ -4620,6 +4637,110 @@ def clean(text: str) -> str:
 # --- 15. The run ------------------------------------------------------------------------------
 
 
+class Worker:
+    """What one thread does with a recording: converts it, sends it over its own channel."""
+
+    def __init__(
+        self,
+        args: Namespace,
+        uploader: Uploader,
+        ledger: Ledger | None,
+        ffmpeg: str,
+        stopping: threading.Event,
+        tally: Tally,
+    ) -> None:
+        self._args = args
+        self._uploader = uploader
+        self._ledger = ledger
+        self._ffmpeg = ffmpeg
+        self._stopping = stopping
+        self._tally = tally
+
+    def deliver(self, recording: Recording) -> Result:
+        """Upload a recording, or only wait for its dialogs; return and record the result."""
+        if recording.action is Action.UPDATE_METADATA:
+            return self._update(recording)
+        if recording.action is Action.SEND:
+            result = self._send(recording)
+        else:
+            result = from_row(recording.row)._replace(outcome=Outcome.UPLOADED)
+        is_being_split = result.operation_id and not result.talk_ids and not result.error
+        if not (self._args.wait and is_being_split):
+            return result
+        result = self._uploader.follow(recording, result, has_ledger=bool(self._ledger))
+        return result if result.error else self._recorded(recording, result)
+
+    def _send(self, recording: Recording) -> Result:
+        """Convert a recording, if it has to be, and upload it; return and record the result."""
+        try:
+            if too_short := self._convert(recording):
+                return too_short
+            result = self._uploader.upload_talk(recording, self._ledger)
+        except LedgerError as error:
+            # Its row says at most `finishing`: less than what happened, never more.
+            return failed(error)
+        except UploadError as error:
+            result = failed(error)
+        finally:
+            if recording.converted:
+                recording.converted.file.close()
+        return self._recorded(recording, result)
+
+    def _convert(self, recording: Recording) -> Result | None:
+        """Convert a recording, if it has to be; return a result if it turns out too short.
+
+        Raises UploadError.
+        """
+        args, audio = self._args, recording.audio
+        if not audio or not audio.needs_conversion:
+            return None
+        check_unchanged(recording, lambda: None)
+        try:
+            recording.converted = converted = convert(
+                self._ffmpeg, recording.path, audio, args.timeout, self._stopping
+            )
+        finally:  # That it changed meanwhile explains an error, too.
+            check_unchanged(recording, lambda: None)
+        duration_s = converted.audio.duration_s
+        if duration_s >= args.min_duration:
+            check_limits(converted.audio, converted.size_bytes, args.split, args.single_message)
+            return None
+        if self._ledger:  # So that it is not converted again.
+            self._ledger.update(recording, state="failed", duration_s=duration_s)
+        return Result(Outcome.LEFT_OUT, description=shorter(duration_s, args))
+
+    def _update(self, recording: Recording) -> Result:
+        """Send changed metadata of an uploaded recording; return and record the result."""
+        row: Any = recording.row
+        talk_id = row["talk_id"] or row["found_id"]
+        request = talk_service_pb2.UploadTalkRequest(talk_id=talk_id, metadata=recording.metadata)
+        assert self._ledger
+        try:
+            result = self._uploader.update_talk(recording, request)
+        except CallError as error:
+            result = failed(UploadError(update_meaning(error, row), error.details))
+        except UploadError as error:
+            return failed(error)
+        try:
+            if result.error is None:
+                self._ledger.record_update(recording)
+            elif result.error.meaning.id == UPDATE_REFUSED:
+                self._ledger.record_refused_update(recording, result.error)
+        except LedgerError as error:  # It is sent again, which does no harm.
+            return failed(error)
+        return result
+
+    def _recorded(self, recording: Recording, result: Result) -> Result:
+        """Record a result in the ledger; return it, or what it has become if that failed."""
+        try:
+            if self._ledger:
+                self._ledger.record_result(recording, result)
+        except LedgerError as error:
+            self._tally.add_error(error)
+            return unrecorded(result, error)
+        return result
+
+
 class Run:
     """Workers and signals, from the paths named to the exit code."""
 
@@ -4703,96 +4824,14 @@ class Run:
         assert self._access is not None
         try:
             uploader = Uploader(self._args, self._access, self._breaker)
+            stopping = self._breaker.stopping
+            worker = Worker(self._args, uploader, self._ledger, self._ffmpeg, stopping, self._tally)
             with contextlib.closing(uploader):
                 while recording := self._source.take():
-                    self._tally.add(recording, self._deliver(recording, uploader))
+                    self._tally.add(recording, worker.deliver(recording))
                     self._source.release(recording)
         except BaseException as bug:  # noqa: BLE001 - raised again by the main thread.
             self._bug = self._bug or bug
-
-    def _deliver(self, recording: Recording, uploader: Uploader) -> Result:
-        """Upload a recording, or only wait for its dialogs; return and record the result."""
-        if recording.action is Action.UPDATE_METADATA:
-            return self._update(recording, uploader)
-        if recording.action is Action.SEND:
-            result = self._send(recording, uploader)
-        else:
-            result = from_row(recording.row)._replace(outcome=Outcome.UPLOADED)
-        is_being_split = result.operation_id and not result.talk_ids and not result.error
-        if not (self._args.wait and is_being_split):
-            return result
-        result = uploader.follow(recording, result, has_ledger=bool(self._ledger))
-        return result if result.error else self._recorded(recording, result)
-
-    def _send(self, recording: Recording, uploader: Uploader) -> Result:
-        """Convert a recording, if it has to be, and upload it; return and record the result."""
-        try:
-            if too_short := self._convert(recording):
-                return too_short
-            result = uploader.upload_talk(recording, self._ledger)
-        except LedgerError as error:
-            # Its row says at most `finishing`: less than what happened, never more.
-            return failed(error)
-        except UploadError as error:
-            result = failed(error)
-        finally:
-            if recording.converted:
-                recording.converted.file.close()
-        return self._recorded(recording, result)
-
-    def _convert(self, recording: Recording) -> Result | None:
-        """Convert a recording, if it has to be; return a result if it turns out too short.
-
-        Raises UploadError.
-        """
-        args, audio = self._args, recording.audio
-        if not audio or not audio.needs_conversion:
-            return None
-        check_unchanged(recording, lambda: None)
-        try:
-            recording.converted = converted = convert(
-                self._ffmpeg, recording.path, audio, args.timeout, self._breaker.stopping
-            )
-        finally:  # That it changed meanwhile explains an error, too.
-            check_unchanged(recording, lambda: None)
-        duration_s = converted.audio.duration_s
-        if duration_s >= args.min_duration:
-            check_limits(converted.audio, converted.size_bytes, args.split, args.single_message)
-            return None
-        if self._ledger:  # So that it is not converted again.
-            self._ledger.update(recording, state="failed", duration_s=duration_s)
-        return Result(Outcome.LEFT_OUT, description=shorter(duration_s, args))
-
-    def _update(self, recording: Recording, uploader: Uploader) -> Result:
-        """Send changed metadata of an uploaded recording; return and record the result."""
-        row: Any = recording.row
-        talk_id = row["talk_id"] or row["found_id"]
-        request = talk_service_pb2.UploadTalkRequest(talk_id=talk_id, metadata=recording.metadata)
-        assert self._ledger
-        try:
-            result = uploader.update_talk(recording, request)
-        except CallError as error:
-            result = failed(UploadError(update_meaning(error, row), error.details))
-        except UploadError as error:
-            return failed(error)
-        try:
-            if result.error is None:
-                self._ledger.record_update(recording)
-            elif result.error.meaning.id == UPDATE_REFUSED:
-                self._ledger.record_refused_update(recording, result.error)
-        except LedgerError as error:  # It is sent again, which does no harm.
-            return failed(error)
-        return result
-
-    def _recorded(self, recording: Recording, result: Result) -> Result:
-        """Record a result in the ledger; return it, or what it has become if that failed."""
-        try:
-            if self._ledger:
-                self._ledger.record_result(recording, result)
-        except LedgerError as error:
-            self._tally.add_error(error)
-            return unrecorded(result, error)
-        return result
 
     def _is_ending(self) -> bool:
         """Return whether the run ends before its time, by a signal or a bug."""

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +22,7 @@ import kinds
 import numpy
 import pytest
 import soundfile  # type: ignore[import-untyped]
-from conftest import WAYS, Outcome, Run, Way, sha256
+from conftest import ROOT, WAYS, Outcome, Run, Way, sha256
 from encoders import mp3, ogg_opus, pcm, sound, wav
 from google.protobuf import json_format
 from kinds import AS_IS, GOOD, KINDS, LINES, PCM, TO_CONVERT, Kind, chunk, fmt, riff
@@ -199,6 +200,27 @@ def test_the_table_has_enough_of_each_outcome() -> None:
     }  # fmt: skip
     assert all(count > 20 for count in counts.values()), counts
     assert {kind.plain for kind in KINDS.values()} - {AS_IS} <= set(LINES)
+
+
+REPAIRED = (
+    *("WAV, length 0", "WAV, 0xFFFFFFFF", "WAV, SoX to a pipe", "WAV, 1 s of 20 announced"),
+    *("WAV A-law, 0xFFFFFFFF", "WAV A-law, cut at a packet", "WAV, 45 bytes short"),
+)
+
+
+@pytest.mark.parametrize("name", REPAIRED)
+def test_a_wav_without_its_length_is_repaired_as_readme_says(
+    check: Check, tmp_path: Path, name: str
+) -> None:
+    [line] = re.findall(r"^ffmpeg .*", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    content = KINDS[name].make()
+    path = tmp_path / "call.wav"
+    path.write_bytes(content)
+    subprocess.run(["sh", "-c", line], cwd=tmp_path, stdin=subprocess.DEVNULL, check=True)
+    outcome = check("call.wav", None)
+    assert (outcome.code, outcome.err) == (0, "")
+    samples = len(content) - 44 if "A-law" in name else (len(content) - 44) // 2
+    assert soundfile.info(path).frames == samples
 
 
 # --- What is announced -----------------------------------------------------------------

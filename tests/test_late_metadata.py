@@ -246,11 +246,14 @@ def test_nor_one_that_is_written_again_after_the_upload(
 ) -> None:
     path = make_call(folder, fields=OLD)
     assert run().code == 0
+    age_s = 1.0
+    time.sleep(age_s)
     path.with_suffix(".json").write_text('{"client_id": "ne')
-    assert run("--min-age", 60, "--quiet", "--update-metadata") == Outcome(0, "", "")
+    outcome = run("--min-age", age_s, "--update-metadata")
+    assert outcome.code == 0 and "1 already there, 0 failed" in outcome.err
     write_json(path, NEW)
-    clock(60)
-    assert run("--min-age", 60, "--quiet", "--update-metadata").code == 0
+    clock(age_s)
+    assert run("--min-age", age_s, "--quiet", "--update-metadata").code == 0
     assert only_talk(service).fields == NEW
 
 
@@ -270,6 +273,13 @@ def changes_with_an_older_mtime(path: Path) -> None:
     os.utime(json_path, (1e9, 1e9))
 
 
+def changes_with_the_same_size_and_mtime(path: Path) -> None:
+    before = path.with_suffix(".json").stat()
+    json_path = write_json(path, NEW)
+    os.utime(json_path, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    assert json_path.stat().st_size == before.st_size
+
+
 def is_renamed_into_place(path: Path) -> None:
     other = path.with_suffix(".part")
     other.write_text(json.dumps(NEW))
@@ -278,7 +288,14 @@ def is_renamed_into_place(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "late", [appears, changes, changes_with_an_older_mtime, is_renamed_into_place]
+    "late",
+    [
+        appears,
+        changes,
+        changes_with_an_older_mtime,
+        changes_with_the_same_size_and_mtime,
+        is_renamed_into_place,
+    ],
 )
 def test_metadata_that_come_after_the_upload_are_said_though_all_is_uploaded(
     run: Run,
@@ -355,6 +372,9 @@ def test_a_json_that_is_removed_after_the_upload_changes_nothing(
     path.with_suffix(".json").unlink()
     for words in ((), ("--require-json", "0"), ("--update-metadata",)):
         assert run("--quiet", *words) == Outcome(0, "", "")
+    path.with_suffix(".json").symlink_to("nowhere")
+    assert run("--quiet", "--update-metadata") == Outcome(0, "", "")
+    path.with_suffix(".json").unlink()
     path.with_suffix(".json").mkdir()
     assert run("--quiet", "--update-metadata") == Outcome(0, "", "")
     assert only_talk(service).fields == OLD
@@ -432,7 +452,7 @@ def test_the_row_stays_uploaded_and_takes_the_new_hashes_only_after_the_answer(
     after = ledgers.row(ledger)
     assert after["state"] == "uploaded" and after["uploaded_at"] == before["uploaded_at"]
     for column in ("json_sha256", "json_size_bytes", "metadata_sha256"):
-        assert after[column] != before[column]
+        assert after[column] not in (before[column], "")
     assert after["recorded_at"] == "2026-03-17T11:05:30.000Z"
     assert run("--update-metadata", "--quiet") == Outcome(0, "", "")
     assert len(updates(service)) == 1
@@ -753,16 +773,21 @@ def test_a_split_recording_is_said_once(
     assert updates(service) == []
     write_json(path, OLD)
     assert "it was split; " in run("--quiet", "--update-metadata").err
+    assert updates(service) == []
 
 
 def test_a_copy_with_other_metadata_is_a_problem_and_never_sent(
-    run: Run, service: StandIn, folder: Path
+    run: Run, service: StandIn, folder: Path, ledger: Path
 ) -> None:
     path = make_call(folder, "1.wav", OLD)
     assert run().code == 0
     copy = folder / "2.wav"
     copy.write_bytes(path.read_bytes())
     assert run("--update-metadata").code == 0  # It has none.
+    before = ledgers.row(ledger)
+    write_json(copy, OLD, indent=4)
+    assert run("--update-metadata", "--quiet") == Outcome(0, "", "")
+    assert ledgers.row(ledger) == before
     write_json(copy, NEW)
     outcome = run("--update-metadata", "--quiet")
     assert (outcome.code, outcome.out, updates(service)) == (65, "", [])
@@ -853,7 +878,7 @@ def test_an_update_that_cannot_be_recorded_is_sent_again(
     service.script = [At(answer=answer)]
     outcome = run("--update-metadata")
     ended.set()
-    assert outcome.code in (76, 78) and str(ledger) in outcome.err
+    assert outcome.code in (76, 78) and str(ledger) in outcome.err and "bug" not in outcome.err
     assert ledgers.row(ledger) == before
     assert run("--update-metadata").code == 0
     assert len(updates(service)) == 2

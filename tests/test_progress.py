@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import LONG_BYTES, SCRIPT, Run, arguments, make_wav, sparse_wav
+from encoders import sound
 from stand_in import Delay, Freeze, StandIn
 
 # Longer than the bar waits before it appears.
@@ -96,6 +97,20 @@ def folder(tmp_path: Path) -> Path:
 def words_for(service: StandIn, folder: Path) -> list[str]:
     fields = folder / "fields.json"
     return arguments(service, "--meta-path", fields, "--jobs", 1, "--audio-path", folder)
+
+
+@pytest.mark.usefixtures("temp")
+def test_a_bar_counts_the_bytes_of_the_files_not_those_they_are_converted_to(
+    service: StandIn, folder: Path
+) -> None:
+    for path in folder.glob("*.wav"):
+        path.unlink()
+    (folder / "call.wav").write_bytes(sound("WAV", "ALAW", seconds=LONG_BYTES / 8_000))
+    service.script.append(Freeze(after_bytes=LONG_BYTES))  # Half of what it is converted to.
+    words = ("--convert", "--timeout", "1", "--retries", "0")
+    code, received = on_terminal(*words_for(service, folder), *words)
+    assert (code, service.talks) == (os.EX_TEMPFAIL, {})
+    assert 45 < max(percentages(received)) < 65
 
 
 def test_a_bar_moves_below_the_lines_and_goes_away(service: StandIn, folder: Path) -> None:

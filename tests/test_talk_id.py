@@ -100,6 +100,7 @@ def test_metadata_that_is_wrong_is_not_sent(update: Run, service: StandIn, metad
         ("1", "--meta-path F --single-message"),
         ("1", "--meta-path F --ledger ledger.sqlite"),
         ("1", "--meta-path F --audio-type mp3"),
+        ("1", "--meta-path F --require-json"),
     ],
 )
 def test_it_goes_with_metadata_and_nothing_about_audio(
