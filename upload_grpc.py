@@ -5116,9 +5116,8 @@ def make_filter(args: Namespace) -> Filter:
     at_paths = " OR ".join(paths) or "1"
     since = covered = "1"
     if args.since is not None:
-        # mktime() knows no year 1; no recording is older than this.
-        day = max(args.since, datetime.date(1970, 1, 2))
-        midnight = datetime.datetime.combine(day, datetime.time()).astimezone(datetime.timezone.utc)
+        midnight = datetime.datetime.combine(args.since, datetime.time())
+        midnight = midnight.astimezone(datetime.timezone.utc)
         values["since"] = midnight.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         since = "recorded_at >= :since"
         # What is about no recording (an outage, a folder) counts while runs meet it.

@@ -816,3 +816,25 @@ def test_advice_names_only_what_helps_here(
     assert LOOK in unknown and "upload it again" in unknown and "--retry-unknown" not in unknown
     assert "proxy or gateway" in large and "--single-message" not in large
     assert "check --connection-id (" in no_such and "--talk-id" not in no_such
+
+
+def test_what_is_uploaded_under_another_name_is_not_lost(
+    cron: Run, ledger: Path, calls: Path
+) -> None:
+    make_wav(calls / "stays.wav", 2_000)
+    (calls / "stays.json").write_text("{}")
+    call = make_wav(calls / "a.wav", 4_000)
+    waiting = ("--require-json", "0s")
+    assert names(cron(*waiting)) == ["a.wav"]
+    call.rename(calls / "b.wav")
+    (calls / "b.json").write_text("{}")
+    outcome = cron(*waiting)
+    assert (outcome.code, outcome.err, ledgers.problems(ledger)) == (0, "", [])
+
+
+def test_each_wrong_date_of_a_json_is_said(cron: Run, calls: Path) -> None:
+    call = make_wav(calls / "a.wav", 2_000)
+    call.with_suffix(".json").write_text('{"date": "today", "date_to": "tomorrow"}')
+    said = sorted(lines(cron()))
+    assert len(said) == 2 and '"today"' in said[0] and '"tomorrow"' in said[1]
+    assert cron() == Outcome(0, "", "")
