@@ -5,9 +5,10 @@ from a shell:
   export API_KEY=...
   python3 upload_grpc.py --audio-path call.wav --meta-path metadata_example.json \\
       --connection-id ID
-from cron (one line):
-  */5 * * * *  /opt/upload_grpc/upload_grpc.py --quiet --audio-path /var/calls --min-age 60
-      --meta-path /etc/speechsense.json --connection-id ID --key-file /etc/speechsense.key
+from cron (one line, after a first run by hand without --quiet):
+  */5 * * * *  /opt/upload_grpc/upload_grpc.py --quiet --audio-path /var/calls --min-age 300
+      --since 7d --require-json --convert --meta-path /etc/speechsense.json
+      --connection-id ID --key-file /etc/speechsense.key
       --ledger /var/lib/speechsense/ledger.sqlite >>/var/lib/speechsense/uploaded.log
 
 exit codes:
@@ -23,7 +24,8 @@ Results go to stdout, everything else to stderr. README.md says more.
 """
 
 # Read from top to bottom, the file follows a recording: found, checked without touching the
-# network, sent over one call, remembered in the ledger, counted and reported. `Run` has the loop.
+# network, sent over one call, remembered in the ledger, counted and reported. Who wants the loop
+# first begins with Run, then Source, Examiner and Worker.
 # Whether a call can be lost or doubled: Transfer.commit (when may a dialog exist?), RULES with
 # call_error (what does the end of a call prove?), Uploader._retrying (the only repetition within a
 # run), Ledger (what survives a crash) and decide (the only repetition by a later run).
@@ -355,7 +357,8 @@ UNKNOWN = Meaning(
 )
 
 # The policy: a pattern for "STATUS: details", and what it means; the first match counts. None of
-# these calls created a dialog.
+# these calls created a dialog. What a new meaning is for an update of metadata, a split and a
+# lookup is said by update_meaning, Uploader.follow and would_repeat.
 RULES = (
     # A proxy's or gateway's limit for a request's body.
     (".*Received http2 header with status: 413", TOO_LARGE_BETWEEN),
@@ -401,10 +404,12 @@ def call_error(error: Exception, call: Call) -> CallError:
     # dialog.
     is_committed = call.phase is Phase.COMMITTED
     otherwise = UNKNOWN if is_committed else FAILED
-    if not isinstance(error, grpc.Call):  # We gave up, or were stopped.
-        never_connected = isinstance(error, grpc.FutureTimeoutError) and not call.has_connected
-        meaning = NO_CONNECTION if never_connected and not is_committed else otherwise
-        return CallError(meaning, str(error) or "the run was stopped", call)
+    if isinstance(error, grpc.FutureCancelledError):  # The run is ending: no outage.
+        meaning = otherwise._replace(may_retry=False, is_outage=False)
+        return CallError(meaning, "the run was stopped", call)
+    if not isinstance(error, grpc.Call):  # Nothing moved, so we gave up.
+        never_connected = not (call.has_connected or is_committed)
+        return CallError(NO_CONNECTION if never_connected else otherwise, str(error), call)
     status = error.code().name
     text = masked(" ".join((error.details() or "no details").split()))
     details = f"{status}: {text}"
@@ -418,6 +423,25 @@ def call_error(error: Exception, call: Call) -> CallError:
         if re.match(pattern, details, re.IGNORECASE):
             return CallError(meaning, details, call, status)
     return CallError(otherwise, details, call, status)
+
+
+def update_meaning(error: CallError, row: Row) -> Meaning:
+    """Return what the failed update of a dialog's metadata means.
+
+    It stops the run only if nothing could be sent, as no upload could be either; and what something
+    in between has answered is no refusal by the service.
+    """
+    meaning, cause = error.meaning, f"its metadata could not be updated: {error.meaning.cause}"
+    age_s = abs(time.time() - seconds_of(row["uploaded_at"]))
+    is_lost = re.match(f"[A-Z_]+: ({LOST_ANSWER})", error.details)
+    if meaning.exit_code == os.EX_TEMPFAIL or is_lost:
+        is_outage = meaning.is_outage or bool(is_lost)
+        return Meaning(os.EX_TEMPFAIL, UPDATE_FAILED, cause, AGAIN, is_outage=is_outage)
+    if error.status in ("UNAVAILABLE", "UNAUTHENTICATED"):
+        return meaning
+    if error.status == "NOT_FOUND" and age_s < LOOKUP_HOPE_S:
+        return Meaning(os.EX_TEMPFAIL, UPDATE_TOO_EARLY, cause, AGAIN)
+    return Meaning(os.EX_DATAERR, UPDATE_REFUSED, cause, UPDATE_ADVICE)
 
 
 class Outcome(str, enum.Enum):
@@ -434,7 +458,11 @@ class Outcome(str, enum.Enum):
 
 
 class Result(NamedTuple):
-    """What became of a recording: built by the functions below, and assigned once, by Tally.add."""
+    """What became of a recording: assigned once, by Tally.add, and never changed after that.
+
+    Built by the functions below; by Lookup._take for what was found, by Worker._convert for what is
+    too short, by Run.plan for a dry run.
+    """
 
     outcome: Outcome
     talk_ids: tuple[str, ...] = ()
@@ -450,13 +478,13 @@ class Result(NamedTuple):
         return self.talk_ids or ((self.found_id,) if self.found_id else ())
 
 
-def failed(error: UploadError) -> Result:
+def result_of_error(error: UploadError) -> Result:
     """Return the result that an error means."""
     outcomes = {os.EX_DATAERR: Outcome.REJECTED, os.EX_PROTOCOL: Outcome.UNKNOWN}
     return Result(outcomes.get(error.meaning.exit_code, Outcome.FAILED), error=error)
 
 
-def uploaded(response: Any, call: Call) -> Result:
+def result_of_response(response: Any, call: Call) -> Result:
     """Accept a response only if it has an ID and came after the last byte.
 
     response: UploadTalkResponse, or the Operation of a recording to be split.
@@ -478,11 +506,11 @@ def uploaded(response: Any, call: Call) -> Result:
     result = Result(Outcome.UPLOADED, talk_ids, badge.badge_id, operation_id)
     if not (operation_id and response.done):
         return result
-    result = split(result, response)
+    result = result_of_operation(result, response)
     return result._replace(outcome=Outcome.REJECTED) if result.error else result
 
 
-def split(result: Result, operation: Any) -> Result:
+def result_of_operation(result: Result, operation: Any) -> Result:
     """Return the result of a recording whose operation is done: with the IDs of its dialogs."""
     badge = talk_service_pb2.UploadBadgeResponse()
     with contextlib.suppress(DecodeError):
@@ -494,8 +522,12 @@ def split(result: Result, operation: Any) -> Result:
     return result._replace(error=data_error("not-split", cause, LOOK_FOR_IT))
 
 
-def unrecorded(result: Result, error: UploadError) -> Result:
-    """Return the result of a recording that the ledger could not record (error says why)."""
+def result_unrecorded(result: Result, error: UploadError) -> Result:
+    """Return the result of a recording that the ledger could not record (error says why).
+
+    The ledger's own line is printed first, and ends the run. Then this recording's, with its ID:
+    exit code 76. Its row is still `finishing`, so the next run calls it unknown.
+    """
     if result.outcome is not Outcome.UPLOADED:
         return result
     dialog_id = " ".join(result.talk_ids) or result.operation_id
@@ -514,7 +546,7 @@ UPDATE_FAILED = "update-failed"
 UPDATE_ADVICE = "correct its JSON: it is sent again once that changes, or with --retry-rejected"
 
 
-def from_row(row: Row, reason: str = "") -> Result:
+def result_of_row(row: Row, reason: str = "") -> Result:
     """Return the result of a recording that is left as the ledger has it; reason: why it is."""
     if row["state"] in ("unknown", "finishing"):
         why = row["error"] or "a run is uploading it, or ended before its result was recorded"
@@ -526,11 +558,11 @@ def from_row(row: Row, reason: str = "") -> Result:
         if row["is_missing"]:
             cause, advice = f"not in the service, a lookup proved: {why}", "use --retry-unknown"
             meaning = meaning._replace(id="missing", cause=cause, advice=advice)
-        return failed(UploadError(meaning))
+        return result_of_error(UploadError(meaning))
     if row["state"] == "rejected":
         cause = f"not sent, as it was rejected before: {row['error']}"
         advice = "it is sent again once the file or its metadata changes, or with --retry-rejected"
-        return failed(data_error(REJECTED_BEFORE, cause, advice))
+        return result_of_error(data_error(REJECTED_BEFORE, cause, advice))
     return Result(
         Outcome.ALREADY,
         tuple((row["talk_id"] or "").split()),
@@ -1492,6 +1524,12 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
     2. common: the fields of --meta-path
     3. the recording's own JSON
     4. its SHA-256 under --lookup-key: filled in by hash_recording, once it is known
+
+    A new source of fields is a new layer here (checked_fields checks its values); update_talk, for
+    --talk-id, has only layer 2. What is sent differs then, so rejected recordings are sent again;
+    of uploaded ones only a change of layer 3 is noticed (MetadataExaminer.has_changed). A layer
+    that a later run may lack needs a guard like had_meta_path, as an update erases the keys that it
+    leaves out.
     """
     recording.metadata = metadata = TalkMetadata()
     recording.has_placeholders = recording.sidecar is None and common is None
@@ -2061,7 +2099,7 @@ class Transfer(Call):
         # was, and the next run would create a second dialog.
         if self._ledger:
             self.watch.is_waiting_for_us = True
-            self._ledger.commit(self._recording, self.request_id)
+            self._ledger.record_commit_point(self._recording, self.request_id)
             self.watch.is_waiting_for_us = False
         with self._lock:
             # The call may have been cancelled while the disk was writing.
@@ -2082,8 +2120,11 @@ SAME_FOR_ALL = "stopped, because every other recording would meet the same error
 class CircuitBreaker:
     """Decides whether workers may begin another recording; one for the whole run.
 
-    half_open: the latest recording failed because of the service or the network, so recordings are
-    sent one at a time until one is uploaded.
+    closed     recordings are sent by all workers; FAILURES_LIMIT failures of the service or the
+               network in a row end the run
+    half open  after such a failure, and from the start if the last run ended so: one recording at
+               a time, until one is uploaded. FAILURES_LIMIT_HALF_OPEN failures end a run that began
+               so, and what failed before goes last in it
     """
 
     def __init__(self, half_open: bool = False) -> None:
@@ -2155,7 +2196,7 @@ class Uploader:
                 ledger.update(recording, state="sending", request_id=transfer.request_id)
             recording.call = transfer
             build = transfer.message if single else transfer.upload_audio_requests_iterator
-            return uploaded(self._call(transfer, method, build, recording.path), transfer)
+            return result_of_response(self._call(transfer, method, build, recording.path), transfer)
 
         result: Result = self._retrying(recording.path, attempt)
         recording.received = result
@@ -2184,7 +2225,9 @@ class Uploader:
         if self._endpoint == ENDPOINT:
             self._move_to(OPERATIONS_ENDPOINT)
         try:
-            return split(result, self._finished_operation(recording.path, result.operation_id))
+            return result_of_operation(
+                result, self._finished_operation(recording.path, result.operation_id)
+            )
         except UploadError as error:
             meaning = error.meaning._replace(
                 cause=f"uploaded, but not yet split: {error.meaning.cause}"
@@ -2931,7 +2974,7 @@ class Ledger(LedgerFile):
         text = clean(error.error_text)
         self.update(recording, json_refused=recording.json.sha256, error=text, **columns)
 
-    def commit(self, recording: Recording, request_id: str) -> None:
+    def record_commit_point(self, recording: Recording, request_id: str) -> None:
         """Record, on disk, that a dialog may exist from now on."""
         args, now = self._args, utc()
         self._execute(
@@ -3283,7 +3326,11 @@ class Lookup:
         self.has_worked = is_over and not self._has_warned
 
     def _controls(self, row: Row) -> set[str]:
-        """Return the SHA-256 of what would be found by now if the row's recording could be."""
+        """Return the SHA-256 of what would be found by now if the row's recording could be.
+
+        What came next is asked of the sequence, not of the clock. That a day has passed has to be:
+        a clock that was behind when it was sent, or is ahead now, leaves only the control as proof.
+        """
         age_s = time.time() - seconds_of(row["sent_at"])
         if age_s < PROOF_AGE_S or row["split"]:  # What is being split has no dialogs yet.
             return set()
@@ -3573,8 +3620,8 @@ class Source:
                 yield recording
         examiner = self._examiner
         yield from drained(failed_before)
-        examiner.may_hash_touched = True
-        yield from drained(examiner.touched)
+        examiner.may_rehash = True
+        yield from drained(examiner.to_rehash)
         examiner.may_wait = True
         yield from drained(examiner.copies)
 
@@ -3603,7 +3650,7 @@ class Source:
                 is_waiting |= is_young(state, self._args.min_age)
             if not files:
                 assert error
-                self._tally.add(recording, failed(unreadable(error)))
+                self._tally.add(recording, result_of_error(unreadable(error)))
                 continue
             (recording.path, recording.file_state), *siblings = files
             recording.siblings = tuple(siblings)
@@ -3634,7 +3681,7 @@ class Source:
             if ledger and next(entries, None) is None and ledger.knows_below(folder):
                 cause = "the folder is empty, though there were recordings in it"
                 meaning = Meaning(os.EX_NOINPUT, "empty-folder", cause, "is it mounted?")
-                self._tally.add(Recording(folder), failed(UploadError(meaning)))
+                self._tally.add(Recording(folder), result_of_error(UploadError(meaning)))
 
     def _choose(self) -> Iterator[Recording]:
         """Look up and check the recordings; yield those to send or to follow, report the others."""
@@ -3644,10 +3691,10 @@ class Source:
                 if self._examiner.examine(recording):
                     yield recording
             except UploadError as error:
-                self._tally.add(recording, failed(error))
+                self._tally.add(recording, result_of_error(error))
             except (OSError, ValueError, OverflowError, RecursionError) as error:
                 # One recording's trouble never stops the others.
-                self._tally.add(recording, failed(unreadable(error)))
+                self._tally.add(recording, result_of_error(unreadable(error)))
             if self._breaker.stopping.is_set():
                 return
         self.is_exhausted = True
@@ -3702,6 +3749,11 @@ class MetadataExaminer:
 
     def has_changed(self, recording: Recording, row: Row) -> bool:
         """Return whether the JSON beside an uploaded recording has other fields than were sent.
+
+        JSON now             without --update-metadata       with it
+        same size and times  nothing; it is not read         the same
+        rewritten, equal     its new times are remembered    the same
+        other fields         warned of, in each run          sent; then the row takes its hash
 
         Only a JSON of another size, mtime or ctime is read, as a nightly export may write all of
         them anew. Raises UploadError for one that cannot be read, or was refused before.
@@ -3792,9 +3844,9 @@ class Examiner:
         tally: Tally,
     ) -> None:
         # What comes last: known but for its new ctime, or a copy of what is under way.
-        self.touched: collections.deque[Recording] = collections.deque()
+        self.to_rehash: collections.deque[Recording] = collections.deque()
         self.copies: collections.deque[Recording] = collections.deque()
-        self.may_hash_touched = self.may_wait = False
+        self.may_rehash = self.may_wait = False
         self._args = args
         self._ledger = ledger
         self._breaker = breaker
@@ -3817,14 +3869,16 @@ class Examiner:
             self._take_sent_file(rows, recording)
         known, is_touched = match_file(rows, recording)
         if known:
-            return self._leave(recording, known)
-        if is_touched and not self.may_hash_touched:
-            self.touched.append(recording)
+            return self._act_on_row(recording, known)
+        if is_touched and not self.may_rehash:
+            self.to_rehash.append(recording)
             return False
         if recording.metadata is None:  # Not looked at before.
             if self._is_left_out(recording, other, bool(rows)):
                 return False
-            if self._metadata.waits_for_json(recording) or not self._check_audio(recording):
+            # What was uploaded before may have lost its JSON since.
+            waits = not is_touched and self._metadata.waits_for_json(recording)
+            if waits or not self._check_audio(recording):
                 return False
             self._metadata.collect(recording)
         if not self._ledger:
@@ -3852,7 +3906,7 @@ class Examiner:
         if is_old:
             self._tally.leave_out(recording, "before --since", f"older than {self._args.since}")
         elif other and decision and other["state"] == "unknown":
-            self._tally.add(recording, from_row(other, decision.reason))
+            self._tally.add(recording, result_of_row(other, decision.reason))
         elif other:
             what = f"the same call as {other['path']}, which is {other['state']}"
             self._tally.leave_out(recording, "in another format", what)
@@ -3930,7 +3984,7 @@ class Examiner:
                     check_copy(row, recording)
                 else:
                     self._remember_path(recording, row, ledger)
-                return self._leave(recording, row, is_copy)
+                return self._act_on_row(recording, row, is_copy)
             if not self.may_wait:
                 self.copies.append(recording)
                 return False
@@ -3943,7 +3997,7 @@ class Examiner:
         recording.action = Action.SEND
         return True
 
-    def _leave(self, recording: Recording, row: Row, is_copy: bool = False) -> bool:
+    def _act_on_row(self, recording: Recording, row: Row, is_copy: bool = False) -> bool:
         """Report a recording as the ledger has it; return True if a worker has to see to it.
 
         is_copy: the row's own recording is elsewhere, and only the JSON beside that one counts.
@@ -3955,14 +4009,14 @@ class Examiner:
         recording.action = decision.action
         if is_new:
             self._metadata.complete_update(recording, row)
-        updates = self._tally.updates
+        updates = self._tally.updates_breaker
         if recording.action is Action.UPDATE_METADATA and updates.stopping.is_set():
             self._tally.leave_out(recording, "not updated", updates.cause)
             return False
         if recording.action in (Action.FOLLOW, Action.UPDATE_METADATA):
             return True
         if row["sha256"] not in self._tally.looked_up:  # Reported already.
-            self._tally.add(recording, from_row(row, decision.reason))
+            self._tally.add(recording, result_of_row(row, decision.reason))
         return False
 
     def _remember_path(self, recording: Recording, row: Row, ledger: Ledger) -> None:
@@ -4020,6 +4074,11 @@ def check_copy(row: Row, recording: Recording) -> None:
 
 def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, bool]:
     """Return the uploaded row of this very file, and whether one differs only in its ctime.
+
+    same size, mtime, ctime  known: neither its audio nor its header is read
+    new ctime                hashed, last in the run: a chmod gives the row the new ctime; a file
+                             replaced by `cp -p` or by a recorder without a clock is another call
+    new size or mtime        hashed: another call, unless the ledger has its SHA-256
 
     rows: those of find_by_stem.
     """
@@ -4332,7 +4391,7 @@ class Tally:
         self.looked_up: set[str] = set()  # SHA-256 of what a lookup has found.
         self.problems = problems
         # Whatever becomes of updates stops no uploads, but in an outage not all are tried.
-        self.updates = CircuitBreaker()
+        self.updates_breaker = CircuitBreaker()
         self._args = args
         self._console = console
         self._breaker = breaker
@@ -4346,7 +4405,7 @@ class Tally:
                 return
             recording.result = result
             is_update = recording.action is Action.UPDATE_METADATA
-            (self.updates if is_update else self._breaker).record(result)
+            (self.updates_breaker if is_update else self._breaker).record(result)
             if is_update and result.error and result.error.meaning.stops_run:
                 self._breaker.stop(SAME_FOR_ALL)
             if result.outcome is Outcome.LEFT_OUT:
@@ -4666,7 +4725,7 @@ class Worker:
         if recording.action is Action.SEND:
             result = self._send(recording)
         else:
-            result = from_row(recording.row)._replace(outcome=Outcome.UPLOADED)
+            result = result_of_row(recording.row)._replace(outcome=Outcome.UPLOADED)
         is_being_split = result.operation_id and not result.talk_ids and not result.error
         if not (self._args.wait and is_being_split):
             return result
@@ -4681,9 +4740,9 @@ class Worker:
             result = self._uploader.upload_talk(recording, self._ledger)
         except LedgerError as error:
             # Its row says at most `finishing`: less than what happened, never more.
-            return failed(error)
+            return result_of_error(error)
         except UploadError as error:
-            result = failed(error)
+            result = result_of_error(error)
         finally:
             if recording.converted:
                 recording.converted.file.close()
@@ -4721,16 +4780,16 @@ class Worker:
         try:
             result = self._uploader.update_talk(recording, request)
         except CallError as error:
-            result = failed(UploadError(update_meaning(error, row), error.details))
+            result = result_of_error(UploadError(update_meaning(error, row), error.details))
         except UploadError as error:
-            return failed(error)
+            return result_of_error(error)
         try:
             if result.error is None:
                 self._ledger.record_update(recording)
             elif result.error.meaning.id == UPDATE_REFUSED:
                 self._ledger.record_refused_update(recording, result.error)
         except LedgerError as error:  # It is sent again, which does no harm.
-            return failed(error)
+            return result_of_error(error)
         return result
 
     def _recorded(self, recording: Recording, result: Result) -> Result:
@@ -4740,7 +4799,7 @@ class Worker:
                 self._ledger.record_result(recording, result)
         except LedgerError as error:
             self._tally.add_error(error)
-            return unrecorded(result, error)
+            return result_unrecorded(result, error)
         return result
 
 
@@ -4769,6 +4828,7 @@ class Run:
         self._source = Source(args, common, ledger, self._breaker, self._tally)
         self._signals: list[int] = []
         self._bug: BaseException | None = None
+        self._has_counted = True  # What was not tried.
 
     def main(self) -> int:
         """Upload everything; return the exit code."""
@@ -4785,14 +4845,14 @@ class Run:
             self._wind_down(workers)
         self._console.end_progress()
         if self._breaker.stopping.is_set():
-            self._tally.add_not_tried(self._source.count_rest())
+            self._count_rest()
         return self._end()
 
     def plan(self) -> int:
         """Report what main() would do; return the exit code."""
         for recording in self._source.plan():
             if recording.action is Action.FOLLOW:
-                self._tally.add(recording, from_row(recording.row))
+                self._tally.add(recording, result_of_row(recording.row))
                 continue
             size = f"{recording.file_state.size_bytes:,} bytes"
             audio = recording.audio
@@ -4841,12 +4901,14 @@ class Run:
         return bool(self._signals or self._bug)
 
     def _wind_down(self, workers: Sequence[threading.Thread]) -> None:
-        """End the run, whoever hangs.
+        """End the run with 128 + signal, or 70 for a bug, whoever hangs.
 
-        0 s: nothing new begins; what is before its commit point is cancelled
+        0 s: nothing new begins; what is before its commit point is cancelled, and `failed`
         up to 10 s, or until a second signal: responses to what is past it are waited for
-        then: what is left is cancelled
+        then: what is left is cancelled, and unknown
         1 s later: the process ends, though a worker may hang in a disk or in grpc
+        A worker that ends in time leaves the main thread at most another second for counting what
+        was not tried.
         """
         self._breaker.stop(self._cause())
         for call in self._calls():
@@ -4862,6 +4924,21 @@ class Run:
         while self._wait_a_tick(workers):
             if time.monotonic() > until_s:
                 self._abandon()
+
+    def _count_rest(self) -> None:
+        """Count what was not tried; after a signal for a second at most, as a disk may hang."""
+
+        def count() -> None:
+            self._tally.add_not_tried(self._source.count_rest())
+
+        counting = threading.Thread(target=count, daemon=True)
+        counting.start()
+        until_s = math.inf
+        while counting.is_alive() and time.monotonic() < until_s:
+            counting.join(TICK_S)
+            if self._is_ending():
+                until_s = min(until_s, time.monotonic() + CANCEL_GRACE_S)
+        self._has_counted = not counting.is_alive()
 
     def _cause(self) -> str:
         if self._signals:
@@ -4901,7 +4978,8 @@ class Run:
                     error = UploadError(UNKNOWN._replace(cause=cause, advice=advice))
                 received = recording.received
                 self._tally.add(
-                    recording, unrecorded(received, error) if received else failed(error)
+                    recording,
+                    result_unrecorded(received, error) if received else result_of_error(error),
                 )
             self._tally.finish(is_complete=False)
             log.warning(f"{self._breaker.cause}; {self._tally.summary()}, the others not tried")
@@ -4924,7 +5002,8 @@ class Run:
             # The ledger notes an outage, and says so once it has lasted.
             is_told = self._is_ending() or not self._ledger
             level = logging.WARNING if is_told else logging.INFO
-            text = f"{self._breaker.cause}; {tally.summary()}, {tally.not_tried:,} not tried"
+            number = f"{tally.not_tried:,}" if self._has_counted else "the others"
+            text = f"{self._breaker.cause}; {tally.summary()}, {number} not tried"
             log.log(level, text)
         elif not tally.counts and not tally.left_out:
             looked_for = ", ".join(self._args.suffixes)
@@ -4951,23 +5030,6 @@ class Run:
             self._tally.add_error(error)
 
 
-def update_meaning(error: CallError, row: Row) -> Meaning:
-    """Return what the failed update of a dialog's metadata means.
-
-    It stops the run only if nothing could be sent, as no upload could be either; and what something
-    in between has answered is no refusal by the service.
-    """
-    meaning, cause = error.meaning, f"its metadata could not be updated: {error.meaning.cause}"
-    age_s = abs(time.time() - seconds_of(row["uploaded_at"]))
-    if meaning.may_retry or re.match(f"[A-Z_]+: ({LOST_ANSWER})", error.details):
-        return Meaning(os.EX_TEMPFAIL, UPDATE_FAILED, cause, AGAIN, is_outage=True)
-    if error.status in ("UNAVAILABLE", "UNAUTHENTICATED"):
-        return meaning
-    if error.status == "NOT_FOUND" and age_s < LOOKUP_HOPE_S:
-        return Meaning(os.EX_TEMPFAIL, UPDATE_TOO_EARLY, cause, AGAIN)
-    return Meaning(os.EX_DATAERR, UPDATE_REFUSED, cause, UPDATE_ADVICE)
-
-
 def described(metadata: TalkMetadata | None) -> str:
     """Describe the metadata that would be sent."""
     assert metadata is not None
@@ -4990,7 +5052,7 @@ def update_talk(args: Namespace, access: Access | None, console: Console) -> int
         try:
             tally.add(recording, Uploader(args, access).update_talk(recording, request))
         except UploadError as error:
-            tally.add(recording, failed(error))
+            tally.add(recording, result_of_error(error))
     return tally.exit_code
 
 
@@ -5728,7 +5790,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level = error.level(args) if isinstance(error, LedgerError) else logging.ERROR
         log.log(level, str(error))
         return error.meaning.exit_code
-    except Exception as bug:  # noqa: BLE001 - a bug, whatever it is, is reported with its exit code.
+    except Exception as bug:  # noqa: BLE001 - a bug is reported, whatever it is.
         return report_bug(bug)
 
 
