@@ -3743,9 +3743,8 @@ class MetadataExaminer:
         return True
 
     def collect(self, recording: Recording) -> None:
-        """Collect a recording's metadata, and warn of what is doubtful; raise UploadError."""
+        """Collect a recording's metadata; raise UploadError."""
         collect_metadata(recording, self._args, self._common)
-        self._warn(recording)
 
     def has_changed(self, recording: Recording, row: Row) -> bool:
         """Return whether the JSON beside an uploaded recording has other fields than were sent.
@@ -3806,13 +3805,14 @@ class MetadataExaminer:
             cause += ", but the upload had a --meta-path and this run has none"
             raise data_error("no-meta-path", cause, "add --meta-path")
         else:
-            self._warn(recording)
+            self.warn(recording)
             recording.metadata_sha256 = hash_metadata(recording, self._args)
             # Keys left out are erased.
             if key := self._args.lookup_key or row["lookup_key"]:
                 recording.metadata.fields[key] = recording.sha256
 
-    def _warn(self, recording: Recording) -> None:
+    def warn(self, recording: Recording) -> None:
+        """Warn of what is doubtful in metadata that are going to be sent."""
         if recording.has_placeholders and not self._has_warned:
             self._has_warned = True
             # Of the run, or each run would have a new one.
@@ -3882,8 +3882,7 @@ class Examiner:
                 return False
             self._metadata.collect(recording)
         if not self._ledger:
-            recording.action = Action.SEND
-            return True
+            return self._send(recording)
         if not recording.sha256:
             hash_recording(recording, self._args, self._breaker.stopping)
         for row in sorted(rows, key=lambda row: str(row["uploaded_at"])):
@@ -3994,6 +3993,10 @@ class Examiner:
         if not self._args.dry_run:
             ledger.claim(recording)
         self._claimed.add(recording.sha256)
+        return self._send(recording)
+
+    def _send(self, recording: Recording) -> bool:
+        self._metadata.warn(recording)
         recording.action = Action.SEND
         return True
 
