@@ -3864,10 +3864,14 @@ class Examiner:
         rows, recording.rows = recording.rows, None
         if rows is None:
             rows = self._ledger.find_by_stem(recording.path) if self._ledger else ()
-        other = uploaded_sibling(rows, recording)
-        if rows and recording.siblings:
-            self._take_sent_file(rows, recording)
+        other = None
         known, is_touched = match_file(rows, recording)
+        if known:
+            self._take_file(recording, recording.path, recording.file_state)
+        elif rows:
+            other = uploaded_sibling(rows, recording)
+            self._take_sent_file(rows, recording)
+            known, is_touched = match_file(rows, recording)
         if known:
             return self._act_on_row(recording, known)
         if is_touched and not self.may_rehash:
