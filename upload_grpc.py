@@ -730,6 +730,7 @@ def read_header(path: str, args: Namespace) -> tuple[Audio, FileState]:
 # and for raw PCM. To add a format, add a line to FORMATS.
 
 EXPORT_AGAIN = "record or export it again"
+CUT_IT = "cut it into parts of at most 4 hours"
 WHEN_CLOSED = f"run again when it is closed, or {EXPORT_AGAIN}"
 WAIT_OR_REPAIR = "run again when it is closed; README tells how to repair one by hand"
 NO_SAMPLES = "contains no audio samples, or is still being recorded"
@@ -840,7 +841,7 @@ def check_limits(audio: Audio, size_bytes: int, split: bool, single_message: boo
         raise data_error("cannot-split", cause, "leave out --split")
     if audio.duration_s > DURATION_LIMIT_S and not split:  # For splitting no limit is known.
         cause = f"{audio.duration_s / 3600:.2f} hours long; the limit is 4"
-        raise data_error("too-long", cause, "cut it into parts of at most 4 hours")
+        raise data_error("too-long", cause, CUT_IT)
     if single_message and size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
         limit = f"a single message must be under {SINGLE_MESSAGE_LIMIT_BYTES:,}"
         raise data_error("too-large", f"{size_bytes:,} bytes; {limit}", STREAM_IT)
@@ -1221,8 +1222,7 @@ def run_ffmpeg(
                 cause = f"FFmpeg decoded nothing for {timeout_s:g} s and was ended"
                 raise data_error("conversion-stuck", cause, EXPORT_AGAIN)
             if size_bytes > CONVERTED_LIMIT_BYTES:
-                cause = "longer than a WAV file can be"
-                raise data_error("too-long", cause, "cut it into parts of at most 4 hours")
+                raise data_error("too-long", "longer than a WAV file can be", CUT_IT)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
