@@ -980,6 +980,10 @@ def read_mp3(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audi
     """Find the first frames of an MP3 file, behind its tags, and read the header of the first."""
     skip_id3_tags(file)
     block = file.read(MP3_SEARCH_BYTES)
+    for other in FORMATS if file.tell() > len(block) else ():
+        if other not in (MP3, GSM) and re.match(other.signature, block, re.DOTALL):
+            cause = f"{other.name} behind an ID3 tag, which only MP3 may have"
+            raise data_error("tagged", cause, f"remove the tag, or {EXPORT_AGAIN}")
     for match in MP3_HEADER.finditer(block):
         start = position = match.start()
         rates_hz: list[int] = []

@@ -440,12 +440,12 @@ KINDS: dict[str, Kind] = {
     "tag only": refuses("no-mp3-audio", lambda: TAG, "call.mp3"),
     "tag, cut": refuses("no-mp3-audio", lambda: b"ID3\4\0\0\x7f\x7f\x7f\x7f", "call.mp3"),
     # Only MP3 has tags in front.
-    "WAV behind an ID3 tag": refuses("no-mp3-audio", lambda: TAG + wav()),
-    "WAV named .mp3 behind tags": refuses("no-mp3-audio", lambda: TAGS + wav(), "call.mp3"),
-    "FLAC behind two tags": refuses("no-mp3-audio", lambda: TAG * 2 + sound("FLAC"), "call.flac"),
-    "OggOpus behind a tag": refuses("no-mp3-audio", lambda: TAG + ogg_opus(), "call.opus"),
-    "M4A behind a tag, .mp3": refuses("no-mp3-audio", lambda: TAG + ffmpeg(".m4a"), "call.mp3"),
-    "AAC behind a tag": refuses("no-mp3-audio", lambda: TAG + ffmpeg(".aac"), "call.aac"),
+    "WAV behind an ID3 tag": refuses("tagged", lambda: TAG + wav()),
+    "WAV named .mp3 behind tags": refuses("tagged", lambda: TAGS + wav(), "call.mp3"),
+    "FLAC behind two tags": refuses("tagged", lambda: TAG * 2 + sound("FLAC"), "call.flac"),
+    "OggOpus behind a tag": refuses("tagged", lambda: TAG + ogg_opus(), "call.opus"),
+    "M4A behind a tag, .mp3": refuses("tagged", lambda: TAG + ffmpeg(".m4a"), "call.mp3"),
+    "AAC behind a tag": refuses("tagged", lambda: TAG + ffmpeg(".aac"), "call.aac"),
     "tag and noise": refuses("no-mp3-audio", lambda: TAG + random.Random(2).randbytes(70_000)),
     "samples": refuses("unknown-format", lambda: b"\x01\x00\x05\x00" + pcm()[:1600]),
     "samples named .pcm": refuses("no-header", pcm, "call.pcm", "no audio header"),
@@ -478,6 +478,7 @@ LINES = {
     "zeros": "zeros where the audio header should be; restore the file",
     "unknown-format": "not a recording in a known format; record or export it again",
     "no-mp3-audio": "no MP3 audio where it should begin; record or export it again",
+    "tagged": "[A-Z]\\w+( or MP4)? behind an ID3 tag, which only MP3 may have; remove the tag, or",
     "no-header": "no audio header; for raw PCM use --audio-type pcm with --sample-rate",
 }
 

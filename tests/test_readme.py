@@ -725,7 +725,7 @@ def error_of(call: ast.Call) -> tuple[int | None, ast.expr] | None:
         return {"data_error": 65, "config_error": 78}[name], words[1]
     if name == "LedgerError" or (name == "cls" and len(words) > 3):
         return code_of(words[4]) if len(words) > 4 else 78, words[2]
-    return (0, words[2]) if name == "warn" else None
+    return (0, words[2]) if name == "warn" and len(words) > 2 else None
 
 
 def errors_of_the_program() -> list[tuple[int | None, str]]:
