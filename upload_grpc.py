@@ -1003,9 +1003,10 @@ def skip_id3_tags(file: BinaryIO) -> None:
         if not head.startswith(b"ID3"):
             file.seek(-len(head), os.SEEK_CUR)
             break
-        # The length is four times 7 bits.
+        # The length is four times 7 bits; a footer repeats the header's 10 bytes.
         length = functools.reduce(lambda number, byte: number << 7 | byte & 0x7F, head[6:], 0)
-        file.seek(length, os.SEEK_CUR)
+        has_footer = len(head) > 5 and head[5] & 0x10
+        file.seek(length + (10 if has_footer else 0), os.SEEK_CUR)
 
 
 def mp3_frame(header: bytes) -> tuple[int, int] | None:
