@@ -3296,7 +3296,7 @@ class Lookup:
         recording = recording_of(row)
         created_s = found.get(row["sha256"], {})
         # Not found proves nothing by itself.
-        is_missing = bool(is_proof) and not created_s
+        is_missing = bool(is_proof or row["is_missing"]) and not created_s
         self._ledger.update(recording, looked_up_at=utc(), is_missing=is_missing)
         if not created_s:
             return
