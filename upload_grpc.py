@@ -2435,32 +2435,8 @@ LEDGER_TABLES = (
     half_open     INTEGER NOT NULL DEFAULT 0
 )""",
 )
-# Whether the row r of recordings is that of the path of p, a row of problems. The stem is either
-# all of the path or what is before its last dot: with both given, recordings_by_stem is used.
-SAME_PATH = """r.connection_id = p.connection_id AND r.path = p.path AND r.stem IN
-    (p.path, substr(p.path, 1, length(rtrim(p.path, replace(p.path, '.', ''))) - 1))"""
-
 # Of a row of recordings: left out by --min-duration, once it was converted.
 TOO_SHORT = "(state = 'failed' AND duration_s IS NOT NULL)"
-
-# What became of the row r of recordings, as the next run will see it: a run that may still go on
-# has its rows `sending`; one that is over left nothing (failed) or perhaps a dialog (unknown).
-# A recording that vanished, or waits for its JSON, is not one that the next run will upload.
-OUTCOME = """CASE
-    WHEN r.state IN ('uploaded', 'unknown') THEN r.state
-    WHEN r.state = 'failed' AND r.duration_s IS NOT NULL THEN 'left out'
-    WHEN r.state IN ('sending', 'finishing')
-        AND r.updated_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 day')
-        AND (SELECT ended_at IS NULL FROM runs WHERE connection_id = r.connection_id
-             ORDER BY id DESC LIMIT 1)
-        THEN 'sending'
-    WHEN r.state = 'finishing' THEN 'unknown'
-    ELSE coalesce(
-        (SELECT min(cause) FROM problems p
-         WHERE p.connection_id = r.connection_id AND p.path = r.path AND p.exit_code <> 0
-         AND (p.cause = 'lost' OR p.cause = 'no-metadata' AND r.state <> 'rejected')),
-        replace(r.state, 'sending', 'failed'))
-    END"""
 
 # The outcomes in the order of the report's columns, each with its words.
 OUTCOMES = {
@@ -2479,89 +2455,116 @@ COUNTED_DAYS = "SELECT connection_id, date(recorded_at, 'localtime') AS day, " +
     for outcome, column in zip(OUTCOMES, DAY_COLUMNS, strict=True)
 )
 
-# For people, `sqlite3 -csv`, pandas and dashboards. Their times are the ledger's (UTC), their days
-# those of the zone of whoever asks.
+# Of a row of problems: when its file was last changed; NULL if there was none to look at.
+FILE_TIME = "strftime('%Y-%m-%dT%H:%M:%fZ', mtime_ns / 1e9, 'unixepoch')"
+# The rows r of recordings with the path of the row p of the view below. By its two possible stems,
+# as the index is one of stems; a path itself is in no index.
+SAME_PATH = """recordings r INDEXED BY recordings_by_stem
+    WHERE r.connection_id = p.connection_id AND r.stem IN (p.path, p.before_dot)
+    AND r.path = p.path"""
+
+# For people, `sqlite3 -csv`, pandas and dashboards: calls, days and attention; the first two are
+# their first steps. Times are the ledger's (UTC), days those of the zone of whoever asks.
 LEDGER_VIEWS = {
-    # A row for each call, uploaded or not. What was refused before it had a row in recordings is
-    # known from problems: one row a path, `lost` before what was seen last. A folder has no mtime
-    # there, and is no call. Other content under the path of an uploaded recording is another call.
+    # A row: a recording with a row in recordings, and what has become of it.
+    "recording_outcomes": f"""
+SELECT *, CASE
+    -- The latest run has not ended, nor left this row alone for a day: it was not killed.
+    WHEN state IN ('sending', 'finishing')
+        AND updated_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 day')
+        AND (SELECT ended_at IS NULL FROM runs ORDER BY id DESC LIMIT 1)
+        THEN 'sending'
+    -- What a killed run leaves, as in recover_killed_run.
+    WHEN state = 'finishing' THEN 'unknown'
+    WHEN state IN ('uploaded', 'unknown') THEN state
+    -- Not uploaded. If it is gone, or waits for its JSON, no run will upload it; else as it was.
+    ELSE coalesce(
+        (SELECT cause FROM problems p
+         WHERE p.connection_id = r.connection_id AND p.path = r.path
+         AND p.cause IN ('lost', 'no-metadata')),
+        CASE state WHEN 'rejected' THEN state ELSE 'failed' END)
+    END AS outcome
+FROM recordings r WHERE NOT {TOO_SHORT}""",
+    # A row: a problem, with its parts: the text is "error; what to do (details)".
+    "problem_parts": f"""
+SELECT *,
+    substr(text, 1, instr(text || '; ', '; ') - 1) AS error,
+    substr(text, instr(text || '; ', '; ') + 2) AS what_to_do,
+    {FILE_TIME} AS file_time,
+    -- rtrim leaves what ends in the last dot.
+    substr(path, 1, length(rtrim(path, replace(path, '.', ''))) - 1) AS before_dot
+FROM problems""",
+    # A row: a call, uploaded or not.
     "calls": f"""
-SELECT r.connection_id, r.path, r.recorded_at, r.uploaded_at, {OUTCOME} AS outcome,
-    r.talk_id AS dialog_id, r.found_id, r.error
-FROM recordings r WHERE NOT {TOO_SHORT}
-UNION ALL
-SELECT p.connection_id, p.path,
-    coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', p.mtime_ns / 1e9, 'unixepoch'), p.since), NULL,
-    CASE WHEN p.cause IN ('lost', 'no-metadata') THEN p.cause ELSE 'failed' END, NULL, NULL, p.text
-FROM (
-    SELECT connection_id, path, cause, text, size_bytes, mtime_ns, since,
-        max((cause = 'lost') || seen_at)
-    FROM problems
+WITH refused AS (
+    -- A row: an error of a file (of which there is one at most; warnings have exit code 0), whose
+    -- call has no row in recordings. A folder has no time.
+    SELECT * FROM problem_parts p
     WHERE path <> '' AND exit_code <> 0
-    AND (mtime_ns IS NOT NULL OR cause IN ('lost', 'no-metadata'))
-    GROUP BY connection_id, path
-) p
-WHERE NOT EXISTS (
-    SELECT 1 FROM recordings r INDEXED BY recordings_by_stem WHERE {SAME_PATH}
-    AND (r.state <> 'uploaded' OR coalesce(p.size_bytes, r.size_bytes) = r.size_bytes)
-)""",
-    # Days without calls have zeros, for a year back: a recorder without a clock writes 1970.
+    AND (file_time IS NOT NULL OR cause IN ('lost', 'no-metadata'))
+    AND NOT EXISTS (
+        SELECT 1 FROM {SAME_PATH}
+        -- Other content under the path of an uploaded recording is another call.
+        AND (r.state <> 'uploaded' OR coalesce(p.size_bytes, r.size_bytes) = r.size_bytes)
+    )
+)
+SELECT connection_id, path, recorded_at, uploaded_at, outcome, talk_id AS dialog_id, found_id, error
+FROM recording_outcomes
+UNION ALL
+SELECT connection_id, path, coalesce(file_time, since), NULL,
+    CASE WHEN cause IN ('lost', 'no-metadata') THEN cause ELSE 'failed' END, NULL, NULL, text
+FROM refused""",
+    # A row: a day of a connection, with the number of calls by outcome.
     "days": f"""
-WITH RECURSIVE counted AS ({COUNTED_DAYS} FROM calls GROUP BY 1, 2),
-every_day (connection_id, day) AS (
+WITH RECURSIVE counted AS (
+    -- A row: a day with calls.
+    {COUNTED_DAYS} FROM calls GROUP BY 1, 2
+),
+recent (connection_id, day) AS (
+    -- A row: a day from the first call on, with calls or not; of one year, as a recorder without a
+    -- clock writes 1970.
     SELECT connection_id, max(min(day), date('now', 'localtime', '-365 days'))
     FROM counted GROUP BY 1
     UNION ALL
-    SELECT connection_id, date(day, '+1 day') FROM every_day WHERE day < date('now', 'localtime')
-)
-SELECT connection_id, day, {", ".join(f"sum({column}) AS {column}" for column in DAY_COLUMNS)}
-FROM (
-    SELECT * FROM counted
-    UNION ALL
-    SELECT connection_id, day, {", ".join("0" for _ in DAY_COLUMNS)} FROM every_day
-)
-GROUP BY connection_id, day""",
-    # All that is open: each problem, warnings included, then the recordings that none of them is
-    # about. The text of a problem is "cause; what to do (details)".
+    SELECT connection_id, date(day, '+1 day') FROM recent WHERE day < date('now', 'localtime')
+),
+every_day AS (SELECT connection_id, day FROM counted UNION SELECT connection_id, day FROM recent)
+SELECT connection_id, day, {", ".join(f"coalesce({c}, 0) AS {c}" for c in DAY_COLUMNS)}
+FROM every_day LEFT JOIN counted USING (connection_id, day)
+ORDER BY connection_id, day""",
+    # A row: what is open. Each problem, warnings included, then the recordings without one.
     "attention": f"""
-SELECT p.connection_id, p.since, p.path, p.cause, p.exit_code,
-    CASE WHEN instr(p.text, '; ') THEN substr(p.text, instr(p.text, '; ') + 2) ELSE '' END
-        AS what_to_do,
-    CASE WHEN instr(p.text, '; ') THEN substr(p.text, 1, instr(p.text, '; ') - 1) ELSE p.text END
-        AS error,
-    coalesce(
-        (SELECT r.recorded_at FROM recordings r INDEXED BY recordings_by_stem WHERE {SAME_PATH}
-         ORDER BY r.updated_at DESC LIMIT 1),
-        strftime('%Y-%m-%dT%H:%M:%fZ', p.mtime_ns / 1e9, 'unixepoch')) AS recorded_at,
-    p.seen_at
-FROM problems p
+WITH unnamed AS (
+    -- A row: a recording that is not uploaded, and of which no problem says that.
+    SELECT * FROM recording_outcomes r
+    WHERE state <> 'uploaded' AND outcome IN ('unknown', 'rejected', 'failed')
+    AND NOT EXISTS (
+        SELECT 1 FROM problems p WHERE p.connection_id = r.connection_id AND p.path = r.path
+        AND p.exit_code <> 0 AND (outcome <> 'unknown' OR p.exit_code = 76)
+    )
+)
+SELECT connection_id, since, path, cause, exit_code, what_to_do, error,
+    coalesce((SELECT max(recorded_at) FROM {SAME_PATH}), file_time) AS recorded_at, seen_at
+FROM problem_parts p
 UNION ALL
-SELECT r.connection_id, r.updated_at, r.path, r.outcome,
-    CASE r.outcome WHEN 'unknown' THEN 76 WHEN 'rejected' THEN 65 ELSE 75 END,
-    CASE r.outcome
+SELECT connection_id, updated_at, path, outcome,
+    CASE outcome WHEN 'unknown' THEN 76 WHEN 'rejected' THEN 65 ELSE 75 END,
+    CASE outcome
         WHEN 'unknown' THEN '{LOOK_FOR_IT} by ' || coalesce(
-            r.lookup_key || ' = ' || r.sha256,
-            'its time: ' || strftime('%Y-%m-%d %H:%M', r.recorded_at, 'localtime'))
+            lookup_key || ' = ' || sha256,
+            'its time: ' || strftime('%Y-%m-%d %H:%M', recorded_at, 'localtime'))
             || '; if it is not there, --retry-unknown'
-            || CASE WHEN r.lookup_key IS NULL THEN '' ELSE ' without --lookup-key' END
+            || CASE WHEN lookup_key IS NULL THEN '' ELSE ' without --lookup-key' END
             || ' uploads it again'
         WHEN 'rejected' THEN
             'correct the file or its metadata; after a fix in the console: --retry-rejected'
         ELSE 'the next run uploads it' END,
-    coalesce(r.error, CASE r.state
+    coalesce(error, CASE state
         WHEN 'finishing' THEN 'the run ended before its result was recorded'
         WHEN 'sending' THEN 'the run ended before it was uploaded'
-        ELSE r.state END),
-    r.recorded_at, r.updated_at
-FROM (
-    SELECT r.*, {OUTCOME} AS outcome FROM recordings r
-    WHERE r.state <> 'uploaded' AND NOT {TOO_SHORT}
-) r
-WHERE r.outcome IN ('unknown', 'rejected', 'failed') AND NOT EXISTS (
-    SELECT 1 FROM problems p WHERE p.connection_id = r.connection_id AND p.path = r.path
-    AND CASE r.outcome WHEN 'unknown' THEN p.exit_code = 76
-        WHEN 'rejected' THEN p.exit_code = 65 ELSE p.exit_code <> 0 END
-)""",
+        ELSE state END),
+    recorded_at, updated_at
+FROM unnamed""",
 }
 NEW_LEDGER = "a new ledger uploads everything again"
 CHECK_LEDGER = "check --ledger"

@@ -301,18 +301,6 @@ def test_two_lost_ids_and_other_content_under_one_path(ledger: Path, maker: Make
     ]
 
 
-def test_several_problems_of_one_path_are_one_call(ledger: Path, maker: Maker) -> None:
-    maker.problem("/a/1.wav", 65, "empty", "empty; wait", seen_at=ago(hours=9))
-    maker.problem("/a/1.wav", 66, "unreadable", "unreadable; look", seen_at=ago(hours=3))
-    maker.close()
-    assert [row["error"] for row in run(ledger, "--format", "csv").rows] == ["unreadable; look"]
-    maker = Maker.__new__(Maker)
-    maker.db = sqlite3.connect(ledger, isolation_level=None)
-    maker.problem("/a/1.wav", 66, "lost", "lost; look", seen_at=ago(hours=8))
-    maker.close()
-    assert [row["outcome"] for row in run(ledger, "--format", "csv").rows] == ["lost"]
-
-
 def test_problems_of_runs_and_folders_are_no_calls(ledger: Path, maker: Maker) -> None:
     maker.problem("", 75, "outage", "no answer; the next run goes on", since=ago(hours=3))
     text = "empty, although the ledger has recordings below it; is it mounted?"
