@@ -4069,94 +4069,121 @@ LOST = "lost"
 COPY_DIFFERS = "copy-differs"
 LOOKUP_FAILED = "lookup"
 
+# How long a problem has to last before a run with --quiet says it, by cause, else by exit code;
+# what is not listed is said at once. May pass by itself: an hour. A person can do nothing: a day.
+SAID_AFTER_S: dict[str | int, float] = {
+    OUTAGE: PASSING_S,
+    LOOKUP_FAILED: PASSING_S,
+    UNDELIVERED: LOOKUP_HOPE_S,
+    UPDATE_TOO_EARLY: LOOKUP_HOPE_S,
+    UNKNOWN.id: LOOKUP_HOPE_S,  # With --lookup-key; without it nothing would find the dialog.
+    os.EX_TEMPFAIL: PASSING_S,
+}
 
-class OpenProblem(NamedTuple):
-    """A problem that lasts."""
 
-    text: str
-    since: str
-    said_at: str | None  # By a run with --quiet.
-    file_state: FileState | None  # None: there was no file to look at.
+class OpenProblem:
+    """A problem that lasts: a row of problems, and what this run has done about it."""
+
+    def __init__(
+        self, text: str, since: str, said_at: str | None, file_state: FileState | None
+    ) -> None:
+        self.text = text
+        self.since = since
+        self.said_at = said_at  # By a run with --quiet.
+        self.file_state = file_state  # None: there was no file to look at.
+        self.is_met = False  # By this run.
+        self.is_said = False  # By this run, with --quiet.
 
 
 class Problems:
     """What an operator hears: the only way of an error or a warning to stderr.
 
-    Without --quiet, or without a ledger, a run says at once all that it finds. With both, a problem
-    is said when it is new (or has lasted, if it may pass by itself), and again on each day that it
-    lasts. The ledger keeps what is open, for --report. Every method may raise LedgerError.
+    Without --quiet, or without a ledger, a run says at once all that it finds. With both:
+
+    problem                        said first     again     over when
+    of a recording, by its path:
+      65, 66, 76                   at once        each day  it is uploaded or left out, or meets
+      75, may pass by itself       after an hour  each day  another error; or a run that looked at
+      unknown, with --lookup-key   after a day    each day  everything has not met it, and it is
+      undelivered, though other    after a day    each day  not lost (_is_over, _is_lost)
+        uploads worked
+      update of a new dialog       after a day    each day  as above
+      lost: gone, not uploaded     at once        never     it is uploaded, or its row is deleted
+      warning                      at once        each day  as above
+    of the run, path "":
+      outage: no upload works      after an hour  each day  an upload works
+      lookup failed                after an hour  each day  a lookup works
+      other errors (77, 78, ...)   at once        each day  not met by a run that has uploaded,
+                                                            or has looked at everything
+      warning                      at once        each day  not met by a run that has done both
+
+    SAID_AFTER_S is the second column; "each day" is at the end of the first run of a local day, for
+    all that lasts. So of a service that is down from 02:00 to 05:00 the first run after 03:00 says
+    one line, and no other run does. The ledger keeps what is open, for --report.
+    Every method may raise LedgerError.
     """
 
     def __init__(self, args: Namespace, ledger: Ledger | None) -> None:
+        self.has_looked_up = False  # With success, or nothing is unknown any more.
         self._args = args
         self._ledger = None if args.dry_run else ledger
-        self._open: dict[ProblemKey, OpenProblem] = {}
-        self._by_path: dict[str, set[ProblemKey]] = collections.defaultdict(set)
+        # By path, as stored; "": those of the run.
+        self._open: dict[str, dict[ProblemKey, OpenProblem]] = {"": {}}
         for key, problem in self._ledger.problems().items() if self._ledger else ():
-            self._open[key] = problem
-            self._by_path[key.path].add(key)
-        self._met: set[ProblemKey] = set()  # By this run.
-        self._said: set[ProblemKey] = set()
-        self._lines: collections.Counter[str] = collections.Counter()  # By cause.
-        self.has_looked_up = False  # With success, or nothing is unknown any more.
+            self._open.setdefault(key.path, {})[key] = problem
         self._has_uploaded = False
-        self._undelivered: list[tuple[str, UploadError, FileState | None]] = []
-        # Size and mtime of what this run has met or uploaded: a file that was renamed is not lost.
-        self._seen: set[tuple[int, int]] = set()
+        # What failed through the service or the network.
+        self._undelivered: list[tuple[str, str, FileState | None]] = []
+        # Size and mtime of files that this run has met or uploaded: what has only another name is
+        # not lost.
+        self._files: set[tuple[int, int]] = set()
+        self._lines: collections.Counter[str] = collections.Counter()  # By cause.
 
     def note(self, path: str, error: UploadError, file_state: FileState | None = None) -> None:
         """Take a problem of a recording, or with path "" of the run."""
         meaning, text = error.meaning, clean(masked(str(error)))
         if self._ledger:
-            # That uploads work does not show that updates do.
-            is_of_run = meaning.is_outage and meaning.id != UPDATE_FAILED
-            if is_of_run and meaning.exit_code == os.EX_TEMPFAIL:
-                self._undelivered.append((path, error, file_state))
-                key = ProblemKey("", meaning.exit_code, OUTAGE)
-            elif meaning.stops_run or not path:
-                key = ProblemKey("", meaning.exit_code, meaning.id)
-            else:
-                key = self._key(stored_path(path), meaning)
-            self._remember(self._ledger, key, text, file_state)
+            stored, code = stored_path(path) if path else "", meaning.exit_code
+            state = file_state if file_state and any(file_state) else None
+            if state and meaning.id != LOST:
+                self._files.add(state[:2])
+            key = ProblemKey(stored, code, self._cause(stored, meaning))
+            # That an update failed does not show that uploads do.
+            if meaning.is_outage and code == os.EX_TEMPFAIL and meaning.id != UPDATE_FAILED:
+                self._undelivered.append((stored, text, state))
+                key = ProblemKey("", code, OUTAGE)
+            elif meaning.stops_run:
+                key = ProblemKey("", code, meaning.id)
+            self._remember(self._ledger, key, text, state)
         if not (self._ledger and self._args.quiet):
-            line = f"{path}: {text}" if path else text
-            self._say(meaning.exit_code, meaning.id, line)
+            self._say(meaning.exit_code, meaning.id, f"{path}: {text}" if path else text)
 
     def clear(self, recording: Recording, was_sent: bool) -> None:
-        """Forget the problems of a recording that this run has not met.
-
-        was_sent: it was uploaded or updated; then the service works, too.
-        """
+        """Forget what is over, as a recording was uploaded or updated (was_sent) or left out."""
         if self._ledger is None:
             return
-        self._has_uploaded = self._has_uploaded or was_sent
-        if not self._open:
-            return
-        keys = self._by_path.get(stored_path(recording.path), set()) - self._met
         if was_sent:
-            self._seen.add(recording.file_state[:2])
-            keys |= {key for key in self._by_path[""] - self._met if key.exit_code}
-            keys |= {key for key in self._by_path[""] if key.cause == OUTAGE}
-        for key in keys:
-            self._forget(self._ledger, key)
+            self._has_uploaded = True
+            self._clear_run(self._ledger, is_complete=False)
+        if len(self._open) > 1:  # Else none is of a recording.
+            if was_sent:
+                self._files.add(recording.file_state[:2])
+            for key, problem in self._of(stored_path(recording.path)):
+                if not problem.is_met:
+                    self._forget(self._ledger, key)
 
     def finish(self, is_complete: bool) -> set[int]:
         """Say what lasts or is lost; return exit codes. is_complete: all was looked at."""
-        ledger = self._ledger
-        codes: set[int] = set()
+        ledger, codes = self._ledger, set[int]()
         if ledger:
-            for path, error, file_state in self._undelivered if self._has_uploaded else ():
-                key = ProblemKey(stored_path(path), error.meaning.exit_code, UNDELIVERED)
-                self._remember(ledger, key, clean(masked(str(error))), file_state)
+            for path, text, file_state in self._undelivered if self._has_uploaded else ():
+                key = ProblemKey(path, os.EX_TEMPFAIL, UNDELIVERED)
+                self._remember(ledger, key, text, file_state)
+            self._clear_run(ledger, is_complete)
             if is_complete:
-                codes = self._review(ledger)
-            for key, problem in sorted(self._open.items()) if self._args.quiet else ():
-                if key.cause == LOST:
-                    is_due = problem.said_at is None
-                else:
-                    is_due = is_of_earlier_day(problem)
-                if is_due and key not in self._said:
-                    self._say_quietly(ledger, key)
+                codes = self._clear_or_lose(ledger)
+            if self._args.quiet:
+                self._say_again(ledger)
         for cause, number in self._lines.items():
             if self._args.quiet and number > SAID_LIMIT:
                 where = "--report" if ledger else "leave out --quiet"
@@ -4167,108 +4194,124 @@ class Problems:
         """Use the ledger no more: it may be what the run waits for."""
         self._ledger = None
 
-    def _key(self, path: str, meaning: Meaning) -> ProblemKey:
-        if meaning.id == REJECTED_BEFORE:  # For the cause that was noted then.
-            for key in self._by_path.get(path, ()):
+    # What is open
+
+    def _of(self, path: str) -> list[tuple[ProblemKey, OpenProblem]]:
+        return list(self._open.get(path, {}).items())
+
+    def _cause(self, path: str, meaning: Meaning) -> str:
+        if meaning.id == REJECTED_BEFORE:  # The cause that was noted then.
+            for key, _ in self._of(path):
                 if key.exit_code == meaning.exit_code:
-                    return key
-        return ProblemKey(path, meaning.exit_code, meaning.id)
+                    return key.cause
+        return meaning.id
 
     def _remember(
         self, ledger: Ledger, key: ProblemKey, text: str, file_state: FileState | None
     ) -> None:
-        """Note a problem, and say it with --quiet if that is due.
-
-        An error takes the place of the recording's earlier one.
-        """
-        if key.path and key.exit_code:
-            for other in [k for k in self._by_path[key.path] if k.exit_code and k != key]:
+        """Note that this run has met a problem, and say it with --quiet if that is due."""
+        for other, _ in self._of(key.path) if key.path and key.exit_code else ():
+            if other.exit_code and other != key:  # A recording has one error: the latest.
                 self._forget(ledger, other)
-        if not (file_state and any(file_state)):
+        if not key.path:
             file_state = None
-        elif key.cause != LOST:
-            self._seen.add(file_state[:2])
         ledger.note_problem(key, text, file_state)
-        before = self._open.get(key)
-        since, said_at = (before.since, before.said_at) if before else (utc(), None)
-        self._open[key] = OpenProblem(text, since, said_at, file_state)
-        self._by_path[key.path].add(key)
-        self._met.add(key)
+        of_path = self._open.setdefault(key.path, {})
+        problem = of_path.setdefault(key, OpenProblem(text, utc(), None, file_state))
+        problem.text, problem.file_state, problem.is_met = text, file_state, True
         # A JSON may have several wrong dates.
-        is_new = said_at is None or (key in self._said and not key.exit_code)
-        if self._args.quiet and is_new and self._has_lasted(key):
-            self._say_quietly(ledger, key)
+        is_new = problem.said_at is None or (problem.is_said and not key.exit_code)
+        if self._args.quiet and is_new and self._has_lasted(key, problem):
+            self._say_quietly(ledger, key, problem)
 
     def _forget(self, ledger: Ledger, key: ProblemKey) -> None:
         ledger.forget_problem(key)
-        self._open.pop(key, None)
-        self._by_path[key.path].discard(key)
+        of_path = self._open[key.path]
+        del of_path[key]
+        if key.path and not of_path:
+            del self._open[key.path]
 
-    def _has_lasted(self, key: ProblemKey) -> bool:
-        """Return whether a problem lasts for so long that a person has to hear of it."""
-        may_pass = key.exit_code == os.EX_TEMPFAIL or key.cause == LOOKUP_FAILED
-        hold_s = PASSING_S if may_pass else 0.0
-        waits_a_day = key.cause in (UNDELIVERED, UPDATE_TOO_EARLY)
-        if waits_a_day or (key.cause == UNKNOWN.id and self._args.lookup_key):
-            hold_s = LOOKUP_HOPE_S
-        return abs(time.time() - seconds_of(self._open[key].since)) >= hold_s
+    # What is over, and what is lost
 
-    def _review(self, ledger: Ledger) -> set[int]:
-        """Look at what a run that looked at everything has not met: it is over, or lost.
+    def _clear_run(self, ledger: Ledger, is_complete: bool) -> None:
+        for key, problem in self._of(""):
+            if self._is_over_for_run(key, problem, is_complete):
+                self._forget(ledger, key)
+
+    def _is_over_for_run(self, key: ProblemKey, problem: OpenProblem, is_complete: bool) -> bool:
+        """Return whether a problem of the run is over."""
+        if key.cause == OUTAGE:  # What fails in a run with uploads is undelivered.
+            return self._has_uploaded
+        if problem.is_met:
+            return False
+        if key.cause == LOOKUP_FAILED:
+            return self.has_looked_up
+        if key.exit_code:
+            return self._has_uploaded or is_complete
+        return self._has_uploaded and is_complete  # Most warnings are of what is uploaded.
+
+    def _clear_or_lose(self, ledger: Ledger) -> set[int]:
+        """Decide on each path that a run has not met, although it looked at everything.
 
         Returns exit codes.
         """
-        for key in self._by_path[""] - self._met:
-            # An outage ends with an upload; without one, warnings of what is sent may last, too.
-            is_over = bool(key.exit_code or self._has_uploaded) and key.cause != OUTAGE
-            if self.has_looked_up if key.cause == LOOKUP_FAILED else is_over:
-                self._forget(ledger, key)
-        codes: set[int] = set()
-        paths = {key.path for key in self._open} | set(ledger.paths_not_uploaded())
-        paths -= {key.path for key in self._met} | {""}
-        folders = [stored_path(path) for path in self._args.audio_path if has_entries(path)]
+        paths = {*self._open, *ledger.paths_not_uploaded()} - {""}
+        paths -= {path for path, of_path in self._open.items() if is_any_met(of_path)}
+        paths -= {path for path, _, _ in self._undelivered}
+        named = [stored_path(path) for path in self._args.audio_path if has_entries(path)]
         beside = {os.path.dirname(stored_path(path)) for path in self._args.audio_path}
+        codes: set[int] = set()
         for path in sorted(paths):
-            is_below = any(path == top or path.startswith(f"{top}/") for top in folders)
-            over: list[ProblemKey] = []
-            if "\\" in path:  # It may stand for another character.
+            if not was_looked_at(path, named, beside):
                 continue
-            if os.path.lexists(path):
-                if is_below:
-                    over = list(self._by_path[path])
-            elif (is_below or os.path.dirname(path) in beside) and has_nearest_folder(path):
-                over = self._over_or_lost(ledger, path, codes)
-            for key in over:
-                self._forget(ledger, key)
+            past = Past(path, self._of(path), ledger)
+            if self._is_over(past, ledger):
+                for key, _ in self._of(path):
+                    self._forget(ledger, key)
+            elif self._is_lost(past):
+                self.note(path, past.lost(), past.file_states[0] if past.file_states else None)
+                codes.add(os.EX_NOINPUT)
         return codes
 
-    def _over_or_lost(self, ledger: Ledger, path: str, codes: set[int]) -> list[ProblemKey]:
-        """Return the problems that are over, of a file that is gone; note it if it is lost."""
-        keys = list(self._by_path[path])
-        rows = [row for row in ledger.find_by_stem(path) if row["path"] == path]
-        states = [state for key in keys if (state := self._open[key].file_state)]
-        sizes = {state.size_bytes for state in states} or {row["size_bytes"] for row in rows}
-        found = {row["state"] for row in rows if row["size_bytes"] in sizes}
-        if found & {"unknown", "finishing"} or any(key.cause == LOST for key in keys):
-            return []  # To be looked for in the console; said already.
-        was_renamed = any(state[:2] in self._seen for state in states)
-        was_copy = any(key.cause == COPY_DIFFERS for key in keys)
-        is_over = "uploaded" in found or was_renamed or was_copy or ledger.goes_on(path)
-        if is_over or not (states or found):
-            return keys
-        earlier = next((row["error"] for row in rows if row["error"]), None)
-        earlier = earlier or (keys and self._open[keys[0]].text.partition("; ")[0])
-        advice = "restore it, or delete its row from the ledger's problems"
-        meaning = Meaning(os.EX_NOINPUT, LOST, "gone before it was uploaded", advice)
-        lost = UploadError(meaning, f"earlier: {earlier}" if earlier else "")
-        self.note(path, lost, states[0] if states else None)
-        codes.add(meaning.exit_code)
-        return []
+    def _is_over(self, past: Past, ledger: Ledger) -> bool:
+        """Return whether nobody has to care for a file that this run has not met."""
+        return (
+            os.path.lexists(past.path)
+            or "uploaded" in past.row_states
+            or COPY_DIFFERS in past.causes  # What it is a copy of is uploaded.
+            or any(state[:2] in self._files for state in past.file_states)  # It was renamed.
+            or ledger.goes_on(past.path)
+            or not (past.file_states or past.row_states)  # A typing error: it never was there.
+        )
 
-    def _say_quietly(self, ledger: Ledger, key: ProblemKey) -> None:
+    def _is_lost(self, past: Past) -> bool:
+        """Return whether a file that is gone, and not over, has to be noted as lost."""
+        may_be_there = past.row_states & {"unknown", "finishing"}  # To be looked for.
+        return not may_be_there and LOST not in past.causes
+
+    # What is said
+
+    def _has_lasted(self, key: ProblemKey, problem: OpenProblem) -> bool:
+        """Return whether a problem lasts for so long that a person has to hear of it."""
+        after_s = SAID_AFTER_S.get(key.cause, SAID_AFTER_S.get(key.exit_code, 0.0))
+        if key.cause == UNKNOWN.id and not self._args.lookup_key:
+            after_s = 0.0
+        # A clock may jump either way.
+        return abs(time.time() - seconds_of(problem.since)) >= after_s
+
+    def _say_again(self, ledger: Ledger) -> None:
+        """Say what was said on an earlier day, whether or not this run has met it."""
+        lasting = {key: each for of_path in self._open.values() for key, each in of_path.items()}
+        for key, problem in sorted(lasting.items()):
+            is_due = is_of_earlier_day(problem)
+            if key.cause == LOST:  # Perhaps found by a run without --quiet.
+                is_due = problem.said_at is None
+            if is_due and not problem.is_said:
+                self._say_quietly(ledger, key, problem)
+
+    def _say_quietly(self, ledger: Ledger, key: ProblemKey, problem: OpenProblem) -> None:
         ledger.mark_said(key)
-        self._said.add(key)
-        problem = self._open[key] = self._open[key]._replace(said_at=utc())
+        problem.said_at, problem.is_said = utc(), True
         prefix = f"{key.path}: " if key.path else ""
         if key.cause == OUTAGE:
             prefix = f"no upload has worked since {local_time(problem.since)}: "
@@ -4278,6 +4321,53 @@ class Problems:
         self._lines[cause] += 1
         if not self._args.quiet or self._lines[cause] <= SAID_LIMIT:
             log.log(logging.ERROR if exit_code else logging.WARNING, line)
+
+
+class Past:
+    """What the ledger knows of a file that a run has not met."""
+
+    def __init__(
+        self, path: str, problems: Sequence[tuple[ProblemKey, OpenProblem]], ledger: Ledger
+    ) -> None:
+        self.path = path
+        self.causes = {key.cause for key, _ in problems}
+        self.file_states = [problem.file_state for _, problem in problems if problem.file_state]
+        rows = [row for row in ledger.find_by_stem(path) if row["path"] == path]
+        self._has_row = any(row["state"] != "uploaded" for row in rows)
+        # Rows of another size are of another call that had this name.
+        sizes = {state.size_bytes for state in self.file_states}
+        rows = [row for row in rows if not sizes or row["size_bytes"] in sizes]
+        self.row_states = {row["state"] for row in rows}
+        errors = [row["error"] for row in rows if row["error"]]
+        errors += [problem.text.partition("; ")[0] for _, problem in problems]
+        self._error = errors[0] if errors else ""
+
+    def lost(self) -> UploadError:
+        """Return the error of a file that is lost."""
+        # With a row left in either, the next run would find it again.
+        tables = "problems and recordings" if self._has_row else "problems"
+        advice = f"restore it, or delete its row from the ledger's {tables}"
+        meaning = Meaning(os.EX_NOINPUT, LOST, "gone before it was uploaded", advice)
+        return UploadError(meaning, f"earlier: {self._error}" if self._error else "")
+
+
+def was_looked_at(path: str, named: Sequence[str], beside: set[str]) -> bool:
+    """Return whether a run that looked at everything would have met a file of this path.
+
+    named: the folders given, but for empty ones; beside: those that hold what was given.
+    """
+    is_below = any(f"{path}/".startswith(f"{top.rstrip('/')}/") for top in named)
+    if "\\" in path:  # It may stand for another character.
+        return False
+    if os.path.lexists(path):
+        return is_below
+    # What a shell's *.wav no longer finds is beside what it found.
+    return (is_below or os.path.dirname(path) in beside) and has_nearest_folder(path)
+
+
+def is_any_met(problems: Mapping[ProblemKey, OpenProblem]) -> bool:
+    """Return whether this run has met one of them."""
+    return any(problem.is_met for problem in problems.values())
 
 
 def is_of_earlier_day(problem: OpenProblem) -> bool:
