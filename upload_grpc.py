@@ -2450,7 +2450,9 @@ OUTCOMES = {
 }
 DAY_COLUMNS = tuple(words.replace(" ", "_") for words in OUTCOMES.values())
 
-COUNTED_DAYS = "SELECT connection_id, date(recorded_at, 'localtime') AS day, " + ", ".join(
+# Of the view calls: the day of a call, and how many have each outcome.
+LOCAL_DAY = "date(recorded_at, 'localtime')"
+COUNTS = ", ".join(
     f"sum(outcome = '{outcome}') AS {column}"
     for outcome, column in zip(OUTCOMES, DAY_COLUMNS, strict=True)
 )
@@ -2518,7 +2520,7 @@ FROM refused""",
     "days": f"""
 WITH RECURSIVE counted AS (
     -- A row: a day with calls.
-    {COUNTED_DAYS} FROM calls GROUP BY 1, 2
+    SELECT connection_id, {LOCAL_DAY} AS day, {COUNTS} FROM calls GROUP BY 1, 2
 ),
 recent (connection_id, day) AS (
     -- A row: a day from the first call on, with calls or not; of one year, as a recorder without a
@@ -5090,23 +5092,14 @@ def update_talk(args: Namespace, access: Access | None, console: Console) -> int
 # --- 16. The report ---------------------------------------------------------------------------
 
 # A connection whose cron job works has a run within this time that looked at everything.
-QUIET_RUN_LIMIT = datetime.timedelta(hours=24)
+QUIET_RUN_LIMIT_S = 24 * 60 * 60.0
 CHECK_CRON = "check that cron runs, and what it emails"
 # So that a good day fits a screen; with --since all days since then, up to a year.
 DAYS_SHOWN = 10
 DAYS_SHOWN_SINCE = 366
 # Of each cause; the newest are shown.
 ATTENTION_SHOWN = 10
-CALL_COLUMNS = (
-    "connection_id",
-    "path",
-    "recorded_at",
-    "uploaded_at",
-    "outcome",
-    "dialog_id",
-    "found_id",
-    "error",
-)
+NO_CALLS = (0,) * len(OUTCOMES)
 
 
 class Filter(NamedTuple):
@@ -5114,9 +5107,9 @@ class Filter(NamedTuple):
 
     calls: str
     attention: str
+    covered: str  # What of attention counts for the exit code; shown is all that is open.
     runs: str
-    is_covered: str  # What counts for the exit code: attention shows all that is open.
-    values: dict[str, str]
+    values: dict[str, str | None]
 
 
 class LastRun(NamedTuple):
@@ -5124,13 +5117,16 @@ class LastRun(NamedTuple):
 
     connection_id: str
     text: str
-    is_overdue: bool  # None within QUIET_RUN_LIMIT, or something was not tried.
+    is_overdue: bool
 
 
 def report(args: Namespace) -> int:
     """Print what the ledger knows and return the exit code; raise UploadError.
 
-    The gravest of what --since covers; at least 75 if a connection's last --quiet run is overdue.
+    The exit code is the gravest of what needs attention and, with --since, is about a call recorded
+    since then (of what is about no call: was met by a run since then); it is at least 75 if, of any
+    connection that ever had a --quiet run, none within 24 h looked at everything, or the latest
+    left something not tried.
     """
     import sqlite3
 
@@ -5138,17 +5134,16 @@ def report(args: Namespace) -> int:
     try:
         with contextlib.closing(open_for_report(path)) as db:
             chosen = make_filter(args)
-            check_connection(db, args, path)
+            check_connection(db, args.connection_id, path)
             last_runs = find_last_runs(db, chosen)
+            overdue = [run for run in last_runs if run.is_overdue]
             if args.format == "text":
                 print_text(db, args, chosen, last_runs)
             else:
                 print_calls(db, chosen, args.format)
-                for run in last_runs:
-                    if run.is_overdue:
-                        log.warning("%s: %s", one_line(run.connection_id), one_line(run.text))
-            covered = f"{chosen.attention} AND {chosen.is_covered}"
-            sql = f"SELECT DISTINCT exit_code FROM attention WHERE {covered}"
+                for run in overdue:
+                    log.warning("%s: %s", one_line(run.connection_id), one_line(run.text))
+            sql = f"SELECT DISTINCT exit_code FROM attention WHERE {chosen.covered}"
             codes = {code for (code,) in db.execute(sql, chosen.values)}
         sys.stdout.flush()
     except sqlite3.Error as error:
@@ -5156,7 +5151,7 @@ def report(args: Namespace) -> int:
     except OSError as error:
         cause = f"stdout cannot be written: {error_text(error)}"
         raise UploadError(Meaning(os.EX_IOERR, "stdout", cause, "redirect it")) from error
-    if any(run.is_overdue for run in last_runs):
+    if overdue:
         codes.add(os.EX_TEMPFAIL)
     return next((code for code in GRAVEST_FIRST if code in codes), os.EX_OK)
 
@@ -5176,115 +5171,87 @@ def open_for_report(path: str) -> Any:
     return db
 
 
-def check_connection(db: Any, args: Namespace, path: str) -> None:
-    """Raise UploadError if the ledger knows nothing of --connection-id: a typo is not "all well".
-
-    Its value is not named, as it may be a misplaced key.
-    """
-    if args.connection_id is None:
-        return
-    for table in ("runs", "recordings", "problems"):
-        sql = f"SELECT 1 FROM {table} WHERE connection_id = ? LIMIT 1"
-        if db.execute(sql, (args.connection_id,)).fetchone():
-            return
-    known = [row[0] for row in db.execute("SELECT DISTINCT connection_id FROM runs ORDER BY 1")]
-    advice = f"it has: {one_line(', '.join(known[:10])) or 'no run yet'}"
-    cause = "the connection of --connection-id is not in it"
-    raise LedgerError(path, "connection", cause, advice)
-
-
 def make_filter(args: Namespace) -> Filter:
     """Return the conditions that --connection-id, --audio-path and --since stand for."""
-    values: dict[str, str] = {}
-    connection = "1"
-    if args.connection_id is not None:
-        values["connection"] = args.connection_id
-        connection = "connection_id = :connection"
+    since = ""
+    if args.since:
+        since = utc(datetime.datetime.combine(args.since, datetime.time()).timestamp())
+    values = {"connection": args.connection_id, "since": since}
     paths = []
     for number, path in enumerate(map(stored_path, args.audio_path)):
         folder = path.rstrip("/")
         # What is below: "/" is followed by "0".
         values |= {f"at{number}": path, f"from{number}": f"{folder}/", f"to{number}": f"{folder}0"}
         paths.append(f"path = :at{number} OR path >= :from{number} AND path < :to{number}")
-    at_paths = " OR ".join(paths) or "1"
-    since = covered = "1"
-    if args.since is not None:
-        midnight = datetime.datetime.combine(args.since, datetime.time())
-        midnight = midnight.astimezone(datetime.timezone.utc)
-        values["since"] = midnight.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        since = "recorded_at >= :since"
-        # What is about no recording (an outage, a folder) counts while runs meet it.
-        covered = "coalesce(recorded_at, seen_at) >= :since"
+    at_paths = " OR ".join(paths) or "TRUE"
+    connection = "connection_id = coalesce(:connection, connection_id)"
+    # What is wrong with a run is wrong for each path.
+    attention = f"{connection} AND (path = '' OR {at_paths})"
     return Filter(
-        calls=f"{connection} AND ({at_paths}) AND {since}",
-        # What is wrong with a run is wrong for each path.
-        attention=f"{connection} AND (path = '' OR {at_paths})",
+        calls=f"{connection} AND ({at_paths}) AND calls.recorded_at >= :since",
+        attention=attention,
+        covered=f"{attention} AND coalesce(recorded_at, seen_at) >= :since",
         runs=connection,
-        is_covered=covered,
         values=values,
     )
 
 
-def find_last_runs(db: Any, chosen: Filter) -> list[LastRun]:
-    """Describe the last --quiet run that looked at everything, of each connection with runs.
+def check_connection(db: Any, connection_id: str | None, path: str) -> None:
+    """Raise UploadError if the ledger knows nothing of --connection-id: a typo is not "all well".
 
-    A connection that never had a --quiet run is not held to having one.
+    Its value is not named, as it may be a misplaced key.
     """
-    sql = f"""SELECT connection_id, max(quiet),
+    tables = ("runs", "recordings", "problems")
+    sql = " UNION ".join(f"SELECT connection_id FROM {table}" for table in tables)
+    known = [name for (name,) in db.execute(f"{sql} ORDER BY 1")] if connection_id else []
+    if connection_id and connection_id not in known:
+        cause = "the connection of --connection-id is not in it"
+        advice = f"it has: {one_line(', '.join(known[:10])) or 'no run yet'}"
+        raise LedgerError(path, "connection", cause, advice)
+
+
+def find_last_runs(db: Any, chosen: Filter) -> list[LastRun]:
+    """Describe the last --quiet run that looked at everything, of each connection with runs."""
+    by_connection = f"""SELECT connection_id, max(quiet),
         max(CASE WHEN quiet AND looked_at_all THEN id END),
         max(CASE WHEN quiet AND ended_at IS NOT NULL THEN id END)
         FROM runs WHERE {chosen.runs} GROUP BY connection_id"""
-    now = datetime.datetime.now(datetime.timezone.utc)
+    by_id = """SELECT coalesce(ended_at, began_at), found, uploaded, left_out, not_tried, exit_code
+        FROM runs WHERE id = ?"""
     runs = []
-    for connection_id, is_held_to_it, complete, ended in db.execute(sql, chosen.values).fetchall():
-        columns = "coalesce(ended_at, began_at), found, uploaded, left_out, not_tried, exit_code"
-        sql = f"SELECT {columns} FROM runs WHERE id = ?"
-        run = db.execute(sql, (complete,)).fetchone()
-        later = db.execute(sql, (ended,)).fetchone() if ended and ended > (complete or 0) else None
-        if not is_held_to_it:
-            text, is_overdue = "no run with --quiet so far", False
-        elif not run:
-            text, is_overdue = f"none with --quiet looked at everything; {CHECK_CRON}", True
-        else:
-            text = run_text(run)
-            # A clock that jumped must not hide a dead cron for years.
-            is_overdue = abs(now - parse_time(run[0])) > QUIET_RUN_LIMIT
-            if is_overdue:
-                text = f"none for 24 h looked at everything; {CHECK_CRON}. The last: {text}"
-        if later:
-            text += f". Since then: {run_text(later)}"
-        is_overdue = is_overdue or bool((run and run[4]) or (later and later[4]))
-        runs.append(LastRun(connection_id, text, is_overdue))
+    for name, has_quiet, complete_id, latest_id in db.execute(by_connection, chosen.values):
+        if not has_quiet:
+            runs.append(LastRun(name, "no run with --quiet so far", False))
+            continue
+        complete = db.execute(by_id, (complete_id,)).fetchone()
+        is_newer = (latest_id or 0) > (complete_id or 0)
+        latest = db.execute(by_id, (latest_id,)).fetchone() if is_newer else None
+        # A clock that jumped must not hide a dead cron for years.
+        is_old = not complete or abs(time.time() - seconds_of(complete[0])) > QUIET_RUN_LIMIT_S
+        words = [f"none for 24 h looked at everything; {CHECK_CRON}"] if is_old else []
+        if complete:
+            words.append(f"{'The last: ' if is_old else ''}{run_text(*complete)}")
+        if latest:
+            words.append(f"Since then: {run_text(*latest)}")
+        not_tried = any(run and run[4] for run in (complete, latest))
+        runs.append(LastRun(name, ". ".join(words), is_old or not_tried))
     return runs
 
 
-def run_text(run: tuple[Any, ...]) -> str:
+def run_text(
+    at: str, found: int, uploaded: int, left_out: str | None, not_tried: int, exit_code: int | None
+) -> str:
     """Say when a run ended, what it found and what it left."""
-    at, found, uploaded, left_out, not_tried, exit_code = run
-    reasons = json.loads(left_out or "{}")
-    counts = [f"{found:,} found", f"{uploaded:,} uploaded"]
-    counts += [f"{number:,} {reason}" for reason, number in reasons.items() if number]
-    if not_tried:
-        counts.append(f"{not_tried:,} not tried")
-    if exit_code:
-        counts.append(f"exit code {exit_code}")
-    return f"{local_time(at)}: {', '.join(counts)}"
-
-
-def parse_time(text: str) -> datetime.datetime:
-    """Parse a time of the ledger."""
-    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+    counts = {"found": found, "uploaded": uploaded, **json.loads(left_out or "{}")}
+    words = [f"{number:,} {what}" for what, number in counts.items()]
+    words += [f"{not_tried:,} not tried"] if not_tried else []
+    words += [f"exit code {exit_code}"] if exit_code else []
+    return f"{local_time(at)}: {', '.join(words)}"
 
 
 def local_time(text: str) -> str:
     """Return a time of the ledger in the local zone, to the minute."""
-    return f"{parse_time(text).astimezone():%Y-%m-%d %H:%M}"
-
-
-def local_zone() -> str:
-    """Name the local zone: "CET/CEST, now UTC+01:00"."""
-    now = datetime.datetime.now().astimezone()
-    return f"{'/'.join(dict.fromkeys(time.tzname))}, now UTC{now.isoformat()[-6:]}"
+    return f"{datetime.datetime.fromtimestamp(seconds_of(text)):%Y-%m-%d %H:%M}"
 
 
 def print_calls(db: Any, chosen: Filter, output_format: str) -> None:
@@ -5294,21 +5261,26 @@ def print_calls(db: Any, chosen: Filter, output_format: str) -> None:
     """
     import csv
 
-    columns = ", ".join(CALL_COLUMNS)
+    columns = "*"
     if output_format == "csv":
-        for name in ("recorded_at", "uploaded_at"):
-            columns = columns.replace(name, f"strftime('%Y-%m-%d %H:%M:%S', {name}, 'localtime')")
-    sql = f"SELECT {columns} FROM calls WHERE {chosen.calls} ORDER BY recorded_at, path"
-    rows = safe_rows(db.execute(sql, chosen.values))
-    stdout = utf8_stdout()
+        local = "strftime('%Y-%m-%d %H:%M:%S', {0}, 'localtime') AS {0}".format
+        columns = f"connection_id, path, {local('recorded_at')}, {local('uploaded_at')}, "
+        columns += "outcome, dialog_id, found_id, error"
+    sql = f"SELECT {columns} FROM calls WHERE {chosen.calls} ORDER BY calls.recorded_at, path"
+    cursor = db.execute(sql, chosen.values)
+    names = [name for name, *_ in cursor.description]
+    rows = safe_rows(cursor)
+    stdout = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper):  # Whatever the locale is.
+        stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     if output_format == "json":
         encode = json.JSONEncoder(ensure_ascii=False).encode
-        stdout.writelines(encode(dict(zip(CALL_COLUMNS, row))) + "\n" for row in rows)  # noqa: B905
+        stdout.writelines(encode(dict(zip(names, row))) + "\n" for row in rows)  # noqa: B905
         return
     # The byte order mark tells spreadsheets that this is UTF-8.
     stdout.write("\ufeff")
     writer = csv.writer(stdout, delimiter=";", lineterminator="\n")
-    writer.writerow(CALL_COLUMNS)
+    writer.writerow(names)
     # The service's words must not become a formula.
     writer.writerows(
         (*row[:-1], f"'{row[-1]}") if row[-1] and row[-1][0] in "=+-@" else row for row in rows
@@ -5319,152 +5291,88 @@ def safe_rows(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
     """Yield rows of text or None with control and bidi characters escaped."""
     for row in rows:
         # str.isprintable is quick, and few rows have anything to escape.
-        if "".join(filter(None, row)).isprintable():
-            yield row
-        else:
-            yield tuple(value and one_line(value) for value in row)
-
-
-def utf8_stdout() -> TextIO:
-    """Return stdout, writing UTF-8 whatever the locale is."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    return sys.stdout
+        is_safe = "".join(filter(None, row)).isprintable()
+        yield row if is_safe else tuple(value and one_line(value) for value in row)
 
 
 def print_text(db: Any, args: Namespace, chosen: Filter, last_runs: list[LastRun]) -> None:
     """Print the report for people: totals, runs, days, what needs attention."""
-    width = terminal_width()
-    totals = {run.connection_id: [0] * len(OUTCOMES) for run in last_runs}
-    days: dict[str, list[int]] = {}
-    sql = f"{COUNTED_DAYS} FROM calls WHERE {chosen.calls} GROUP BY 1, 2"
-    for connection_id, day, *counts in db.execute(sql, chosen.values):
-        for sums, key in ((totals, connection_id), (days, day or "?")):
-            sums[key] = [a + b for a, b in zip(sums.get(key, [0] * 7), counts, strict=True)]
+
+    def counted(column: str) -> dict[str, tuple[int, ...]]:
+        sql = f"SELECT {column}, {COUNTS} FROM calls WHERE {chosen.calls} GROUP BY 1"
+        return {name: counts for name, *counts in db.execute(sql, chosen.values)}
+
     since = f" recorded since {args.since}" if args.since else ""
-    print_wrapped(f"Calls{since} (ledger {args.ledger})", width, "    ")
-    print_wrapped(f"Days and times: {local_zone()}", width, "    ")
+    now = datetime.datetime.now().astimezone()
+    print_line(f"Calls{since} (ledger {args.ledger})")
+    print_line(f"Days and times: {now:%Z}, now UTC{now.isoformat()[-6:]}")
     print()
+    nothing = {run.connection_id: NO_CALLS for run in last_runs}
+    totals = {**nothing, **counted("connection_id")}
     for connection_id, counts in sorted(totals.items()):
-        print_wrapped(f"{connection_id}: {count_text(counts)}", width, "    ")
-    if not totals:
-        print("No calls.")
-    print()
+        words = zip(counts, OUTCOMES.values(), strict=True)
+        text = ", ".join(f"{n:,} {word}" for n, word in words if n or word == "uploaded")
+        print_line(f"{connection_id}: {text}")
+    print("" if totals else "No calls.\n")
     for run in last_runs:
         name = f" of {run.connection_id}" if len(last_runs) > 1 else ""
-        print_wrapped(f"Last complete run{name}: {run.text}", width, "    ")
-    if not last_runs:
-        print("No runs.")
-    print()
-    print_days(days, args.since, width)
-    print_attention(db, chosen, len(totals) > 1, width)
+        print_line(f"Last complete run{name}: {run.text}")
+    print("" if last_runs else "No runs.\n")
+    print_days(counted(LOCAL_DAY), args.since)
+    print_attention(db, chosen, len(totals) > 1)
 
 
-def count_text(counts: list[int]) -> str:
-    """Return "1,204 uploaded, 2 failed": zeros only of what was uploaded."""
-    pairs = list(zip(counts, OUTCOMES.values(), strict=True))
-    return ", ".join(f"{n:,} {words}" for i, (n, words) in enumerate(pairs) if n or not i)
-
-
-def print_days(days: dict[str, list[int]], since: datetime.date | None, width: int) -> None:
-    """Print the days, the latest first, those without calls too; columns, if width allows.
-
-    width: in characters.
-    """
+def print_days(days: Mapping[str, Sequence[int]], since: datetime.date | None) -> None:
+    """Print a table of days, the latest first, those without calls too."""
     if not days and not since:
         return
     limit = DAYS_SHOWN_SINCE if since else DAYS_SHOWN
-    today = datetime.date.today()
-    first = str(since) if since else min(days)
+    first, today = str(since or min(days)), datetime.date.today()
     recent = (str(today - datetime.timedelta(days=ago)) for ago in range(limit))
     every_day = sorted({*days, *(day for day in recent if day >= first)}, reverse=True)
-    # Only what any of the days has, but always the six that people ask for.
-    words = list(OUTCOMES.values())[: 7 if any(counts[6] for counts in days.values()) else 6]
-    columns = [(word, max(len(word), 7) + 2) for word in words]
-    is_table = 14 + sum(size for _, size in columns) <= width
-    if is_table:
-        print(f"{'Day':14}" + "".join(f"{word:>{size}}" for word, size in columns))
+    # What is being uploaded is in the totals only.
+    widths = {word: max(len(word), 7) + 2 for word in [*OUTCOMES.values()][:-1]}
+    print(f"{'Day':14}" + "".join(f"{word:>{width}}" for word, width in widths.items()))
     for day in every_day[:limit]:
-        counts = days.get(day, [0] * 7)
-        weekday = "" if day == "?" else f"{datetime.date.fromisoformat(day):%a}"
-        if is_table:
-            cells = zip(counts, columns, strict=False)
-            print(f"{day} {weekday:3}" + "".join(f"{n:>{size},}" for n, (_, size) in cells))
-        else:
-            print_wrapped(f"{day} {weekday}: {count_text(counts)}", width, "    ")
-    if earlier := [days[day] for day in every_day[limit:]]:
-        sums = [sum(column) for column in zip(*earlier, strict=True)]
-        print_wrapped(f"Earlier (--since DAY shows the days): {count_text(sums)}", width, "    ")
-    print()
+        cells = zip(days.get(day, NO_CALLS), widths.values(), strict=False)
+        weekday = f"{datetime.date.fromisoformat(day):%a}"
+        print(f"{day} {weekday:3}" + "".join(f"{n:>{width},}" for n, width in cells))
+    print("" if every_day[limit:] == [] else "Earlier days: --since DAY\n")
 
 
-class Entry(NamedTuple):
-    """A row of attention; entries sort by since."""
-
-    since: str
-    connection_id: str
-    path: str
-    error: str
-    what_to_do: str
-
-
-def print_attention(db: Any, chosen: Filter, name_connections: bool, width: int) -> None:
+def print_attention(db: Any, chosen: Filter, name_connections: bool) -> None:
     """Print all that is open, the gravest cause first; of each cause the newest few."""
-    import heapq
-
-    # By exit code and cause: how many, the first, and a heap of the newest.
-    counts: dict[tuple[int, str], int] = {}
-    first: dict[tuple[int, str], str] = {}
-    newest: dict[tuple[int, str], list[Entry]] = {}
-    sql = f"""SELECT exit_code, cause, since, connection_id, path, error, what_to_do
-        FROM attention WHERE {chosen.attention}"""
-    for exit_code, name, *columns in db.execute(sql, chosen.values):
-        key, entry = (exit_code, name), Entry(*columns)
-        counts[key] = counts.get(key, 0) + 1
-        first[key] = min(first.get(key, entry.since), entry.since)
-        heap = newest.setdefault(key, [])
-        heapq.heappush(heap, entry)
-        if len(heap) > ATTENTION_SHOWN:
-            heapq.heappop(heap)
-    if not counts:
+    sql = f"SELECT exit_code, cause, count(*), min(since) FROM attention WHERE {chosen.attention}"
+    causes = db.execute(f"{sql} GROUP BY 1, 2 ORDER BY 1, 2", chosen.values).fetchall()
+    if not causes:
         print("Nothing needs attention.")
         return
-    print(f"Needs attention: {sum(counts.values()):,}, the newest first")
-    gravity = {code: place for place, code in enumerate(GRAVEST_FIRST)}
-    for key in sorted(counts, key=lambda key: (gravity.get(key[0], len(gravity)), key)):
-        kind = f"exit code {key[0]}" if key[0] else "a warning"
+    print(f"Needs attention: {sum(number for _, _, number, _ in causes):,}, the newest first")
+    # Warnings come last.
+    causes.sort(key=lambda row: (*GRAVEST_FIRST, row[0]).index(row[0]))
+    for exit_code, cause, number, first in causes:
+        kind = f"exit code {exit_code}" if exit_code else "a warning"
         print()
-        print_wrapped(f"{counts[key]:,} {key[1]} ({kind})", width, "    ")
-        print_entries(sorted(newest[key], reverse=True), name_connections, width)
-        if (rest := counts[key] - len(newest[key])) > 0:
-            where = "--format csv" if key[0] else "the view attention in the ledger"
-            text = f"  and {rest:,} more, since {local_time(first[key])}: {where}"
-            print_wrapped(text, width, "    ")
+        print_line(f"{number:,} {cause} ({kind})")
+        sql = f"""SELECT since, connection_id, path, error, what_to_do FROM attention
+            WHERE ({chosen.attention}) AND exit_code = :exit_code AND cause = :cause
+            ORDER BY since DESC, path DESC LIMIT {ATTENTION_SHOWN}"""
+        said = ""
+        values = {**chosen.values, "exit_code": exit_code, "cause": cause}
+        for since, connection_id, path, *what in db.execute(sql, values):
+            if (text := "; ".join(filter(None, what))) != said:
+                print_line(f"  {text}")
+                said = text
+            name = f"{connection_id}  " if name_connections else ""
+            print_line(f"    {local_time(since)}  {name}{path or '(the run)'}")
+        if (rest := number - ATTENTION_SHOWN) > 0:
+            where = "--format csv" if exit_code else "the view attention in the ledger"
+            print_line(f"  and {rest:,} more, since {local_time(first)}: {where}")
 
 
-def print_entries(entries: list[Entry], name_connections: bool, width: int) -> None:
-    """Print when and where, and before it what and what to do, unless that was said just now."""
-    said: tuple[str, ...] = ("", "")
-    for entry in entries:
-        says = (entry.error, entry.what_to_do)
-        if says != said:
-            is_new = entry.what_to_do and entry.what_to_do != said[1]
-            print_wrapped(f"  {'; '.join(says) if is_new else entry.error}", width, "  ")
-            said = says
-        name = f"{entry.connection_id}  " if name_connections else ""
-        line = f"    {local_time(entry.since)}  {name}{entry.path or '(the run)'}"
-        print_wrapped(line, width, "      ")
-
-
-def print_wrapped(text: str, width: int, indent: str) -> None:
-    """Print text in lines of at most width characters, cut after a blank, else within a path."""
-    text = one_line(text)
-    while len(text) > width:
-        least = len(indent) + width // 3
-        cut = text.rfind(" ", least, width + 1) + 1 or text.rfind("/", least, width) + 1 or width
-        print(text[:cut].rstrip(" "))
-        text = indent + text[cut:].lstrip(" ")
-    print(text)
+def print_line(text: str) -> None:
+    """Print a line; it is not cut, so that paths can be copied."""
+    print(one_line(text))
 
 
 # --- 17. Options and main ---------------------------------------------------------------------
