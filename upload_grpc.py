@@ -2457,16 +2457,14 @@ COUNTS = ", ".join(
     for outcome, column in zip(OUTCOMES, DAY_COLUMNS, strict=True)
 )
 
-# Of a row of problems: when its file was last changed; NULL if there was none to look at.
-FILE_TIME = "strftime('%Y-%m-%dT%H:%M:%fZ', mtime_ns / 1e9, 'unixepoch')"
-# The rows r of recordings with the path of the row p of the view below. By its two possible stems,
+# The rows r of recordings with the path of the row p of problem_parts. By its two possible stems,
 # as the index is one of stems; a path itself is in no index.
 SAME_PATH = """recordings r INDEXED BY recordings_by_stem
     WHERE r.connection_id = p.connection_id AND r.stem IN (p.path, p.before_dot)
     AND r.path = p.path"""
 
-# For people, `sqlite3 -csv`, pandas and dashboards: calls, days and attention; the first two are
-# their first steps. Times are the ledger's (UTC), days those of the zone of whoever asks.
+# For people, `sqlite3 -csv`, pandas and dashboards: calls, days and attention; the first two here
+# are their first steps. Times are the ledger's (UTC), days those of the zone of whoever asks.
 LEDGER_VIEWS = {
     # A row: a recording with a row in recordings, and what has become of it.
     "recording_outcomes": f"""
@@ -2488,11 +2486,12 @@ SELECT *, CASE
     END AS outcome
 FROM recordings r WHERE NOT {TOO_SHORT}""",
     # A row: a problem, with its parts: the text is "error; what to do (details)".
-    "problem_parts": f"""
+    "problem_parts": """
 SELECT *,
     substr(text, 1, instr(text || '; ', '; ') - 1) AS error,
     substr(text, instr(text || '; ', '; ') + 2) AS what_to_do,
-    {FILE_TIME} AS file_time,
+    -- NULL if there was no file to look at.
+    strftime('%Y-%m-%dT%H:%M:%fZ', mtime_ns / 1e9, 'unixepoch') AS file_time,
     -- rtrim leaves what ends in the last dot.
     substr(path, 1, length(rtrim(path, replace(path, '.', ''))) - 1) AS before_dot
 FROM problems""",
@@ -4120,9 +4119,9 @@ class Problems:
       warning                      at once        each day  not met by a run that has done both
 
     SAID_AFTER_S is the second column; "each day" is at the end of the first run of a local day, for
-    all that lasts. So of a service that is down from 02:00 to 05:00 the first run after 03:00 says
-    one line, and no other run does. The ledger keeps what is open, for --report.
-    Every method may raise LedgerError.
+    all that lasts. So of a service that is down from 02:00 to 05:00 the first run after 03:00 with
+    anything to upload says one line; no other run says anything, but of responses that were lost.
+    The ledger keeps what is open, for --report. Every method may raise LedgerError.
     """
 
     def __init__(self, args: Namespace, ledger: Ledger | None) -> None:
@@ -4258,13 +4257,15 @@ class Problems:
         Returns exit codes.
         """
         paths = {*self._open, *ledger.paths_not_uploaded()} - {""}
-        paths -= {path for path, of_path in self._open.items() if is_any_met(of_path)}
+        for path, problems in self._open.items():
+            if any(problem.is_met for problem in problems.values()):
+                paths.discard(path)
         paths -= {path for path, _, _ in self._undelivered}
-        named = [stored_path(path) for path in self._args.audio_path if has_entries(path)]
+        folders = [stored_path(path) for path in self._args.audio_path if has_entries(path)]
         beside = {os.path.dirname(stored_path(path)) for path in self._args.audio_path}
         codes: set[int] = set()
         for path in sorted(paths):
-            if not was_looked_at(path, named, beside):
+            if not was_looked_at(path, folders, beside):
                 continue
             past = Past(path, self._of(path), ledger)
             if self._is_over(past, ledger):
@@ -4353,23 +4354,18 @@ class Past:
         return UploadError(meaning, f"earlier: {self._error}" if self._error else "")
 
 
-def was_looked_at(path: str, named: Sequence[str], beside: set[str]) -> bool:
+def was_looked_at(path: str, folders: Sequence[str], beside: set[str]) -> bool:
     """Return whether a run that looked at everything would have met a file of this path.
 
-    named: the folders given, but for empty ones; beside: those that hold what was given.
+    folders: those given that are not empty; beside: those that hold what was given.
     """
-    is_below = any(f"{path}/".startswith(f"{top.rstrip('/')}/") for top in named)
+    is_below = any(f"{path}/".startswith(f"{top.rstrip('/')}/") for top in folders)
     if "\\" in path:  # It may stand for another character.
         return False
     if os.path.lexists(path):
         return is_below
     # What a shell's *.wav no longer finds is beside what it found.
     return (is_below or os.path.dirname(path) in beside) and has_nearest_folder(path)
-
-
-def is_any_met(problems: Mapping[ProblemKey, OpenProblem]) -> bool:
-    """Return whether this run has met one of them."""
-    return any(problem.is_met for problem in problems.values())
 
 
 def is_of_earlier_day(problem: OpenProblem) -> bool:
@@ -5100,6 +5096,7 @@ DAYS_SHOWN_SINCE = 366
 # Of each cause; the newest are shown.
 ATTENTION_SHOWN = 10
 NO_CALLS = (0,) * len(OUTCOMES)
+SAME_CONNECTION = "connection_id = coalesce(:connection, connection_id)"
 
 
 class Filter(NamedTuple):
@@ -5108,7 +5105,6 @@ class Filter(NamedTuple):
     calls: str
     attention: str
     covered: str  # What of attention counts for the exit code; shown is all that is open.
-    runs: str
     values: dict[str, str | None]
 
 
@@ -5184,14 +5180,12 @@ def make_filter(args: Namespace) -> Filter:
         values |= {f"at{number}": path, f"from{number}": f"{folder}/", f"to{number}": f"{folder}0"}
         paths.append(f"path = :at{number} OR path >= :from{number} AND path < :to{number}")
     at_paths = " OR ".join(paths) or "TRUE"
-    connection = "connection_id = coalesce(:connection, connection_id)"
     # What is wrong with a run is wrong for each path.
-    attention = f"{connection} AND (path = '' OR {at_paths})"
+    attention = f"{SAME_CONNECTION} AND (path = '' OR {at_paths})"
     return Filter(
-        calls=f"{connection} AND ({at_paths}) AND calls.recorded_at >= :since",
+        calls=f"{SAME_CONNECTION} AND ({at_paths}) AND calls.recorded_at >= :since",
         attention=attention,
         covered=f"{attention} AND coalesce(recorded_at, seen_at) >= :since",
-        runs=connection,
         values=values,
     )
 
@@ -5203,8 +5197,8 @@ def check_connection(db: Any, connection_id: str | None, path: str) -> None:
     """
     tables = ("runs", "recordings", "problems")
     sql = " UNION ".join(f"SELECT connection_id FROM {table}" for table in tables)
-    known = [name for (name,) in db.execute(f"{sql} ORDER BY 1")] if connection_id else []
-    if connection_id and connection_id not in known:
+    known = [name for (name,) in db.execute(f"{sql} ORDER BY 1")]
+    if connection_id is not None and connection_id not in known:
         cause = "the connection of --connection-id is not in it"
         advice = f"it has: {one_line(', '.join(known[:10])) or 'no run yet'}"
         raise LedgerError(path, "connection", cause, advice)
@@ -5215,7 +5209,7 @@ def find_last_runs(db: Any, chosen: Filter) -> list[LastRun]:
     by_connection = f"""SELECT connection_id, max(quiet),
         max(CASE WHEN quiet AND looked_at_all THEN id END),
         max(CASE WHEN quiet AND ended_at IS NOT NULL THEN id END)
-        FROM runs WHERE {chosen.runs} GROUP BY connection_id"""
+        FROM runs WHERE {SAME_CONNECTION} GROUP BY connection_id"""
     by_id = """SELECT coalesce(ended_at, began_at), found, uploaded, left_out, not_tried, exit_code
         FROM runs WHERE id = ?"""
     runs = []
@@ -5298,17 +5292,15 @@ def safe_rows(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
 def print_text(db: Any, args: Namespace, chosen: Filter, last_runs: list[LastRun]) -> None:
     """Print the report for people: totals, runs, days, what needs attention."""
 
-    def counted(column: str) -> dict[str, tuple[int, ...]]:
+    def counted(column: str) -> dict[str, Sequence[int]]:
         sql = f"SELECT {column}, {COUNTS} FROM calls WHERE {chosen.calls} GROUP BY 1"
         return {name: counts for name, *counts in db.execute(sql, chosen.values)}
 
     since = f" recorded since {args.since}" if args.since else ""
     now = datetime.datetime.now().astimezone()
     print_line(f"Calls{since} (ledger {args.ledger})")
-    print_line(f"Days and times: {now:%Z}, now UTC{now.isoformat()[-6:]}")
-    print()
-    nothing = {run.connection_id: NO_CALLS for run in last_runs}
-    totals = {**nothing, **counted("connection_id")}
+    print(f"Days and times: {now:%Z}, now UTC{now.isoformat()[-6:]}\n")
+    totals = {run.connection_id: NO_CALLS for run in last_runs} | counted("connection_id")
     for connection_id, counts in sorted(totals.items()):
         words = zip(counts, OUTCOMES.values(), strict=True)
         text = ", ".join(f"{n:,} {word}" for n, word in words if n or word == "uploaded")
@@ -5337,7 +5329,7 @@ def print_days(days: Mapping[str, Sequence[int]], since: datetime.date | None) -
         cells = zip(days.get(day, NO_CALLS), widths.values(), strict=False)
         weekday = f"{datetime.date.fromisoformat(day):%a}"
         print(f"{day} {weekday:3}" + "".join(f"{n:>{width},}" for n, width in cells))
-    print("" if every_day[limit:] == [] else "Earlier days: --since DAY\n")
+    print("Earlier days: --since DAY\n" if every_day[limit:] else "")
 
 
 def print_attention(db: Any, chosen: Filter, name_connections: bool) -> None:

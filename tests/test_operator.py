@@ -292,7 +292,9 @@ def test_an_outage_is_said_once_it_has_lasted_an_hour(
     for _ in range(3):
         assert cron(*away) == Outcome(75, "", "")
     assert "no connection to the service" in hand(*away).err
-    assert ledgers.causes(ledger) == [("", "outage")]
+    [outage] = ledgers.problems(ledger)
+    assert (outage["path"], outage["cause"]) == ("", "outage")
+    assert outage["mtime_ns"] is None, "--report --since goes by when it was seen"
     ledgers.pass_time(ledger, HOUR_S - 60)
     assert cron(*away) == Outcome(75, "", "")
     ledgers.pass_time(ledger, 60)
@@ -331,7 +333,7 @@ def test_one_that_fails_while_others_are_uploaded_is_said_after_a_day(
     service.on_call = step
     for number in range(3):
         make_wav(calls / f"{number}.wav", 2_000)
-        assert (cron().code, ledgers.causes(ledger)[-1]) == (75, ("bad.wav", "undelivered"))
+        assert (cron().code, ledgers.causes(ledger)) == (75, [("bad.wav", "undelivered")])
         ledgers.pass_time(ledger, 7 * HOUR_S)
     ledgers.pass_time(ledger, 4 * HOUR_S)
     make_wav(calls / "3.wav", 2_000)
