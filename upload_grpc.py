@@ -5,9 +5,10 @@ from a shell:
   export API_KEY=...
   python3 upload_grpc.py --audio-path call.wav --meta-path metadata_example.json \\
       --connection-id ID
-from cron (one line):
-  */5 * * * *  /opt/upload_grpc/upload_grpc.py --quiet --audio-path /var/calls --min-age 60
-      --meta-path /etc/speechsense.json --connection-id ID --key-file /etc/speechsense.key
+from cron (one line, after a first run by hand without --quiet):
+  */5 * * * *  /opt/upload_grpc/upload_grpc.py --quiet --audio-path /var/calls --min-age 300
+      --since 7d --require-json --convert --meta-path /etc/speechsense.json
+      --connection-id ID --key-file /etc/speechsense.key
       --ledger /var/lib/speechsense/ledger.sqlite >>/var/lib/speechsense/uploaded.log
 
 exit codes:
@@ -23,7 +24,8 @@ Results go to stdout, everything else to stderr. README.md says more.
 """
 
 # Read from top to bottom, the file follows a recording: found, checked without touching the
-# network, sent over one call, remembered in the ledger, counted and reported. `Run` has the loop.
+# network, sent over one call, remembered in the ledger, counted and reported. Who wants the loop
+# first begins with Run, then Source, Examiner and Worker.
 # Whether a call can be lost or doubled: Transfer.commit (when may a dialog exist?), RULES with
 # call_error (what does the end of a call prove?), Uploader._retrying (the only repetition within a
 # run), Ledger (what survives a crash) and decide (the only repetition by a later run).
@@ -68,7 +70,7 @@ import types
 import uuid
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, TextIO
+from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO
 
 try:
     import fcntl
@@ -355,7 +357,8 @@ UNKNOWN = Meaning(
 )
 
 # The policy: a pattern for "STATUS: details", and what it means; the first match counts. None of
-# these calls created a dialog.
+# these calls created a dialog. What a new meaning is for an update of metadata, a split and a
+# lookup is said by update_meaning, Uploader.follow and would_repeat.
 RULES = (
     # A proxy's or gateway's limit for a request's body.
     (".*Received http2 header with status: 413", TOO_LARGE_BETWEEN),
@@ -401,10 +404,12 @@ def call_error(error: Exception, call: Call) -> CallError:
     # dialog.
     is_committed = call.phase is Phase.COMMITTED
     otherwise = UNKNOWN if is_committed else FAILED
-    if not isinstance(error, grpc.Call):  # We gave up, or were stopped.
-        never_connected = isinstance(error, grpc.FutureTimeoutError) and not call.has_connected
-        meaning = NO_CONNECTION if never_connected and not is_committed else otherwise
-        return CallError(meaning, str(error) or "the run was stopped", call)
+    if isinstance(error, grpc.FutureCancelledError):  # The run is ending: no outage.
+        meaning = otherwise._replace(may_retry=False, is_outage=False)
+        return CallError(meaning, "the run was stopped", call)
+    if not isinstance(error, grpc.Call):  # Nothing moved, so we gave up.
+        never_connected = not (call.has_connected or is_committed)
+        return CallError(NO_CONNECTION if never_connected else otherwise, str(error), call)
     status = error.code().name
     text = masked(" ".join((error.details() or "no details").split()))
     details = f"{status}: {text}"
@@ -418,6 +423,25 @@ def call_error(error: Exception, call: Call) -> CallError:
         if re.match(pattern, details, re.IGNORECASE):
             return CallError(meaning, details, call, status)
     return CallError(otherwise, details, call, status)
+
+
+def update_meaning(error: CallError, row: Row) -> Meaning:
+    """Return what the failed update of a dialog's metadata means.
+
+    It stops the run only if nothing could be sent, as no upload could be either; and what something
+    in between has answered is no refusal by the service.
+    """
+    meaning, cause = error.meaning, f"its metadata could not be updated: {error.meaning.cause}"
+    age_s = abs(time.time() - seconds_of(row["uploaded_at"]))
+    is_lost = re.match(f"[A-Z_]+: ({LOST_ANSWER})", error.details)
+    if meaning.exit_code == os.EX_TEMPFAIL or is_lost:
+        is_outage = meaning.is_outage or bool(is_lost)
+        return Meaning(os.EX_TEMPFAIL, UPDATE_FAILED, cause, AGAIN, is_outage=is_outage)
+    if error.status in ("UNAVAILABLE", "UNAUTHENTICATED"):
+        return meaning
+    if error.status == "NOT_FOUND" and age_s < LOOKUP_HOPE_S:
+        return Meaning(os.EX_TEMPFAIL, UPDATE_TOO_EARLY, cause, AGAIN)
+    return Meaning(os.EX_DATAERR, UPDATE_REFUSED, cause, UPDATE_ADVICE)
 
 
 class Outcome(str, enum.Enum):
@@ -434,7 +458,11 @@ class Outcome(str, enum.Enum):
 
 
 class Result(NamedTuple):
-    """What became of a recording: built by the functions below, and assigned once, by Tally.add."""
+    """What became of a recording: assigned once, by Tally.add, and never changed after that.
+
+    Built by the functions below; by Lookup._take for what was found, by Worker._convert for what is
+    too short, by Run.plan for a dry run.
+    """
 
     outcome: Outcome
     talk_ids: tuple[str, ...] = ()
@@ -450,13 +478,13 @@ class Result(NamedTuple):
         return self.talk_ids or ((self.found_id,) if self.found_id else ())
 
 
-def failed(error: UploadError) -> Result:
+def result_of_error(error: UploadError) -> Result:
     """Return the result that an error means."""
     outcomes = {os.EX_DATAERR: Outcome.REJECTED, os.EX_PROTOCOL: Outcome.UNKNOWN}
     return Result(outcomes.get(error.meaning.exit_code, Outcome.FAILED), error=error)
 
 
-def uploaded(response: Any, call: Call) -> Result:
+def result_of_response(response: Any, call: Call) -> Result:
     """Accept a response only if it has an ID and came after the last byte.
 
     response: UploadTalkResponse, or the Operation of a recording to be split.
@@ -478,11 +506,11 @@ def uploaded(response: Any, call: Call) -> Result:
     result = Result(Outcome.UPLOADED, talk_ids, badge.badge_id, operation_id)
     if not (operation_id and response.done):
         return result
-    result = split(result, response)
+    result = result_of_operation(result, response)
     return result._replace(outcome=Outcome.REJECTED) if result.error else result
 
 
-def split(result: Result, operation: Any) -> Result:
+def result_of_operation(result: Result, operation: Any) -> Result:
     """Return the result of a recording whose operation is done: with the IDs of its dialogs."""
     badge = talk_service_pb2.UploadBadgeResponse()
     with contextlib.suppress(DecodeError):
@@ -494,8 +522,12 @@ def split(result: Result, operation: Any) -> Result:
     return result._replace(error=data_error("not-split", cause, LOOK_FOR_IT))
 
 
-def unrecorded(result: Result, error: UploadError) -> Result:
-    """Return the result of a recording that the ledger could not record (error says why)."""
+def result_unrecorded(result: Result, error: UploadError) -> Result:
+    """Return the result of a recording that the ledger could not record (error says why).
+
+    The ledger's own line is printed first, and ends the run. Then this recording's, with its ID:
+    exit code 76. Its row is still `finishing`, so the next run calls it unknown.
+    """
     if result.outcome is not Outcome.UPLOADED:
         return result
     dialog_id = " ".join(result.talk_ids) or result.operation_id
@@ -514,7 +546,7 @@ UPDATE_FAILED = "update-failed"
 UPDATE_ADVICE = "correct its JSON: it is sent again once that changes, or with --retry-rejected"
 
 
-def from_row(row: Row, reason: str = "") -> Result:
+def result_of_row(row: Row, reason: str = "") -> Result:
     """Return the result of a recording that is left as the ledger has it; reason: why it is."""
     if row["state"] in ("unknown", "finishing"):
         why = row["error"] or "a run is uploading it, or ended before its result was recorded"
@@ -526,11 +558,11 @@ def from_row(row: Row, reason: str = "") -> Result:
         if row["is_missing"]:
             cause, advice = f"not in the service, a lookup proved: {why}", "use --retry-unknown"
             meaning = meaning._replace(id="missing", cause=cause, advice=advice)
-        return failed(UploadError(meaning))
+        return result_of_error(UploadError(meaning))
     if row["state"] == "rejected":
         cause = f"not sent, as it was rejected before: {row['error']}"
         advice = "it is sent again once the file or its metadata changes, or with --retry-rejected"
-        return failed(data_error(REJECTED_BEFORE, cause, advice))
+        return result_of_error(data_error(REJECTED_BEFORE, cause, advice))
     return Result(
         Outcome.ALREADY,
         tuple((row["talk_id"] or "").split()),
@@ -712,13 +744,13 @@ def read_header(path: str, args: Namespace) -> tuple[Audio, FileState]:
     try:
         with open(path, "rb") as file:
             state = FileState.of(file.fileno())
-            audio = read_audio(
-                file, state.size_bytes, args.audio_type, args.sample_rate, args.channels
-            )
+            audio = read_audio(file, state.size_bytes, args)
     except OSError as error:
         raise unreadable(error) from error
     if audio.needs_conversion and not args.convert:
-        raise conversion_needed(audio)
+        cause = f"the service does not take {audio.description}"
+        advice = "record it as 16 bit LPCM WAV of 8,000 to 48,000 Hz, MP3 or OggOpus"
+        raise data_error("needs-conversion", cause, f"use --convert, or {advice}")
     if not audio.needs_conversion:
         check_limits(audio, state.size_bytes, args.split, args.single_message)
     return audio, state
@@ -726,33 +758,43 @@ def read_header(path: str, args: Namespace) -> tuple[Audio, FileState]:
 
 # --- 5. Audio formats -------------------------------------------------------------------------
 
-# The content tells the format. A format without a signature (raw GSM, MP3 behind padding) is told
-# by the suffix. To add a format, add a line to FORMATS.
+# The content tells the format; a suffix counts only for raw GSM, for MP3 behind something else,
+# and for raw PCM. To add a format, add a line to FORMATS.
 
-NEEDED = "16 bit LPCM WAV of 8,000 to 48,000 Hz, MP3 or OggOpus"
-CONVERT = f"use --convert, or record it as {NEEDED}"
 EXPORT_AGAIN = "record or export it again"
+CUT_IT = "cut it into parts of at most 4 hours"
+WHEN_CLOSED = f"run again when it is closed, or {EXPORT_AGAIN}"
 WAIT_OR_REPAIR = "run again when it is closed; README tells how to repair one by hand"
+NO_SAMPLES = "contains no audio samples, or is still being recorded"
 # What identifies a format is within so many bytes.
 HEAD_BYTES = 64
 # Recorders that count the header as audio announce 16 to 44 bytes more than there are.
 HEADER_SLACK_BYTES = 44
-# Our own limits, so that nonsense is not read to its end.
-ID3_TAGS_LIMIT = 1_000
-CHUNKS_LIMIT = 10_000
-PADDING_LIMIT_BYTES = 16 * 1024 * 1024
+# Our own limit for tags, chunks and pages; a cover in an Ogg comment takes many pages.
+PARTS_LIMIT = 10_000
 
 
 class Audio(NamedTuple):
-    """What the header of a recording says about its audio."""
+    """What the header of a recording says about its audio; 0 stands for what is not known."""
 
     format: AudioFormat
-    description: str
-    channels: int = 0  # 0: not known.
-    duration_s: float = 0.0  # Exact, or 0.0: not known.
-    rate_hz: int = 0  # 0: not known.
+    encoding: str = ""  # Of WAV.
+    rate_hz: int = 0
+    channels: int = 0
+    duration_s: float = 0.0  # Exact.
     needs_conversion: bool = False
-    start_byte: int = 0  # Where the audio file begins, behind ID3 tags.
+
+    @property
+    def description(self) -> str:
+        """The format and what is known of the audio, for people."""
+        parts = (
+            self.format.name,
+            self.encoding,
+            self.rate_hz and f"{self.rate_hz:,} Hz",
+            self.channels and f"{self.channels} channel{'s' * (self.channels != 1)}",
+            self.duration_s and f"{self.duration_s:,.1f} s",
+        )
+        return ", ".join(str(part) for part in parts if part)
 
 
 class AudioFormat(NamedTuple):
@@ -760,444 +802,290 @@ class AudioFormat(NamedTuple):
 
     name: str
     suffixes: tuple[str, ...]
-    signature: bytes  # A pattern for the beginning, behind ID3v2 tags; empty: it has none.
-    # From where the file stands to its size in bytes; raises UploadError for what is broken.
+    signature: bytes  # A pattern for the beginning.
+    # From the file at its beginning, and its size; raises UploadError for what is broken.
     read_header: Callable[[BinaryIO, int, AudioFormat], Audio]
     demuxer: str = ""  # FFmpeg's name for it.
-    container_type: str | None = None  # None: the service does not take it; --convert does.
-    can_split: bool = False
-    length_field: LengthField | None = None  # For read_other.
+    container: str = ""  # The service's name for it; empty: it takes it only with --convert.
+    # Where the header has the file's length: a marker, and the layout of what follows (`struct`).
+    length: tuple[bytes, str] | None = None
 
 
-class LengthField(NamedTuple):
-    """Where a header has the length of its file."""
-
-    marker: bytes
-    offset: int  # From the marker's beginning.
-    size: int
-    order: Literal["big", "little"]
-    uncounted_bytes: int
-
-
-def read_audio(
-    file: BinaryIO,
-    size_bytes: int,
-    audio_type: str = "auto",
-    sample_rate_hz: int = 0,
-    channels: int = 0,
-) -> Audio:
-    """Find out what a recording is, from its headers; raise UploadError if it is broken.
-
-    audio_type, sample_rate_hz, channels: the options of these names.
-    """
+def read_audio(file: BinaryIO, size_bytes: int, args: Namespace) -> Audio:
+    """Find out what a recording is, from its headers; raise UploadError if it is broken."""
     if not size_bytes:
         cause = "the file is empty, or still being recorded"
         raise data_error("empty", cause, "run again when it is closed, or remove it")
-    start, head = skip_id3_tags(file)
-    audio_format = find_format(file.name, head, bool(start), audio_type)
-    if audio_format is not AUDIO_TYPES.get(audio_type, audio_format):
-        advice = f"leave out --audio-type {audio_type}"
+    audio_format = find_format(file.name, file.read(HEAD_BYTES), args.audio_type)
+    if audio_format is not AUDIO_TYPES.get(args.audio_type, audio_format):
+        advice = f"leave out --audio-type {args.audio_type}"
         raise data_error("other-audio-type", f"this is {audio_format.name}", advice)
     if audio_format is PCM:
-        return read_pcm(size_bytes, sample_rate_hz, channels)
-    file.seek(start)
-    audio = audio_format.read_header(file, size_bytes, audio_format)
-    if start and audio_format is not MP3:  # Only MP3 may have tags in front.
-        description = f"{audio.description}, behind an ID3 tag"
-        return audio._replace(description=description, needs_conversion=True, start_byte=start)
-    return audio
+        return describe_pcm(size_bytes, args.sample_rate, args.channels)
+    file.seek(0)
+    return audio_format.read_header(file, size_bytes, audio_format)
 
 
-def skip_id3_tags(file: BinaryIO) -> tuple[int, bytes]:
-    """Return where the ID3v2 tags in front of a file end, and the bytes that follow."""
-    position = 0
-    for _ in range(ID3_TAGS_LIMIT):
-        file.seek(position)
-        head = file.read(HEAD_BYTES)
-        if not head.startswith(b"ID3") or len(head) < 10:
-            break
-        # The length is four times 7 bits; a footer repeats the header's 10 bytes.
-        length = functools.reduce(lambda number, byte: number << 7 | byte & 0x7F, head[6:10], 0)
-        position += 10 + length + (10 if head[5] & 0x10 else 0)
-    return position, head
-
-
-def find_format(path: str, head: bytes, has_id3_tag: bool, audio_type: str) -> AudioFormat:
+def find_format(path: str, head: bytes, audio_type: str) -> AudioFormat:
     """Tell the format from the first bytes, else from the suffix; raise UploadError if neither."""
     suffix = os.path.splitext(path)[1].lower()
-    # Signatures that begin so are 12 bits: a sample of raw PCM may look like one.
-    is_weak = audio_type == "pcm" and head.startswith(b"\xff") and not has_id3_tag
+    # Signatures that begin so are 4 or 12 bits: a sample of raw PCM may look like one.
+    is_weak = audio_type == "pcm" and head[:1] >= b"\xd0"
     for audio_format in FORMATS:
-        if matches(audio_format, head) and not is_weak:
+        needs_suffix = audio_format is GSM and suffix not in GSM.suffixes
+        if re.match(audio_format.signature, head, re.DOTALL) and not (is_weak or needs_suffix):
             return audio_format
     if audio_type == "pcm":
         return PCM
     # Players skip whatever precedes the first MP3 frame.
-    if has_id3_tag or audio_type == "mp3" or suffix == ".mp3":
+    if audio_type == "mp3" or suffix in MP3.suffixes:
         return MP3
-    if suffix in GSM.suffixes and head[0] >> 4 == GSM_MAGIC:
-        return GSM
-    raise unknown_content(head, suffix)
-
-
-def matches(audio_format: AudioFormat, head: bytes) -> bool:
-    """Return whether a file that begins so is of this format."""
-    return bool(audio_format.signature and re.match(audio_format.signature, head, re.DOTALL))
-
-
-def unknown_content(head: bytes, suffix: str) -> UploadError:
-    """Return the error for a file that is no recording, by what it looks like."""
     if suffix in PCM.suffixes:
         advice = "for raw PCM use --audio-type pcm with --sample-rate and --channels"
-        return data_error("no-header", "no audio header", advice)
-    cause = "not a recording in a known format"
-    return not_audio(head) or data_error("unknown-format", cause, EXPORT_AGAIN)
+        raise data_error("no-header", "no audio header", advice)
+    refuse_other_files(head)
+    raise data_error("unknown-format", "not a recording in a known format", EXPORT_AGAIN)
 
 
-def not_audio(head: bytes) -> UploadError | None:
-    """Return the error for what is often saved in the place of a recording."""
-    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|!--)", head, re.IGNORECASE):
-        advice = "download the recording again; the server may have asked for a login"
-        return data_error("web-page", "this is a web page or XML, not audio", advice)
-    if head and not head.strip(b"\0"):
-        cause = "zeros where the audio header should be"
-        return data_error("zeros", cause, "restore the file from the recorder, or remove it")
-    if re.fullmatch(rb"[\t\n\r -~\x80-\xff]+", head) and re.search(rb"[ -~]{16}", head):
-        return data_error("text", "this is text, not audio", EXPORT_AGAIN)
-    return None
+# How files begin that are often saved in the place of a recording.
+NOT_AUDIO = (
+    (rb"(\xef\xbb\xbf)?\s*(?i:<(!doctype|html|\?xml|!--))",
+     Meaning(65, "web-page", "this is a web page or XML, not audio",
+             "download the recording again; the server may have asked for a login")),
+    (rb"\0+\Z", Meaning(65, "zeros", "zeros where the audio header should be",
+                        "restore the file from the recorder, or remove it")),
+    (rb"(?=.*[ -~]{16})[\t\n\r -~\x80-\xff]+\Z",
+     Meaning(65, "text", "this is text, not audio", EXPORT_AGAIN)),
+)  # fmt: skip
 
 
-def conversion_needed(audio: Audio) -> UploadError:
-    """Return the error for a recording that the service does not take as it is."""
-    cause = f"the service does not take {audio.description}"
-    return data_error("needs-conversion", cause, CONVERT)
+def refuse_other_files(head: bytes) -> None:
+    """Raise UploadError if a file that is no recording begins as what we have a better word for."""
+    for pattern, meaning in NOT_AUDIO:
+        if re.match(pattern, head, re.DOTALL):
+            raise UploadError(meaning)
 
 
 def check_limits(audio: Audio, size_bytes: int, split: bool, single_message: bool) -> None:
     """Raise UploadError if what is to be sent is over a limit of the service, or of an option."""
-    if split and not (audio.format.can_split and audio.channels == 1):
+    if split and not (audio.format in (WAV, MP3) and audio.channels == 1):
         cause = f"{audio.description}: only WAV and MP3 of one channel can be split"
         raise data_error("cannot-split", cause, "leave out --split")
     if audio.duration_s > DURATION_LIMIT_S and not split:  # For splitting no limit is known.
         cause = f"{audio.duration_s / 3600:.2f} hours long; the limit is 4"
-        raise data_error("too-long", cause, "cut it into parts of at most 4 hours")
+        raise data_error("too-long", cause, CUT_IT)
     if single_message and size_bytes >= SINGLE_MESSAGE_LIMIT_BYTES:
-        cause = f"{size_bytes:,} bytes; a single message must be under "
-        cause += f"{SINGLE_MESSAGE_LIMIT_BYTES:,}"
-        raise data_error("too-large", cause, STREAM_IT)
-
-
-def describe(what: str, rate_hz: int = 0, channels: int = 0, duration_s: float = 0.0) -> str:
-    """Put a description together; 0 stands for what is not known."""
-    parts = [what]
-    if rate_hz:
-        parts.append(f"{rate_hz:,} Hz")
-    if channels:
-        parts.append(f"{channels} channel{'s' * (channels != 1)}")
-    if duration_s:
-        parts.append(f"{duration_s:,.1f} s")
-    return ", ".join(parts)
+        limit = f"a single message must be under {SINGLE_MESSAGE_LIMIT_BYTES:,}"
+        raise data_error("too-large", f"{size_bytes:,} bytes; {limit}", STREAM_IT)
 
 
 def truncated(announced_bytes: int, there_bytes: int) -> UploadError:
     """Return the error for a file whose header announces more than there is."""
-    announced = "no length" if announced_bytes == UNSET_LENGTH else f"{announced_bytes:,} bytes"
-    cause = f"truncated or still being recorded: the header announces {announced}, "
+    cause = f"truncated or still being recorded: the header announces {announced_bytes:,} bytes, "
     return data_error("truncated", f"{cause}{there_bytes:,} are there", WAIT_OR_REPAIR)
 
 
 # WAV
 
-WAVE_FORMAT_EXTENSIBLE = 0xFFFE
-UNSET_LENGTH = 0xFFFFFFFF
-# The end of every KSDATAFORMAT_SUBTYPE GUID that carries a format code in its first two bytes.
-SUBFORMAT_GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 WAV_ENCODINGS = {1: "PCM", 3: "floating point", 6: "A-law", 7: "mu-law", 0x31: "GSM 6.10"}
-# Each frame is as long as the header's block size, so the duration is exact.
-WAV_UNCOMPRESSED = (1, 3, 6, 7)
-# Of any speech codec; for headers that do not say.
-MIN_BYTE_RATE = 1_000
-
-
-class WavChunks(NamedTuple):
-    """The two chunks of a WAV file that matter."""
-
-    format: bytes
-    data_start: int
-    data_bytes: int  # As announced; UNSET_LENGTH if it was never filled in.
 
 
 def read_wav(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
     """Read the header of a WAV file, and check that its length is that of the file."""
-    chunks = read_wav_chunks(file, size_bytes)
-    code, channels, rate_hz, byte_rate, block_bytes, bits = struct.unpack_from(
-        "<HHIIHH", chunks.format.ljust(16, b"\0")
-    )
-    if code == WAVE_FORMAT_EXTENSIBLE and chunks.format[26:40] == SUBFORMAT_GUID_TAIL:
-        code = int.from_bytes(chunks.format[24:26], "little")
-    encoding = WAV_ENCODINGS.get(code, f"format 0x{code:04x}")
-    what = f"WAV, {encoding}{f' {bits} bit' if bits else ''}"
+    wav_format, start, data_bytes = find_wav_chunks(file)
+    fields = struct.unpack_from("<HHIIHH", wav_format.ljust(16, b"\0"))
+    code, channels, rate_hz, byte_rate, block_bytes, bits = fields
+    if code == 0xFFFE:  # WAVE_FORMAT_EXTENSIBLE: the subformat's GUID begins with the code.
+        code = int.from_bytes(wav_format[24:26], "little")
+    encoding = WAV_ENCODINGS.get(code, f"format 0x{code:04x}") + (f" {bits} bit" if bits else "")
     if not channels or not rate_hz:
-        cause = f"damaged WAV header: {what}, {rate_hz:,} Hz, {channels} channels"
+        cause = f"damaged WAV header: {encoding}, {rate_hz:,} Hz, {channels} channels"
         raise data_error("damaged-header", cause, EXPORT_AGAIN)
     is_lpcm = (code, bits) == (1, SAMPLE_SIZE_BITS)
     if is_lpcm:  # Some writers leave nonsense in the fields that follow from the others.
         block_bytes = channels * SAMPLE_SIZE_BITS // 8
-    # Not where a block is too small for its channels. 24 bits in blocks of 32 are usual.
-    is_exact = code in WAV_UNCOMPRESSED and block_bytes * 8 >= channels * bits > 0
-    if is_exact:
-        byte_rate = block_bytes * rate_hz
-    data_bytes = check_wav_length(file, size_bytes, chunks, max(byte_rate, MIN_BYTE_RATE))
-    if data_bytes < max(block_bytes, 1):
-        raise no_samples()
-    duration_s = data_bytes // block_bytes / rate_hz if is_exact else 0.0
-    description = describe(what, rate_hz, channels, duration_s)
+    # Uncompressed, so that each frame is a block. 24 bits in blocks of 32 are usual.
+    is_exact = code in (1, 3, 6, 7) and block_bytes * 8 >= channels * bits > 0
+    # 1,000 bytes a second are few for any speech codec; some headers do not say.
+    second_bytes = block_bytes * rate_hz if is_exact else max(byte_rate, 1_000)
+    check_wav_length(file, size_bytes, start, data_bytes, second_bytes)
+    frames = min(data_bytes, size_bytes - start) // max(block_bytes, 1)
+    if not frames:
+        raise data_error("no-samples", NO_SAMPLES, WHEN_CLOSED)
     needs_conversion = not is_lpcm or rate_hz not in SAMPLE_RATES_HZ
-    return Audio(audio_format, description, channels, duration_s, rate_hz, needs_conversion)
+    duration_s = frames / rate_hz if is_exact else 0.0
+    return Audio(audio_format, encoding, rate_hz, channels, duration_s, needs_conversion)
 
 
-def read_wav_chunks(file: BinaryIO, size_bytes: int) -> WavChunks:
-    """Find the format and the data chunk, in either order."""
-    wav_format, data = b"", None
-    position = file.tell() + 12
-    for _ in range(CHUNKS_LIMIT):
+def riff_chunks(file: BinaryIO, position: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, start and length of the RIFF chunks from a position on; the file is at start."""
+    for _ in range(PARTS_LIMIT):
         file.seek(position)
-        name, length = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
-        position += 8
+        if len(head := file.read(8)) < 8:
+            break
+        name, length = struct.unpack("<4sI", head)
+        yield name, position + 8, length
+        position += 8 + length + length % 2
+
+
+def find_wav_chunks(file: BinaryIO) -> tuple[bytes, int, int]:
+    """Return the format chunk, and start and announced length of the data chunk, in any order."""
+    wav_format, data = b"", None
+    for name, start, length in riff_chunks(file, 12):
         if name == b"fmt ":
             wav_format = file.read(min(length, 40))
         elif name == b"data":
-            # Length 0, but what follows is not a chunk: the length was never filled in.
-            if length == 0 and not re.fullmatch(rb"[ -~]{4}|", file.read(4)):
-                length = UNSET_LENGTH
-            data = position, length
-        position += length + length % 2
-        if (wav_format and data) or position >= size_bytes:
-            break
-    if not wav_format or not data:
-        cause = f"damaged or truncated WAV file: no {'data' if wav_format else 'format'} chunk"
-        raise data_error("damaged-header", cause, f"run again when it is closed, or {EXPORT_AGAIN}")
-    return WavChunks(wav_format, *data)
+            data = start, length
+        if wav_format and data:
+            return wav_format, *data
+    cause = f"damaged or truncated WAV file: no {'data' if wav_format else 'format'} chunk"
+    raise data_error("damaged-header", cause, WHEN_CLOSED)
 
 
-def check_wav_length(file: BinaryIO, size_bytes: int, chunks: WavChunks, byte_rate: int) -> int:
-    """Return how many bytes of audio a WAV file has; raise UploadError if its header is wrong.
-
-    byte_rate: bytes of a second of audio.
-    """
-    there_bytes = size_bytes - chunks.data_start
+def check_wav_length(
+    file: BinaryIO, size_bytes: int, start: int, data_bytes: int, second_bytes: int
+) -> None:
+    """Raise UploadError if a WAV file has less audio than announced, or over a second more."""
+    there_bytes = size_bytes - start
     # Writers that cannot seek back leave 0, 0xFFFFFFFF or something like 0x80000000 there.
-    if chunks.data_bytes > there_bytes + HEADER_SLACK_BYTES:
-        raise truncated(chunks.data_bytes, there_bytes)
-    surplus_bytes = there_bytes - chunks.data_bytes
-    if surplus_bytes > byte_rate:
-        end = chunks.data_start + chunks.data_bytes
-        # Some writers do not pad a chunk of odd length.
-        starts = {end, end + chunks.data_bytes % 2}
-        if not any(is_chain_of_chunks(file, start, size_bytes, byte_rate) for start in starts):
-            cause = f"the header announces {chunks.data_bytes:,} bytes of audio, "
-            cause += f"{there_bytes:,} are there: the rest would be lost"
-            raise data_error("header-too-short", cause, WAIT_OR_REPAIR)
-    return min(chunks.data_bytes, there_bytes)
-
-
-def is_chain_of_chunks(file: BinaryIO, position: int, size_bytes: int, slack_bytes: int) -> bool:
-    """Check that a file goes on with RIFF chunks, and no more than some bytes after them."""
-    for _ in range(CHUNKS_LIMIT):
-        if size_bytes - position <= slack_bytes:
-            return position <= size_bytes + HEADER_SLACK_BYTES
-        file.seek(position)
-        name, length = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
+    if data_bytes > there_bytes + HEADER_SLACK_BYTES:
+        raise truncated(data_bytes, there_bytes)
+    if there_bytes - data_bytes <= second_bytes:
+        return
+    # Other chunks may follow, up to the end.
+    for name, chunk_start, length in riff_chunks(file, start + data_bytes + data_bytes % 2):
         # More audio: a second data chunk, or WAV files that were joined by cat.
         if name in (b"data", b"RIFF") or not re.fullmatch(rb"[ -~]{4}", name):
-            return False
-        position += 8 + length + length % 2
-    return False
-
-
-def no_samples() -> UploadError:
-    """Return the error for a recording of no length."""
-    cause = "contains no audio samples, or is still being recorded"
-    return data_error("no-samples", cause, f"run again when it is closed, or {EXPORT_AGAIN}")
+            break
+        if -HEADER_SLACK_BYTES <= size_bytes - chunk_start - length <= second_bytes:
+            return
+    cause = f"the header announces {data_bytes:,} bytes of audio, {there_bytes:,} are there"
+    raise data_error("header-too-short", f"{cause}: the rest would be lost", WAIT_OR_REPAIR)
 
 
 # MP3
 
-# MPEG audio, layer III (ISO 11172-3, 13818-3, and MPEG-2.5): sync and version, then a bit rate
-# that exists. The lookahead makes matches overlap.
-MP3_SYNC = re.compile(rb"(?=\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef])")
-MP3_MPEG1_KBIT_S = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
-MP3_MPEG2_KBIT_S = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
-MP3_MPEG1_RATES_HZ = (44_100, 48_000, 32_000)
-# The first frame begins within so many bytes of a tag and its padding with zeros.
-MP3_SEARCH_BYTES = 64 * 1024
-# Three frames, a frame's length apart; fewer may be chance.
-MP3_FRAMES = 3
-MP3_FRAME_LIMIT_BYTES = 1_441
+# MPEG audio, layer III (ISO 11172-3, 13818-3): sync and version, then a bit rate that exists.
+MP3_HEADER = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef]")
+MP3_RATES_HZ = (44_100, 48_000, 32_000)
+MPEG1_KBIT_S = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+MPEG2_KBIT_S = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+# By the version's bits (MPEG-2.5, 2, 1): what divides the rate, bytes a frame by bit rate, rates.
+MP3_VERSIONS = {0: (4, 72, MPEG2_KBIT_S), 2: (2, 72, MPEG2_KBIT_S), 3: (1, 144, MPEG1_KBIT_S)}
+# The first frame begins within so many bytes behind the tags: there may be zeros in front.
+MP3_SEARCH_BYTES = 512 * 1024
 
 
 def read_mp3(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
-    """Find the first frame of an MP3 file, behind its padding, and read its header."""
-    start, block = file.tell(), b""
-    for _ in range(0, PADDING_LIMIT_BYTES, MP3_SEARCH_BYTES):
-        block = file.read(MP3_SEARCH_BYTES)
-        if len(block.strip(b"\0")) or not block:
+    """Find the first frames of an MP3 file, behind its tags, and read the header of the first."""
+    skip_id3_tags(file)
+    block = file.read(MP3_SEARCH_BYTES)
+    for match in MP3_HEADER.finditer(block):
+        start = position = match.start()
+        rates_hz: list[int] = []
+        while frame := mp3_frame(block[position : position + 3]):
+            rates_hz.append(frame[0])
+            position += frame[1]
+            if len(rates_hz) == 3:  # Three frames, one after the other; fewer may be chance.
+                return Audio(audio_format, "", rates_hz[0], 1 if block[start + 3] >> 6 == 3 else 2)
+    refuse_other_files(block[:HEAD_BYTES])
+    raise data_error("no-mp3-audio", "no MP3 audio where it should begin", EXPORT_AGAIN)
+
+
+def skip_id3_tags(file: BinaryIO) -> None:
+    """Go to where the ID3v2 tags in front of an MP3 file end."""
+    for _ in range(PARTS_LIMIT):
+        head = file.read(10)
+        if not head.startswith(b"ID3"):
+            file.seek(-len(head), os.SEEK_CUR)
             break
-    block = block.lstrip(b"\0")
-    block += file.read(MP3_SEARCH_BYTES + MP3_FRAMES * MP3_FRAME_LIMIT_BYTES - len(block))
-    for match in MP3_SYNC.finditer(block, 0, MP3_SEARCH_BYTES):
-        header = block[match.start() : match.start() + 4]
-        if begins_mp3_frames(block, match.start()):
-            # The version's two bits: 3 is MPEG-1, 2 MPEG-2, 0 MPEG-2.5.
-            rate_hz = MP3_MPEG1_RATES_HZ[header[2] >> 2 & 3] // (4, 0, 2, 1)[header[1] >> 3 & 3]
-            channels = 1 if header[3] >> 6 == 3 else 2
-            description = describe(audio_format.name, rate_hz, channels)
-            return Audio(audio_format, description, channels, rate_hz=rate_hz)
-    file.seek(start)
-    error = not_audio(file.read(HEAD_BYTES))
-    cause = "no MP3 audio where it should begin"
-    raise error or data_error("no-mp3-audio", cause, EXPORT_AGAIN)
+        # The length is four times 7 bits.
+        length = functools.reduce(lambda number, byte: number << 7 | byte & 0x7F, head[6:], 0)
+        file.seek(length, os.SEEK_CUR)
 
 
-def begins_mp3_frames(block: bytes, position: int) -> bool:
-    """Check that at this position MP3 frames of one version follow each other."""
-    sync = block[position : position + 2]
-    for _ in range(MP3_FRAMES):
-        header = block[position : position + 4]
-        if len(header) < 4 or header[:2] != sync or not mp3_frame_bytes(header):
-            return False
-        position += mp3_frame_bytes(header)
-    return True
-
-
-def mp3_frame_bytes(header: bytes) -> int:
-    """Return the length of an MP3 frame, 0 if this is not its header."""
-    bit_rate, rate = header[2] >> 4, header[2] >> 2 & 3
-    if bit_rate in (0, 15) or rate == 3:
-        return 0
+def mp3_frame(header: bytes) -> tuple[int, int] | None:
+    """Return the sample rate and the length in bytes of an MP3 frame; None if this is none."""
+    if not MP3_HEADER.match(header) or header[2] & 0x0C == 0x0C:
+        return None
+    divisor, factor, kbit_s = MP3_VERSIONS[header[1] >> 3 & 3]
+    rate_hz = MP3_RATES_HZ[header[2] >> 2 & 3] // divisor
     padding_bytes = header[2] >> 1 & 1
-    if header[1] >> 3 & 3 == 3:
-        return 144_000 * MP3_MPEG1_KBIT_S[bit_rate] // MP3_MPEG1_RATES_HZ[rate] + padding_bytes
-    divisor = 2 if header[1] >> 3 & 3 == 2 else 4
-    rate_hz = MP3_MPEG1_RATES_HZ[rate] // divisor
-    return 72_000 * MP3_MPEG2_KBIT_S[bit_rate] // rate_hz + padding_bytes
+    return rate_hz, factor * 1_000 * kbit_s[header[2] >> 4] // rate_hz + padding_bytes
 
 
-# Ogg
+# Others
 
-OGG_CODECS = {b"\x01vorbis": "Vorbis", b"Speex   ": "Speex", b"\x7fFLAC": "FLAC"}
-OGG_PAGE_HEADER_BYTES = 27
-# A cover in the comment header takes many pages.
-OGG_PAGES_LIMIT = 10_000
+# Microsoft, ASF specification: File Properties Object.
+ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 def read_ogg_opus(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
-    """Read the first page of an OggOpus file (RFC 7845), and look for a page of audio."""
-    start = file.tell()
-    head = file.read(HEAD_BYTES)
-    channels = int.from_bytes(head[37:38], "little")
+    """Read the first page of an OggOpus file (RFC 7845), and look for a whole page of audio."""
+    channels = int.from_bytes(file.read(HEAD_BYTES)[37:38], "little")
     if not channels:
         cause = "damaged OggOpus header: no channels"
         raise data_error("damaged-header", cause, EXPORT_AGAIN)
-    if not has_ogg_audio(file, start, size_bytes):
-        raise no_samples()
-    return Audio(audio_format, describe(audio_format.name, 0, channels), channels)
-
-
-def has_ogg_audio(file: BinaryIO, position: int, size_bytes: int) -> bool:
-    """Check that an OggOpus file has a whole page of audio.
-
-    Its position in the audio is not 0, as that of header pages, nor -1 (RFC 7845, section 4).
-    """
-    for _ in range(OGG_PAGES_LIMIT):
+    position = 0
+    for _ in range(PARTS_LIMIT):
         file.seek(position)
-        page = file.read(OGG_PAGE_HEADER_BYTES)
-        if len(page) < OGG_PAGE_HEADER_BYTES or not page.startswith(b"OggS"):
-            return False
+        page = file.read(27)
+        if len(page) < 27 or not page.startswith(b"OggS"):
+            break
         segments = file.read(page[26])
-        position += OGG_PAGE_HEADER_BYTES + len(segments) + sum(segments)
-        if page[6:14] not in (bytes(8), b"\xff" * 8):
-            return position <= size_bytes
-    return False
-
-
-def read_other_ogg(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
-    """Name the codec of an Ogg file that is not OggOpus."""
-    head = file.read(HEAD_BYTES)[28:]
-    codecs = (name for magic, name in OGG_CODECS.items() if head.startswith(magic))
-    codec = next(codecs, "another codec")
-    return Audio(audio_format, f"{audio_format.name} with {codec}", needs_conversion=True)
-
-
-# What only FFmpeg reads
-
-
-def read_other(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
-    """Compare a file's length with that in its header, if it has one.
-
-    Of a file that was cut between two packets FFmpeg (4.2 to 9.0) says nothing.
-    """
-    start = file.tell()
-    if length := audio_format.length_field:
-        head = file.read(4096)
-        position = head.find(length.marker) + length.offset
-        announced_bytes = int.from_bytes(head[position : position + length.size], length.order)
-        there_bytes = size_bytes - start - length.uncounted_bytes
-        # Writers that cannot seek back leave 0 or 0xFFFFFFFF there.
-        is_known = length.marker in head and announced_bytes not in (0, UNSET_LENGTH)
-        if is_known and announced_bytes > there_bytes + HEADER_SLACK_BYTES:
-            raise truncated(announced_bytes, there_bytes)
-    return Audio(audio_format, audio_format.name, needs_conversion=True)
+        position += len(page) + len(segments) + sum(segments)
+        # The page's position in the audio: 0 for header pages, -1 if no packet ends on it.
+        if page[6:14] not in (bytes(8), b"\xff" * 8) and position <= size_bytes:
+            return Audio(audio_format, channels=channels)
+    raise data_error("no-samples", NO_SAMPLES, WHEN_CLOSED)
 
 
 def read_flac(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
     """Read STREAMINFO (RFC 9639, section 8.2), which has the number of samples."""
-    head = file.read(HEAD_BYTES).ljust(HEAD_BYTES, b"\0")
     # 20 bits of sample rate, 3 of channels - 1, 5 of bits - 1, 36 of samples.
-    fields = int.from_bytes(head[18:26], "big")
+    fields = int.from_bytes(file.read(26)[18:].ljust(8, b"\0"), "big")
     rate_hz, channels, samples = fields >> 44, (fields >> 41 & 7) + 1, fields & (1 << 36) - 1
-    duration_s = samples / rate_hz if rate_hz else 0.0
-    description = describe(audio_format.name, rate_hz, channels, duration_s)
-    return Audio(audio_format, description, channels, duration_s, rate_hz, True)
+    return Audio(audio_format, "", rate_hz, channels, samples / max(rate_hz, 1), True)
 
 
-# Raw formats
+def read_other(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Audio:
+    """Compare a file's length with that in its header: of some that are cut FFmpeg says nothing."""
+    if audio_format.length:
+        marker, layout = audio_format.length
+        field = file.read(4096).partition(marker)[2]
+        [announced_bytes] = struct.unpack_from(layout, field.ljust(HEAD_BYTES, b"\0"))
+        # Writers that cannot seek back leave 0 or 0xFFFFFFFF there.
+        if announced_bytes != 0xFFFFFFFF and announced_bytes > size_bytes + HEADER_SLACK_BYTES:
+            raise truncated(announced_bytes, size_bytes)
+    return Audio(audio_format, needs_conversion=True)
 
 
-# Of a frame of 33 bytes the first four bits: libgsm, and RFC 3551, section 4.5.8.1.
-GSM_MAGIC = 0xD
-
-
-def read_pcm(size_bytes: int, rate_hz: int, channels: int) -> Audio:
+def describe_pcm(size_bytes: int, rate_hz: int, channels: int) -> Audio:
     """Describe raw PCM, as the command line does."""
     frame_bytes = channels * SAMPLE_SIZE_BITS // 8
     if size_bytes % frame_bytes:
         cause = f"{size_bytes:,} bytes is not a multiple of the {frame_bytes}-byte frame size"
         raise data_error("odd-size", cause, "check --channels, and that it is 16 bit PCM")
-    duration_s = size_bytes / frame_bytes / rate_hz
-    description = describe(PCM.name, rate_hz, channels, duration_s)
-    return Audio(PCM, description, channels, duration_s, rate_hz)
+    return Audio(PCM, "", rate_hz, channels, size_bytes / frame_bytes / rate_hz)
 
 
-# Microsoft, ASF specification: File Properties Object.
-ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 # fmt: off
-WAV = AudioFormat("WAV", (".wav", ".wave"), b"RIFF.{4}WAVE", read_wav, "wav",
-                  "CONTAINER_AUDIO_TYPE_WAV", can_split=True)
-MP3 = AudioFormat("MP3", (".mp3",), MP3_SYNC.pattern, read_mp3, "mp3",
-                  "CONTAINER_AUDIO_TYPE_MP3", can_split=True)
+WAV = AudioFormat("WAV", (".wav", ".wave"), b"RIFF.{4}WAVE", read_wav, "wav", "WAV")
+MP3 = AudioFormat("MP3", (".mp3",), b"ID3|" + MP3_HEADER.pattern, read_mp3, "mp3", "MP3")
 OGG_OPUS = AudioFormat("OggOpus", (".ogg", ".oga", ".opus"), b"OggS.{24}OpusHead", read_ogg_opus,
-                       "ogg", "CONTAINER_AUDIO_TYPE_OGG_OPUS")
-GSM = AudioFormat("GSM", (".gsm",), b"", read_other, "gsm")
+                       "ogg", "OGG_OPUS")
+# Each frame of 33 bytes begins with four bits: libgsm, and RFC 3551, section 4.5.8.1.
+GSM = AudioFormat("GSM", (".gsm",), rb"[\xd0-\xdf]", read_other, "gsm")
 PCM = AudioFormat("raw PCM", (".pcm", ".raw"), b"", read_other)
 
-# In the order in which files with one name and several suffixes are preferred. The first that
-# matches counts.
+# In the order of preference for files of one call; the first that matches counts.
 FORMATS = (
     WAV,
     MP3,
     OGG_OPUS,
-    AudioFormat("Ogg", (), b"OggS", read_other_ogg, "ogg"),
+    AudioFormat("Ogg with Vorbis", (), b"OggS.{24}\x01vorbis", read_other, "ogg"),
+    AudioFormat("Ogg with FLAC", (), b"OggS.{24}\x7fFLAC", read_other, "ogg"),
+    AudioFormat("Ogg with Speex or another codec", (), b"OggS", read_other, "ogg"),
     AudioFormat("FLAC", (".flac",), b"fLaC", read_flac, "flac"),
     AudioFormat("M4A or MP4", (".m4a", ".mp4", ".3gp"), b".{4}(ftyp|moov|mdat|wide|free|skip)",
                 read_other, "mov"),
@@ -1205,17 +1093,13 @@ FORMATS = (
     AudioFormat("AMR", (".amr",), b"#!AMR", read_other, "amr"),
     GSM,
     AudioFormat("WMA", (".wma",), rb"0&\xb2u\x8ef\xcf\x11", read_other, "asf",
-                length_field=LengthField(ASF_FILE_PROPERTIES, 40, 8, "little", 0)),
+                length=(ASF_FILE_PROPERTIES, "<24xQ")),
     AudioFormat("WebM", (".webm",), rb"\x1aE\xdf\xa3", read_other, "matroska"),
     AudioFormat("AIFF", (".aif", ".aiff"), b"FORM.{4}AIF", read_other, "aiff",
-                length_field=LengthField(b"FORM", 4, 4, "big", 8)),
-    AudioFormat("AU", (".au",), rb"\.snd", read_other, "au",
-                length_field=LengthField(b".snd", 8, 4, "big", 24)),
-    # Known by their content only.
-    AudioFormat("RF64", (), b"(RF64|BW64).{4}WAVE", read_other, "wav",
-                length_field=LengthField(b"ds64", 8, 8, "little", 8)),
-    AudioFormat("Wave64", (), rb"riff\x2e\x91\xcf\x11", read_other, "w64",
-                length_field=LengthField(b"riff", 16, 8, "little", 0)),
+                length=(b"FORM", ">I")),
+    AudioFormat("AU", (".au",), rb"\.snd", read_other, "au", length=(b".snd", ">4xI")),
+    AudioFormat("RF64", (), b"(RF64|BW64).{4}WAVE", read_other, "wav", length=(b"ds64", "<4xQ")),
+    AudioFormat("Wave64", (), rb"riff\x2e\x91", read_other, "w64", length=(b"riff", "<12xQ")),
     AudioFormat("CAF", (), rb"caff\x00\x01", read_other, "caf"),
     AudioFormat("MPEG layer II", (), rb"\xff[\xf4\xf5\xfc\xfd][\x10-\xef]", read_other, "mp3"),
 )
@@ -1229,13 +1113,11 @@ SUFFIXES = tuple(itertools.chain.from_iterable(each.suffixes for each in FORMATS
 def audio_message(audio: Audio, args: Namespace) -> audio_pb2.AudioMetadata:
     """Build the message that announces a format."""
     if audio.format is not PCM:
-        container = audio_pb2.ContainerAudio(container_audio_type=audio.format.container_type)
+        name = f"CONTAINER_AUDIO_TYPE_{audio.format.container}"
+        container = audio_pb2.ContainerAudio(container_audio_type=name)
         return audio_pb2.AudioMetadata(container_audio=container)
-    raw = audio_pb2.RawAudio(
-        audio_encoding=audio_pb2.RawAudio.AUDIO_ENCODING_LINEAR16_PCM,
-        sample_rate_hertz=args.sample_rate,
-        audio_channel_count=args.channels,
-    )
+    raw = audio_pb2.RawAudio(sample_rate_hertz=args.sample_rate, audio_channel_count=args.channels)
+    raw.audio_encoding = audio_pb2.RawAudio.AUDIO_ENCODING_LINEAR16_PCM
     return audio_pb2.AudioMetadata(raw_audio=raw)
 
 
@@ -1244,33 +1126,24 @@ def audio_message(audio: Audio, args: Namespace) -> audio_pb2.AudioMetadata:
 # WAV cannot be longer; without a limit a small file could fill the disk with silence.
 CONVERTED_LIMIT_BYTES = 0xFFFFFFFF
 STDERR_LIMIT_BYTES = 64 * 1024
-# Decoders differ by some samples at the ends.
-LOST_LIMIT_S = 0.1
 KILL_GRACE_S = 1.0
+# What is decoded keeps the rate that its header has, else gets the nearest of these.
+USUAL_RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 
 NO_FFMPEG = Meaning(
-    os.EX_CONFIG, "no-ffmpeg", "--convert needs FFmpeg, which is not installed or cannot be run",
-    "install it so that `ffmpeg` is in PATH, or leave out --convert", stops_run=True,
-)  # fmt: skip
+    78, "no-ffmpeg", "--convert needs FFmpeg, which is not installed or cannot be run",
+    "install it so that `ffmpeg` is in PATH, or leave out --convert", stops_run=True)  # fmt: skip
 NO_TEMP_FOLDER = Meaning(
-    os.EX_CONFIG, "no-temp-folder", "no temporary file can be created for --convert",
-    "set TMPDIR to a folder that can be written to", stops_run=True,
-)  # fmt: skip
+    78, "no-temp-folder", "no temporary file can be created for --convert",
+    "set TMPDIR to a folder that can be written to", stops_run=True)  # fmt: skip
 NO_SPACE = Meaning(
-    os.EX_TEMPFAIL, "no-space", "no space left for the converted recording",
-    "free some space, or set TMPDIR to another disk; then run again",
-)  # fmt: skip
-CONVERSION_KILLED = Meaning(
-    os.EX_TEMPFAIL, "conversion-killed", "FFmpeg was ended by a signal", AGAIN
-)
-CONVERSION_NOT_STARTED = Meaning(
-    os.EX_TEMPFAIL, "conversion-not-started", "FFmpeg could not be started", AGAIN
-)
+    75, "no-space", "no space left for the converted recording",
+    "free some space, or set TMPDIR to another disk; then run again")  # fmt: skip
+NOT_STARTED = Meaning(75, "conversion-not-started", "FFmpeg could not be started", AGAIN)
+KILLED = Meaning(75, "conversion-killed", "FFmpeg was ended by a signal", AGAIN)
 CONVERSION_FAILED = Meaning(
-    os.EX_DATAERR, "conversion-failed", "FFmpeg cannot decode the whole recording",
-    f"check that it plays to its end; {EXPORT_AGAIN}",
-)  # fmt: skip
-NO_SPACE_TEXTS = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+    65, "conversion-failed", "FFmpeg cannot decode the whole recording",
+    f"check that it plays to its end; {EXPORT_AGAIN}")  # fmt: skip
 
 
 class Converted(NamedTuple):
@@ -1293,34 +1166,26 @@ def find_ffmpeg() -> str:
 def convert(
     ffmpeg: str, path: str, audio: Audio, timeout_s: float, stopping: threading.Event
 ) -> Converted:
-    """Have FFmpeg decode a recording to 16 bit WAV at its own rate and channels.
-
-    ffmpeg: from find_ffmpeg.
-    timeout_s: how long nothing may be written, in seconds.
-    stopping: set when the run is to end; FFmpeg is killed then.
-    """
-    rate_hz = nearest_rate_hz(audio.rate_hz)
-    for _ in range(2):
-        file = create_temp_file()
-        try:
-            converted = decode(ffmpeg, path, audio, rate_hz, file, timeout_s, stopping)
-        except BaseException:
-            file.close()
-            raise
-        result = converted.audio
-        if not result.needs_conversion:
-            return converted
+    """Have FFmpeg decode a recording to 16 bit WAV, and check what it wrote, as of any WAV."""
+    file = create_temp_file()
+    try:
+        words = ffmpeg_arguments(path, audio, f"/dev/fd/{file.fileno()}")
+        status, message = run_ffmpeg([ffmpeg, *words], file.fileno(), timeout_s, stopping)
+        if stopping.is_set():  # A signal may have reached FFmpeg, too.
+            raise run_stopped()
+        text = message.decode(errors="replace").strip()
+        check_end(status, text.replace(f"file:{path}", "the file"))
+        file.seek(0)
+        size_bytes = os.fstat(file.fileno()).st_size
+        result = read_wav(file, size_bytes, WAV)
+        # FFmpeg says nothing where some formats were cut; decoders differ by some samples.
+        if result.needs_conversion or result.duration_s < audio.duration_s - 0.1:
+            details = f"decoded to {result.description}; it is {audio.description}"
+            raise UploadError(CONVERSION_FAILED, details)
+        return Converted(file, size_bytes, result)
+    except BaseException:
         file.close()
-        # A rate that our own reading of the header did not know: once more, resampled.
-        rate_hz = nearest_rate_hz(result.rate_hz)
-    raise UploadError(CONVERSION_FAILED, f"FFmpeg wrote {result.description}")
-
-
-def nearest_rate_hz(rate_hz: int) -> int:
-    """Return what to resample to: 0, as it is, or the nearer end of what the service takes."""
-    if not rate_hz or rate_hz in SAMPLE_RATES_HZ:
-        return 0
-    return min(max(rate_hz, SAMPLE_RATES_HZ[0]), SAMPLE_RATES_HZ[-1])
+        raise
 
 
 def create_temp_file() -> BinaryIO:
@@ -1332,142 +1197,83 @@ def create_temp_file() -> BinaryIO:
     try:
         return tempfile.TemporaryFile(dir=folder)
     except OSError as error:
-        is_wrong = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EROFS)
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        meaning = NO_TEMP_FOLDER if is_wrong else NO_SPACE if is_full else CONVERSION_NOT_STARTED
-        raise UploadError(meaning, f"{folder}: {error.strerror}") from error
+        meaning = NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else NO_TEMP_FOLDER
+        raise limit_error(error) or UploadError(meaning, f"{folder}: {error.strerror}") from error
 
 
-def decode(
-    ffmpeg: str,
-    path: str,
-    audio: Audio,
-    rate_hz: int,
-    file: BinaryIO,
-    timeout_s: float,
-    stopping: threading.Event,
-) -> Converted:
-    """Run FFmpeg once and check what it wrote, as any WAV is checked; rate_hz: 0 keeps it."""
-    words = ffmpeg_arguments(path, audio, rate_hz, f"/dev/fd/{file.fileno()}")
-    status, message = run_ffmpeg([ffmpeg, *words], file.fileno(), timeout_s, stopping)
-    if stopping.is_set():  # A signal may have reached FFmpeg, too.
-        raise run_stopped()
-    check_end(status, message.decode(errors="replace").replace(f"file:{path}", "the file"))
-    size_bytes = os.fstat(file.fileno()).st_size
-    file.seek(0)
-    if not matches(WAV, file.read(HEAD_BYTES)):
-        raise UploadError(CONVERSION_FAILED, "FFmpeg wrote no WAV")
-    file.seek(0)
-    result = WAV.read_header(file, size_bytes, WAV)
-    # FFmpeg says nothing where some formats were cut between two packets.
-    if result.duration_s < audio.duration_s - LOST_LIMIT_S:
-        details = f"{result.duration_s:,.1f} s of {audio.duration_s:,.1f} s"
-        raise UploadError(CONVERSION_FAILED, details)
-    return Converted(file, size_bytes, result)
-
-
-def ffmpeg_arguments(path: str, audio: Audio, rate_hz: int, target: str) -> list[str]:
-    """Return FFmpeg's arguments.
-
-    What it reads is hostile: only the demuxer for the content that we saw may read it, and only
-    from files. A playlist that is called call.m4a would otherwise bring the neighbour's call.
-    """
-    source, protocols = f"file:{path}", "file"
-    if audio.start_byte:  # Offsets inside the file count from there.
-        source = f"subfile,,start,{audio.start_byte},end,0,,:{source}"
-        protocols = "subfile,file"
+def ffmpeg_arguments(path: str, audio: Audio, target: str) -> list[str]:
+    """Return FFmpeg's arguments."""
+    # What it reads is hostile: only the demuxer for the content that we saw may read it, and only
+    # from files. A playlist that is called call.m4a would otherwise bring the neighbour's call.
     demuxer = audio.format.demuxer
-    words = ["-nostdin", "-v", "error", "-protocol_whitelist", protocols]
+    words = ["-nostdin", "-v", "error", "-protocol_whitelist", "file"]
     words += ["-format_whitelist", demuxer, "-f", demuxer]
     # Of a WAV we checked the length ourselves; if its header counts itself, -xerror would call the
     # last packet corrupt. Other errors are on stderr without it, too.
     if audio.format is not WAV:
         words.append("-xerror")
-    words += ["-i", source, "-map", "0:a", "-map_metadata", "-1", "-c:a", "pcm_s16le"]
-    if rate_hz:
-        words += ["-ar", str(rate_hz)]
+    words += ["-i", f"file:{path}", "-map", "0:a", "-map_metadata", "-1", "-c:a", "pcm_s16le"]
+    rates_hz = {rate for rate in (audio.rate_hz, *USUAL_RATES_HZ) if rate in SAMPLE_RATES_HZ}
+    words += ["-af", f"aformat=sample_rates={'|'.join(map(str, rates_hz))}"]
     return [*words, "-fflags", "+bitexact", "-f", "wav", "-y", target]
 
 
 def run_ffmpeg(
     command: list[str], target: int, timeout_s: float, stopping: threading.Event
 ) -> tuple[int, bytes]:
-    """Run FFmpeg; return its status and what is on stderr. It has ended, whatever is raised.
-
-    It has a session of its own, as Ctrl-C and `timeout` signal the whole group: a good recording
-    would count as broken. target: the descriptor that it writes to.
-    """
-    import subprocess
+    """Run FFmpeg to its end; return its status and stderr. target: the descriptor it writes to."""
+    from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 
     # Neither the credential nor FFREPORT, which makes it write files.
-    names = ("HOME", "LD_LIBRARY_PATH", "PATH")
+    names = {"HOME", "LD_LIBRARY_PATH", "PATH"} & os.environ.keys()
+    options: dict[str, Any] = {"env": {name: os.environ[name] for name in names}}
+    options |= {"stdin": DEVNULL, "stdout": DEVNULL, "stderr": PIPE}
     try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            pass_fds=[target],
-            env={name: os.environ[name] for name in names if name in os.environ},
-            start_new_session=True,
-        )
+        # Its own session, as Ctrl-C and `timeout` signal the group: a good recording would fail.
+        process: Any = Popen(command, pass_fds=[target], start_new_session=True, **options)
     except OSError as error:
         is_missing = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR)
-        meaning = NO_FFMPEG if is_missing else CONVERSION_NOT_STARTED
+        meaning = NO_FFMPEG if is_missing else NOT_STARTED
         raise UploadError(meaning, f"{command[0]}: {error.strerror}") from error
+    size_bytes, idle_s = 0, 0.0
     try:
-        return wait_for_ffmpeg(process, target, timeout_s, stopping)
+        while True:
+            try:
+                _, message = process.communicate(timeout=TICK_S)
+                return process.returncode, message
+            except TimeoutExpired as running:
+                message = running.stderr or b""
+            if len(message) > STDERR_LIMIT_BYTES:
+                return 1, message
+            if stopping.is_set():
+                raise run_stopped()
+            previous_bytes, size_bytes = size_bytes, os.fstat(target).st_size
+            # Ticks, not a clock: the time in which we did not run ourselves (SIGSTOP) is not idle.
+            idle_s = idle_s + TICK_S if size_bytes == previous_bytes else 0.0
+            if idle_s > timeout_s:
+                cause = f"FFmpeg decoded nothing for {timeout_s:g} s and was ended"
+                raise data_error("conversion-stuck", cause, EXPORT_AGAIN)
+            if size_bytes > CONVERTED_LIMIT_BYTES:
+                raise data_error("too-long", "longer than a WAV file can be", CUT_IT)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             # On a share that is gone even this may not end it.
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(TimeoutExpired):
                 process.wait(KILL_GRACE_S)
-        if process.stderr:
-            process.stderr.close()
-
-
-def wait_for_ffmpeg(
-    process: Any, target: int, timeout_s: float, stopping: threading.Event
-) -> tuple[int, bytes]:
-    """Return like run_ffmpeg; raise UploadError if the run is stopped or the output goes wrong."""
-    import subprocess
-
-    size_bytes, idle_s, before_s = 0, 0.0, time.monotonic()
-    while True:
-        try:
-            _, message = process.communicate(timeout=TICK_S)
-            return process.returncode, message
-        except subprocess.TimeoutExpired as running:
-            message = running.stderr or b""
-        if len(message) > STDERR_LIMIT_BYTES:
-            return 1, message
-        if stopping.is_set():
-            raise run_stopped()
-        previous_bytes, size_bytes = size_bytes, os.fstat(target).st_size
-        # A time in which we did not run ourselves (SIGSTOP) is not idle time.
-        now_s = time.monotonic()
-        idle_s = idle_s + min(now_s - before_s, 1) if size_bytes == previous_bytes else 0.0
-        before_s = now_s
-        if idle_s > timeout_s:
-            cause = f"FFmpeg decoded nothing for {timeout_s:g} s and was ended"
-            raise data_error("conversion-stuck", cause, EXPORT_AGAIN)
-        if size_bytes > CONVERTED_LIMIT_BYTES:
-            cause = "longer than a WAV file can be"
-            raise data_error("too-long", cause, "cut it into parts of at most 4 hours")
+        process.stderr.close()
 
 
 def check_end(status: int, text: str) -> None:
     """Raise UploadError unless FFmpeg ended well and said nothing."""
     # FFmpeg catches SIGTERM and ends without a word with 255; a shell around it says 128 + signal.
-    if status < 0 or (status > 128 and not text.strip()):
-        raise UploadError(CONVERSION_KILLED, f"status {status}")
-    if status or text.strip():
+    if status < 0 or (status > 128 and not text):
+        raise UploadError(KILLED, f"status {status}")
+    if status or text:
+        is_full = any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT))
         # The first line has the cause; those that follow say that therefore something else failed.
-        line = re.sub(r"^(\[[^]]*\] )+", "", text.strip().partition("\n")[0] or f"status {status}")
-        line = "".join(char if char.isprintable() else "?" for char in line)[:200]
-        is_full = any(reason in text for reason in NO_SPACE_TEXTS)
-        raise UploadError(NO_SPACE if is_full else CONVERSION_FAILED, line)
+        line = re.sub(r"^(\[[^]]*\] )+", "", text.partition("\n")[0] or f"status {status}")
+        raise UploadError(NO_SPACE if is_full else CONVERSION_FAILED, line[:200])
 
 
 # --- 7. Metadata ------------------------------------------------------------------------------
@@ -1492,6 +1298,12 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
     2. common: the fields of --meta-path
     3. the recording's own JSON
     4. its SHA-256 under --lookup-key: filled in by hash_recording, once it is known
+
+    A new source of fields is a new layer here (checked_fields checks its values); update_talk, for
+    --talk-id, has only layer 2. What is sent differs then, so rejected recordings are sent again;
+    of uploaded ones only a change of layer 3 is noticed (MetadataExaminer.has_changed). A layer
+    that a later run may lack needs a guard like had_meta_path, as an update erases the keys that it
+    leaves out.
     """
     recording.metadata = metadata = TalkMetadata()
     recording.has_placeholders = recording.sidecar is None and common is None
@@ -2061,7 +1873,7 @@ class Transfer(Call):
         # was, and the next run would create a second dialog.
         if self._ledger:
             self.watch.is_waiting_for_us = True
-            self._ledger.commit(self._recording, self.request_id)
+            self._ledger.record_commit_point(self._recording, self.request_id)
             self.watch.is_waiting_for_us = False
         with self._lock:
             # The call may have been cancelled while the disk was writing.
@@ -2082,8 +1894,11 @@ SAME_FOR_ALL = "stopped, because every other recording would meet the same error
 class CircuitBreaker:
     """Decides whether workers may begin another recording; one for the whole run.
 
-    half_open: the latest recording failed because of the service or the network, so recordings are
-    sent one at a time until one is uploaded.
+    closed     recordings are sent by all workers; FAILURES_LIMIT failures of the service or the
+               network in a row end the run
+    half open  after such a failure, and from the start if the last run ended so: one recording at
+               a time, until one is uploaded. FAILURES_LIMIT_HALF_OPEN failures end a run that began
+               so, and what failed before goes last in it
     """
 
     def __init__(self, half_open: bool = False) -> None:
@@ -2155,7 +1970,7 @@ class Uploader:
                 ledger.update(recording, state="sending", request_id=transfer.request_id)
             recording.call = transfer
             build = transfer.message if single else transfer.upload_audio_requests_iterator
-            return uploaded(self._call(transfer, method, build, recording.path), transfer)
+            return result_of_response(self._call(transfer, method, build, recording.path), transfer)
 
         result: Result = self._retrying(recording.path, attempt)
         recording.received = result
@@ -2184,7 +1999,9 @@ class Uploader:
         if self._endpoint == ENDPOINT:
             self._move_to(OPERATIONS_ENDPOINT)
         try:
-            return split(result, self._finished_operation(recording.path, result.operation_id))
+            return result_of_operation(
+                result, self._finished_operation(recording.path, result.operation_id)
+            )
         except UploadError as error:
             meaning = error.meaning._replace(
                 cause=f"uploaded, but not yet split: {error.meaning.cause}"
@@ -2935,7 +2752,7 @@ class Ledger(LedgerFile):
         text = clean(error.error_text)
         self.update(recording, json_refused=recording.json.sha256, error=text, **columns)
 
-    def commit(self, recording: Recording, request_id: str) -> None:
+    def record_commit_point(self, recording: Recording, request_id: str) -> None:
         """Record, on disk, that a dialog may exist from now on."""
         args, now = self._args, utc()
         self._execute(
@@ -3287,7 +3104,11 @@ class Lookup:
         self.has_worked = is_over and not self._has_warned
 
     def _controls(self, row: Row) -> set[str]:
-        """Return the SHA-256 of what would be found by now if the row's recording could be."""
+        """Return the SHA-256 of what would be found by now if the row's recording could be.
+
+        What came next is asked of the sequence, not of the clock. That a day has passed has to be:
+        a clock that was behind when it was sent, or is ahead now, leaves only the control as proof.
+        """
         age_s = time.time() - seconds_of(row["sent_at"])
         if age_s < PROOF_AGE_S or row["split"]:  # What is being split has no dialogs yet.
             return set()
@@ -3577,8 +3398,8 @@ class Source:
                 yield recording
         examiner = self._examiner
         yield from drained(failed_before)
-        examiner.may_hash_touched = True
-        yield from drained(examiner.touched)
+        examiner.may_rehash = True
+        yield from drained(examiner.to_rehash)
         examiner.may_wait = True
         yield from drained(examiner.copies)
 
@@ -3607,7 +3428,7 @@ class Source:
                 is_waiting |= is_young(state, self._args.min_age)
             if not files:
                 assert error
-                self._tally.add(recording, failed(unreadable(error)))
+                self._tally.add(recording, result_of_error(unreadable(error)))
                 continue
             (recording.path, recording.file_state), *siblings = files
             recording.siblings = tuple(siblings)
@@ -3638,7 +3459,7 @@ class Source:
             if ledger and next(entries, None) is None and ledger.knows_below(folder):
                 cause = "the folder is empty, though there were recordings in it"
                 meaning = Meaning(os.EX_NOINPUT, "empty-folder", cause, "is it mounted?")
-                self._tally.add(Recording(folder), failed(UploadError(meaning)))
+                self._tally.add(Recording(folder), result_of_error(UploadError(meaning)))
 
     def _choose(self) -> Iterator[Recording]:
         """Look up and check the recordings; yield those to send or to follow, report the others."""
@@ -3648,10 +3469,10 @@ class Source:
                 if self._examiner.examine(recording):
                     yield recording
             except UploadError as error:
-                self._tally.add(recording, failed(error))
+                self._tally.add(recording, result_of_error(error))
             except (OSError, ValueError, OverflowError, RecursionError) as error:
                 # One recording's trouble never stops the others.
-                self._tally.add(recording, failed(unreadable(error)))
+                self._tally.add(recording, result_of_error(unreadable(error)))
             if self._breaker.stopping.is_set():
                 return
         self.is_exhausted = True
@@ -3700,12 +3521,16 @@ class MetadataExaminer:
         return True
 
     def collect(self, recording: Recording) -> None:
-        """Collect a recording's metadata, and warn of what is doubtful; raise UploadError."""
+        """Collect a recording's metadata; raise UploadError."""
         collect_metadata(recording, self._args, self._common)
-        self._warn(recording)
 
     def has_changed(self, recording: Recording, row: Row) -> bool:
         """Return whether the JSON beside an uploaded recording has other fields than were sent.
+
+        JSON now             without --update-metadata       with it
+        same size and times  nothing; it is not read         the same
+        rewritten, equal     its new times are remembered    the same
+        other fields         warned of, in each run          sent; then the row takes its hash
 
         Only a JSON of another size, mtime or ctime is read, as a nightly export may write all of
         them anew. Raises UploadError for one that cannot be read, or was refused before.
@@ -3758,13 +3583,14 @@ class MetadataExaminer:
             cause += ", but the upload had a --meta-path and this run has none"
             raise data_error("no-meta-path", cause, "add --meta-path")
         else:
-            self._warn(recording)
+            self.warn(recording)
             recording.metadata_sha256 = hash_metadata(recording, self._args)
             # Keys left out are erased.
             if key := self._args.lookup_key or row["lookup_key"]:
                 recording.metadata.fields[key] = recording.sha256
 
-    def _warn(self, recording: Recording) -> None:
+    def warn(self, recording: Recording) -> None:
+        """Warn of what is doubtful in metadata that are going to be sent."""
         if recording.has_placeholders and not self._has_warned:
             self._has_warned = True
             # Of the run, or each run would have a new one.
@@ -3796,9 +3622,9 @@ class Examiner:
         tally: Tally,
     ) -> None:
         # What comes last: known but for its new ctime, or a copy of what is under way.
-        self.touched: collections.deque[Recording] = collections.deque()
+        self.to_rehash: collections.deque[Recording] = collections.deque()
         self.copies: collections.deque[Recording] = collections.deque()
-        self.may_hash_touched = self.may_wait = False
+        self.may_rehash = self.may_wait = False
         self._args = args
         self._ledger = ledger
         self._breaker = breaker
@@ -3816,24 +3642,29 @@ class Examiner:
         rows, recording.rows = recording.rows, None
         if rows is None:
             rows = self._ledger.find_by_stem(recording.path) if self._ledger else ()
-        other = uploaded_sibling(rows, recording)
-        if rows and recording.siblings:
-            self._take_sent_file(rows, recording)
+        other = None
         known, is_touched = match_file(rows, recording)
         if known:
-            return self._leave(recording, known)
-        if is_touched and not self.may_hash_touched:
-            self.touched.append(recording)
+            self._take_file(recording, recording.path, recording.file_state)
+        elif rows:
+            other = uploaded_sibling(rows, recording)
+            self._take_sent_file(rows, recording)
+            known, is_touched = match_file(rows, recording)
+        if known:
+            return self._act_on_row(recording, known)
+        if is_touched and not self.may_rehash:
+            self.to_rehash.append(recording)
             return False
         if recording.metadata is None:  # Not looked at before.
             if self._is_left_out(recording, other, bool(rows)):
                 return False
-            if self._metadata.waits_for_json(recording) or not self._check_audio(recording):
+            # What was uploaded before may have lost its JSON since.
+            waits = not is_touched and self._metadata.waits_for_json(recording)
+            if waits or not self._check_audio(recording):
                 return False
             self._metadata.collect(recording)
         if not self._ledger:
-            recording.action = Action.SEND
-            return True
+            return self._send(recording)
         if not recording.sha256:
             hash_recording(recording, self._args, self._breaker.stopping)
         for row in sorted(rows, key=lambda row: str(row["uploaded_at"])):
@@ -3856,7 +3687,7 @@ class Examiner:
         if is_old:
             self._tally.leave_out(recording, "before --since", f"older than {self._args.since}")
         elif other and decision and other["state"] == "unknown":
-            self._tally.add(recording, from_row(other, decision.reason))
+            self._tally.add(recording, result_of_row(other, decision.reason))
         elif other:
             what = f"the same call as {other['path']}, which is {other['state']}"
             self._tally.leave_out(recording, "in another format", what)
@@ -3934,7 +3765,7 @@ class Examiner:
                     check_copy(row, recording)
                 else:
                     self._remember_path(recording, row, ledger)
-                return self._leave(recording, row, is_copy)
+                return self._act_on_row(recording, row, is_copy)
             if not self.may_wait:
                 self.copies.append(recording)
                 return False
@@ -3944,10 +3775,14 @@ class Examiner:
         if not self._args.dry_run:
             ledger.claim(recording)
         self._claimed.add(recording.sha256)
+        return self._send(recording)
+
+    def _send(self, recording: Recording) -> bool:
+        self._metadata.warn(recording)
         recording.action = Action.SEND
         return True
 
-    def _leave(self, recording: Recording, row: Row, is_copy: bool = False) -> bool:
+    def _act_on_row(self, recording: Recording, row: Row, is_copy: bool = False) -> bool:
         """Report a recording as the ledger has it; return True if a worker has to see to it.
 
         is_copy: the row's own recording is elsewhere, and only the JSON beside that one counts.
@@ -3959,14 +3794,14 @@ class Examiner:
         recording.action = decision.action
         if is_new:
             self._metadata.complete_update(recording, row)
-        updates = self._tally.updates
+        updates = self._tally.updates_breaker
         if recording.action is Action.UPDATE_METADATA and updates.stopping.is_set():
             self._tally.leave_out(recording, "not updated", updates.cause)
             return False
         if recording.action in (Action.FOLLOW, Action.UPDATE_METADATA):
             return True
         if row["sha256"] not in self._tally.looked_up:  # Reported already.
-            self._tally.add(recording, from_row(row, decision.reason))
+            self._tally.add(recording, result_of_row(row, decision.reason))
         return False
 
     def _remember_path(self, recording: Recording, row: Row, ledger: Ledger) -> None:
@@ -4024,6 +3859,11 @@ def check_copy(row: Row, recording: Recording) -> None:
 
 def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, bool]:
     """Return the uploaded row of this very file, and whether one differs only in its ctime.
+
+    same size, mtime, ctime  known: neither its audio nor its header is read
+    new ctime                hashed, last in the run: a chmod gives the row the new ctime; a file
+                             replaced by `cp -p` or by a recorder without a clock is another call
+    new size or mtime        hashed: another call, unless the ledger has its SHA-256
 
     rows: those of find_by_stem.
     """
@@ -4423,7 +4263,7 @@ class Tally:
         self.looked_up: set[str] = set()  # SHA-256 of what a lookup has found.
         self.problems = problems
         # Whatever becomes of updates stops no uploads, but in an outage not all are tried.
-        self.updates = CircuitBreaker()
+        self.updates_breaker = CircuitBreaker()
         self._args = args
         self._console = console
         self._breaker = breaker
@@ -4437,7 +4277,7 @@ class Tally:
                 return
             recording.result = result
             is_update = recording.action is Action.UPDATE_METADATA
-            (self.updates if is_update else self._breaker).record(result)
+            (self.updates_breaker if is_update else self._breaker).record(result)
             if is_update and result.error and result.error.meaning.stops_run:
                 self._breaker.stop(SAME_FOR_ALL)
             if result.outcome is Outcome.LEFT_OUT:
@@ -4757,7 +4597,7 @@ class Worker:
         if recording.action is Action.SEND:
             result = self._send(recording)
         else:
-            result = from_row(recording.row)._replace(outcome=Outcome.UPLOADED)
+            result = result_of_row(recording.row)._replace(outcome=Outcome.UPLOADED)
         is_being_split = result.operation_id and not result.talk_ids and not result.error
         if not (self._args.wait and is_being_split):
             return result
@@ -4772,9 +4612,9 @@ class Worker:
             result = self._uploader.upload_talk(recording, self._ledger)
         except LedgerError as error:
             # Its row says at most `finishing`: less than what happened, never more.
-            return failed(error)
+            return result_of_error(error)
         except UploadError as error:
-            result = failed(error)
+            result = result_of_error(error)
         finally:
             if recording.converted:
                 recording.converted.file.close()
@@ -4812,16 +4652,16 @@ class Worker:
         try:
             result = self._uploader.update_talk(recording, request)
         except CallError as error:
-            result = failed(UploadError(update_meaning(error, row), error.details))
+            result = result_of_error(UploadError(update_meaning(error, row), error.details))
         except UploadError as error:
-            return failed(error)
+            return result_of_error(error)
         try:
             if result.error is None:
                 self._ledger.record_update(recording)
             elif result.error.meaning.id == UPDATE_REFUSED:
                 self._ledger.record_refused_update(recording, result.error)
         except LedgerError as error:  # It is sent again, which does no harm.
-            return failed(error)
+            return result_of_error(error)
         return result
 
     def _recorded(self, recording: Recording, result: Result) -> Result:
@@ -4831,7 +4671,7 @@ class Worker:
                 self._ledger.record_result(recording, result)
         except LedgerError as error:
             self._tally.add_error(error)
-            return unrecorded(result, error)
+            return result_unrecorded(result, error)
         return result
 
 
@@ -4860,6 +4700,7 @@ class Run:
         self._source = Source(args, common, ledger, self._breaker, self._tally)
         self._signals: list[int] = []
         self._bug: BaseException | None = None
+        self._has_counted = True  # What was not tried.
 
     def main(self) -> int:
         """Upload everything; return the exit code."""
@@ -4876,14 +4717,14 @@ class Run:
             self._wind_down(workers)
         self._console.end_progress()
         if self._breaker.stopping.is_set():
-            self._tally.add_not_tried(self._source.count_rest())
+            self._count_rest()
         return self._end()
 
     def plan(self) -> int:
         """Report what main() would do; return the exit code."""
         for recording in self._source.plan():
             if recording.action is Action.FOLLOW:
-                self._tally.add(recording, from_row(recording.row))
+                self._tally.add(recording, result_of_row(recording.row))
                 continue
             size = f"{recording.file_state.size_bytes:,} bytes"
             audio = recording.audio
@@ -4932,12 +4773,14 @@ class Run:
         return bool(self._signals or self._bug)
 
     def _wind_down(self, workers: Sequence[threading.Thread]) -> None:
-        """End the run, whoever hangs.
+        """End the run with 128 + signal, or 70 for a bug, whoever hangs.
 
-        0 s: nothing new begins; what is before its commit point is cancelled
+        0 s: nothing new begins; what is before its commit point is cancelled, and `failed`
         up to 10 s, or until a second signal: responses to what is past it are waited for
-        then: what is left is cancelled
+        then: what is left is cancelled, and unknown
         1 s later: the process ends, though a worker may hang in a disk or in grpc
+        A worker that ends in time leaves the main thread at most another second for counting what
+        was not tried.
         """
         self._breaker.stop(self._cause())
         for call in self._calls():
@@ -4953,6 +4796,21 @@ class Run:
         while self._wait_a_tick(workers):
             if time.monotonic() > until_s:
                 self._abandon()
+
+    def _count_rest(self) -> None:
+        """Count what was not tried; after a signal for a second at most, as a disk may hang."""
+
+        def count() -> None:
+            self._tally.add_not_tried(self._source.count_rest())
+
+        counting = threading.Thread(target=count, daemon=True)
+        counting.start()
+        until_s = math.inf
+        while counting.is_alive() and time.monotonic() < until_s:
+            counting.join(TICK_S)
+            if self._is_ending():
+                until_s = min(until_s, time.monotonic() + CANCEL_GRACE_S)
+        self._has_counted = not counting.is_alive()
 
     def _cause(self) -> str:
         if self._signals:
@@ -4992,7 +4850,8 @@ class Run:
                     error = UploadError(UNKNOWN._replace(cause=cause, advice=advice))
                 received = recording.received
                 self._tally.add(
-                    recording, unrecorded(received, error) if received else failed(error)
+                    recording,
+                    result_unrecorded(received, error) if received else result_of_error(error),
                 )
             self._tally.finish(is_complete=False)
             log.warning(f"{self._breaker.cause}; {self._tally.summary()}, the others not tried")
@@ -5015,7 +4874,8 @@ class Run:
             # The ledger notes an outage, and says so once it has lasted.
             is_told = self._is_ending() or not self._ledger
             level = logging.WARNING if is_told else logging.INFO
-            text = f"{self._breaker.cause}; {tally.summary()}, {tally.not_tried:,} not tried"
+            number = f"{tally.not_tried:,}" if self._has_counted else "the others"
+            text = f"{self._breaker.cause}; {tally.summary()}, {number} not tried"
             log.log(level, text)
         elif not tally.counts and not tally.left_out:
             looked_for = ", ".join(self._args.suffixes)
@@ -5042,23 +4902,6 @@ class Run:
             self._tally.add_error(error)
 
 
-def update_meaning(error: CallError, row: Row) -> Meaning:
-    """Return what the failed update of a dialog's metadata means.
-
-    It stops the run only if nothing could be sent, as no upload could be either; and what something
-    in between has answered is no refusal by the service.
-    """
-    meaning, cause = error.meaning, f"its metadata could not be updated: {error.meaning.cause}"
-    age_s = abs(time.time() - seconds_of(row["uploaded_at"]))
-    if meaning.may_retry or re.match(f"[A-Z_]+: ({LOST_ANSWER})", error.details):
-        return Meaning(os.EX_TEMPFAIL, UPDATE_FAILED, cause, AGAIN, is_outage=True)
-    if error.status in ("UNAVAILABLE", "UNAUTHENTICATED"):
-        return meaning
-    if error.status == "NOT_FOUND" and age_s < LOOKUP_HOPE_S:
-        return Meaning(os.EX_TEMPFAIL, UPDATE_TOO_EARLY, cause, AGAIN)
-    return Meaning(os.EX_DATAERR, UPDATE_REFUSED, cause, UPDATE_ADVICE)
-
-
 def described(metadata: TalkMetadata | None) -> str:
     """Describe the metadata that would be sent."""
     assert metadata is not None
@@ -5081,7 +4924,7 @@ def update_talk(args: Namespace, access: Access | None, console: Console) -> int
         try:
             tally.add(recording, Uploader(args, access).update_talk(recording, request))
         except UploadError as error:
-            tally.add(recording, failed(error))
+            tally.add(recording, result_of_error(error))
     return tally.exit_code
 
 
@@ -5721,7 +5564,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level = error.level(args) if isinstance(error, LedgerError) else logging.ERROR
         log.log(level, str(error))
         return error.meaning.exit_code
-    except Exception as bug:  # noqa: BLE001 - a bug, whatever it is, is reported with its exit code.
+    except Exception as bug:  # noqa: BLE001 - a bug is reported, whatever it is.
         return report_bug(bug)
 
 

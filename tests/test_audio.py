@@ -178,7 +178,6 @@ def test_what_loses_nothing_is_the_same_file_whatever_the_ffmpeg(
         "aiff": sound("AIFF", "PCM_16", seconds=5),
         "rf64": sound("RF64", "PCM_16", seconds=5),
         "w64": sound("W64", "PCM_16", seconds=5),
-        "tags": kinds.TAGS + wav(seconds=5),
         "alac": encoders.ffmpeg(".m4a", "-c:a", "alac", audio=wav(seconds=5)),
     }
     for name, audio in lossless.items():

@@ -85,15 +85,15 @@ BROKEN = r"FFmpeg cannot decode the whole recording; check that it plays to its 
 FAKES = {
     "warns": ("echo 'odd but decoded' >&2; cp GOOD $target", 65, rf"{BROKEN} \(odd but decoded\)"),
     "fails mutely": ("exit 1", 65, rf"{BROKEN} \(status 1\)"),
-    "writes nothing": ("exit 0", 65, rf"{BROKEN} \(FFmpeg wrote no WAV\)"),
-    "writes text": ("echo hello > $target", 65, rf"{BROKEN} \(FFmpeg wrote no WAV\)"),
+    "writes nothing": ("exit 0", 65, "damaged or truncated WAV file: no format chunk"),
+    "writes text": ("echo hello > $target", 65, "damaged or truncated WAV file: no format chunk"),
     "writes a WAV that is cut": ("head -c 3000 GOOD > $target", 65, "truncated"),
     "writes no samples": ("head -c 44 GOOD > $target", 65, "truncated"),
-    "writes half of it": ("cp HALF $target", 65, rf"{BROKEN} \(2.5 s of 5.0 s\)"),
+    "writes half of it": ("cp HALF $target", 65, rf"{BROKEN} \(decoded to .* 2.5 s; .* 5.0 s\)"),
     "floods stderr": ("yes | head -c 9000000 >&2; exit 1", 65, rf"{BROKEN} \(y\)"),
     "floods stderr for ever": ("yes >&2", 65, rf"{BROKEN} \(y\)"),
     "writes an endless file": ("truncate -s 5G $target; sleep 100", 65, "longer than a WAV"),
-    "controls the terminal": (r"printf '\033[31m\abad\n' >&2; exit 1", 65, rf"{BROKEN} \(\?\[31m"),
+    "controls the terminal": (r"printf '\033[3m\abad\n' >&2; exit 1", 65, rf"{BROKEN} \(\\x1b\[3m"),
     "sleeps": ("sleep 100", 65, "FFmpeg decoded nothing for 0.4 s and was ended; record"),
     "closes stderr and sleeps": ("exec 2>&-; sleep 100", 65, "FFmpeg decoded nothing for 0.4 s"),
     "has a child that sleeps": ("sleep 100 & wait", 65, "FFmpeg decoded nothing for 0.4 s"),
@@ -254,16 +254,14 @@ def test_any_name_will_do(
     monkeypatch.chdir(flac.parent)
     for number, name in enumerate(NAMES):
         Path(name).write_bytes(sound("FLAC", seconds=1 + number / 8))
-        Path(f"tag {name}").write_bytes(TAG + sound("FLAC", seconds=1 + number / 8))
         Path(f"cut {name}").write_bytes(sound("FLAC", seconds=5)[:-3_000])
-    paths = [f"--audio-path={front}{name}" for name in NAMES for front in ("", "tag ", "cut ")]
+    paths = [f"--audio-path={front}{name}" for name in NAMES for front in ("", "cut ")]
     outcome = upload(*paths, "--convert", "--meta-path", "call.json", "--format=json", "--quiet")
     results = {line["path"]: line for line in map(json.loads, outcome.out.splitlines())}
-    assert (outcome.code, len(results)) == (65, 3 * len(NAMES))
+    assert (outcome.code, len(results)) == (65, 2 * len(NAMES))
     for number, name in enumerate(NAMES):
-        for front in ("", "tag "):
-            talk = service.talks[results[front + name]["talk_id"]]
-            assert talk.sha256 == sha256(wav(seconds=1 + number / 8)), name
+        talk = service.talks[results[name]["talk_id"]]
+        assert talk.sha256 == sha256(wav(seconds=1 + number / 8)), name
         assert "cannot decode" in results[f"cut {name}"]["error"]
 
 
@@ -351,10 +349,10 @@ def test_split_looks_at_what_is_sent(upload: Run, service: StandIn, tmp_path: Pa
     for name, audio in {
         "mono": sound("WAV", "ALAW"),
         "stereo": sound("WAV", "ALAW", channels=2),
-        "opus": TAG + ogg_opus(),
+        "flac": sound("FLAC"),
     }.items():
         (tmp_path / name).write_bytes(audio)
-    paths = [tmp_path / name for name in ("mono", "stereo", "opus")]
+    paths = [tmp_path / name for name in ("mono", "stereo", "flac")]
     outcome = upload("--audio-path", *paths, "--convert", "--split", "--quiet")
     assert (outcome.code, len(service.badges)) == (65, 2)
     assert re.search(r"stereo: WAV, PCM 16 bit, .* can be split; leave out --split", outcome.err)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -931,3 +932,20 @@ def test_one_date_for_several_recordings_is_doubtful(
     other = make_call(folder, "3.wav")
     assert upload("--audio-path", one, other, *words).err.count("several recordings") == 1
     assert len(service.talks) == 7
+
+
+def test_what_is_not_sent_is_not_warned_of(
+    upload: Run, service: StandIn, folder: Path, ledger: Path, tmp_path: Path
+) -> None:
+    """A touched recording is hashed, and a copy is, but neither is sent."""
+    common = tmp_path / "common.json"
+    common.write_text('{"date": "2026-03-17T14:05:30+03:00"}')
+    words = ("--meta-path", common, "--ledger", ledger, "--audio-path", folder)
+    call = make_wav(folder / "touched.wav", 3_000)
+    assert "several recordings" in upload(*words).err
+    sent = len(service.calls)
+    call.chmod(0o600)
+    shutil.copy(call, folder / "copy.wav")
+    outcome = upload(*words)
+    assert (outcome.code, len(service.calls)) == (0, sent)
+    assert "several recordings" not in outcome.err

@@ -743,8 +743,8 @@ def errors_of_the_program() -> list[tuple[int | None, str]]:
                 for one, value in pairs:
                     if isinstance(one, ast.Name):
                         names.setdefault(one.id, []).append(value)
-        body = ast.walk(scope) if scope is not TREE else iter(CONSTANTS.values())
-        for node in body:
+        roots = [scope] if scope is not TREE else CONSTANTS.values()
+        for node in (each for root in roots for each in ast.walk(root)):
             if isinstance(node, ast.Call) and (error := error_of(node)):
                 found.append((error[0], text_of(error[1], names)))
     return [(code, text) for code, text in found if text.strip(". ") and text not in NEVER_SAID]
