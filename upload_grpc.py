@@ -2257,32 +2257,8 @@ LEDGER_TABLES = (
     half_open     INTEGER NOT NULL DEFAULT 0
 )""",
 )
-# Whether the row r of recordings is that of the path of p, a row of problems. The stem is either
-# all of the path or what is before its last dot: with both given, recordings_by_stem is used.
-SAME_PATH = """r.connection_id = p.connection_id AND r.path = p.path AND r.stem IN
-    (p.path, substr(p.path, 1, length(rtrim(p.path, replace(p.path, '.', ''))) - 1))"""
-
 # Of a row of recordings: left out by --min-duration, once it was converted.
 TOO_SHORT = "(state = 'failed' AND duration_s IS NOT NULL)"
-
-# What became of the row r of recordings, as the next run will see it: a run that may still go on
-# has its rows `sending`; one that is over left nothing (failed) or perhaps a dialog (unknown).
-# A recording that vanished, or waits for its JSON, is not one that the next run will upload.
-OUTCOME = """CASE
-    WHEN r.state IN ('uploaded', 'unknown') THEN r.state
-    WHEN r.state = 'failed' AND r.duration_s IS NOT NULL THEN 'left out'
-    WHEN r.state IN ('sending', 'finishing')
-        AND r.updated_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 day')
-        AND (SELECT ended_at IS NULL FROM runs WHERE connection_id = r.connection_id
-             ORDER BY id DESC LIMIT 1)
-        THEN 'sending'
-    WHEN r.state = 'finishing' THEN 'unknown'
-    ELSE coalesce(
-        (SELECT min(cause) FROM problems p
-         WHERE p.connection_id = r.connection_id AND p.path = r.path AND p.exit_code <> 0
-         AND (p.cause = 'lost' OR p.cause = 'no-metadata' AND r.state <> 'rejected')),
-        replace(r.state, 'sending', 'failed'))
-    END"""
 
 # The outcomes in the order of the report's columns, each with its words.
 OUTCOMES = {
@@ -2296,94 +2272,122 @@ OUTCOMES = {
 }
 DAY_COLUMNS = tuple(words.replace(" ", "_") for words in OUTCOMES.values())
 
-COUNTED_DAYS = "SELECT connection_id, date(recorded_at, 'localtime') AS day, " + ", ".join(
+# Of the view calls: the day of a call, and how many have each outcome.
+LOCAL_DAY = "date(recorded_at, 'localtime')"
+COUNTS = ", ".join(
     f"sum(outcome = '{outcome}') AS {column}"
     for outcome, column in zip(OUTCOMES, DAY_COLUMNS, strict=True)
 )
 
-# For people, `sqlite3 -csv`, pandas and dashboards. Their times are the ledger's (UTC), their days
-# those of the zone of whoever asks.
+# The rows r of recordings with the path of the row p of problem_parts. By its two possible stems,
+# as the index is one of stems; a path itself is in no index.
+SAME_PATH = """recordings r INDEXED BY recordings_by_stem
+    WHERE r.connection_id = p.connection_id AND r.stem IN (p.path, p.before_dot)
+    AND r.path = p.path"""
+
+# For people, `sqlite3 -csv`, pandas and dashboards: calls, days and attention; the first two here
+# are their first steps. Times are the ledger's (UTC), days those of the zone of whoever asks.
 LEDGER_VIEWS = {
-    # A row for each call, uploaded or not. What was refused before it had a row in recordings is
-    # known from problems: one row a path, `lost` before what was seen last. A folder has no mtime
-    # there, and is no call. Other content under the path of an uploaded recording is another call.
+    # A row: a recording with a row in recordings, and what has become of it.
+    "recording_outcomes": f"""
+SELECT *, CASE
+    -- The latest run has not ended, nor left this row alone for a day: it was not killed.
+    WHEN state IN ('sending', 'finishing')
+        AND updated_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 day')
+        AND (SELECT ended_at IS NULL FROM runs ORDER BY id DESC LIMIT 1)
+        THEN 'sending'
+    -- What a killed run leaves, as in recover_killed_run.
+    WHEN state = 'finishing' THEN 'unknown'
+    WHEN state IN ('uploaded', 'unknown') THEN state
+    -- Not uploaded. If it is gone, or waits for its JSON, no run will upload it; else as it was.
+    ELSE coalesce(
+        (SELECT cause FROM problems p
+         WHERE p.connection_id = r.connection_id AND p.path = r.path
+         AND p.cause IN ('lost', 'no-metadata')),
+        CASE state WHEN 'rejected' THEN state ELSE 'failed' END)
+    END AS outcome
+FROM recordings r WHERE NOT {TOO_SHORT}""",
+    # A row: a problem, with its parts: the text is "error; what to do (details)".
+    "problem_parts": """
+SELECT *,
+    substr(text, 1, instr(text || '; ', '; ') - 1) AS error,
+    substr(text, instr(text || '; ', '; ') + 2) AS what_to_do,
+    -- NULL if there was no file to look at.
+    strftime('%Y-%m-%dT%H:%M:%fZ', mtime_ns / 1e9, 'unixepoch') AS file_time,
+    -- rtrim leaves what ends in the last dot.
+    substr(path, 1, length(rtrim(path, replace(path, '.', ''))) - 1) AS before_dot
+FROM problems""",
+    # A row: a call, uploaded or not.
     "calls": f"""
-SELECT r.connection_id, r.path, r.recorded_at, r.uploaded_at, {OUTCOME} AS outcome,
-    r.talk_id AS dialog_id, r.found_id, r.error
-FROM recordings r WHERE NOT {TOO_SHORT}
-UNION ALL
-SELECT p.connection_id, p.path,
-    coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', p.mtime_ns / 1e9, 'unixepoch'), p.since), NULL,
-    CASE WHEN p.cause IN ('lost', 'no-metadata') THEN p.cause ELSE 'failed' END, NULL, NULL, p.text
-FROM (
-    SELECT connection_id, path, cause, text, size_bytes, mtime_ns, since,
-        max((cause = 'lost') || seen_at)
-    FROM problems
+WITH refused AS (
+    -- A row: an error of a file (of which there is one at most; warnings have exit code 0), whose
+    -- call has no row in recordings. A folder has no time.
+    SELECT * FROM problem_parts p
     WHERE path <> '' AND exit_code <> 0
-    AND (mtime_ns IS NOT NULL OR cause IN ('lost', 'no-metadata'))
-    GROUP BY connection_id, path
-) p
-WHERE NOT EXISTS (
-    SELECT 1 FROM recordings r INDEXED BY recordings_by_stem WHERE {SAME_PATH}
-    AND (r.state <> 'uploaded' OR coalesce(p.size_bytes, r.size_bytes) = r.size_bytes)
-)""",
-    # Days without calls have zeros, for a year back: a recorder without a clock writes 1970.
+    AND (file_time IS NOT NULL OR cause IN ('lost', 'no-metadata'))
+    AND NOT EXISTS (
+        SELECT 1 FROM {SAME_PATH}
+        -- Other content under the path of an uploaded recording is another call.
+        AND (r.state <> 'uploaded' OR coalesce(p.size_bytes, r.size_bytes) = r.size_bytes)
+    )
+)
+SELECT connection_id, path, recorded_at, uploaded_at, outcome, talk_id AS dialog_id, found_id, error
+FROM recording_outcomes
+UNION ALL
+SELECT connection_id, path, coalesce(file_time, since), NULL,
+    CASE WHEN cause IN ('lost', 'no-metadata') THEN cause ELSE 'failed' END, NULL, NULL, text
+FROM refused""",
+    # A row: a day of a connection, with the number of calls by outcome.
     "days": f"""
-WITH RECURSIVE counted AS ({COUNTED_DAYS} FROM calls GROUP BY 1, 2),
-every_day (connection_id, day) AS (
+WITH RECURSIVE counted AS (
+    -- A row: a day with calls.
+    SELECT connection_id, {LOCAL_DAY} AS day, {COUNTS} FROM calls GROUP BY 1, 2
+),
+recent (connection_id, day) AS (
+    -- A row: a day from the first call on, with calls or not; of one year, as a recorder without a
+    -- clock writes 1970.
     SELECT connection_id, max(min(day), date('now', 'localtime', '-365 days'))
     FROM counted GROUP BY 1
     UNION ALL
-    SELECT connection_id, date(day, '+1 day') FROM every_day WHERE day < date('now', 'localtime')
-)
-SELECT connection_id, day, {", ".join(f"sum({column}) AS {column}" for column in DAY_COLUMNS)}
-FROM (
-    SELECT * FROM counted
-    UNION ALL
-    SELECT connection_id, day, {", ".join("0" for _ in DAY_COLUMNS)} FROM every_day
-)
-GROUP BY connection_id, day""",
-    # All that is open: each problem, warnings included, then the recordings that none of them is
-    # about. The text of a problem is "cause; what to do (details)".
+    SELECT connection_id, date(day, '+1 day') FROM recent WHERE day < date('now', 'localtime')
+),
+every_day AS (SELECT connection_id, day FROM counted UNION SELECT connection_id, day FROM recent)
+SELECT connection_id, day, {", ".join(f"coalesce({c}, 0) AS {c}" for c in DAY_COLUMNS)}
+FROM every_day LEFT JOIN counted USING (connection_id, day)
+ORDER BY connection_id, day""",
+    # A row: what is open. Each problem, warnings included, then the recordings without one.
     "attention": f"""
-SELECT p.connection_id, p.since, p.path, p.cause, p.exit_code,
-    CASE WHEN instr(p.text, '; ') THEN substr(p.text, instr(p.text, '; ') + 2) ELSE '' END
-        AS what_to_do,
-    CASE WHEN instr(p.text, '; ') THEN substr(p.text, 1, instr(p.text, '; ') - 1) ELSE p.text END
-        AS error,
-    coalesce(
-        (SELECT r.recorded_at FROM recordings r INDEXED BY recordings_by_stem WHERE {SAME_PATH}
-         ORDER BY r.updated_at DESC LIMIT 1),
-        strftime('%Y-%m-%dT%H:%M:%fZ', p.mtime_ns / 1e9, 'unixepoch')) AS recorded_at,
-    p.seen_at
-FROM problems p
+WITH unnamed AS (
+    -- A row: a recording that is not uploaded, and of which no problem says that.
+    SELECT * FROM recording_outcomes r
+    WHERE state <> 'uploaded' AND outcome IN ('unknown', 'rejected', 'failed')
+    AND NOT EXISTS (
+        SELECT 1 FROM problems p WHERE p.connection_id = r.connection_id AND p.path = r.path
+        AND p.exit_code <> 0 AND (outcome <> 'unknown' OR p.exit_code = 76)
+    )
+)
+SELECT connection_id, since, path, cause, exit_code, what_to_do, error,
+    coalesce((SELECT max(recorded_at) FROM {SAME_PATH}), file_time) AS recorded_at, seen_at
+FROM problem_parts p
 UNION ALL
-SELECT r.connection_id, r.updated_at, r.path, r.outcome,
-    CASE r.outcome WHEN 'unknown' THEN 76 WHEN 'rejected' THEN 65 ELSE 75 END,
-    CASE r.outcome
+SELECT connection_id, updated_at, path, outcome,
+    CASE outcome WHEN 'unknown' THEN 76 WHEN 'rejected' THEN 65 ELSE 75 END,
+    CASE outcome
         WHEN 'unknown' THEN '{LOOK_FOR_IT} by ' || coalesce(
-            r.lookup_key || ' = ' || r.sha256,
-            'its time: ' || strftime('%Y-%m-%d %H:%M', r.recorded_at, 'localtime'))
+            lookup_key || ' = ' || sha256,
+            'its time: ' || strftime('%Y-%m-%d %H:%M', recorded_at, 'localtime'))
             || '; if it is not there, --retry-unknown'
-            || CASE WHEN r.lookup_key IS NULL THEN '' ELSE ' without --lookup-key' END
+            || CASE WHEN lookup_key IS NULL THEN '' ELSE ' without --lookup-key' END
             || ' uploads it again'
         WHEN 'rejected' THEN
             'correct the file or its metadata; after a fix in the console: --retry-rejected'
         ELSE 'the next run uploads it' END,
-    coalesce(r.error, CASE r.state
+    coalesce(error, CASE state
         WHEN 'finishing' THEN 'the run ended before its result was recorded'
         WHEN 'sending' THEN 'the run ended before it was uploaded'
-        ELSE r.state END),
-    r.recorded_at, r.updated_at
-FROM (
-    SELECT r.*, {OUTCOME} AS outcome FROM recordings r
-    WHERE r.state <> 'uploaded' AND NOT {TOO_SHORT}
-) r
-WHERE r.outcome IN ('unknown', 'rejected', 'failed') AND NOT EXISTS (
-    SELECT 1 FROM problems p WHERE p.connection_id = r.connection_id AND p.path = r.path
-    AND CASE r.outcome WHEN 'unknown' THEN p.exit_code = 76
-        WHEN 'rejected' THEN p.exit_code = 65 ELSE p.exit_code <> 0 END
-)""",
+        ELSE state END),
+    recorded_at, updated_at
+FROM unnamed""",
 }
 NEW_LEDGER = "a new ledger uploads everything again"
 CHECK_LEDGER = "check --ledger"
@@ -3122,7 +3126,7 @@ class Lookup:
         recording = recording_of(row)
         created_s = found.get(row["sha256"], {})
         # Not found proves nothing by itself.
-        is_missing = bool(is_proof) and not created_s
+        is_missing = bool(is_proof or row["is_missing"]) and not created_s
         self._ledger.update(recording, looked_up_at=utc(), is_missing=is_missing)
         if not created_s:
             return
@@ -3911,94 +3915,121 @@ LOST = "lost"
 COPY_DIFFERS = "copy-differs"
 LOOKUP_FAILED = "lookup"
 
+# How long a problem has to last before a run with --quiet says it, by cause, else by exit code;
+# what is not listed is said at once. May pass by itself: an hour. A person can do nothing: a day.
+SAID_AFTER_S: dict[str | int, float] = {
+    OUTAGE: PASSING_S,
+    LOOKUP_FAILED: PASSING_S,
+    UNDELIVERED: LOOKUP_HOPE_S,
+    UPDATE_TOO_EARLY: LOOKUP_HOPE_S,
+    UNKNOWN.id: LOOKUP_HOPE_S,  # With --lookup-key; without it nothing would find the dialog.
+    os.EX_TEMPFAIL: PASSING_S,
+}
 
-class OpenProblem(NamedTuple):
-    """A problem that lasts."""
 
-    text: str
-    since: str
-    said_at: str | None  # By a run with --quiet.
-    file_state: FileState | None  # None: there was no file to look at.
+class OpenProblem:
+    """A problem that lasts: a row of problems, and what this run has done about it."""
+
+    def __init__(
+        self, text: str, since: str, said_at: str | None, file_state: FileState | None
+    ) -> None:
+        self.text = text
+        self.since = since
+        self.said_at = said_at  # By a run with --quiet.
+        self.file_state = file_state  # None: there was no file to look at.
+        self.is_met = False  # By this run.
+        self.is_said = False  # By this run, with --quiet.
 
 
 class Problems:
     """What an operator hears: the only way of an error or a warning to stderr.
 
-    Without --quiet, or without a ledger, a run says at once all that it finds. With both, a problem
-    is said when it is new (or has lasted, if it may pass by itself), and again on each day that it
-    lasts. The ledger keeps what is open, for --report. Every method may raise LedgerError.
+    Without --quiet, or without a ledger, a run says at once all that it finds. With both:
+
+    problem                        said first     again     over when
+    of a recording, by its path:
+      65, 66, 76                   at once        each day  it is uploaded or left out, or meets
+      75, may pass by itself       after an hour  each day  another error; or a run that looked at
+      unknown, with --lookup-key   after a day    each day  everything has not met it, and it is
+      undelivered, though other    after a day    each day  not lost (_is_over, _is_lost)
+        uploads worked
+      update of a new dialog       after a day    each day  as above
+      lost: gone, not uploaded     at once        never     it is uploaded, or its row is deleted
+      warning                      at once        each day  as above
+    of the run, path "":
+      outage: no upload works      after an hour  each day  an upload works
+      lookup failed                after an hour  each day  a lookup works
+      other errors (77, 78, ...)   at once        each day  not met by a run that has uploaded,
+                                                            or has looked at everything
+      warning                      at once        each day  not met by a run that has done both
+
+    SAID_AFTER_S is the second column; "each day" is at the end of the first run of a local day, for
+    all that lasts. So of a service that is down from 02:00 to 05:00 the first run after 03:00 with
+    anything to upload says one line; no other run says anything, but of responses that were lost.
+    The ledger keeps what is open, for --report. Every method may raise LedgerError.
     """
 
     def __init__(self, args: Namespace, ledger: Ledger | None) -> None:
+        self.has_looked_up = False  # With success, or nothing is unknown any more.
         self._args = args
         self._ledger = None if args.dry_run else ledger
-        self._open: dict[ProblemKey, OpenProblem] = {}
-        self._by_path: dict[str, set[ProblemKey]] = collections.defaultdict(set)
+        # By path, as stored; "": those of the run.
+        self._open: dict[str, dict[ProblemKey, OpenProblem]] = {"": {}}
         for key, problem in self._ledger.problems().items() if self._ledger else ():
-            self._open[key] = problem
-            self._by_path[key.path].add(key)
-        self._met: set[ProblemKey] = set()  # By this run.
-        self._said: set[ProblemKey] = set()
-        self._lines: collections.Counter[str] = collections.Counter()  # By cause.
-        self.has_looked_up = False  # With success, or nothing is unknown any more.
+            self._open.setdefault(key.path, {})[key] = problem
         self._has_uploaded = False
-        self._undelivered: list[tuple[str, UploadError, FileState | None]] = []
-        # Size and mtime of what this run has met or uploaded: a file that was renamed is not lost.
-        self._seen: set[tuple[int, int]] = set()
+        # What failed through the service or the network.
+        self._undelivered: list[tuple[str, str, FileState | None]] = []
+        # Size and mtime of files that this run has met or uploaded: what has only another name is
+        # not lost.
+        self._files: set[tuple[int, int]] = set()
+        self._lines: collections.Counter[str] = collections.Counter()  # By cause.
 
     def note(self, path: str, error: UploadError, file_state: FileState | None = None) -> None:
         """Take a problem of a recording, or with path "" of the run."""
         meaning, text = error.meaning, clean(masked(str(error)))
         if self._ledger:
-            # That uploads work does not show that updates do.
-            is_of_run = meaning.is_outage and meaning.id != UPDATE_FAILED
-            if is_of_run and meaning.exit_code == os.EX_TEMPFAIL:
-                self._undelivered.append((path, error, file_state))
-                key = ProblemKey("", meaning.exit_code, OUTAGE)
-            elif meaning.stops_run or not path:
-                key = ProblemKey("", meaning.exit_code, meaning.id)
-            else:
-                key = self._key(stored_path(path), meaning)
-            self._remember(self._ledger, key, text, file_state)
+            stored, code = stored_path(path) if path else "", meaning.exit_code
+            state = file_state if file_state and any(file_state) else None
+            if state and meaning.id != LOST:
+                self._files.add(state[:2])
+            key = ProblemKey(stored, code, self._cause(stored, meaning))
+            # That an update failed does not show that uploads do.
+            if meaning.is_outage and code == os.EX_TEMPFAIL and meaning.id != UPDATE_FAILED:
+                self._undelivered.append((stored, text, state))
+                key = ProblemKey("", code, OUTAGE)
+            elif meaning.stops_run:
+                key = ProblemKey("", code, meaning.id)
+            self._remember(self._ledger, key, text, state)
         if not (self._ledger and self._args.quiet):
-            line = f"{path}: {text}" if path else text
-            self._say(meaning.exit_code, meaning.id, line)
+            self._say(meaning.exit_code, meaning.id, f"{path}: {text}" if path else text)
 
     def clear(self, recording: Recording, was_sent: bool) -> None:
-        """Forget the problems of a recording that this run has not met.
-
-        was_sent: it was uploaded or updated; then the service works, too.
-        """
+        """Forget what is over, as a recording was uploaded or updated (was_sent) or left out."""
         if self._ledger is None:
             return
-        self._has_uploaded = self._has_uploaded or was_sent
-        if not self._open:
-            return
-        keys = self._by_path.get(stored_path(recording.path), set()) - self._met
         if was_sent:
-            self._seen.add(recording.file_state[:2])
-            keys |= {key for key in self._by_path[""] - self._met if key.exit_code}
-            keys |= {key for key in self._by_path[""] if key.cause == OUTAGE}
-        for key in keys:
-            self._forget(self._ledger, key)
+            self._has_uploaded = True
+            self._clear_run(self._ledger, is_complete=False)
+        if len(self._open) > 1:  # Else none is of a recording.
+            if was_sent:
+                self._files.add(recording.file_state[:2])
+            for key, problem in self._of(stored_path(recording.path)):
+                if not problem.is_met:
+                    self._forget(self._ledger, key)
 
     def finish(self, is_complete: bool) -> set[int]:
         """Say what lasts or is lost; return exit codes. is_complete: all was looked at."""
-        ledger = self._ledger
-        codes: set[int] = set()
+        ledger, codes = self._ledger, set[int]()
         if ledger:
-            for path, error, file_state in self._undelivered if self._has_uploaded else ():
-                key = ProblemKey(stored_path(path), error.meaning.exit_code, UNDELIVERED)
-                self._remember(ledger, key, clean(masked(str(error))), file_state)
+            for path, text, file_state in self._undelivered if self._has_uploaded else ():
+                key = ProblemKey(path, os.EX_TEMPFAIL, UNDELIVERED)
+                self._remember(ledger, key, text, file_state)
+            self._clear_run(ledger, is_complete)
             if is_complete:
-                codes = self._review(ledger)
-            for key, problem in sorted(self._open.items()) if self._args.quiet else ():
-                if key.cause == LOST:
-                    is_due = problem.said_at is None
-                else:
-                    is_due = is_of_earlier_day(problem)
-                if is_due and key not in self._said:
-                    self._say_quietly(ledger, key)
+                codes = self._clear_or_lose(ledger)
+            if self._args.quiet:
+                self._say_again(ledger)
         for cause, number in self._lines.items():
             if self._args.quiet and number > SAID_LIMIT:
                 where = "--report" if ledger else "leave out --quiet"
@@ -4009,108 +4040,126 @@ class Problems:
         """Use the ledger no more: it may be what the run waits for."""
         self._ledger = None
 
-    def _key(self, path: str, meaning: Meaning) -> ProblemKey:
-        if meaning.id == REJECTED_BEFORE:  # For the cause that was noted then.
-            for key in self._by_path.get(path, ()):
+    # What is open
+
+    def _of(self, path: str) -> list[tuple[ProblemKey, OpenProblem]]:
+        return list(self._open.get(path, {}).items())
+
+    def _cause(self, path: str, meaning: Meaning) -> str:
+        if meaning.id == REJECTED_BEFORE:  # The cause that was noted then.
+            for key, _ in self._of(path):
                 if key.exit_code == meaning.exit_code:
-                    return key
-        return ProblemKey(path, meaning.exit_code, meaning.id)
+                    return key.cause
+        return meaning.id
 
     def _remember(
         self, ledger: Ledger, key: ProblemKey, text: str, file_state: FileState | None
     ) -> None:
-        """Note a problem, and say it with --quiet if that is due.
-
-        An error takes the place of the recording's earlier one.
-        """
-        if key.path and key.exit_code:
-            for other in [k for k in self._by_path[key.path] if k.exit_code and k != key]:
+        """Note that this run has met a problem, and say it with --quiet if that is due."""
+        for other, _ in self._of(key.path) if key.path and key.exit_code else ():
+            if other.exit_code and other != key:  # A recording has one error: the latest.
                 self._forget(ledger, other)
-        if not (file_state and any(file_state)):
+        if not key.path:
             file_state = None
-        elif key.cause != LOST:
-            self._seen.add(file_state[:2])
         ledger.note_problem(key, text, file_state)
-        before = self._open.get(key)
-        since, said_at = (before.since, before.said_at) if before else (utc(), None)
-        self._open[key] = OpenProblem(text, since, said_at, file_state)
-        self._by_path[key.path].add(key)
-        self._met.add(key)
+        of_path = self._open.setdefault(key.path, {})
+        problem = of_path.setdefault(key, OpenProblem(text, utc(), None, file_state))
+        problem.text, problem.file_state, problem.is_met = text, file_state, True
         # A JSON may have several wrong dates.
-        is_new = said_at is None or (key in self._said and not key.exit_code)
-        if self._args.quiet and is_new and self._has_lasted(key):
-            self._say_quietly(ledger, key)
+        is_new = problem.said_at is None or (problem.is_said and not key.exit_code)
+        if self._args.quiet and is_new and self._has_lasted(key, problem):
+            self._say_quietly(ledger, key, problem)
 
     def _forget(self, ledger: Ledger, key: ProblemKey) -> None:
         ledger.forget_problem(key)
-        self._open.pop(key, None)
-        self._by_path[key.path].discard(key)
+        of_path = self._open[key.path]
+        del of_path[key]
+        if key.path and not of_path:
+            del self._open[key.path]
 
-    def _has_lasted(self, key: ProblemKey) -> bool:
-        """Return whether a problem lasts for so long that a person has to hear of it."""
-        may_pass = key.exit_code == os.EX_TEMPFAIL or key.cause == LOOKUP_FAILED
-        hold_s = PASSING_S if may_pass else 0.0
-        waits_a_day = key.cause in (UNDELIVERED, UPDATE_TOO_EARLY)
-        if waits_a_day or (key.cause == UNKNOWN.id and self._args.lookup_key):
-            hold_s = LOOKUP_HOPE_S
-        return abs(time.time() - seconds_of(self._open[key].since)) >= hold_s
+    # What is over, and what is lost
 
-    def _review(self, ledger: Ledger) -> set[int]:
-        """Look at what a run that looked at everything has not met: it is over, or lost.
+    def _clear_run(self, ledger: Ledger, is_complete: bool) -> None:
+        for key, problem in self._of(""):
+            if self._is_over_for_run(key, problem, is_complete):
+                self._forget(ledger, key)
+
+    def _is_over_for_run(self, key: ProblemKey, problem: OpenProblem, is_complete: bool) -> bool:
+        """Return whether a problem of the run is over."""
+        if key.cause == OUTAGE:  # What fails in a run with uploads is undelivered.
+            return self._has_uploaded
+        if problem.is_met:
+            return False
+        if key.cause == LOOKUP_FAILED:
+            return self.has_looked_up
+        if key.exit_code:
+            return self._has_uploaded or is_complete
+        return self._has_uploaded and is_complete  # Most warnings are of what is uploaded.
+
+    def _clear_or_lose(self, ledger: Ledger) -> set[int]:
+        """Decide on each path that a run has not met, although it looked at everything.
 
         Returns exit codes.
         """
-        for key in self._by_path[""] - self._met:
-            # An outage ends with an upload; without one, warnings of what is sent may last, too.
-            is_over = bool(key.exit_code or self._has_uploaded) and key.cause != OUTAGE
-            if self.has_looked_up if key.cause == LOOKUP_FAILED else is_over:
-                self._forget(ledger, key)
-        codes: set[int] = set()
-        paths = {key.path for key in self._open} | set(ledger.paths_not_uploaded())
-        paths -= {key.path for key in self._met} | {""}
+        paths = {*self._open, *ledger.paths_not_uploaded()} - {""}
+        for path, problems in self._open.items():
+            if any(problem.is_met for problem in problems.values()):
+                paths.discard(path)
+        paths -= {path for path, _, _ in self._undelivered}
         folders = [stored_path(path) for path in self._args.audio_path if has_entries(path)]
         beside = {os.path.dirname(stored_path(path)) for path in self._args.audio_path}
+        codes: set[int] = set()
         for path in sorted(paths):
-            is_below = any(path == top or path.startswith(f"{top}/") for top in folders)
-            over: list[ProblemKey] = []
-            if "\\" in path:  # It may stand for another character.
+            if not was_looked_at(path, folders, beside):
                 continue
-            if os.path.lexists(path):
-                if is_below:
-                    over = list(self._by_path[path])
-            elif (is_below or os.path.dirname(path) in beside) and has_nearest_folder(path):
-                over = self._over_or_lost(ledger, path, codes)
-            for key in over:
-                self._forget(ledger, key)
+            past = Past(path, self._of(path), ledger)
+            if self._is_over(past, ledger):
+                for key, _ in self._of(path):
+                    self._forget(ledger, key)
+            elif self._is_lost(past):
+                self.note(path, past.lost(), past.file_states[0] if past.file_states else None)
+                codes.add(os.EX_NOINPUT)
         return codes
 
-    def _over_or_lost(self, ledger: Ledger, path: str, codes: set[int]) -> list[ProblemKey]:
-        """Return the problems that are over, of a file that is gone; note it if it is lost."""
-        keys = list(self._by_path[path])
-        rows = [row for row in ledger.find_by_stem(path) if row["path"] == path]
-        states = [state for key in keys if (state := self._open[key].file_state)]
-        sizes = {state.size_bytes for state in states} or {row["size_bytes"] for row in rows}
-        found = {row["state"] for row in rows if row["size_bytes"] in sizes}
-        if found & {"unknown", "finishing"} or any(key.cause == LOST for key in keys):
-            return []  # To be looked for in the console; said already.
-        was_renamed = any(state[:2] in self._seen for state in states)
-        was_copy = any(key.cause == COPY_DIFFERS for key in keys)
-        is_over = "uploaded" in found or was_renamed or was_copy or ledger.goes_on(path)
-        if is_over or not (states or found):
-            return keys
-        earlier = next((row["error"] for row in rows if row["error"]), None)
-        earlier = earlier or (keys and self._open[keys[0]].text.partition("; ")[0])
-        advice = "restore it, or delete its row from the ledger's problems"
-        meaning = Meaning(os.EX_NOINPUT, LOST, "gone before it was uploaded", advice)
-        lost = UploadError(meaning, f"earlier: {earlier}" if earlier else "")
-        self.note(path, lost, states[0] if states else None)
-        codes.add(meaning.exit_code)
-        return []
+    def _is_over(self, past: Past, ledger: Ledger) -> bool:
+        """Return whether nobody has to care for a file that this run has not met."""
+        return (
+            os.path.lexists(past.path)
+            or "uploaded" in past.row_states
+            or COPY_DIFFERS in past.causes  # What it is a copy of is uploaded.
+            or any(state[:2] in self._files for state in past.file_states)  # It was renamed.
+            or ledger.goes_on(past.path)
+            or not (past.file_states or past.row_states)  # A typing error: it never was there.
+        )
 
-    def _say_quietly(self, ledger: Ledger, key: ProblemKey) -> None:
+    def _is_lost(self, past: Past) -> bool:
+        """Return whether a file that is gone, and not over, has to be noted as lost."""
+        may_be_there = past.row_states & {"unknown", "finishing"}  # To be looked for.
+        return not may_be_there and LOST not in past.causes
+
+    # What is said
+
+    def _has_lasted(self, key: ProblemKey, problem: OpenProblem) -> bool:
+        """Return whether a problem lasts for so long that a person has to hear of it."""
+        after_s = SAID_AFTER_S.get(key.cause, SAID_AFTER_S.get(key.exit_code, 0.0))
+        if key.cause == UNKNOWN.id and not self._args.lookup_key:
+            after_s = 0.0
+        # A clock may jump either way.
+        return abs(time.time() - seconds_of(problem.since)) >= after_s
+
+    def _say_again(self, ledger: Ledger) -> None:
+        """Say what was said on an earlier day, whether or not this run has met it."""
+        lasting = {key: each for of_path in self._open.values() for key, each in of_path.items()}
+        for key, problem in sorted(lasting.items()):
+            is_due = is_of_earlier_day(problem)
+            if key.cause == LOST:  # Perhaps found by a run without --quiet.
+                is_due = problem.said_at is None
+            if is_due and not problem.is_said:
+                self._say_quietly(ledger, key, problem)
+
+    def _say_quietly(self, ledger: Ledger, key: ProblemKey, problem: OpenProblem) -> None:
         ledger.mark_said(key)
-        self._said.add(key)
-        problem = self._open[key] = self._open[key]._replace(said_at=utc())
+        problem.said_at, problem.is_said = utc(), True
         prefix = f"{key.path}: " if key.path else ""
         if key.cause == OUTAGE:
             prefix = f"no upload has worked since {local_time(problem.since)}: "
@@ -4120,6 +4169,48 @@ class Problems:
         self._lines[cause] += 1
         if not self._args.quiet or self._lines[cause] <= SAID_LIMIT:
             log.log(logging.ERROR if exit_code else logging.WARNING, line)
+
+
+class Past:
+    """What the ledger knows of a file that a run has not met."""
+
+    def __init__(
+        self, path: str, problems: Sequence[tuple[ProblemKey, OpenProblem]], ledger: Ledger
+    ) -> None:
+        self.path = path
+        self.causes = {key.cause for key, _ in problems}
+        self.file_states = [problem.file_state for _, problem in problems if problem.file_state]
+        rows = [row for row in ledger.find_by_stem(path) if row["path"] == path]
+        self._has_row = any(row["state"] != "uploaded" for row in rows)
+        # Rows of another size are of another call that had this name.
+        sizes = {state.size_bytes for state in self.file_states}
+        rows = [row for row in rows if not sizes or row["size_bytes"] in sizes]
+        self.row_states = {row["state"] for row in rows}
+        errors = [row["error"] for row in rows if row["error"]]
+        errors += [problem.text.partition("; ")[0] for _, problem in problems]
+        self._error = errors[0] if errors else ""
+
+    def lost(self) -> UploadError:
+        """Return the error of a file that is lost."""
+        # With a row left in either, the next run would find it again.
+        tables = "problems and recordings" if self._has_row else "problems"
+        advice = f"restore it, or delete its row from the ledger's {tables}"
+        meaning = Meaning(os.EX_NOINPUT, LOST, "gone before it was uploaded", advice)
+        return UploadError(meaning, f"earlier: {self._error}" if self._error else "")
+
+
+def was_looked_at(path: str, folders: Sequence[str], beside: set[str]) -> bool:
+    """Return whether a run that looked at everything would have met a file of this path.
+
+    folders: those given that are not empty; beside: those that hold what was given.
+    """
+    is_below = any(f"{path}/".startswith(f"{top.rstrip('/')}/") for top in folders)
+    if "\\" in path:  # It may stand for another character.
+        return False
+    if os.path.lexists(path):
+        return is_below
+    # What a shell's *.wav no longer finds is beside what it found.
+    return (is_below or os.path.dirname(path) in beside) and has_nearest_folder(path)
 
 
 def is_of_earlier_day(problem: OpenProblem) -> bool:
@@ -4845,23 +4936,15 @@ def update_talk(args: Namespace, access: Access | None, console: Console) -> int
 # --- 16. The report ---------------------------------------------------------------------------
 
 # A connection whose cron job works has a run within this time that looked at everything.
-QUIET_RUN_LIMIT = datetime.timedelta(hours=24)
+QUIET_RUN_LIMIT_S = 24 * 60 * 60.0
 CHECK_CRON = "check that cron runs, and what it emails"
 # So that a good day fits a screen; with --since all days since then, up to a year.
 DAYS_SHOWN = 10
 DAYS_SHOWN_SINCE = 366
 # Of each cause; the newest are shown.
 ATTENTION_SHOWN = 10
-CALL_COLUMNS = (
-    "connection_id",
-    "path",
-    "recorded_at",
-    "uploaded_at",
-    "outcome",
-    "dialog_id",
-    "found_id",
-    "error",
-)
+NO_CALLS = (0,) * len(OUTCOMES)
+SAME_CONNECTION = "connection_id = coalesce(:connection, connection_id)"
 
 
 class Filter(NamedTuple):
@@ -4869,9 +4952,8 @@ class Filter(NamedTuple):
 
     calls: str
     attention: str
-    runs: str
-    is_covered: str  # What counts for the exit code: attention shows all that is open.
-    values: dict[str, str]
+    covered: str  # What of attention counts for the exit code; shown is all that is open.
+    values: dict[str, str | None]
 
 
 class LastRun(NamedTuple):
@@ -4879,13 +4961,16 @@ class LastRun(NamedTuple):
 
     connection_id: str
     text: str
-    is_overdue: bool  # None within QUIET_RUN_LIMIT, or something was not tried.
+    is_overdue: bool
 
 
 def report(args: Namespace) -> int:
     """Print what the ledger knows and return the exit code; raise UploadError.
 
-    The gravest of what --since covers; at least 75 if a connection's last --quiet run is overdue.
+    The exit code is the gravest of what needs attention and, with --since, is about a call recorded
+    since then (of what is about no call: was met by a run since then); it is at least 75 if, of any
+    connection that ever had a --quiet run, none within 24 h looked at everything, or the latest
+    left something not tried.
     """
     import sqlite3
 
@@ -4893,17 +4978,16 @@ def report(args: Namespace) -> int:
     try:
         with contextlib.closing(open_for_report(path)) as db:
             chosen = make_filter(args)
-            check_connection(db, args, path)
+            check_connection(db, args.connection_id, path)
             last_runs = find_last_runs(db, chosen)
+            overdue = [run for run in last_runs if run.is_overdue]
             if args.format == "text":
                 print_text(db, args, chosen, last_runs)
             else:
                 print_calls(db, chosen, args.format)
-                for run in last_runs:
-                    if run.is_overdue:
-                        log.warning("%s: %s", one_line(run.connection_id), one_line(run.text))
-            covered = f"{chosen.attention} AND {chosen.is_covered}"
-            sql = f"SELECT DISTINCT exit_code FROM attention WHERE {covered}"
+                for run in overdue:
+                    log.warning("%s: %s", one_line(run.connection_id), one_line(run.text))
+            sql = f"SELECT DISTINCT exit_code FROM attention WHERE {chosen.covered}"
             codes = {code for (code,) in db.execute(sql, chosen.values)}
         sys.stdout.flush()
     except sqlite3.Error as error:
@@ -4911,7 +4995,7 @@ def report(args: Namespace) -> int:
     except OSError as error:
         cause = f"stdout cannot be written: {error_text(error)}"
         raise UploadError(Meaning(os.EX_IOERR, "stdout", cause, "redirect it")) from error
-    if any(run.is_overdue for run in last_runs):
+    if overdue:
         codes.add(os.EX_TEMPFAIL)
     return next((code for code in GRAVEST_FIRST if code in codes), os.EX_OK)
 
@@ -4931,115 +5015,85 @@ def open_for_report(path: str) -> Any:
     return db
 
 
-def check_connection(db: Any, args: Namespace, path: str) -> None:
-    """Raise UploadError if the ledger knows nothing of --connection-id: a typo is not "all well".
-
-    Its value is not named, as it may be a misplaced key.
-    """
-    if args.connection_id is None:
-        return
-    for table in ("runs", "recordings", "problems"):
-        sql = f"SELECT 1 FROM {table} WHERE connection_id = ? LIMIT 1"
-        if db.execute(sql, (args.connection_id,)).fetchone():
-            return
-    known = [row[0] for row in db.execute("SELECT DISTINCT connection_id FROM runs ORDER BY 1")]
-    advice = f"it has: {one_line(', '.join(known[:10])) or 'no run yet'}"
-    cause = "the connection of --connection-id is not in it"
-    raise LedgerError(path, "connection", cause, advice)
-
-
 def make_filter(args: Namespace) -> Filter:
     """Return the conditions that --connection-id, --audio-path and --since stand for."""
-    values: dict[str, str] = {}
-    connection = "1"
-    if args.connection_id is not None:
-        values["connection"] = args.connection_id
-        connection = "connection_id = :connection"
+    since = ""
+    if args.since:
+        since = utc(datetime.datetime.combine(args.since, datetime.time()).timestamp())
+    values = {"connection": args.connection_id, "since": since}
     paths = []
     for number, path in enumerate(map(stored_path, args.audio_path)):
         folder = path.rstrip("/")
         # What is below: "/" is followed by "0".
         values |= {f"at{number}": path, f"from{number}": f"{folder}/", f"to{number}": f"{folder}0"}
         paths.append(f"path = :at{number} OR path >= :from{number} AND path < :to{number}")
-    at_paths = " OR ".join(paths) or "1"
-    since = covered = "1"
-    if args.since is not None:
-        midnight = datetime.datetime.combine(args.since, datetime.time())
-        midnight = midnight.astimezone(datetime.timezone.utc)
-        values["since"] = midnight.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        since = "recorded_at >= :since"
-        # What is about no recording (an outage, a folder) counts while runs meet it.
-        covered = "coalesce(recorded_at, seen_at) >= :since"
+    at_paths = " OR ".join(paths) or "TRUE"
+    # What is wrong with a run is wrong for each path.
+    attention = f"{SAME_CONNECTION} AND (path = '' OR {at_paths})"
     return Filter(
-        calls=f"{connection} AND ({at_paths}) AND {since}",
-        # What is wrong with a run is wrong for each path.
-        attention=f"{connection} AND (path = '' OR {at_paths})",
-        runs=connection,
-        is_covered=covered,
+        calls=f"{SAME_CONNECTION} AND ({at_paths}) AND calls.recorded_at >= :since",
+        attention=attention,
+        covered=f"{attention} AND coalesce(recorded_at, seen_at) >= :since",
         values=values,
     )
 
 
-def find_last_runs(db: Any, chosen: Filter) -> list[LastRun]:
-    """Describe the last --quiet run that looked at everything, of each connection with runs.
+def check_connection(db: Any, connection_id: str | None, path: str) -> None:
+    """Raise UploadError if the ledger knows nothing of --connection-id: a typo is not "all well".
 
-    A connection that never had a --quiet run is not held to having one.
+    Its value is not named, as it may be a misplaced key.
     """
-    sql = f"""SELECT connection_id, max(quiet),
+    tables = ("runs", "recordings", "problems")
+    sql = " UNION ".join(f"SELECT connection_id FROM {table}" for table in tables)
+    known = [name for (name,) in db.execute(f"{sql} ORDER BY 1")]
+    if connection_id is not None and connection_id not in known:
+        cause = "the connection of --connection-id is not in it"
+        advice = f"it has: {one_line(', '.join(known[:10])) or 'no run yet'}"
+        raise LedgerError(path, "connection", cause, advice)
+
+
+def find_last_runs(db: Any, chosen: Filter) -> list[LastRun]:
+    """Describe the last --quiet run that looked at everything, of each connection with runs."""
+    by_connection = f"""SELECT connection_id, max(quiet),
         max(CASE WHEN quiet AND looked_at_all THEN id END),
         max(CASE WHEN quiet AND ended_at IS NOT NULL THEN id END)
-        FROM runs WHERE {chosen.runs} GROUP BY connection_id"""
-    now = datetime.datetime.now(datetime.timezone.utc)
+        FROM runs WHERE {SAME_CONNECTION} GROUP BY connection_id"""
+    by_id = """SELECT coalesce(ended_at, began_at), found, uploaded, left_out, not_tried, exit_code
+        FROM runs WHERE id = ?"""
     runs = []
-    for connection_id, is_held_to_it, complete, ended in db.execute(sql, chosen.values).fetchall():
-        columns = "coalesce(ended_at, began_at), found, uploaded, left_out, not_tried, exit_code"
-        sql = f"SELECT {columns} FROM runs WHERE id = ?"
-        run = db.execute(sql, (complete,)).fetchone()
-        later = db.execute(sql, (ended,)).fetchone() if ended and ended > (complete or 0) else None
-        if not is_held_to_it:
-            text, is_overdue = "no run with --quiet so far", False
-        elif not run:
-            text, is_overdue = f"none with --quiet looked at everything; {CHECK_CRON}", True
-        else:
-            text = run_text(run)
-            # A clock that jumped must not hide a dead cron for years.
-            is_overdue = abs(now - parse_time(run[0])) > QUIET_RUN_LIMIT
-            if is_overdue:
-                text = f"none for 24 h looked at everything; {CHECK_CRON}. The last: {text}"
-        if later:
-            text += f". Since then: {run_text(later)}"
-        is_overdue = is_overdue or bool((run and run[4]) or (later and later[4]))
-        runs.append(LastRun(connection_id, text, is_overdue))
+    for name, has_quiet, complete_id, latest_id in db.execute(by_connection, chosen.values):
+        if not has_quiet:
+            runs.append(LastRun(name, "no run with --quiet so far", False))
+            continue
+        complete = db.execute(by_id, (complete_id,)).fetchone()
+        is_newer = (latest_id or 0) > (complete_id or 0)
+        latest = db.execute(by_id, (latest_id,)).fetchone() if is_newer else None
+        # A clock that jumped must not hide a dead cron for years.
+        is_old = not complete or abs(time.time() - seconds_of(complete[0])) > QUIET_RUN_LIMIT_S
+        words = [f"none for 24 h looked at everything; {CHECK_CRON}"] if is_old else []
+        if complete:
+            words.append(f"{'The last: ' if is_old else ''}{run_text(*complete)}")
+        if latest:
+            words.append(f"Since then: {run_text(*latest)}")
+        not_tried = any(run and run[4] for run in (complete, latest))
+        runs.append(LastRun(name, ". ".join(words), is_old or not_tried))
     return runs
 
 
-def run_text(run: tuple[Any, ...]) -> str:
+def run_text(
+    at: str, found: int, uploaded: int, left_out: str | None, not_tried: int, exit_code: int | None
+) -> str:
     """Say when a run ended, what it found and what it left."""
-    at, found, uploaded, left_out, not_tried, exit_code = run
-    reasons = json.loads(left_out or "{}")
-    counts = [f"{found:,} found", f"{uploaded:,} uploaded"]
-    counts += [f"{number:,} {reason}" for reason, number in reasons.items() if number]
-    if not_tried:
-        counts.append(f"{not_tried:,} not tried")
-    if exit_code:
-        counts.append(f"exit code {exit_code}")
-    return f"{local_time(at)}: {', '.join(counts)}"
-
-
-def parse_time(text: str) -> datetime.datetime:
-    """Parse a time of the ledger."""
-    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+    counts = {"found": found, "uploaded": uploaded, **json.loads(left_out or "{}")}
+    words = [f"{number:,} {what}" for what, number in counts.items()]
+    words += [f"{not_tried:,} not tried"] if not_tried else []
+    words += [f"exit code {exit_code}"] if exit_code else []
+    return f"{local_time(at)}: {', '.join(words)}"
 
 
 def local_time(text: str) -> str:
     """Return a time of the ledger in the local zone, to the minute."""
-    return f"{parse_time(text).astimezone():%Y-%m-%d %H:%M}"
-
-
-def local_zone() -> str:
-    """Name the local zone: "CET/CEST, now UTC+01:00"."""
-    now = datetime.datetime.now().astimezone()
-    return f"{'/'.join(dict.fromkeys(time.tzname))}, now UTC{now.isoformat()[-6:]}"
+    return f"{datetime.datetime.fromtimestamp(seconds_of(text)):%Y-%m-%d %H:%M}"
 
 
 def print_calls(db: Any, chosen: Filter, output_format: str) -> None:
@@ -5049,21 +5103,26 @@ def print_calls(db: Any, chosen: Filter, output_format: str) -> None:
     """
     import csv
 
-    columns = ", ".join(CALL_COLUMNS)
+    columns = "*"
     if output_format == "csv":
-        for name in ("recorded_at", "uploaded_at"):
-            columns = columns.replace(name, f"strftime('%Y-%m-%d %H:%M:%S', {name}, 'localtime')")
-    sql = f"SELECT {columns} FROM calls WHERE {chosen.calls} ORDER BY recorded_at, path"
-    rows = safe_rows(db.execute(sql, chosen.values))
-    stdout = utf8_stdout()
+        local = "strftime('%Y-%m-%d %H:%M:%S', {0}, 'localtime') AS {0}".format
+        columns = f"connection_id, path, {local('recorded_at')}, {local('uploaded_at')}, "
+        columns += "outcome, dialog_id, found_id, error"
+    sql = f"SELECT {columns} FROM calls WHERE {chosen.calls} ORDER BY calls.recorded_at, path"
+    cursor = db.execute(sql, chosen.values)
+    names = [name for name, *_ in cursor.description]
+    rows = safe_rows(cursor)
+    stdout = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper):  # Whatever the locale is.
+        stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     if output_format == "json":
         encode = json.JSONEncoder(ensure_ascii=False).encode
-        stdout.writelines(encode(dict(zip(CALL_COLUMNS, row))) + "\n" for row in rows)  # noqa: B905
+        stdout.writelines(encode(dict(zip(names, row))) + "\n" for row in rows)  # noqa: B905
         return
     # The byte order mark tells spreadsheets that this is UTF-8.
     stdout.write("\ufeff")
     writer = csv.writer(stdout, delimiter=";", lineterminator="\n")
-    writer.writerow(CALL_COLUMNS)
+    writer.writerow(names)
     # The service's words must not become a formula.
     writer.writerows(
         (*row[:-1], f"'{row[-1]}") if row[-1] and row[-1][0] in "=+-@" else row for row in rows
@@ -5074,152 +5133,86 @@ def safe_rows(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
     """Yield rows of text or None with control and bidi characters escaped."""
     for row in rows:
         # str.isprintable is quick, and few rows have anything to escape.
-        if "".join(filter(None, row)).isprintable():
-            yield row
-        else:
-            yield tuple(value and one_line(value) for value in row)
-
-
-def utf8_stdout() -> TextIO:
-    """Return stdout, writing UTF-8 whatever the locale is."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    return sys.stdout
+        is_safe = "".join(filter(None, row)).isprintable()
+        yield row if is_safe else tuple(value and one_line(value) for value in row)
 
 
 def print_text(db: Any, args: Namespace, chosen: Filter, last_runs: list[LastRun]) -> None:
     """Print the report for people: totals, runs, days, what needs attention."""
-    width = terminal_width()
-    totals = {run.connection_id: [0] * len(OUTCOMES) for run in last_runs}
-    days: dict[str, list[int]] = {}
-    sql = f"{COUNTED_DAYS} FROM calls WHERE {chosen.calls} GROUP BY 1, 2"
-    for connection_id, day, *counts in db.execute(sql, chosen.values):
-        for sums, key in ((totals, connection_id), (days, day or "?")):
-            sums[key] = [a + b for a, b in zip(sums.get(key, [0] * 7), counts, strict=True)]
+
+    def counted(column: str) -> dict[str, Sequence[int]]:
+        sql = f"SELECT {column}, {COUNTS} FROM calls WHERE {chosen.calls} GROUP BY 1"
+        return {name: counts for name, *counts in db.execute(sql, chosen.values)}
+
     since = f" recorded since {args.since}" if args.since else ""
-    print_wrapped(f"Calls{since} (ledger {args.ledger})", width, "    ")
-    print_wrapped(f"Days and times: {local_zone()}", width, "    ")
-    print()
+    now = datetime.datetime.now().astimezone()
+    print_line(f"Calls{since} (ledger {args.ledger})")
+    print(f"Days and times: {now:%Z}, now UTC{now.isoformat()[-6:]}\n")
+    totals = {run.connection_id: NO_CALLS for run in last_runs} | counted("connection_id")
     for connection_id, counts in sorted(totals.items()):
-        print_wrapped(f"{connection_id}: {count_text(counts)}", width, "    ")
-    if not totals:
-        print("No calls.")
-    print()
+        words = zip(counts, OUTCOMES.values(), strict=True)
+        text = ", ".join(f"{n:,} {word}" for n, word in words if n or word == "uploaded")
+        print_line(f"{connection_id}: {text}")
+    print("" if totals else "No calls.\n")
     for run in last_runs:
         name = f" of {run.connection_id}" if len(last_runs) > 1 else ""
-        print_wrapped(f"Last complete run{name}: {run.text}", width, "    ")
-    if not last_runs:
-        print("No runs.")
-    print()
-    print_days(days, args.since, width)
-    print_attention(db, chosen, len(totals) > 1, width)
+        print_line(f"Last complete run{name}: {run.text}")
+    print("" if last_runs else "No runs.\n")
+    print_days(counted(LOCAL_DAY), args.since)
+    print_attention(db, chosen, len(totals) > 1)
 
 
-def count_text(counts: list[int]) -> str:
-    """Return "1,204 uploaded, 2 failed": zeros only of what was uploaded."""
-    pairs = list(zip(counts, OUTCOMES.values(), strict=True))
-    return ", ".join(f"{n:,} {words}" for i, (n, words) in enumerate(pairs) if n or not i)
-
-
-def print_days(days: dict[str, list[int]], since: datetime.date | None, width: int) -> None:
-    """Print the days, the latest first, those without calls too; columns, if width allows.
-
-    width: in characters.
-    """
+def print_days(days: Mapping[str, Sequence[int]], since: datetime.date | None) -> None:
+    """Print a table of days, the latest first, those without calls too."""
     if not days and not since:
         return
     limit = DAYS_SHOWN_SINCE if since else DAYS_SHOWN
-    today = datetime.date.today()
-    first = str(since) if since else min(days)
+    first, today = str(since or min(days)), datetime.date.today()
     recent = (str(today - datetime.timedelta(days=ago)) for ago in range(limit))
     every_day = sorted({*days, *(day for day in recent if day >= first)}, reverse=True)
-    # Only what any of the days has, but always the six that people ask for.
-    words = list(OUTCOMES.values())[: 7 if any(counts[6] for counts in days.values()) else 6]
-    columns = [(word, max(len(word), 7) + 2) for word in words]
-    is_table = 14 + sum(size for _, size in columns) <= width
-    if is_table:
-        print(f"{'Day':14}" + "".join(f"{word:>{size}}" for word, size in columns))
+    # What is being uploaded is in the totals only.
+    widths = {word: max(len(word), 7) + 2 for word in [*OUTCOMES.values()][:-1]}
+    print(f"{'Day':14}" + "".join(f"{word:>{width}}" for word, width in widths.items()))
     for day in every_day[:limit]:
-        counts = days.get(day, [0] * 7)
-        weekday = "" if day == "?" else f"{datetime.date.fromisoformat(day):%a}"
-        if is_table:
-            cells = zip(counts, columns, strict=False)
-            print(f"{day} {weekday:3}" + "".join(f"{n:>{size},}" for n, (_, size) in cells))
-        else:
-            print_wrapped(f"{day} {weekday}: {count_text(counts)}", width, "    ")
-    if earlier := [days[day] for day in every_day[limit:]]:
-        sums = [sum(column) for column in zip(*earlier, strict=True)]
-        print_wrapped(f"Earlier (--since DAY shows the days): {count_text(sums)}", width, "    ")
-    print()
+        cells = zip(days.get(day, NO_CALLS), widths.values(), strict=False)
+        weekday = f"{datetime.date.fromisoformat(day):%a}"
+        print(f"{day} {weekday:3}" + "".join(f"{n:>{width},}" for n, width in cells))
+    print("Earlier days: --since DAY\n" if every_day[limit:] else "")
 
 
-class Entry(NamedTuple):
-    """A row of attention; entries sort by since."""
-
-    since: str
-    connection_id: str
-    path: str
-    error: str
-    what_to_do: str
-
-
-def print_attention(db: Any, chosen: Filter, name_connections: bool, width: int) -> None:
+def print_attention(db: Any, chosen: Filter, name_connections: bool) -> None:
     """Print all that is open, the gravest cause first; of each cause the newest few."""
-    import heapq
-
-    # By exit code and cause: how many, the first, and a heap of the newest.
-    counts: dict[tuple[int, str], int] = {}
-    first: dict[tuple[int, str], str] = {}
-    newest: dict[tuple[int, str], list[Entry]] = {}
-    sql = f"""SELECT exit_code, cause, since, connection_id, path, error, what_to_do
-        FROM attention WHERE {chosen.attention}"""
-    for exit_code, name, *columns in db.execute(sql, chosen.values):
-        key, entry = (exit_code, name), Entry(*columns)
-        counts[key] = counts.get(key, 0) + 1
-        first[key] = min(first.get(key, entry.since), entry.since)
-        heap = newest.setdefault(key, [])
-        heapq.heappush(heap, entry)
-        if len(heap) > ATTENTION_SHOWN:
-            heapq.heappop(heap)
-    if not counts:
+    sql = f"SELECT exit_code, cause, count(*), min(since) FROM attention WHERE {chosen.attention}"
+    causes = db.execute(f"{sql} GROUP BY 1, 2 ORDER BY 1, 2", chosen.values).fetchall()
+    if not causes:
         print("Nothing needs attention.")
         return
-    print(f"Needs attention: {sum(counts.values()):,}, the newest first")
-    gravity = {code: place for place, code in enumerate(GRAVEST_FIRST)}
-    for key in sorted(counts, key=lambda key: (gravity.get(key[0], len(gravity)), key)):
-        kind = f"exit code {key[0]}" if key[0] else "a warning"
+    print(f"Needs attention: {sum(number for _, _, number, _ in causes):,}, the newest first")
+    # Warnings come last.
+    causes.sort(key=lambda row: (*GRAVEST_FIRST, row[0]).index(row[0]))
+    for exit_code, cause, number, first in causes:
+        kind = f"exit code {exit_code}" if exit_code else "a warning"
         print()
-        print_wrapped(f"{counts[key]:,} {key[1]} ({kind})", width, "    ")
-        print_entries(sorted(newest[key], reverse=True), name_connections, width)
-        if (rest := counts[key] - len(newest[key])) > 0:
-            where = "--format csv" if key[0] else "the view attention in the ledger"
-            text = f"  and {rest:,} more, since {local_time(first[key])}: {where}"
-            print_wrapped(text, width, "    ")
+        print_line(f"{number:,} {cause} ({kind})")
+        sql = f"""SELECT since, connection_id, path, error, what_to_do FROM attention
+            WHERE ({chosen.attention}) AND exit_code = :exit_code AND cause = :cause
+            ORDER BY since DESC, path DESC LIMIT {ATTENTION_SHOWN}"""
+        said = ""
+        values = {**chosen.values, "exit_code": exit_code, "cause": cause}
+        for since, connection_id, path, *what in db.execute(sql, values):
+            if (text := "; ".join(filter(None, what))) != said:
+                print_line(f"  {text}")
+                said = text
+            name = f"{connection_id}  " if name_connections else ""
+            print_line(f"    {local_time(since)}  {name}{path or '(the run)'}")
+        if (rest := number - ATTENTION_SHOWN) > 0:
+            where = "--format csv" if exit_code else "the view attention in the ledger"
+            print_line(f"  and {rest:,} more, since {local_time(first)}: {where}")
 
 
-def print_entries(entries: list[Entry], name_connections: bool, width: int) -> None:
-    """Print when and where, and before it what and what to do, unless that was said just now."""
-    said: tuple[str, ...] = ("", "")
-    for entry in entries:
-        says = (entry.error, entry.what_to_do)
-        if says != said:
-            is_new = entry.what_to_do and entry.what_to_do != said[1]
-            print_wrapped(f"  {'; '.join(says) if is_new else entry.error}", width, "  ")
-            said = says
-        name = f"{entry.connection_id}  " if name_connections else ""
-        line = f"    {local_time(entry.since)}  {name}{entry.path or '(the run)'}"
-        print_wrapped(line, width, "      ")
-
-
-def print_wrapped(text: str, width: int, indent: str) -> None:
-    """Print text in lines of at most width characters, cut after a blank, else within a path."""
-    text = one_line(text)
-    while len(text) > width:
-        least = len(indent) + width // 3
-        cut = text.rfind(" ", least, width + 1) + 1 or text.rfind("/", least, width) + 1 or width
-        print(text[:cut].rstrip(" "))
-        text = indent + text[cut:].lstrip(" ")
-    print(text)
+def print_line(text: str) -> None:
+    """Print a line; it is not cut, so that paths can be copied."""
+    print(one_line(text))
 
 
 # --- 17. Options and main ---------------------------------------------------------------------

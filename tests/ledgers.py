@@ -196,6 +196,13 @@ def change_problems(path: Path, /, **columns: object) -> None:
         database.execute(f"UPDATE problems SET {names}", tuple(columns.values()))
 
 
+def delete_path(path: Path, table: str, call: Path) -> None:
+    """Delete the row of a file from a table."""
+    with _opened(path, "rw") as database, database:
+        sql = f"DELETE FROM {table} WHERE path = ?"
+        assert database.execute(sql, (str(call),)).rowcount == 1
+
+
 # --- Ledgers of any content ------------------------------------------------------------
 
 

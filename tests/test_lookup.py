@@ -509,6 +509,18 @@ def test_what_is_found_after_all_is_not_missing(office: Office) -> None:
     assert (row["state"], row["is_missing"], len(office.copies("a.wav"))) == ("uploaded", 0, 1)
 
 
+def test_what_is_proved_missing_stays_so_until_it_is_found(office: Office) -> None:
+    office.unknown("a.wav", made=False)
+    office.uploaded("b.wav")
+    office.age()
+    assert office.run().code == 76
+    dropped(office)  # Now there is no control any more.
+    office.forget_lookups()
+    assert office.run().code == 76
+    assert office.methods.count("Search") == 2
+    assert office.row("a.wav")["is_missing"] == 1
+
+
 @pytest.mark.parametrize(("indexed", "code"), [("1", 0), ("2", 0), ("3", 0), ("4", 76), ("", 76)])
 def test_any_of_the_next_three_is_a_control(office: Office, indexed: str, code: int) -> None:
     """The latest upload is not: the index may be an hour behind, with a run every five minutes."""

@@ -292,7 +292,9 @@ def test_an_outage_is_said_once_it_has_lasted_an_hour(
     for _ in range(3):
         assert cron(*away) == Outcome(75, "", "")
     assert "no connection to the service" in hand(*away).err
-    assert ledgers.causes(ledger) == [("", "outage")]
+    [outage] = ledgers.problems(ledger)
+    assert (outage["path"], outage["cause"]) == ("", "outage")
+    assert outage["mtime_ns"] is None, "--report --since goes by when it was seen"
     ledgers.pass_time(ledger, HOUR_S - 60)
     assert cron(*away) == Outcome(75, "", "")
     ledgers.pass_time(ledger, 60)
@@ -331,7 +333,7 @@ def test_one_that_fails_while_others_are_uploaded_is_said_after_a_day(
     service.on_call = step
     for number in range(3):
         make_wav(calls / f"{number}.wav", 2_000)
-        assert (cron().code, ledgers.causes(ledger)[-1]) == (75, ("bad.wav", "undelivered"))
+        assert (cron().code, ledgers.causes(ledger)) == (75, [("bad.wav", "undelivered")])
         ledgers.pass_time(ledger, 7 * HOUR_S)
     ledgers.pass_time(ledger, 4 * HOUR_S)
     make_wav(calls / "3.wav", 2_000)
@@ -340,6 +342,22 @@ def test_one_that_fails_while_others_are_uploaded_is_said_after_a_day(
     service.on_call = lambda _: None
     assert cron().code == 0
     assert ledgers.problems(ledger) == []
+
+
+def test_one_that_fails_is_still_the_same_problem_after_an_outage(
+    cron: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    bad = make_wav(calls / "bad.wav", 2_000)
+    bad.with_suffix(".json").write_text('{"client_name": "bad"}')
+    make_wav(calls / "good.wav", 4_000)
+    service.on_call = lambda _: At(
+        metadata=lambda call: NO_QUOTA if "client_name" in call.fields else None
+    )
+    cron()
+    [before] = ledgers.problems(ledger)
+    assert cron().code == 75
+    undelivered = {problem["cause"]: problem for problem in ledgers.problems(ledger)}
+    assert undelivered["undelivered"]["since"] == before["since"]
 
 
 def test_what_changed_under_way_is_said_once_it_has_lasted_an_hour(
@@ -504,6 +522,25 @@ def test_what_vanished_before_it_was_uploaded_is_said_once_more_as_lost(
     service.script.clear()
     assert cron("--retry-rejected").code == 0
     assert ("a.wav", "lost") not in ledgers.causes(ledger)
+
+
+@pytest.mark.parametrize("kind", ["broken", "rejected", "failed"])
+def test_what_is_lost_is_over_with_the_rows_that_its_line_names(
+    cron: Run, service: StandIn, ledger: Path, calls: Path, kind: str
+) -> None:
+    make_wav(calls / "stays.wav", 2_000)
+    cron()
+    call = broken(calls / "a.wav") if kind == "broken" else make_wav(calls / "a.wav", 4_000)
+    service.script.append(NO_QUOTA if kind == "failed" else REJECTED)
+    cron()
+    call.unlink()
+    [line] = lines(cron())
+    tables = "problems" if kind == "broken" else "problems and recordings"
+    assert f"restore it, or delete its row from the ledger's {tables} (" in line
+    for table in tables.split(" and "):
+        ledgers.delete_path(ledger, table, call)
+    assert cron() == Outcome(0, "", "")
+    assert "a.wav" not in [name for name, _ in ledgers.causes(ledger)]
 
 
 def test_lost_is_said_by_a_quiet_run_though_another_run_found_it(

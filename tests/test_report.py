@@ -7,6 +7,7 @@ import datetime
 import io
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -151,14 +152,14 @@ def test_good_day_fits_a_screen(ledger: Path, maker: Maker) -> None:
         and line.endswith(": 412 found, 3 uploaded, 409 already there")
         for line in lines
     )
-    assert "Earlier (--since DAY shows the days): 800 uploaded" in lines
+    assert "Earlier days: --since DAY" in lines
     assert lines[-1] == "Nothing needs attention."
 
 
 DEAD: list[tuple[str, list[dict[str, Any]], int, str]] = [
     ("cron", [{"ended_at": ago(hours=25)}], 75, "none for 24 h looked at everything; check"),
     ("just in time", [{"ended_at": ago(hours=23)}], 0, "412 found"),
-    ("never whole", [{"looked_at_all": 0}], 75, "none with --quiet looked at everything"),
+    ("never whole", [{"looked_at_all": 0}], 75, "none for 24 h looked at everything"),
     ("by hand", [{"quiet": 0, "ended_at": ago(days=9)}], 0, "no run with --quiet so far"),
     ("hand after", [{"ended_at": ago(hours=25)}, {"quiet": 0}], 75, "none for 24 h"),
     ("not tried", [{"not_tried": 1995}], 75, "1,995 not tried"),
@@ -301,18 +302,6 @@ def test_two_lost_ids_and_other_content_under_one_path(ledger: Path, maker: Make
     ]
 
 
-def test_several_problems_of_one_path_are_one_call(ledger: Path, maker: Maker) -> None:
-    maker.problem("/a/1.wav", 65, "empty", "empty; wait", seen_at=ago(hours=9))
-    maker.problem("/a/1.wav", 66, "unreadable", "unreadable; look", seen_at=ago(hours=3))
-    maker.close()
-    assert [row["error"] for row in run(ledger, "--format", "csv").rows] == ["unreadable; look"]
-    maker = Maker.__new__(Maker)
-    maker.db = sqlite3.connect(ledger, isolation_level=None)
-    maker.problem("/a/1.wav", 66, "lost", "lost; look", seen_at=ago(hours=8))
-    maker.close()
-    assert [row["outcome"] for row in run(ledger, "--format", "csv").rows] == ["lost"]
-
-
 def test_problems_of_runs_and_folders_are_no_calls(ledger: Path, maker: Maker) -> None:
     maker.problem("", 75, "outage", "no answer; the next run goes on", since=ago(hours=3))
     text = "empty, although the ledger has recordings below it; is it mounted?"
@@ -401,7 +390,7 @@ def test_days_are_those_of_the_local_zone(
         "2026-10-26 00:01:00",
     ]
     output = run(ledger, "--since", "2026-03-29", TZ="Europe/Berlin")
-    assert "Days and times: CET/CEST, now UTC+0" in output.out
+    assert re.search(r"Days and times: CES?T, now UTC\+0[12]:00\n", output.out)
     assert "conn-a: 5 uploaded" in output.out
     monkeypatch.setenv("TZ", "Europe/Berlin")
     time.tzset()
@@ -471,21 +460,18 @@ def test_csv_for_spreadsheets(ledger: Path, maker: Maker) -> None:
     assert run(ledger, "--format", "json").objects[0]["recorded_at"] == "2026-11-20T09:30:00.123Z"
 
 
-@pytest.mark.parametrize("columns", [40, 80])
-def test_text_fits(ledger: Path, maker: Maker, columns: int) -> None:
-    folders = "/".join(f"{number:04}-recordings-of-the-branch" for number in range(9))
-    maker.recording(f"/var/calls/{folders}/{'x' * 150}.wav", "unknown", error="lost " * 40)
+def test_text_has_the_gravest_first_and_each_path_whole(ledger: Path, maker: Maker) -> None:
+    path = f"/var/calls/{'a-recording-of-the-branch/' * 9}{'x' * 150}.wav"
+    maker.recording(path, "unknown", error="lost " * 40)
     maker.recording("/звонки/\x1b[31m\u202e.wav", "rejected", error="\x1b[2J")
     maker.problem("", 77, "credential", "refused; make a new key (status UNAUTHENTICATED)")
     maker.problem("/a/1.wav", 0, "changed-metadata", "its JSON has changed; --update-metadata")
     maker.run(ended_at=ago(hours=40))
     maker.close()
-    options = {"COLUMNS": str(columns)} if columns != 80 else {}
-    output = run(ledger, **options)
+    output = run(ledger)
     assert output.code == 77
-    assert max(map(len, output.out.splitlines())) <= columns
+    assert f"  {path}\n" in output.out
     assert not set("\x1b\u202e") & set(output.out)
-    assert f"{folders}/" in "".join(line.strip() for line in output.out.splitlines())
     order = [output.out.index(text) for text in ("77)", "76)", "65)", "(a warning)")]
     assert order == sorted(order)
 
