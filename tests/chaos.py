@@ -10,7 +10,7 @@ one undisturbed run every recording must be in the store once, or be named as un
 pairs: two runs are started together on one ledger; one goes on, the other ends at once.
 lookups: answers are lost, dialogs can be found only later and under other IDs, and clocks jump;
 runs left alone find in the service what was made, and two days later --retry-unknown uploads the
-rest. Without --lookup-key, to compare, the rest stays unknown.
+rest. Without --lookup-key, to compare (not with --short), the rest stays unknown.
 clock: like kills, while the clock jumps by hours either way and files are replaced by other audio
 of the same name, size and mtime, in place or by renaming, between runs and during them.
 first: runs are killed while they begin a ledger; what cron and a person do then must end well.
@@ -75,7 +75,7 @@ class Size:
 
 
 FULL = Size(cuts=500, recordings=500, kills=200, pairs=50, limit_s=240)
-SHORT = Size(cuts=45, recordings=60, kills=10, pairs=3, limit_s=60)
+SHORT = Size(cuts=24, recordings=40, kills=6, pairs=1, limit_s=60)
 
 # For a frozen connection; everything else is much faster on loopback.
 TIMEOUT_S = 0.3
@@ -556,9 +556,9 @@ def run_pair(words: Sequence[str]) -> list[tuple[int, str]]:
 LOOKUP_KEY = "upload_sha256"
 LOOKUP_OPTIONS = ("--lookup-key", LOOKUP_KEY, "--organization-id", "o", "--space-id", "s")
 # Recordings, and runs through the faults, half of which are killed.
-LOST_ANSWERS, LOST_ANSWERS_SHORT = (500, 60), (40, 8)
+LOST_ANSWERS, LOST_ANSWERS_SHORT = (500, 60), (30, 6)
 # In place of the hour or so after which a dialog can be found.
-INDEX_LAG_S = 2.0
+INDEX_LAG_S = 1.0
 # What the clock of a run is ahead by: half of them are right.
 CLOCKS_H = (0, 0, 0, -11, -3, 3, 11)
 # Runs with --retry-unknown until nothing is unknown: one makes 30 calls at most.
@@ -780,7 +780,7 @@ def lookup_campaign(results: Results, folder: Path, noise: random.Random, size: 
     columns = ("uploaded", "found", "unknown, made", "unknown, not", "doubled", "Search", "Get")
     lines: list[tuple[str, Sequence[int]]] = []
     seed = noise.getrandbits(64)
-    for number, scenario in enumerate(SCENARIOS):
+    for number, scenario in enumerate(SCENARIOS[size is SHORT :]):
         here = folder / str(number)
         with StandIn(here.with_suffix(".store"), discard=True) as service:
             # The same recordings, faults and moments each time.
@@ -910,7 +910,7 @@ def jumping():
 time.time = jumping
 """
 # Runs that are killed, and recordings at the beginning.
-JUMPS, JUMPS_SHORT = (100, 150), (12, 40)
+JUMPS, JUMPS_SHORT = (100, 150), (6, 40)
 
 
 class Jumps(Kills):
@@ -1016,7 +1016,7 @@ def clock_campaign(results: Results, folder: Path, noise: random.Random, size: S
 # --- First runs ----------------------------------------------------------------------
 
 # Ledgers that are begun, and the moments at which that is disturbed, in parts of a start.
-FIRST_RUNS, FIRST_RUNS_SHORT = 120, 12
+FIRST_RUNS, FIRST_RUNS_SHORT = 120, 5
 
 
 def first_campaign(results: Results, folder: Path, noise: random.Random, size: Size) -> None:
@@ -1211,7 +1211,7 @@ def conversion_campaign(results: Results, folder: Path, noise: random.Random, si
 # --- Updates -------------------------------------------------------------------------
 
 # Recordings, and runs over JSON that change, half of which are killed.
-UPDATES, UPDATES_SHORT = (150, 60), (25, 10)
+UPDATES, UPDATES_SHORT = (150, 60), (25, 6)
 REFUSED = grpc.StatusCode.INVALID_ARGUMENT
 
 

@@ -124,14 +124,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="fail if a test was skipped")
 
 
+# These begin first, so that no core is without work while the last of them ends.
+LONG_ONES = ("test_chaos.py", "test_simulated_day.py", "test_month.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG_ONES)
+
+
+def in_the_root() -> set[str]:
+    """Return what is in the repository's root, but for caches."""
+    return {name for name in os.listdir(ROOT) if name[0] != "." and name != "__pycache__"}
+
+
+FOUND_IN_THE_ROOT = in_the_root()
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if exitstatus == 0 and in_the_root() - FOUND_IN_THE_ROOT:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if exitstatus == 0 and session.config.getoption("--no-skips"):
         session.exitstatus = int(bool(reporter and reporter.stats.get("skipped")))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say in the end, not only in passing, what has not been tested on this machine."""
+    """Say in the end, not only in passing, what was left behind, or not tested on this machine."""
+    if left := in_the_root() - FOUND_IN_THE_ROOT:
+        terminalreporter.line(f"FAILED: left in {ROOT}: {', '.join(sorted(left))}", red=True)
     if skipped := terminalreporter.stats.get("skipped"):
         terminalreporter.section("NOT TESTED ON THIS MACHINE", sep="!", red=True, bold=True)
         for report in skipped:

@@ -474,9 +474,9 @@ def test_sigint_at_any_moment_of_the_start_leaves_no_traceback(call: Path) -> No
     first = next(n for n, line in enumerate(lines, 1) if line.startswith("import argparse"))
     words = ("--audio-path", call, "--connection-id", "1", "--key", KEY, "--dry-run")
     interrupted, late = 0, []
-    for number in range(60):
+    for number in range(30):
         with start(*words) as process:
-            time.sleep(number * 0.0025)
+            time.sleep(number * 0.005)
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=30)
         interrupted += process.returncode != OK

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import encoders
-from conftest import NOTHING_AHEAD, Outcome, arguments, make_wav, sha256, start
+from conftest import NOTHING_AHEAD, Outcome, arguments, make_wav, sha256, start, wait_for
 from stand_in import StandIn
 
-# How a day is scaled: a minute is 2 s, so that --min-age 1.5 stands for 45 s.
-CALLS = 200
-CALL_EVERY_S = 0.06
-JSON_LATE_S = 2.0
-CRON_EVERY_S = 1.5
-DOWN_FROM_S, DOWN_UNTIL_S = 6.0, 9.0
-CHANGED_AT_S, REWRITTEN_AT_S = 15.0, 17.0
-MIN_AGE_S = 1.5
+# How a day is scaled: a minute is 1 s, so that --min-age 0.75 stands for 45 s.
+CALLS = 100
+CALL_EVERY_S = 0.04
+JSON_LATE_S = 1.0
+CRON_EVERY_S = 0.75
+DOWN_FROM_S, DOWN_UNTIL_S = 2.0, 3.5
+CHANGED_AT_S, REWRITTEN_AT_S = 5.5, 6.5
+MIN_AGE_S = 0.75
 SHIFT = """import os, time
 _time = time.time
 time.time = lambda: _time() + float(os.environ.get("SHIFT_S", 0))
@@ -48,11 +48,13 @@ class Day:
         for name, fields in self.final.items():
             self._at(REWRITTEN_AT_S, self._write_json, name, fields, 4)
 
-    def live(self) -> None:
-        """Write everything at its time."""
+    def live(self, service: StandIn) -> None:
+        """Write everything at its time; what changes, after most of it has been uploaded."""
         began_s = time.monotonic()
         for at_s, act in sorted(self._events, key=lambda event: event[0]):
             time.sleep(max(0.0, began_s + at_s - time.monotonic()))
+            if at_s == CHANGED_AT_S:
+                wait_for(lambda: len(self.changed & uploaded(service)) > 5, 60)
             act()
 
     def _at(self, at_s: float, act: Callable[..., object], *values: Any) -> None:
@@ -89,6 +91,10 @@ class Day:
         (self.folder / f"{name}.json").write_text(text[:length], "utf-8")
 
 
+def uploaded(service: StandIn) -> set[str]:
+    return {talk.fields["call"] for talk in list(service.talks.values())}
+
+
 def append(path: Path, piece: bytes) -> None:
     with path.open("ab") as file:
         file.write(piece)
@@ -105,7 +111,7 @@ def test_each_call_of_a_day_has_its_own_final_metadata(tmp_path: Path) -> None:
             "--min-age", MIN_AGE_S, "--update-metadata", "--convert", "--quiet", "--retries", 1,
         )  # fmt: skip
         runs: list[Outcome] = []
-        living = threading.Thread(target=day.live)
+        living = threading.Thread(target=day.live, args=(service,))
         living.start()
         began_s, is_down, was_down = time.monotonic(), False, False
         while living.is_alive():
