@@ -295,10 +295,10 @@ Run = Callable[..., Outcome]
 def upload(service: StandIn, capfd: pytest.CaptureFixture[str]) -> Run:
     """Call main() with some words and the service's; return code, stdout and stderr."""
 
-    def run(*words: object) -> Outcome:
+    def run(*words: object, begun: bool = True) -> Outcome:
         capfd.readouterr()
         try:
-            code = upload_grpc.main(arguments(service, *words))
+            code = upload_grpc.main(arguments(service, *words, begun=begun))
         except SystemExit as leaving:  # argparse
             code = int(leaving.code or 0)
         captured = capfd.readouterr()
@@ -324,7 +324,7 @@ def start(
 ) -> subprocess.Popen[str]:
     """Start the command itself; its environment is this process's and `env`.
 
-    under: a command that starts it, such as `prlimit`. What preexec_fn does instead may hang or
+    under: a command that starts it, such as `nohup`. What preexec_fn does instead may hang or
     abort where a service runs in this process.
     """
     process: subprocess.Popen[str] = subprocess.Popen(
