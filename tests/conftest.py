@@ -162,9 +162,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _own_environment() -> Iterator[None]:
     """Take the machine's settings away, and undo whatever the program sets."""
     before = dict(os.environ)
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
-    # Where the tests run in the background SIGINT is ignored, and programs inherit that.
+    handlers = {signal.SIGTERM: signal.getsignal(signal.SIGTERM)}
+    # In the background SIGINT is ignored, under nohup SIGHUP, and programs inherit that.
     handlers[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for name in FOREIGN_VARIABLES:
         os.environ.pop(name, None)
     yield
