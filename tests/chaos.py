@@ -55,7 +55,7 @@ import upload_grpc  # Before anything imports grpc.
 import encoders
 import grpc
 import ledgers
-from conftest import FOREIGN_VARIABLES, SCRIPT, WAITS, arguments, make_wav, sha256, start
+from conftest import FOREIGN_VARIABLES, SCRIPT, WAITS, arguments, make_wav, own_clock, sha256, start
 from fault_proxy import Fault, FaultProxy
 from stand_in import LOOKUPS, Call, Delay, Fail, Slow, StandIn, Step, stored_talks
 
@@ -479,10 +479,6 @@ def kill_campaign(results: Results, folder: Path, noise: random.Random, size: Si
     ]
     counts = collections.Counter((end.state, str(min(len(end.made), 2))) for end in ends)
     print_table("in the ledger; in the store:", ("0", "1", "2"), counts)
-    missing = [end for end in ends if not end.made and end.state != "unknown"]
-    doubled = [end for end in ends if len(end.made) > 1]
-    pending = [end for end in ends if end.state not in ("uploaded", "unknown")]
-    wrong = [end for end in ends if end.state == "uploaded" and end.made != [end.talk_id]]
     unknown = [end for end in ends if end.state == "unknown"]
     unnamed = [
         end
@@ -495,11 +491,11 @@ def kill_campaign(results: Results, folder: Path, noise: random.Random, size: Si
     results.note("recordings", len(ends))
     results.note("runs that ended before they were killed", campaign.runs - campaign.kills)
     results.require("killed runs", campaign.kills, size.kills)
-    results.require("missing: not in the store, nor called unknown", missing)
-    results.require("doubled: twice in the store", doubled)
-    results.require("uploaded, but not exactly that dialog in the store", wrong)
+    results.require("missing: not in the store, nor called unknown", lost_ends(ends))
+    results.require("doubled: twice in the store", [end for end in ends if len(end.made) > 1])
+    results.require("uploaded, but not exactly that dialog in the store", wrong_ends(ends))
     results.require("dialog IDs printed, but not in the store", list(untrue))
-    results.require("neither uploaded nor unknown in the end", pending)
+    results.require("neither uploaded nor unknown in the end", pending_ends(ends))
     results.require("unknown, but not named by the last run", unnamed)
     results.require("exit code of the undisturbed run", code, wanted_code)
     results.require("exit code of one more", code_after, wanted_code)
@@ -898,17 +894,6 @@ def pending_ends(ends: Sequence[AnyEnd]) -> list[AnyEnd]:
 
 # --- Clocks that jump, and files that are replaced -------------------------------------
 
-# Goes before the program's own modules, and adds the seconds in a file to what the clock says.
-JUMPING_CLOCK = """import os, time
-_time, _offset = time.time, os.environ["CLOCK_OFFSET_FILE"]
-def jumping():
-    try:
-        with open(_offset) as file:
-            return _time() + float(file.read() or 0)
-    except (OSError, ValueError):
-        return _time()
-time.time = jumping
-"""
 # Runs that are killed, and recordings at the beginning.
 JUMPS, JUMPS_SHORT = (100, 150), (6, 40)
 
@@ -920,11 +905,7 @@ class Jumps(Kills):
         super().__init__(folder, noise, service)
         self.replaced: set[str] = set()  # SHA-256 of audio that is no more
         self.jumps = 0
-        self._offset = folder / "offset"
-        site = folder / "site"
-        site.mkdir()
-        (site / "sitecustomize.py").write_text(JUMPING_CLOCK)
-        self.environment = {"PYTHONPATH": str(site), "CLOCK_OFFSET_FILE": str(self._offset)}
+        self.environment, self._offset = own_clock(folder / "site")
 
     def _one_run(self, moment_s: float) -> None:
         self._jump()

@@ -234,6 +234,13 @@ def call(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
 def ledger(tmp_path: Path) -> Path:
     return tmp_path / "ledger.sqlite"
 
@@ -311,6 +318,28 @@ def upload(service: StandIn, capfd: pytest.CaptureFixture[str]) -> Run:
 def before_command(code: str) -> list[str]:
     """Return what has a process do something before it becomes the command, for start()."""
     return [sys.executable, "-c", f"import os, sys\n{code}\nos.execv(sys.argv[1], sys.argv[1:])"]
+
+
+# Goes before the program's own modules, and adds the seconds in a file to what the clock says.
+CLOCK = """import os, time
+_time, _offset = time.time, os.environ["CLOCK_OFFSET_FILE"]
+def shifted():
+    try:
+        with open(_offset) as file:
+            return _time() + float(file.read() or 0)
+    except (OSError, ValueError):
+        return _time()
+time.time = shifted
+"""
+
+
+def own_clock(folder: Path, ahead_s: float = 0) -> tuple[dict[str, str], Path]:
+    """Make a clock for commands; return their environment, and the file that it looks into."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(CLOCK)
+    offset = folder / "offset"
+    offset.write_text(str(ahead_s))
+    return {"PYTHONPATH": str(folder), "CLOCK_OFFSET_FILE": str(offset)}, offset
 
 
 # SECBIT_NOROOT: permissions count for root as well. Others need not and may not ask for it.

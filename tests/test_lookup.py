@@ -24,6 +24,7 @@ from conftest import (
     Way,
     arguments,
     make_wav,
+    own_clock,
     sha256,
     start,
     wait_for,
@@ -51,15 +52,6 @@ def before(seconds: float) -> str:
     """Return the time so long ago, as the ledger has times."""
     when = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=seconds)
     return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def clock(folder: Path, ahead_s: float) -> dict[str, str]:
-    """Return the environment of a process whose clock is so far ahead."""
-    folder.mkdir(exist_ok=True)
-    (folder / "sitecustomize.py").write_text(
-        f"import time\nright = time.time\ntime.time = lambda: right() + {ahead_s}\n"
-    )
-    return {"PYTHONPATH": str(folder)}
 
 
 @dataclasses.dataclass
@@ -620,7 +612,7 @@ def test_clocks_that_jump_by_hours_prove_nothing(
 
     def run_at(hour: int, *more: object) -> int:
         words = arguments(office.service, *office.words(*more))
-        with start(*words, env=clock(tmp_path / "clock", hour * HOUR_S)) as process:
+        with start(*words, env=own_clock(tmp_path / "clock", hour * HOUR_S)[0]) as process:
             process.communicate(timeout=30)
         return process.returncode
 

@@ -60,13 +60,6 @@ def remember(upload: Run, ledger: Path, tmp_path: Path) -> Run:
     return lambda *more: upload(*words, "--audio-path", *more)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "calls"
-    folder.mkdir()
-    return folder
-
-
 def contents(service: StandIn) -> list[str]:
     """Return the digests of the audio of all dialogs."""
     return sorted(talk.sha256 for talk in service.talks.values())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import encoders
-from conftest import NOTHING_AHEAD, Outcome, arguments, make_wav, sha256, start, wait_for
+from conftest import NOTHING_AHEAD, Outcome, arguments, make_wav, own_clock, sha256, start, wait_for
 from stand_in import StandIn
 
 # How a day is scaled: a minute is 1 s, so that --min-age 0.75 stands for 45 s.
@@ -23,10 +23,6 @@ CRON_EVERY_S = 0.75
 DOWN_FROM_S, DOWN_UNTIL_S = 2.0, 3.5
 CHANGED_AT_S, REWRITTEN_AT_S = 5.5, 6.5
 MIN_AGE_S = 0.75
-SHIFT = """import os, time
-_time = time.time
-time.time = lambda: _time() + float(os.environ.get("SHIFT_S", 0))
-"""
 
 
 class Day:
@@ -160,10 +156,8 @@ def check_talks(service: StandIn, day: Day) -> None:
 
 def test_the_csv_that_comes_a_day_later(tmp_path: Path) -> None:
     """--require-json 36h: nothing is said meanwhile, and all are uploaded with their metadata."""
-    folder, ledger, clock = tmp_path / "calls", tmp_path / "ledger.sqlite", tmp_path / "clock"
-    for each in (folder, clock):
-        each.mkdir()
-    (clock / "sitecustomize.py").write_text(SHIFT)
+    folder, ledger = tmp_path / "calls", tmp_path / "ledger.sqlite"
+    folder.mkdir()
     (tmp_path / "common.json").write_text('{"language": "ru-RU"}')
     paths = [make_wav(folder / f"{number:02}.wav", 2_000) for number in range(20)]
     with StandIn(tmp_path / "store") as service:
@@ -173,7 +167,7 @@ def test_the_csv_that_comes_a_day_later(tmp_path: Path) -> None:
         )  # fmt: skip
 
         def run_at(hours: float) -> Outcome:
-            return run(words, PYTHONPATH=str(clock), SHIFT_S=str(hours * 3600))
+            return run(words, **own_clock(tmp_path / "clock", hours * 3600)[0])
 
         for hours in (0, 0.1, 1, 8, 24, 35.9):
             assert run_at(hours) == Outcome(0, "", "")
