@@ -5,9 +5,10 @@ PYTHON ?= python3
 # A clone of yandex-cloud/cloudapi to make the stubs from, in place of protos/.
 CLOUDAPI ?=
 CLOUDAPI_URL ?= https://github.com/yandex-cloud/cloudapi
-# Four tests at a time, also with fewer cores, as most of their time is spent waiting. What is
-# given on the command line takes the place of that: -k name or --pdb runs in one process.
-PYTEST_ARGS ?= -n 4
+# Four tests at a time, also with fewer cores, as most of their time is spent waiting; each is
+# given out when its turn comes. What is given on the command line takes the place of that: -k
+# name or --pdb runs in one process.
+PYTEST_ARGS ?= -n 4 --maxschedchunk 1
 CHAOS_ARGS ?=
 FUZZ_ARGS ?=
 BENCH_ARGS ?=

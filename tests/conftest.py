@@ -124,14 +124,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="fail if a test was skipped")
 
 
+# These begin first, so that no core is without work while the last of them ends.
+LONG_ONES = ("test_chaos.py", "test_simulated_day.py", "test_month.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG_ONES)
+
+
+def in_the_root() -> set[str]:
+    """Return what is in the repository's root, but for caches."""
+    return {name for name in os.listdir(ROOT) if name[0] != "." and name != "__pycache__"}
+
+
+FOUND_IN_THE_ROOT = in_the_root()
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if exitstatus == 0 and in_the_root() - FOUND_IN_THE_ROOT:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if exitstatus == 0 and session.config.getoption("--no-skips"):
         session.exitstatus = int(bool(reporter and reporter.stats.get("skipped")))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say in the end, not only in passing, what has not been tested on this machine."""
+    """Say in the end, not only in passing, what was left behind, or not tested on this machine."""
+    if left := in_the_root() - FOUND_IN_THE_ROOT:
+        terminalreporter.line(f"FAILED: left in {ROOT}: {', '.join(sorted(left))}", red=True)
     if skipped := terminalreporter.stats.get("skipped"):
         terminalreporter.section("NOT TESTED ON THIS MACHINE", sep="!", red=True, bold=True)
         for report in skipped:
@@ -142,9 +162,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _own_environment() -> Iterator[None]:
     """Take the machine's settings away, and undo whatever the program sets."""
     before = dict(os.environ)
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
-    # Where the tests run in the background SIGINT is ignored, and programs inherit that.
+    handlers = {signal.SIGTERM: signal.getsignal(signal.SIGTERM)}
+    # In the background SIGINT is ignored, under nohup SIGHUP, and programs inherit that.
     handlers[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for name in FOREIGN_VARIABLES:
         os.environ.pop(name, None)
     yield
@@ -213,6 +234,13 @@ def call(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
 def ledger(tmp_path: Path) -> Path:
     return tmp_path / "ledger.sqlite"
 
@@ -275,10 +303,10 @@ Run = Callable[..., Outcome]
 def upload(service: StandIn, capfd: pytest.CaptureFixture[str]) -> Run:
     """Call main() with some words and the service's; return code, stdout and stderr."""
 
-    def run(*words: object) -> Outcome:
+    def run(*words: object, begun: bool = True) -> Outcome:
         capfd.readouterr()
         try:
-            code = upload_grpc.main(arguments(service, *words))
+            code = upload_grpc.main(arguments(service, *words, begun=begun))
         except SystemExit as leaving:  # argparse
             code = int(leaving.code or 0)
         captured = capfd.readouterr()
@@ -290,6 +318,28 @@ def upload(service: StandIn, capfd: pytest.CaptureFixture[str]) -> Run:
 def before_command(code: str) -> list[str]:
     """Return what has a process do something before it becomes the command, for start()."""
     return [sys.executable, "-c", f"import os, sys\n{code}\nos.execv(sys.argv[1], sys.argv[1:])"]
+
+
+# Goes before the program's own modules, and adds the seconds in a file to what the clock says.
+CLOCK = """import os, time
+_time, _offset = time.time, os.environ["CLOCK_OFFSET_FILE"]
+def shifted():
+    try:
+        with open(_offset) as file:
+            return _time() + float(file.read() or 0)
+    except (OSError, ValueError):
+        return _time()
+time.time = shifted
+"""
+
+
+def own_clock(folder: Path, ahead_s: float = 0) -> tuple[dict[str, str], Path]:
+    """Make a clock for commands; return their environment, and the file that it looks into."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(CLOCK)
+    offset = folder / "offset"
+    offset.write_text(str(ahead_s))
+    return {"PYTHONPATH": str(folder), "CLOCK_OFFSET_FILE": str(offset)}, offset
 
 
 # SECBIT_NOROOT: permissions count for root as well. Others need not and may not ask for it.
@@ -304,7 +354,7 @@ def start(
 ) -> subprocess.Popen[str]:
     """Start the command itself; its environment is this process's and `env`.
 
-    under: a command that starts it, such as `prlimit`. What preexec_fn does instead may hang or
+    under: a command that starts it, such as `nohup`. What preexec_fn does instead may hang or
     abort where a service runs in this process.
     """
     process: subprocess.Popen[str] = subprocess.Popen(

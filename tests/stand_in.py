@@ -2,13 +2,6 @@
 
 It checks what the documented service checks, stores what it is sent, and can be scripted to fail.
 
-By hand:
-
-    python tests/stand_in.py --store /tmp/talks --key demo-key --fail UNAVAILABLE*2
-
-prints one JSON line with the port and the CA file once it listens, and serves until SIGINT or
-SIGTERM. From a test:
-
     with StandIn(tmp_path) as service:
         service.script.append(Fail(grpc.StatusCode.UNAVAILABLE))
         ...  # upload to service.endpoint, trusting service.ca_file
@@ -25,13 +18,9 @@ A talk is in the store when its `<talk_id>.json` is: that file is renamed into p
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
-import os
-import re
-import signal
 import sys
 import threading
 import time
@@ -147,11 +136,6 @@ class Slow:
     bytes_per_s: float
 
 
-@dataclass(frozen=True)
-class FindNothing:
-    """Answer a search as if nothing had been indexed yet."""
-
-
 Act = Callable[["Call"], "Step"]
 
 
@@ -171,7 +155,7 @@ class At:
 
 
 # None: behave normally, to let a call pass between two faults.
-Step = Fail | Freeze | AnswerEarly | EmptyAnswer | Delay | Slow | FindNothing | At | None
+Step = Fail | Freeze | AnswerEarly | EmptyAnswer | Delay | Slow | At | None
 
 
 # --- What a test can look at ---------------------------------------------------------
@@ -512,8 +496,6 @@ class StandIn:
         # At most so many talks in an answer of Get, each with so many bytes more.
         self.get_talks = GET_TALKS_LIMIT
         self.get_padding_bytes = 0
-        # Metadata keys that are dropped without a word.
-        self.dropped_fields: Collection[str] = ()
         # What UploadBadge makes of one recording: so many talks, known after so many polls,
         # or an error.
         self.badge_talks = 2
@@ -647,8 +629,6 @@ class StandIn:
         _check_fields(dict(metadata.fields), self.fields)
         for user in metadata.users:
             _check_fields(dict(user.fields), None)
-        for key in self.dropped_fields:
-            metadata.fields.pop(key, None)
 
     def check_lookup(self, request: SearchTalkRequest | GetTalkRequest) -> None:
         if not self.viewer_role:
@@ -854,8 +834,6 @@ class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
                 and service.shows(talk, request)
                 and service.matches(talk, request)
             ] * service.times_listed
-            if isinstance(call.step, FindNothing):
-                found = []
             start = int(request.page_token or 0)
             end = start + min(request.page_size or 100, service.search_page)
             response = SearchTalkResponse(talk_ids=found[start:end], talks_count=len(found))
@@ -952,51 +930,3 @@ class _OperationService(operation_service_pb2_grpc.OperationServiceServicer):
         else:
             code, badge.operation.error.message = self._service.badge_error
             badge.operation.error.code = code.value[0]
-
-
-# --- By hand -------------------------------------------------------------------------
-
-
-def _steps(text: str) -> list[Step]:
-    """`UNAVAILABLE`, `UNAVAILABLE*3`, `INTERNAL@65536*2`: code, bytes of audio, times."""
-    match = re.fullmatch(r"([A-Z_]+)(?:@(\d+))?(?:\*(\d+))?", text)
-    if not match or match[1] not in grpc.StatusCode.__members__:
-        raise argparse.ArgumentTypeError(f"not CODE[@BYTES][*N]: {text!r}")
-    after_bytes = int(match[2]) if match[2] else None
-    step = Fail(grpc.StatusCode[match[1]], "as scripted", after_bytes)
-    return [step] * int(match[3] or 1)
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="A small TalkService on this machine.")
-    parser.add_argument("--store", type=Path, required=True, metavar="DIR", help="for the talks")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one (default)")
-    parser.add_argument("--key", action="append", help="accepted API key (demo-key)")
-    parser.add_argument(
-        "--fail",
-        type=_steps,
-        nargs="+",
-        default=[],
-        metavar="CODE[@BYTES][*N]",
-        help="fail the first calls, after so many bytes of audio, so many times",
-    )
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parse(argv)
-    keys = arguments.key or ("demo-key",)
-    service = StandIn(arguments.store, port=arguments.port, keys=keys)
-    service.script += [step for steps in arguments.fail for step in steps]
-    stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
-    with service:
-        ready = {"port": service.port, "ca_file": str(service.ca_file), "pid": os.getpid()}
-        print(json.dumps(ready), flush=True)
-        stopping.wait()
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

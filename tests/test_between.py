@@ -14,7 +14,6 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -29,6 +28,7 @@ from conftest import (
     Way,
     arguments,
     make_wav,
+    own_clock,
     sparse_wav,
     start,
     wait_for,
@@ -354,29 +354,12 @@ def test_a_process_that_is_stopped_makes_nothing_unknown(
     assert ledgers.states(ledger) == ["uploaded"] * 2
 
 
-# Shifts time.time() by the seconds in a file; the program looks at it each time.
-SHIFTED_CLOCK = """
-import os, time
-_time, _offset = time.time, os.environ["CLOCK_OFFSET_FILE"]
-def shifted():
-    try:
-        with open(_offset) as file:
-            return _time() + float(file.read() or 0)
-    except (OSError, ValueError):
-        return _time()
-time.time = shifted
-"""
-
-
 @pytest.fixture
-def clock(tmp_path: Path) -> Iterator[Path]:
+def clock(tmp_path: Path) -> Path:
     """Give the commands of a test a clock that goes wrong by the seconds in this file."""
-    site, offset = tmp_path / "site", tmp_path / "offset"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(SHIFTED_CLOCK)
-    offset.write_text("0")
-    os.environ.update(PYTHONPATH=str(site), CLOCK_OFFSET_FILE=str(offset))
-    yield offset
+    environment, offset = own_clock(tmp_path / "site")
+    os.environ.update(environment)
+    return offset
 
 
 @pytest.mark.parametrize("offset_s", [-(10**8), 10**8], ids=["behind", "ahead"])

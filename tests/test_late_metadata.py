@@ -38,13 +38,6 @@ LOOKUP = ("--organization-id", "o", "--space-id", "s")
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "calls"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
 def run(upload: Run, folder: Path, ledger: Path) -> Run:
     """Upload the folder with a ledger."""
     return lambda *words: upload("--audio-path", folder, "--ledger", ledger, *words)

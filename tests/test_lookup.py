@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import os
 import re
 import signal
 import time
@@ -15,7 +16,20 @@ from typing import Any
 import grpc
 import ledgers
 import pytest
-from conftest import WAYS, Outcome, Run, Waits, Way, arguments, make_wav, sha256, start, wait_for
+from conftest import (
+    WAYS,
+    Outcome,
+    Run,
+    Waits,
+    Way,
+    arguments,
+    make_wav,
+    own_clock,
+    sha256,
+    start,
+    wait_for,
+    when,
+)
 from stand_in import LOOKUPS, Call, Delay, Fail, Freeze, StandIn, Step, Talk
 
 pytestmark = pytest.mark.usefixtures("waits")
@@ -38,15 +52,6 @@ def before(seconds: float) -> str:
     """Return the time so long ago, as the ledger has times."""
     when = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=seconds)
     return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def clock(folder: Path, ahead_s: float) -> dict[str, str]:
-    """Return the environment of a process whose clock is so far ahead."""
-    folder.mkdir(exist_ok=True)
-    (folder / "sitecustomize.py").write_text(
-        f"import time\nright = time.time\ntime.time = lambda: right() + {ahead_s}\n"
-    )
-    return {"PYTHONPATH": str(folder)}
 
 
 @dataclasses.dataclass
@@ -619,7 +624,7 @@ def test_clocks_that_jump_by_hours_prove_nothing(
 
     def run_at(hour: int, *more: object) -> int:
         words = arguments(office.service, *office.words(*more))
-        with start(*words, env=clock(tmp_path / "clock", hour * HOUR_S)) as process:
+        with start(*words, env=own_clock(tmp_path / "clock", hour * HOUR_S)[0]) as process:
             process.communicate(timeout=30)
         return process.returncode
 
@@ -853,14 +858,12 @@ def test_stopped_between_two_lookups(office: Office) -> None:
     assert "SIGTERM" in err.splitlines()[-1] and "1 not tried" in err.splitlines()[-1]
 
 
-def test_stopped_while_the_service_is_mute(office: Office) -> None:
+def test_stopped_while_the_service_is_mute(office: Office, waits: Waits) -> None:
+    waits(lookup_answer=0.5)
     office.unknown("a.wav")
     office.script_lookups(Freeze())
-    with start(*arguments(office.service, *office.words())) as process:
-        wait_for(lambda: office.service.searches)
-        signalled_s = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
-    assert process.returncode == 143
-    assert time.monotonic() - signalled_s < 11.5
+    started_s = time.monotonic()
+    with when(lambda: office.service.searches, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        assert office.run().code == 143
+    assert time.monotonic() - started_s < 2.5
     assert office.state("a.wav") == "unknown"

@@ -34,6 +34,8 @@ from stand_in import At, Call, Delay, Fail, StandIn
 from test_command import tree
 from test_progress import on_terminal
 
+import upload_grpc
+
 OK, DATA, NO_INPUT, BUG, AGAIN, CONFIG = 0, 65, 66, 70, 75, 78
 __all__ = ["tree"]
 
@@ -65,13 +67,19 @@ def site(tmp_path: Path) -> Callable[[str], None]:
 # --- Limits --------------------------------------------------------------------------
 
 
+def limited_to(soft: int, hard: int) -> list[str]:
+    """Return what starts the command with such a limit on open files."""
+    limits = f"resource.RLIMIT_NOFILE, ({soft}, {hard})"
+    return before_command(f"import resource; resource.setrlimit({limits})")
+
+
 @pytest.mark.parametrize("limit", [6, 8, 12, 16, 20, 30, 40])
 def test_a_small_limit_on_open_files_is_one_line(
     service: StandIn, folder: Path, ledger: Path, limit: int
 ) -> None:
     """GRPC aborts, or calls good recordings unreadable, where it comes to its end meanwhile."""
     words = arguments(service, "--audio-path", folder, "--ledger", ledger, "--quiet")
-    with start(*words, under=("prlimit", f"--nofile={limit}:{limit}")) as process:
+    with start(*words, under=limited_to(limit, limit)) as process:
         out, err = process.communicate(timeout=60)
     if limit < 40:
         assert (process.returncode, out, service.calls) == (CONFIG, "", [])
@@ -85,7 +93,7 @@ def test_a_small_soft_limit_on_open_files_is_raised(
     service: StandIn, folder: Path, ledger: Path
 ) -> None:
     words = arguments(service, "--audio-path", folder, "--ledger", ledger, "--quiet")
-    with start(*words, under=("prlimit", "--nofile=16:1024")) as process:
+    with start(*words, under=limited_to(16, 1024)) as process:
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err, len(service.talks)) == (OK, "", 12)
 
@@ -304,7 +312,12 @@ PASTED = (
 @pytest.mark.parametrize("pasted", PASTED)
 @pytest.mark.parametrize("place", ["--key", "--key-file", "API_KEY", "IAM_TOKEN"])
 def test_a_key_pasted_with_what_stood_around_it(
-    service: StandIn, call: Path, tmp_path: Path, pasted: str, place: str
+    service: StandIn,
+    call: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    pasted: str,
+    place: str,
 ) -> None:
     secret = "AQVNsecretsecretsecret"
     text = pasted.format(secret)
@@ -313,10 +326,11 @@ def test_a_key_pasted_with_what_stood_around_it(
     at = words.index("--key")
     del words[at : at + 2]
     options = {"--key": ["--key", text], "--key-file": ["--key-file", str(tmp_path / "key")]}
-    env = {place: text} if place.isupper() else {}
-    with start(*words, *options.get(place, []), env=env) as process:
-        out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, service.calls) == (CONFIG, "", [])
+    if place.isupper():
+        os.environ[place] = text
+    code = upload_grpc.main([*words, *options.get(place, [])])
+    out, err = capfd.readouterr()
+    assert (code, out, service.calls) == (CONFIG, "", [])
     [line] = err.splitlines()
     assert place in line and "copy the key again" in line and "secret" not in line
 
@@ -474,9 +488,9 @@ def test_sigint_at_any_moment_of_the_start_leaves_no_traceback(call: Path) -> No
     first = next(n for n, line in enumerate(lines, 1) if line.startswith("import argparse"))
     words = ("--audio-path", call, "--connection-id", "1", "--key", KEY, "--dry-run")
     interrupted, late = 0, []
-    for number in range(60):
+    for number in range(30):
         with start(*words) as process:
-            time.sleep(number * 0.0025)
+            time.sleep(number * 0.005)
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=30)
         interrupted += process.returncode != OK

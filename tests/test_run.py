@@ -43,13 +43,6 @@ JSON_KEYS = {
 }
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "calls"
-    path.mkdir()
-    return path
-
-
 def make_wavs(folder: Path, *names: str, size_bytes: int = 2_000) -> list[Path]:
     """Write a recording of each name, with its metadata and the folders it needs."""
     paths = [folder / name for name in names]

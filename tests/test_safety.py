@@ -13,7 +13,6 @@ import platform
 import re
 import select
 import shutil
-import signal
 import socket
 import sqlite3
 import struct
@@ -59,13 +58,6 @@ def remember(upload: Run, ledger: Path, tmp_path: Path) -> Run:
     (tmp_path / "fields.json").write_text("{}")
     words = ("--ledger", ledger, "--meta-path", tmp_path / "fields.json", "--retries", 0)
     return lambda *more: upload(*words, "--audio-path", *more)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "calls"
-    folder.mkdir()
-    return folder
 
 
 def contents(service: StandIn) -> list[str]:
@@ -263,7 +255,8 @@ def test_1200_nested_folders(
     words = ("--ledger", ledger) if with_ledger else ()
     outcome = upload("--audio-path", nested, "--format", "json", *words)
     assert (outcome.code, len(service.talks)) == (OK, 2)
-    assert json.loads(outcome.out.splitlines()[-1])["path"].endswith("d/d/deep.wav")
+    paths = sorted(json.loads(line)["path"] for line in outcome.out.splitlines())
+    assert paths == [f"{nested}{'/d' * 1_200}/deep.wav", f"{nested}/z.wav"]
 
 
 @pytest.mark.parametrize("with_ledger", [False, True])
@@ -399,9 +392,10 @@ def test_a_ledger_with_a_second_name_is_refused(
 def in_a_namespace(script: str, *words: object) -> Outcome:
     """Run the command where a shell script has mounted something, which nobody else sees."""
     shell = ("unshare", "--mount", "--propagation", "private", "sh", "-ec", f'{script}\nexec "$@"')
-    trial = subprocess.run([*shell, "sh", "true"], capture_output=True, check=False)
-    if not is_root() or trial.returncode:
-        pytest.skip("only root may mount, where that is allowed")
+    if not is_root() or not shutil.which("unshare") or not shutil.which("mount"):
+        pytest.skip("only root may mount, with unshare and mount")
+    if subprocess.run([*shell, "sh", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("may not mount here")
     with start(*words, under=(*shell, "sh")) as process:
         out, err = process.communicate(timeout=60)
     return Outcome(process.returncode, out, err)
@@ -434,7 +428,9 @@ def test_a_ledger_that_is_a_mount_of_its_own_is_refused(
 
 
 @pytest.mark.parametrize("what", ["missing", "empty", "a missing folder", "an empty database"])
-def test_cron_begins_no_ledger(service: StandIn, call: Path, tmp_path: Path, what: str) -> None:
+def test_cron_begins_no_ledger(
+    upload: Run, service: StandIn, call: Path, tmp_path: Path, what: str
+) -> None:
     """Mistyped, a container without its volume, or moved: everything was sent again."""
     ledger = tmp_path / ("no/ledger.sqlite" if "folder" in what else "ledger.sqlite")
     if what == "empty":
@@ -446,10 +442,7 @@ def test_cron_begins_no_ledger(service: StandIn, call: Path, tmp_path: Path, wha
     before = {path.name: path.stat().st_size for path in tmp_path.glob("led*")}
 
     def run(*more: str) -> Outcome:
-        words = arguments(service, "--audio-path", call, "--ledger", ledger, *more, begun=False)
-        with start(*words) as process:
-            out, err = process.communicate(timeout=60)
-        return Outcome(process.returncode, out, err)
+        return upload("--audio-path", call, "--ledger", ledger, *more, begun=False)
 
     said = "empty" if what in ("empty", "an empty database") else "missing"
     assert_refused(run("--quiet"), service, f"{ledger}: {said}, and --quiet begins none", "by hand")
@@ -473,6 +466,7 @@ def test_cron_begins_no_ledger(service: StandIn, call: Path, tmp_path: Path, wha
 @pytest.mark.parametrize("what", ["missing", "empty"])
 def test_a_log_without_its_ledger_is_kept(
     remember: Run,
+    upload: Run,
     service: StandIn,
     call: Path,
     ledger: Path,
@@ -490,10 +484,7 @@ def test_a_log_without_its_ledger_is_kept(
         if what == "empty":
             ledger.touch()
     Path(f"{ledger}-wal").write_bytes(log)
-    given = arguments(service, "--audio-path", call, "--ledger", ledger, *words, begun=False)
-    with start(*given) as process:
-        out, err = process.communicate(timeout=60)
-    outcome = Outcome(process.returncode, out, err)
+    outcome = upload("--audio-path", call, "--ledger", ledger, *words, begun=False)
     assert_refused(outcome, service, "-wal file is there", "put the ledger back")
     assert Path(f"{ledger}-wal").read_bytes() == log
     ledger.unlink(missing_ok=True)
@@ -586,17 +577,17 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-class Killer:
-    """Kills the command at the nth step that it takes with its ledger's files.
+class Steps:
+    """Keeps what there is of a ledger before each step that the command takes with its files.
 
     The kernel asks before each write, sync, truncation, removal and opening (seccomp's user
-    notification, see test_power_cut.py).
+    notification, see test_power_cut.py). What is there then is what a kill would leave.
     """
 
-    def __init__(self, folder: Path, kill_at: int) -> None:
-        self.steps = 0
+    def __init__(self, folder: Path, service: StandIn) -> None:
+        self.left: list[tuple[Path, bool]] = []  # A copy, and whether a call had begun.
         self._folder = folder
-        self._kill_at = kill_at
+        self._service = service
 
     def run(self, *words: str) -> int:
         """Run the command; return its exit code."""
@@ -608,7 +599,7 @@ class Killer:
             _, listeners, _, _ = socket.recv_fds(ours, 1, 1)
             if not listeners:
                 pytest.skip(f"this kernel does not tell of writes: {process.communicate()[1]}")
-            watching = threading.Thread(target=self._watch, args=(*listeners, process))
+            watching = threading.Thread(target=self._watch, args=listeners)
             watching.start()
             try:
                 process.communicate(timeout=60)
@@ -617,7 +608,7 @@ class Killer:
                 watching.join()
         return process.returncode
 
-    def _watch(self, listener: int, process: subprocess.Popen[str]) -> None:
+    def _watch(self, listener: int) -> None:
         poll = select.poll()
         poll.register(listener, select.POLLIN)
         with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
@@ -627,10 +618,9 @@ class Killer:
                 fcntl.ioctl(listener, RECEIVE, notification)
                 number, thread, _, call, _, _, *rest = NOTIFICATION.unpack(notification)
                 if self._is_of_ledger(thread, call, rest):
-                    self.steps += 1
-                    if self.steps == self._kill_at:
-                        process.kill()
-                        return
+                    copy = self._folder.with_name(f"step-{len(self.left)}")
+                    self.left.append((copy, bool(self._service.calls)))
+                    shutil.copytree(self._folder, copy)
                 fcntl.ioctl(listener, ANSWER, struct.pack("=QqiI", number, 0, 0, 1))
 
     def _is_of_ledger(self, thread: int, call: int, rest: list[int]) -> bool:
@@ -652,38 +642,31 @@ class Killer:
     not STEPS or KERNEL < [5, 9], reason="a kernel that tells of writes: Linux 5.9, x86-64 or ARM64"
 )
 def test_first_runs_killed_at_any_step_block_nothing(
-    service: StandIn, call: Path, tmp_path: Path
+    service: StandIn, call: Path, folder: Path, upload: Run
 ) -> None:
     """Up to the first byte that is sent: what comes after is what test_power_cut.py is about."""
-    kill_at = 0
-    ended = []
-    while True:
-        kill_at += 1
-        folder = tmp_path / str(kill_at)
-        folder.mkdir()
-        ledger = folder / "ledger.sqlite"
-        words = arguments(service, "--audio-path", call, "--ledger", ledger, begun=False)
-        service.calls.clear()
-        killer = Killer(folder, kill_at)
-        code = killer.run(*words)
-        if code == OK:
-            break
-        assert code == -signal.SIGKILL
-        service.wait_until_idle()
-        was_sent = bool(service.calls)
+    words = ("--audio-path", call, "--ledger")
+    steps = Steps(folder, service)
+    given = arguments(service, *words, folder / "ledger.sqlite", begun=False)
+    assert steps.run(*given) == OK
+    assert [was_sent for _, was_sent in steps.left].count(False) > 15, "steps were not noticed"
+    assert len(service.talks) == 1
+    sent = 0
+    for copy, was_sent in steps.left:
         service.talks.clear()
-        quiet = upload_grpc.main([*words, "--quiet"])
+        ledger = copy / "ledger.sqlite"
+        given = arguments(service, *words, ledger, begun=False)
+        quiet = upload_grpc.main([*given, "--quiet"])
         assert quiet in ((OK, UNKNOWN) if was_sent else (OK, CONFIG))
         if quiet == CONFIG:  # As if there were none, and begun by hand as well.
             assert not service.talks
-            quiet = upload_grpc.main(words)
+            quiet = upload_grpc.main(given)
         assert quiet == OK or was_sent
         ledgers.check(ledger)
         assert len(service.talks) == (quiet == OK) or was_sent
-        ended.append(was_sent)
-        if was_sent and ended.count(True) > 3:
+        sent += was_sent
+        if sent > 3:
             break
-    assert ended.count(False) > 15, "steps were not noticed"
 
 
 def test_two_first_runs_at_once(

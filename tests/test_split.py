@@ -30,7 +30,6 @@ from yandex.cloud.speechsense.v1.talk_service_pb2 import UploadBadgeResponse
 import upload_grpc
 
 GONE = Fail(grpc.StatusCode.UNAVAILABLE, "gone for a moment")
-NO_OPERATIONS = Fail(grpc.StatusCode.UNIMPLEMENTED, "Method not found!", 0, ids=False)
 
 
 @pytest.fixture

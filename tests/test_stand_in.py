@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -196,24 +192,6 @@ def test_functions_run_at_moments_and_can_decide(service: StandIn, stub: Any) ->
         ("metadata", (fields, 0, False, 1)),
     ]
     assert service.calls[1].bytes_received == 0
-
-
-def test_by_hand(tmp_path: Path) -> None:
-    command = [sys.executable, str(Path(__file__).parent / "stand_in.py"), "--store", str(tmp_path)]
-    command += ["--key", "k", "--fail", "UNAVAILABLE*2", "INTERNAL@1000"]
-    authorization = (("authorization", "Api-Key k"),)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout
-            ready = json.loads(process.stdout.readline())
-            with connected(f"localhost:{ready['port']}", Path(ready["ca_file"])) as stub:
-                codes = [refusal(stub, whole(), metadata=authorization).code() for _ in range(3)]
-                assert [code.name for code in codes] == ["UNAVAILABLE", "UNAVAILABLE", "INTERNAL"]
-                talk_id = stub.UploadAsStream(whole(), metadata=authorization).talk_id
-        finally:
-            process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
-    assert [talk["talk_id"] for talk in stored_talks(tmp_path)] == [talk_id]
 
 
 # --- Calls that do not end well -------------------------------------------------------

@@ -98,15 +98,15 @@ def test_metadata_that_is_wrong_is_not_sent(update: Run, service: StandIn, metad
         ("1", "--meta-path F --audio-path call.wav"),
         ("1", "--meta-path F --split"),
         ("1", "--meta-path F --single-message"),
-        ("1", "--meta-path F --ledger ledger.sqlite"),
+        ("1", "--meta-path F --ledger L"),
         ("1", "--meta-path F --audio-type mp3"),
         ("1", "--meta-path F --require-json"),
     ],
 )
 def test_it_goes_with_metadata_and_nothing_about_audio(
-    upload: Run, service: StandIn, metadata: Path, talk_id: str, words: str
+    upload: Run, service: StandIn, metadata: Path, ledger: Path, talk_id: str, words: str
 ) -> None:
-    given = [metadata if word == "F" else word for word in words.split()]
+    given = [{"F": metadata, "L": ledger}.get(word, word) for word in words.split()]
     outcome = upload("--talk-id", talk_id, *given)
     assert (outcome.code, outcome.out, service.calls) == (2, "", [])
 
