@@ -1317,7 +1317,7 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
     if common is not None:
         metadata.CopyFrom(common)
     if recording.sidecar:
-        own, recording.json = read_sidecar(recording.sidecar)
+        own, recording.json = read_sidecar(recording.sidecar, args.min_age)
         if own.users:
             metadata.ClearField("users")
         metadata.MergeFrom(own)
@@ -1327,14 +1327,23 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
         raise data_error("lookup-key", cause, "remove it there, or name another --lookup-key")
 
 
-def read_sidecar(path: str) -> tuple[TalkMetadata, Json]:
-    """Read the JSON beside a recording; raise UploadError."""
+def read_sidecar(path: str, min_age_s: float) -> tuple[TalkMetadata, Json]:
+    """Read the JSON beside a recording; raise UploadError, also if it is just being written."""
+    error = None
     try:
-        # First: if it changes while it is read, the next run reads it again.
         state = FileState.of(path)
-    except OSError as error:
-        raise unreadable(error, f"metadata file {path}: ") from error
-    metadata = read_metadata(path)
+        try:
+            metadata = read_metadata(path)
+        except UploadError as failure:
+            error = failure
+        was_changed = FileState.of(path) != state
+    except OSError as failure:
+        raise unreadable(failure, f"metadata file {path}: ") from failure
+    if was_changed or is_young(state, min_age_s):
+        cause = "its JSON was changed while it was read"
+        raise UploadError(Meaning(os.EX_TEMPFAIL, "json-changed", cause, AGAIN)) from error
+    if error:
+        raise error
     return metadata, Json(state, sha256_of(metadata), list(date_warnings(path, metadata)))
 
 

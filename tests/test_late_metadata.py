@@ -29,6 +29,8 @@ from conftest import (
 )
 from stand_in import At, Call, EmptyAnswer, Fail, Freeze, StandIn, Step, Talk
 
+import upload_grpc
+
 pytestmark = pytest.mark.usefixtures("waits")
 
 DAY_S = 86_400
@@ -942,3 +944,26 @@ def test_what_is_not_sent_is_not_warned_of(
     outcome = upload(*words)
     assert (outcome.code, len(service.calls)) == (0, sent)
     assert "several recordings" not in outcome.err
+
+
+@pytest.mark.parametrize("content", ["", '{"a": "', '{"a": "c"}'], ids=["empty", "half", "other"])
+def test_a_json_that_is_written_while_it_is_read_is_no_mistake(
+    upload: Run, service: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    call = make_wav(folder / "call.wav", 3_000)
+    sidecar = call.with_suffix(".json")
+    sidecar.write_text('{"a": "b"}')
+    read = upload_grpc.read_metadata
+
+    def write_and_read(path: str) -> Any:
+        sidecar.write_text(content)
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(upload_grpc, "read_metadata", write_and_read)
+        outcome = upload("--audio-path", folder)
+    assert (outcome.code, service.calls) == (75, [])
+    assert "call.wav: its JSON was changed while it was read; run again" in outcome.err
+    sidecar.write_text('{"a": "d"}')
+    assert upload("--audio-path", folder).code == 0
+    assert only_talk(service).fields == {"a": "d"}
