@@ -82,15 +82,9 @@ class Day:
     def _write_json(
         self, name: str, fields: dict[str, str], indent: int, length: int | None = None
     ) -> None:
-        """Write a JSON in place, as programs do that know no better; or only so much of it.
-
-        At no moment it is empty: a run may have looked at its age just before, and read it now.
-        """
-        text = json.dumps(fields, ensure_ascii=False, indent=indent or None)[:length].encode()
-        path = self.folder / f"{name}.json"
-        with path.open("r+b" if path.exists() else "wb") as file:
-            file.write(text)
-            file.truncate()
+        """Write a JSON in place, as programs do that know no better; or only so much of it."""
+        text = json.dumps(fields, ensure_ascii=False, indent=indent or None)[:length]
+        (self.folder / f"{name}.json").write_text(text)
 
 
 def uploaded(service: StandIn) -> set[str]:
