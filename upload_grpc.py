@@ -357,8 +357,9 @@ UNKNOWN = Meaning(
 )
 
 # The policy: a pattern for "STATUS: details", and what it means; the first match counts. None of
-# these calls created a dialog. What a new meaning is for an update of metadata, a split and a
-# lookup is said by update_meaning, Uploader.follow and would_repeat.
+# these calls created a dialog. A new meaning needs no more than its line here and its flags, which
+# CircuitBreaker.record and SAID_AFTER_S go by; what it is for an update of metadata, a split, a
+# lookup and a health check is said by update_meaning, Uploader.follow, would_repeat and _connect.
 RULES = (
     # A proxy's or gateway's limit for a request's body.
     (".*Received http2 header with status: 413", TOO_LARGE_BETWEEN),
@@ -460,8 +461,10 @@ class Outcome(str, enum.Enum):
 class Result(NamedTuple):
     """What became of a recording: assigned once, by Tally.add, and never changed after that.
 
-    Built by the functions below; by Lookup._take for what was found, by Worker._convert for what is
-    too short, by Run.plan for a dry run.
+    Built by the functions below and, for what needs no error, by Lookup._take (found), Worker (too
+    short, updated), Examiner (a copy in a dry run) and Run.plan (a dry run). On its way there it
+    may be replaced: by result_of_operation (it could not be split), Uploader.follow (not yet
+    split), result_unrecorded (the ledger is unusable).
     """
 
     outcome: Outcome
@@ -687,7 +690,8 @@ def find_files(args: Namespace) -> Iterator[Found]:
 def in_order(paths: list[str], suffixes: tuple[str, ...]) -> None:
     """Sort files of one call in the order of preference."""
     if paths[1:]:
-        paths.sort(key=lambda path: suffixes.index(os.path.splitext(path)[1].lower()))
+        # Not by os.path.splitext: of a file named ".wav" that is no suffix.
+        paths.sort(key=lambda path: [not path.lower().endswith(suffix) for suffix in suffixes])
 
 
 def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
@@ -1938,7 +1942,8 @@ class CircuitBreaker:
     def record(self, result: Result) -> None:
         """Stop the run if a result shows an outage, or an error that all would meet."""
         error = result.error
-        if result.outcome in (Outcome.UPLOADED, Outcome.UPDATED) and not result.found_id:
+        has_worked = result.outcome in (Outcome.UPLOADED, Outcome.UPDATED) and not error
+        if has_worked and not result.found_id:
             self._failures = 0
             self.half_open = self._began_half_open = False
         elif error and error.meaning.is_outage:
@@ -2641,7 +2646,7 @@ class Ledger(LedgerFile):
     uploaded   with the service's ID in hand             leaves it
     unknown    the response was lost                     leaves it, but for --retry-unknown
     failed     given up before the commit point          uploads it
-    rejected   the service refused it                    leaves it, until the file or its metadata
+    rejected   refused by the service or by us           leaves it, until the file or its metadata
                                                          change, or --retry-rejected is given
 
     So a run that dies leaves either no dialog (no row, or a sending one) or a row that says there
@@ -2987,15 +2992,21 @@ def printable(name: str) -> str:
     return one_line(os.fsencode(name).decode(errors="backslashreplace"))
 
 
-def hash_recording(recording: Recording, args: Namespace, stopping: threading.Event) -> None:
-    """Set the SHA-256 of the audio and of the metadata; add the former to the metadata if asked."""
-    assert recording.metadata is not None
+def hash_audio(recording: Recording, stopping: threading.Event) -> None:
+    """Set the SHA-256 of the audio; raise UploadError."""
 
     def stop() -> None:
         if stopping.is_set():
             raise run_stopped()
 
     recording.sha256 = hash_file(recording.path, stop)
+
+
+def hash_recording(recording: Recording, args: Namespace, stopping: threading.Event) -> None:
+    """Set the SHA-256 of the audio and of the metadata; add the former to the metadata if asked."""
+    assert recording.metadata is not None
+    if not recording.sha256:
+        hash_audio(recording, stopping)
     recording.metadata_sha256 = hash_metadata(recording, args)
     if args.lookup_key:
         recording.metadata.fields[args.lookup_key] = recording.sha256
@@ -3344,9 +3355,9 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
 class Source:
     """Yields the recordings to send, one at a time, whichever worker asks; reports the others.
 
-    It holds its lock only while it looks at one file. What could hold up others comes last: in a
-    run that began half open what failed before, then what is hashed only for its new ctime, then
-    copies of what was under way.
+    It holds its lock while it looks at one file, or may not begin one. What could hold up others
+    comes last: in a run that began half open what failed before, then what is hashed only for its
+    new ctime, then copies of what was under way.
     """
 
     def __init__(
@@ -3477,19 +3488,28 @@ class Source:
 
     def _choose(self) -> Iterator[Recording]:
         """Look up and check the recordings; yield those to send or to follow, report the others."""
-        for recording in self._recordings:
-            recording.started_s = recording.started_s or time.monotonic()
-            try:
-                if self._examiner.examine(recording):
+        try:
+            for recording in self._recordings:
+                if self._is_wanted(recording):
                     yield recording
-            except UploadError as error:
-                self._tally.add(recording, result_of_error(error))
-            except (OSError, ValueError, OverflowError, RecursionError) as error:
-                # One recording's trouble never stops the others.
-                self._tally.add(recording, result_of_error(unreadable(error)))
-            if self._breaker.stopping.is_set():
-                return
+                if self._breaker.stopping.is_set():
+                    return
+        except LedgerError as error:  # While looking for them.
+            self._tally.add_error(error)
+            return
         self.is_exhausted = True
+
+    def _is_wanted(self, recording: Recording) -> bool:
+        """Return whether a worker has to see to a recording; report what is wrong with it."""
+        recording.started_s = recording.started_s or time.monotonic()
+        try:
+            return self._examiner.examine(recording)
+        except UploadError as error:
+            self._tally.add(recording, result_of_error(error))
+        except (OSError, ValueError, OverflowError, RecursionError) as error:
+            # One recording's trouble never stops the others.
+            self._tally.add(recording, result_of_error(unreadable(error)))
+        return False
 
 
 class MetadataExaminer:
@@ -3672,14 +3692,11 @@ class Examiner:
         if recording.metadata is None:  # Not looked at before.
             if self._is_left_out(recording, other, bool(rows)):
                 return False
-            # What was uploaded before may have lost its JSON since.
-            waits = not is_touched and self._metadata.waits_for_json(recording)
-            if waits or not self._check_audio(recording):
+            if not self._check(recording, is_touched):
                 return False
-            self._metadata.collect(recording)
         if not self._ledger:
             return self._send(recording)
-        if not recording.sha256:
+        if not recording.metadata_sha256:
             hash_recording(recording, self._args, self._breaker.stopping)
         for row in sorted(rows, key=lambda row: str(row["uploaded_at"])):
             if row["state"] == "uploaded" and is_same_path(row, recording.path):
@@ -3790,6 +3807,22 @@ class Examiner:
             ledger.claim(recording)
         self._claimed.add(recording.sha256)
         return self._send(recording)
+
+    def _check(self, recording: Recording, is_touched: bool) -> bool:
+        """Check a recording's JSON and audio, collect its metadata; return False if it waits."""
+        # What was uploaded before may have lost its JSON since.
+        is_known = is_touched and self._is_known_audio(recording)
+        if not is_known and self._metadata.waits_for_json(recording):
+            return False
+        if not self._check_audio(recording):
+            return False
+        self._metadata.collect(recording)
+        return True
+
+    def _is_known_audio(self, recording: Recording) -> bool:
+        """Hash a file that may have been replaced; return whether the ledger knows its audio."""
+        hash_audio(recording, self._breaker.stopping)
+        return bool(self._ledger and self._ledger.find_by_hash(recording.sha256))
 
     def _send(self, recording: Recording) -> bool:
         self._metadata.warn(recording)
@@ -3974,7 +4007,8 @@ class Problems:
 
     SAID_AFTER_S is the second column; "each day" is at the end of the first run of a local day, for
     all that lasts. So of a service that is down from 02:00 to 05:00 the first run after 03:00 with
-    anything to upload says one line; no other run says anything, but of responses that were lost.
+    anything to upload says one line; no other run says anything, but of responses that were lost
+    and of updates of metadata.
     The ledger keeps what is open, for --report. Every method may raise LedgerError.
     """
 
@@ -4616,7 +4650,10 @@ class Worker:
         if not (self._args.wait and is_being_split):
             return result
         result = self._uploader.follow(recording, result, has_ledger=bool(self._ledger))
-        return result if result.error else self._recorded(recording, result)
+        if not result.error:
+            return self._recorded(recording, result)
+        is_earlier = recording.action is Action.FOLLOW
+        return result._replace(outcome=Outcome.ALREADY) if is_earlier else result
 
     def _send(self, recording: Recording) -> Result:
         """Convert a recording, if it has to be, and upload it; return and record the result."""

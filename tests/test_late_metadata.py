@@ -967,3 +967,22 @@ def test_a_json_that_is_written_while_it_is_read_is_no_mistake(
     sidecar.write_text('{"a": "d"}')
     assert upload("--audio-path", folder).code == 0
     assert only_talk(service).fields == {"a": "d"}
+
+
+@pytest.mark.parametrize("what", ["touched", "replaced"])
+def test_an_uploaded_recording_needs_its_json_no_more_and_another_of_its_name_does(
+    upload: Run, service: StandIn, folder: Path, ledger: Path, what: str
+) -> None:
+    """The JSON was archived after the upload; then the file gets a new ctime."""
+    call = make_wav(folder / "call.wav", 3_000, seed=1)
+    sidecar = call.with_suffix(".json")
+    sidecar.write_text('{"a": "b"}')
+    words = ("--require-json", "--ledger", ledger, "--audio-path", folder)
+    assert upload(*words).code == 0
+    sidecar.unlink()
+    status = call.stat()
+    make_wav(call, 3_000, seed=1 if what == "touched" else 2)
+    os.utime(call, ns=(status.st_atime_ns, status.st_mtime_ns))
+    outcome = upload(*words)
+    assert (outcome.code, len(service.talks)) == (0, 1)
+    assert ("1 already there" if what == "touched" else "1 waiting") in outcome.err

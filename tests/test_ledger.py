@@ -622,3 +622,16 @@ def test_a_disk_that_fills_up(remember: Run, service: StandIn, moment: str) -> N
     assert outcome.code == (os.EX_PROTOCOL if made else os.EX_OK)
     assert ("0.wav: " in outcome.err) == bool(made)
     assert contents(service) == sha256s(*paths)
+
+
+def test_a_ledger_that_fails_while_recordings_are_looked_for_is_no_bug(
+    remember: Run, service: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(ledger: upload_grpc.Ledger, folder: str) -> bool:
+        raise upload_grpc.LedgerError(ledger.path, "disk", "disk I/O error", "wait", os.EX_TEMPFAIL)
+
+    monkeypatch.setattr(upload_grpc.Ledger, "knows_below", fail)
+    Path("empty").mkdir()
+    outcome = remember(Path("empty"), CALL)
+    assert (outcome.code, service.calls) == (os.EX_TEMPFAIL, [])
+    assert "disk I/O error; wait" in outcome.err and "bug" not in outcome.err

@@ -425,3 +425,14 @@ def test_a_rerun_opens_no_recording(
     assert not [path for path in opened if re.search(r"\.(wav|mp3)$", path)]
     assert len(service.talks) == 20
     assert ledgers.states(ledger) == ["uploaded"] * 20
+
+
+def test_a_file_whose_whole_name_is_a_suffix_has_siblings_too(
+    upload: Run, service: StandIn, tmp_path: Path
+) -> None:
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    make_wav(folder / ".wav", 3_000)
+    (folder / ".wav.mp3").write_bytes(b"no MP3")
+    outcome = upload("--audio-path", folder)
+    assert (outcome.code, len(service.talks)) == (0, 1), outcome.err

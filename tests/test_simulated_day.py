@@ -22,7 +22,8 @@ JSON_LATE_S = 1.0
 CRON_EVERY_S = 0.75
 DOWN_FROM_S, DOWN_UNTIL_S = 2.0, 3.5
 CHANGED_AT_S, REWRITTEN_AT_S = 5.5, 6.5
-MIN_AGE_S = 0.75
+# More than a thread of this process has to wait on a busy machine, while a JSON is half written.
+MIN_AGE_S = 2.0
 
 
 class Day:
@@ -83,8 +84,9 @@ class Day:
         self, name: str, fields: dict[str, str], indent: int, length: int | None = None
     ) -> None:
         """Write a JSON in place, as programs do that know no better; or only so much of it."""
-        text = json.dumps(fields, ensure_ascii=False, indent=indent or None)[:length]
-        (self.folder / f"{name}.json").write_text(text)
+        text = json.dumps(fields, ensure_ascii=False, indent=indent or None)[:length].encode()
+        with open(self.folder / f"{name}.json", "wb", buffering=0) as file:
+            file.write(text)
 
 
 def uploaded(service: StandIn) -> set[str]:

@@ -347,3 +347,20 @@ def test_a_wait_that_a_signal_ends_can_be_taken_up(
     badge.polls_left = 0
     assert split(call, "--ledger", ledger, "--wait") == Outcome(0, lines(service), "")
     assert methods(service).count("UploadBadge") == 1
+
+
+def test_in_an_outage_not_all_waits_are_tried(
+    split: Run, service: StandIn, tmp_path: Path, ledger: Path
+) -> None:
+    """What was uploaded before is no sign that the service works."""
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    for number in range(8):
+        make_wav(folder / f"{number}.wav", 3_000)
+    words = (folder, "--ledger", ledger, "--jobs", 1, "--retries", 0)
+    assert split(*words).code == 0
+    service.on_call = lambda call: GONE
+    outcome = split(*words, "--wait")
+    assert outcome.code == 75
+    assert methods(service).count("Get") == 5
+    assert "0 uploaded, 5 already there" in outcome.err
