@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import encoders
+import pytest
 from conftest import NOTHING_AHEAD, Outcome, arguments, make_wav, own_clock, sha256, start, wait_for
 from stand_in import StandIn
 
-# How a day is scaled: a minute is 1 s, so that --min-age 0.75 stands for 45 s.
+# How a day is scaled: a minute is 1 s, so that --min-age 2 stands for two minutes.
 CALLS = 100
 CALL_EVERY_S = 0.04
 JSON_LATE_S = 1.0
 CRON_EVERY_S = 0.75
 DOWN_FROM_S, DOWN_UNTIL_S = 2.0, 3.5
 CHANGED_AT_S, REWRITTEN_AT_S = 5.5, 6.5
-# More than a thread of this process has to wait on a busy machine, while a JSON is half written.
 MIN_AGE_S = 2.0
+# On a busy machine a thread may stand still for seconds, with a JSON half written: a day in which
+# that happened is no test of --min-age.
+LATE_LIMIT_S = 1.0
 
 
 class Day:
@@ -33,6 +36,7 @@ class Day:
         self.folder = folder
         self.final: dict[str, dict[str, str]] = {}
         self.audio: dict[str, str] = {}  # SHA-256, of what is uploaded as it is.
+        self.late_s = 0.0  # How long what was to be written was late, at most.
         self._noise = random.Random(1)
         self._events: list[tuple[float, Callable[[], object]]] = []
         for number in range(CALLS):
@@ -52,7 +56,9 @@ class Day:
             time.sleep(max(0.0, began_s + at_s - time.monotonic()))
             if at_s == CHANGED_AT_S:
                 wait_for(lambda: len(self.changed & uploaded(service)) > 5, 60)
+                began_s = max(began_s, time.monotonic() - at_s)
             act()
+            self.late_s = max(self.late_s, time.monotonic() - began_s - at_s)
 
     def _at(self, at_s: float, act: Callable[..., object], *values: Any) -> None:
         self._events.append((at_s, lambda: act(*values)))
@@ -100,6 +106,15 @@ def append(path: Path, piece: bytes) -> None:
 
 def test_each_call_of_a_day_has_its_own_final_metadata(tmp_path: Path) -> None:
     encoders.put_in_path(tmp_path / "bin")
+    for number in range(5):
+        (tmp_path / str(number)).mkdir()
+        if live_a_day(tmp_path / str(number)):
+            return
+    pytest.fail("this machine is too busy for the recorder and the CRM")
+
+
+def live_a_day(tmp_path: Path) -> bool:
+    """Return False if the day was none; else all is checked."""
     folder, ledger = tmp_path / "calls", tmp_path / "ledger.sqlite"
     folder.mkdir()
     day = Day(folder)
@@ -125,10 +140,13 @@ def test_each_call_of_a_day_has_its_own_final_metadata(tmp_path: Path) -> None:
         for _ in range(3):
             time.sleep(MIN_AGE_S)
             runs.append(run(words))
+    if day.late_s > LATE_LIMIT_S:
+        return False
     assert runs[-1] == Outcome(0, "", "")
     assert {each.err for each in runs} == {""}
     assert {each.code for each in runs} == {0, 75}
     check_talks(service, day)
+    return True
 
 
 def run(words: list[str], **env: str) -> Outcome:
