@@ -83,7 +83,8 @@ def run_here(ledger: Path, options: Sequence[str], _: object) -> Output:
 
 @pytest.fixture(autouse=True)
 def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setenv("COLUMNS", "")
+    monkeypatch.delenv("COLUMNS")
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     yield
