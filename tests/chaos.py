@@ -396,6 +396,9 @@ class Kills:
     def _settled(self) -> int:
         """Count what no run will send again, without touching the ledger as it was left."""
         copy = self._printed.with_name("copy.sqlite")
+        for suffix in ("", "-wal", "-shm"):
+            # What an earlier copy has left would be taken for this one's.
+            Path(f"{copy}{suffix}").unlink(missing_ok=True)
         for suffix in ("", "-wal"):
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(f"{self.ledger}{suffix}", f"{copy}{suffix}")
