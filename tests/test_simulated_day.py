@@ -89,10 +89,19 @@ class Day:
     def _write_json(
         self, name: str, fields: dict[str, str], indent: int, length: int | None = None
     ) -> None:
-        """Write a JSON in place, as programs do that know no better; or only so much of it."""
+        """Write a JSON in place, as programs do that know no better; or only so much of it.
+
+        Half written it may be, but never empty: for how long that lasts is up to the machine.
+        """
         text = json.dumps(fields, ensure_ascii=False, indent=indent or None)[:length].encode()
-        with open(self.folder / f"{name}.json", "wb", buffering=0) as file:
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            path.with_suffix(".new").write_bytes(text)
+            path.with_suffix(".new").rename(path)
+            return
+        with path.open("r+b", buffering=0) as file:
             file.write(text)
+            file.truncate()
 
 
 def uploaded(service: StandIn) -> set[str]:
