@@ -1332,7 +1332,11 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
 
 
 def read_sidecar(path: str, min_age_s: float) -> tuple[TalkMetadata, Json]:
-    """Read the JSON beside a recording; raise UploadError, also if it is just being written."""
+    """Read the JSON beside a recording; raise UploadError, also if it is just being written.
+
+    An empty one may be: while a program truncates it to write it anew, file systems show the new
+    size before the new times (measured on ext4 and tmpfs).
+    """
     error = None
     try:
         state = FileState.of(path)
@@ -1340,15 +1344,23 @@ def read_sidecar(path: str, min_age_s: float) -> tuple[TalkMetadata, Json]:
             metadata = read_metadata(path)
         except UploadError as failure:
             error = failure
+        # Asked before the file's state, as this process may stand still in between.
+        was_young = is_young(state, min_age_s)
         was_changed = FileState.of(path) != state
     except OSError as failure:
         raise unreadable(failure, f"metadata file {path}: ") from failure
-    if was_changed or is_young(state, min_age_s):
-        cause = "its JSON was changed while it was read"
-        raise UploadError(Meaning(os.EX_TEMPFAIL, "json-changed", cause, AGAIN)) from error
+    if was_changed or was_young:
+        raise json_unfinished("its JSON was changed while it was read") from error
+    if not state.size_bytes:
+        raise json_unfinished("its JSON is empty, or is just being written") from error
     if error:
         raise error
     return metadata, Json(state, sha256_of(metadata), list(date_warnings(path, metadata)))
+
+
+def json_unfinished(cause: str) -> UploadError:
+    """Return the error for a JSON that another program has not finished, as it seems."""
+    return UploadError(Meaning(os.EX_TEMPFAIL, "json-changed", cause, AGAIN))
 
 
 def sha256_of(metadata: TalkMetadata) -> str:

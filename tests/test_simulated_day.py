@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 import random
 import threading
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import encoders
+import ledgers
 import pytest
 from conftest import NOTHING_AHEAD, Outcome, arguments, make_wav, own_clock, sha256, start, wait_for
 from stand_in import StandIn
@@ -89,19 +91,9 @@ class Day:
     def _write_json(
         self, name: str, fields: dict[str, str], indent: int, length: int | None = None
     ) -> None:
-        """Write a JSON in place, as programs do that know no better; or only so much of it.
-
-        Half written it may be, but never empty: for how long that lasts is up to the machine.
-        """
-        text = json.dumps(fields, ensure_ascii=False, indent=indent or None)[:length].encode()
-        path = self.folder / f"{name}.json"
-        if not path.exists():
-            path.with_suffix(".new").write_bytes(text)
-            path.with_suffix(".new").rename(path)
-            return
-        with path.open("r+b", buffering=0) as file:
-            file.write(text)
-            file.truncate()
+        """Write a JSON in place, as programs do that know no better; or only so much of it."""
+        text = json.dumps(fields, ensure_ascii=False, indent=indent or None)[:length]
+        (self.folder / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 def uploaded(service: StandIn) -> set[str]:
@@ -207,3 +199,23 @@ def test_the_csv_that_comes_a_day_later(tmp_path: Path) -> None:
         assert (outcome.code, outcome.out, outcome.err.count("\n")) == (66, "", 1)
         assert f"{paths[0]}: no metadata yet: 00.json" in outcome.err
         assert run_at(36.2) == Outcome(66, "", "")
+
+
+def test_an_empty_json_may_be_one_that_is_being_written(tmp_path: Path) -> None:
+    """Its times may be the old ones, as file systems show a truncation's size before its times."""
+    path = make_wav(tmp_path / "call.wav", 2_000)
+    sidecar, ledger = path.with_suffix(".json"), tmp_path / "ledger.sqlite"
+    sidecar.touch()
+    os.utime(sidecar, (1, 1))
+    with StandIn(tmp_path / "store") as service:
+        words = arguments(service, "--audio-path", path, "--ledger", ledger)
+        outcome = run(words)
+        assert (outcome.code, outcome.out, service.calls) == (75, "", [])
+        assert "its JSON is empty, or is just being written; run again" in outcome.err
+        assert run([*words, "--quiet"]) == Outcome(75, "", "")
+        ledgers.pass_time(ledger, 3600)
+        outcome = run([*words, "--quiet"])
+        assert outcome.code == 75 and "its JSON is empty" in outcome.err
+        sidecar.write_text('{"a": "b"}')
+        assert run([*words, "--quiet"]).code == 0
+        assert [talk.fields for talk in service.talks.values()] == [{"a": "b"}]
