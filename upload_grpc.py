@@ -645,6 +645,7 @@ class Recording:
         self.attempts = 0  # Uploader
         self.call: Call | None = None  # Uploader: the latest attempt.
         self.received: Result | None = None  # Uploader: though the ledger may not have it yet.
+        self.is_recorded = False  # Worker: the ledger has it.
         self.result: Result | None = None  # Tally.add
 
     @property
@@ -1954,7 +1955,7 @@ class CircuitBreaker:
     def record(self, result: Result) -> None:
         """Stop the run if a result shows an outage, or an error that all would meet."""
         error = result.error
-        has_worked = result.outcome in (Outcome.UPLOADED, Outcome.UPDATED) and not error
+        has_worked = result.outcome in (Outcome.UPLOADED, Outcome.UPDATED)
         if has_worked and not result.found_id:
             self._failures = 0
             self.half_open = self._began_half_open = False
@@ -1981,6 +1982,7 @@ class Uploader:
         self._endpoint = access.endpoint
         self._channel: grpc.Channel | None = None
         self._user_timeout_ms = 0
+        self._wait_error: UploadError | None = None
 
     def upload_talk(self, recording: Recording, ledger: Ledger | None = None) -> Result:
         """Send a recording; retry only if that cannot create a second dialog; raise UploadError."""
@@ -1994,7 +1996,8 @@ class Uploader:
             recording.attempts += 1
             if single:
                 self._connect()
-            wait_s = min(REFUSAL_WAIT_S, self._args.timeout / 2) if self._breaker.half_open else 0.0
+            may_wait = self._breaker.half_open and not single
+            wait_s = min(REFUSAL_WAIT_S, self._args.timeout / 2) if may_wait else 0.0
             transfer = Transfer(recording, audio, self._watch(), ledger, wait_s)
             transfer.advice = upload_advice(recording, self._args)
             if ledger:
@@ -2026,7 +2029,12 @@ class Uploader:
         return Result(Outcome.UPDATED, (request.talk_id,))
 
     def follow(self, recording: Recording, result: Result, has_ledger: bool) -> Result:
-        """Wait until a recording has been split; return the result with its dialogs' IDs."""
+        """Wait until a recording has been split; return the result with its dialogs' IDs.
+
+        Not if operations cannot be reached, as an earlier wait has found.
+        """
+        if self._wait_error:
+            return result._replace(error=self._wait_error)
         if self._endpoint == ENDPOINT:
             self._move_to(OPERATIONS_ENDPOINT)
         try:
@@ -2034,9 +2042,9 @@ class Uploader:
                 result, self._finished_operation(recording.path, result.operation_id)
             )
         except UploadError as error:
-            meaning = error.meaning._replace(
-                cause=f"uploaded, but not yet split: {error.meaning.cause}"
-            )
+            # No outage: uploads may work all the same.
+            cause = f"uploaded, but not yet split: {error.meaning.cause}"
+            meaning = error.meaning._replace(cause=cause, is_outage=False)
             if meaning.id in ("not-known", "no-method"):  # This recording's fault, not the run's.
                 meaning = meaning._replace(
                     exit_code=os.EX_DATAERR, advice=LOOK_FOR_IT, stops_run=False
@@ -2044,7 +2052,9 @@ class Uploader:
             elif meaning.exit_code == os.EX_TEMPFAIL and not has_ledger:
                 # Running this again would upload it twice.
                 meaning = meaning._replace(exit_code=os.EX_PROTOCOL, advice=LOOK_FOR_IT)
-            return result._replace(error=UploadError(meaning, error.details))
+            not_split = UploadError(meaning, error.details)
+            self._wait_error = not_split if error.meaning.is_outage else None
+            return result._replace(error=not_split)
         finally:
             self._move_to(self._access.endpoint)
 
@@ -2594,7 +2604,8 @@ class LedgerFile:
 
     def be_quick(self) -> None:
         """Wait no longer than a moment for another program: the run was told to end."""
-        self._execute(f"PRAGMA busy_timeout = {round(CANCEL_GRACE_S * 1000)}")
+        with contextlib.suppress(LedgerError):
+            self._execute(f"PRAGMA busy_timeout = {round(CANCEL_GRACE_S * 1000)}")
 
     def close(self) -> None:
         """Close the file and release the lock; raise LedgerError if the file was moved."""
@@ -2704,11 +2715,6 @@ class Ledger(LedgerFile):
         """Return the row of a recording with this audio."""
         return next(iter(self._rows("", "sha256 = ?", sha256)), None)
 
-    def has_failed(self, path: str) -> bool:
-        """Return whether the recording at this path failed before."""
-        own = stored_path(path)
-        return any(r["state"] == "failed" and r["path"] == own for r in self.find_by_stem(path))
-
     def unknown_with_key(self) -> list[Row]:
         """Return the unknown recordings that were sent with their SHA-256 under --lookup-key."""
         where = "state = 'unknown' AND state <> 'uploaded' AND lookup_key = ? ORDER BY sequence"
@@ -2805,7 +2811,8 @@ class Ledger(LedgerFile):
         # Not synced: after a power failure the row still says finishing, and the next run calls the
         # recording unknown. The next sync, or close(), writes it to disk.
         now, is_uploaded = utc(), result.outcome is Outcome.UPLOADED
-        columns: dict[str, object] = {"attempts": recording.attempts}
+        attempts = 0 if recording.is_recorded else recording.attempts
+        columns: dict[str, object] = {"attempts": attempts}
         if is_uploaded or result.talk_ids:
             columns["talk_id"] = one_line(" ".join(result.talk_ids)) or None
         if is_uploaded:
@@ -3414,14 +3421,7 @@ class Source:
 
     def count_rest(self) -> int:
         """Return how many recordings a stopped run did not get to."""
-        number = 0
-        for recording in self._recordings:
-            known = None
-            with contextlib.suppress(LedgerError):
-                rows = self._ledger.find_by_stem(recording.path) if self._ledger else []
-                known, _ = match_file(rows, recording)
-            number += not known
-        return number
+        return sum(not match_file(each.rows or (), each)[0] for each in self._recordings)
 
     def _in_order(self) -> Iterator[Recording]:
         """Yield the recordings found, and in the end those that have to come last."""
@@ -3429,7 +3429,7 @@ class Source:
         for recording in self._found():
             self.found += 1
             # Otherwise one that always fails could hold up the others.
-            if self._breaker.half_open and self._ledger and self._ledger.has_failed(recording.path):
+            if self._breaker.half_open and has_failed(recording):
                 failed_before.append(recording)
             else:
                 yield recording
@@ -3891,6 +3891,12 @@ def shorter(duration_s: float, args: Namespace) -> str:
     return f"{duration_s:,.1f} s, shorter than {args.min_duration:g} s"
 
 
+def has_failed(recording: Recording) -> bool:
+    """Return whether the recording at this path failed before."""
+    rows = recording.rows or ()
+    return any(row["state"] == "failed" and is_same_path(row, recording.path) for row in rows)
+
+
 def is_same_path(row: Row, path: str) -> bool:
     """Return whether a row of find_by_stem is of this path."""
     suffix: str = row["suffix"]
@@ -4349,7 +4355,9 @@ class Tally:
             self.counts[counted] += 1
             if was_found:
                 self.looked_up.add(recording.sha256)
-            if result.error:
+            if isinstance(result.error, LedgerError):  # Once a run, with --quiet once a day.
+                self.add_error(result.error, recording.path)
+            elif result.error:
                 self._exit_codes.add(result.error.meaning.exit_code)
                 self._note(recording.path, result.error, recording.file_state)
             else:
@@ -4369,13 +4377,13 @@ class Tally:
             else:
                 self._note("", error, None)
 
-    def add_error(self, error: UploadError) -> None:
-        """Take an error of the run itself, which ends it."""
+    def add_error(self, error: UploadError, path: str = "") -> None:
+        """Take an error of the run itself, which ends it; path: of the recording that met it."""
         with self.lock:
             is_new = error.meaning.id not in self._run_errors
             self._run_errors.add(error.meaning.id)
             if is_new and isinstance(error, LedgerError):
-                log.log(error.level(self._args), str(error))
+                log.log(error.level(self._args), f"{path}: {error}" if path else str(error))
             elif is_new:
                 self._note("", error, None)
             self._exit_codes.add(error.meaning.exit_code)
@@ -4657,7 +4665,9 @@ class Worker:
         if recording.action is Action.SEND:
             result = self._send(recording)
         else:
-            result = result_of_row(recording.row)._replace(outcome=Outcome.UPLOADED)
+            recording.received = result_of_row(recording.row)
+            recording.is_recorded = True
+            result = recording.received._replace(outcome=Outcome.UPLOADED)
         is_being_split = result.operation_id and not result.talk_ids and not result.error
         if not (self._args.wait and is_being_split):
             return result
@@ -4732,9 +4742,11 @@ class Worker:
         try:
             if self._ledger:
                 self._ledger.record_result(recording, result)
+                recording.is_recorded = True
         except LedgerError as error:
             self._tally.add_error(error)
-            return result_unrecorded(result, error)
+            # What was recorded before, and is being split, is asked for again.
+            return result if recording.is_recorded else result_unrecorded(result, error)
         return result
 
 
@@ -4905,22 +4917,25 @@ class Run:
         if self._tally.lock.acquire(timeout=TICK_S):  # Else a worker hangs in printing.
             self._console.end_progress()
             for recording in list(self._source.under_way):
-                cause = f"{self._breaker.cause} while it was under way"
-                error = UploadError(FAILED._replace(cause=cause))
-                if recording.call and recording.call.phase is Phase.COMMITTED:
-                    cause += ", so the dialog may or may not exist"
-                    advice = recording.call.advice.get(UNKNOWN.id, LOOK_FOR_IT)
-                    error = UploadError(UNKNOWN._replace(cause=cause, advice=advice))
-                received = recording.received
-                self._tally.add(
-                    recording,
-                    result_unrecorded(received, error) if received else result_of_error(error),
-                )
+                self._tally.add(recording, self._result_of_abandoned(recording))
             self._tally.finish(is_complete=False)
             log.warning(f"{self._breaker.cause}; {self._tally.summary()}, the others not tried")
             if self._bug:
                 code = report_bug(self._bug)
         os._exit(code)
+
+    def _result_of_abandoned(self, recording: Recording) -> Result:
+        """Return what a worker that is stuck has left of a recording."""
+        received = recording.received
+        if received and recording.is_recorded:  # Only its dialogs were waited for.
+            return received
+        cause = f"{self._breaker.cause} while it was under way"
+        error = UploadError(FAILED._replace(cause=cause))
+        if recording.call and recording.call.phase is Phase.COMMITTED:
+            cause += ", so the dialog may or may not exist"
+            advice = recording.call.advice.get(UNKNOWN.id, LOOK_FOR_IT)
+            error = UploadError(UNKNOWN._replace(cause=cause, advice=advice))
+        return result_unrecorded(received, error) if received else result_of_error(error)
 
     def _end(self) -> int:
         """Print the summary, and note it in the ledger; return the exit code."""

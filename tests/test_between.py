@@ -27,6 +27,7 @@ from conftest import (
     Waits,
     Way,
     arguments,
+    begin_ledger,
     make_wav,
     own_clock,
     sparse_wav,
@@ -458,6 +459,28 @@ def test_a_ledger_that_is_locked_when_a_result_is_to_be_written(
     assert again.code == UNKNOWN and len(service.talks) == 2
     assert "the run ended before its result was recorded" in again.err
     assert "killed" not in again.err
+
+
+def test_a_signal_ends_a_run_whose_ledger_stays_locked(
+    upload: Run, service: StandIn, tmp_path: Path, ledger: Path, waits: Waits
+) -> None:
+    waits(ledger_lock=0.4)
+    paths = [make_wav(tmp_path / f"{name}.wav", 3_000) for name in "ab"]
+    words = ("--audio-path", *paths, "--jobs", 2, "--ledger", ledger, "--quiet")
+    begin_ledger(str(ledger))
+    lock = Lock(ledger)
+
+    def hold_and_stop(_: object) -> None:
+        lock.hold()
+        time.sleep(0.8)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    service.on_call = lambda _: At(answer=hold_and_stop)
+    outcome = upload(*words)
+    lock.release()
+    assert outcome.code == 128 + signal.SIGTERM
+    assert outcome.err.count("database is locked; find what holds it") == 1
+    assert "0 uploaded, 0 already there, 0 failed" in outcome.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("moment", ["commit points", "answers"])

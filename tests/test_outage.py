@@ -385,7 +385,7 @@ def test_a_copy_does_not_wait_for_a_row_that_will_not_change(
     [talk_id] = service.talks
     assert outcome.code == CONFIG
     assert f"uploaded as {talk_id}, but the ledger could not record it" in outcome.err
-    assert outcome.err.count("another program, or it is on a network file system") == 2
+    assert outcome.err.count("another program, or it is on a network file system") == 1
     assert outcomes(outcome.out, outcome.err)["unknown"] == 1
 
 

@@ -349,18 +349,39 @@ def test_a_wait_that_a_signal_ends_can_be_taken_up(
     assert methods(service).count("UploadBadge") == 1
 
 
-def test_in_an_outage_not_all_waits_are_tried(
+def test_where_operations_cannot_be_reached_recordings_are_uploaded_all_the_same(
     split: Run, service: StandIn, tmp_path: Path, ledger: Path
 ) -> None:
-    """What was uploaded before is no sign that the service works."""
+    """Each worker waits for one only: neither for those of earlier runs nor for new ones."""
     folder = tmp_path / "calls"
     folder.mkdir()
+    words = (folder, "--ledger", ledger, "--jobs", 1, "--retries", 0)
     for number in range(8):
         make_wav(folder / f"{number}.wav", 3_000)
-    words = (folder, "--ledger", ledger, "--jobs", 1, "--retries", 0)
     assert split(*words).code == 0
-    service.on_call = lambda call: GONE
+    for number in range(8, 16):
+        make_wav(folder / f"{number}.wav", 3_000)
+    service.on_call = lambda call: GONE if call.method == "Get" else None
     outcome = split(*words, "--wait")
     assert outcome.code == 75
-    assert methods(service).count("Get") == 5
-    assert "0 uploaded, 5 already there" in outcome.err
+    assert "8 uploaded, 8 already there" in outcome.err
+    assert (methods(service).count("Get"), len(service.badges)) == (1, 16)
+    assert "uploaded, but not yet split: " in outcome.err and "not tried" not in outcome.err
+    assert split(*words, "--quiet") == Outcome(0, "", ""), "no outage"
+    service.on_call = lambda _: None
+    assert split(*words, "--wait").code == 0
+    assert len(service.badges) == 16
+
+
+def test_a_worker_that_hangs_while_it_waits_leaves_the_recording_uploaded(
+    split: Run, service: StandIn, call: Path, ledger: Path
+) -> None:
+    service.script += [None, Freeze()]
+    words = ("--split", "--wait", "--ledger", ledger, "--meta-path", call.with_name("fields.json"))
+    with start(*arguments(service, "--audio-path", call, "--timeout", 60, *words)) as process:
+        wait_for(lambda: "Get" in methods(service))
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (128 + signal.SIGTERM, lines(service, dialogs=False))
+    assert "1 uploaded" in err and "0 unknown" in err and "unknown:" not in err
+    assert ledgers.row(ledger)["state"] == "uploaded"
