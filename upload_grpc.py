@@ -206,16 +206,32 @@ GRAVEST_FIRST = (70, 77, 78, 74, 76, 65, 66, 75)
 
 
 class Meaning(NamedTuple):
-    """What an error means for a recording and for the run: the whole policy in one line."""
+    """What an error means for a recording and for the run: the whole policy in one line.
 
-    exit_code: int  # os.EX_*
-    id: str  # Identifies the cause in the ledger's problems; the text may differ each time.
+    exit_code   one of os.EX_*; the run's is the first of GRAVEST_FIRST. 65 makes the recording
+                rejected, 76 unknown, others failed (result_of_error)
+    id          identifies the cause in the ledger's problems, as the text may differ each time;
+                with the exit code it decides when --quiet says it (SAID_AFTER_S)
+    may_retry   no dialog can have been created, and the next attempt may succeed (_retrying)
+    is_outage   the service or the network, not this recording: CircuitBreaker.record counts it.
+                With 75, Problems.note has one problem for all, OUTAGE, even if stops_run is set
+    pauses_run  other workers back off too (_retrying)
+    stops_run   every other recording would meet the same: CircuitBreaker.record ends the run, and
+                Problems.note has it as a problem of the run, by its id
+
+    A meaning is changed for what is no upload: by update_meaning (an update of metadata keeps only
+    75 and is_outage, or what nothing could be sent for), Uploader.follow (a wait for a split is no
+    outage), would_repeat (whether more lookups are made).
+    """
+
+    exit_code: int
+    id: str
     cause: str
     advice: str
-    may_retry: bool = False  # No dialog can have been created, and the next attempt may succeed.
-    is_outage: bool = False  # The service or the network, not this recording.
-    pauses_run: bool = False  # Other workers back off too.
-    stops_run: bool = False  # Every other recording would meet the same.
+    may_retry: bool = False
+    is_outage: bool = False
+    pauses_run: bool = False
+    stops_run: bool = False
 
 
 class UploadError(Exception):
@@ -249,7 +265,7 @@ def config_error(id: str, cause: str, advice: str) -> UploadError:
     return UploadError(Meaning(os.EX_CONFIG, id, cause, advice, stops_run=True))
 
 
-def unreadable(error: Exception, what: str = "") -> UploadError:
+def unreadable_error(error: Exception, what: str = "") -> UploadError:
     """Return the error for a file that cannot be read; what: which one, if not the recording."""
     if limit := limit_error(error):
         return limit
@@ -271,13 +287,13 @@ def limit_error(error: BaseException | None) -> UploadError | None:
     return None
 
 
-def file_changed(what: str) -> UploadError:
+def file_changed_error(what: str) -> UploadError:
     """Return the error for a file that changed after it was checked, so it must not be sent."""
     cause, advice = f"{what}, so nothing was uploaded", "run again when it is complete"
     return UploadError(Meaning(os.EX_TEMPFAIL, "changed", cause, advice))
 
 
-def run_stopped() -> UploadError:
+def stopped_error() -> UploadError:
     """Return the error for what a stopped run did not get to."""
     return UploadError(Meaning(os.EX_TEMPFAIL, "stopped", "the run was stopped", AGAIN))
 
@@ -357,9 +373,8 @@ UNKNOWN = Meaning(
 )
 
 # The policy: a pattern for "STATUS: details", and what it means; the first match counts. None of
-# these calls created a dialog. A new meaning needs no more than its line here and its flags, which
-# CircuitBreaker.record and SAID_AFTER_S go by; what it is for an update of metadata, a split, a
-# lookup and a health check is said by update_meaning, Uploader.follow, would_repeat and _connect.
+# these calls created a dialog. A new meaning needs its line here and its flags, no more: see
+# Meaning for who goes by them.
 RULES = (
     # A proxy's or gateway's limit for a request's body.
     (".*Received http2 header with status: 413", TOO_LARGE_BETWEEN),
@@ -404,13 +419,13 @@ def call_error(error: Exception, call: Call) -> CallError:
     # Anything else may be a lost response: sending again without being asked could create a second
     # dialog.
     is_committed = call.phase is Phase.COMMITTED
-    otherwise = UNKNOWN if is_committed else FAILED
+    fallback = UNKNOWN if is_committed else FAILED
     if isinstance(error, grpc.FutureCancelledError):  # The run is ending: no outage.
-        meaning = otherwise._replace(may_retry=False, is_outage=False)
+        meaning = fallback._replace(may_retry=False, is_outage=False)
         return CallError(meaning, "the run was stopped", call)
     if not isinstance(error, grpc.Call):  # Nothing moved, so we gave up.
         never_connected = not (call.has_connected or is_committed)
-        return CallError(NO_CONNECTION if never_connected else otherwise, str(error), call)
+        return CallError(NO_CONNECTION if never_connected else fallback, str(error), call)
     status = error.code().name
     text = masked(" ".join((error.details() or "no details").split()))
     details = f"{status}: {text}"
@@ -423,7 +438,7 @@ def call_error(error: Exception, call: Call) -> CallError:
     for pattern, meaning in RULES if reached_service else NO_CONNECTION_RULES + RULES:
         if re.match(pattern, details, re.IGNORECASE):
             return CallError(meaning, details, call, status)
-    return CallError(otherwise, details, call, status)
+    return CallError(fallback, details, call, status)
 
 
 def update_meaning(error: CallError, row: Row) -> Meaning:
@@ -461,10 +476,14 @@ class Outcome(str, enum.Enum):
 class Result(NamedTuple):
     """What became of a recording: assigned once, by Tally.add, and never changed after that.
 
-    Built by the functions below and, for what needs no error, by Lookup._take (found), Worker (too
-    short, updated), Examiner (a copy in a dry run) and Run.plan (a dry run). On its way there it
-    may be replaced: by result_of_operation (it could not be split), Uploader.follow (not yet
-    split), result_unrecorded (the ledger is unusable).
+    Of an upload, what comes later replaces what was before:
+    Uploader.upload_talk  result_of_response; Worker makes result_of_error of what is raised
+    Worker._recorded      writes it to the ledger; if that fails, result_unrecorded
+    Uploader.follow       with --wait: with its dialogs, recorded once more (result_of_operation);
+                          or with an error, which the ledger has only as a problem
+    Of the others: Worker._convert (left out), Worker._update (updated, or update_meaning's error),
+    Lookup._take (found, recorded), result_of_row (known), result_of_error (Source), Run.plan and
+    Examiner (in a dry run), Run._result_of_abandoned (where a worker hangs).
     """
 
     outcome: Outcome
@@ -630,7 +649,7 @@ class Recording:
         self.sidecar = sidecar  # find_files: the JSON beside it.
         self.file_state = NO_STATE  # Source; compared again at the commit point.
         self.started_s = 0.0  # Source, when it looks at the recording for the first time.
-        self.siblings = siblings  # The same call in other formats, until Source has taken one.
+        self.siblings = siblings  # The same call in other formats, until Examiner has chosen one.
         self.audio: Audio | None = None  # Source: what its header says.
         self.metadata: TalkMetadata | None = None  # collect_metadata
         self.json: Json | None = None  # collect_metadata: the sidecar, as it was read.
@@ -751,7 +770,7 @@ def read_header(path: str, args: Namespace) -> tuple[Audio, FileState]:
             state = FileState.of(file.fileno())
             audio = read_audio(file, state.size_bytes, args)
     except OSError as error:
-        raise unreadable(error) from error
+        raise unreadable_error(error) from error
     if audio.needs_conversion and not args.convert:
         cause = f"the service does not take {audio.description}"
         advice = "record it as 16 bit LPCM WAV of 8,000 to 48,000 Hz, MP3 or OggOpus"
@@ -884,7 +903,7 @@ def check_limits(audio: Audio, size_bytes: int, split: bool, single_message: boo
         raise data_error("too-large", f"{size_bytes:,} bytes; {limit}", STREAM_IT)
 
 
-def truncated(announced_bytes: int, there_bytes: int) -> UploadError:
+def truncated_error(announced_bytes: int, there_bytes: int) -> UploadError:
     """Return the error for a file whose header announces more than there is."""
     cause = f"truncated or still being recorded: the header announces {announced_bytes:,} bytes, "
     return data_error("truncated", f"{cause}{there_bytes:,} are there", WAIT_OR_REPAIR)
@@ -954,7 +973,7 @@ def check_wav_length(
     there_bytes = size_bytes - start
     # Writers that cannot seek back leave 0, 0xFFFFFFFF or something like 0x80000000 there.
     if data_bytes > there_bytes + HEADER_SLACK_BYTES:
-        raise truncated(data_bytes, there_bytes)
+        raise truncated_error(data_bytes, there_bytes)
     if there_bytes - data_bytes <= second_bytes:
         return
     # Other chunks may follow, up to the end.
@@ -1066,7 +1085,7 @@ def read_other(file: BinaryIO, size_bytes: int, audio_format: AudioFormat) -> Au
         [announced_bytes] = struct.unpack_from(layout, field.ljust(HEAD_BYTES, b"\0"))
         # Writers that cannot seek back leave 0 or 0xFFFFFFFF there.
         if announced_bytes != 0xFFFFFFFF and announced_bytes > size_bytes + HEADER_SLACK_BYTES:
-            raise truncated(announced_bytes, size_bytes)
+            raise truncated_error(announced_bytes, size_bytes)
     return Audio(audio_format, needs_conversion=True)
 
 
@@ -1182,7 +1201,7 @@ def convert(
         words = ffmpeg_arguments(path, audio, f"/dev/fd/{file.fileno()}")
         status, message = run_ffmpeg([ffmpeg, *words], file.fileno(), timeout_s, stopping)
         if stopping.is_set():  # A signal may have reached FFmpeg, too.
-            raise run_stopped()
+            raise stopped_error()
         text = message.decode(errors="replace").strip()
         check_end(status, text.replace(f"file:{path}", "the file"))
         file.seek(0)
@@ -1256,7 +1275,7 @@ def run_ffmpeg(
             if len(message) > STDERR_LIMIT_BYTES:
                 return 1, message
             if stopping.is_set():
-                raise run_stopped()
+                raise stopped_error()
             previous_bytes, size_bytes = size_bytes, os.fstat(target).st_size
             # Ticks, not a clock: the time in which we did not run ourselves (SIGSTOP) is not idle.
             idle_s = idle_s + TICK_S if size_bytes == previous_bytes else 0.0
@@ -1313,7 +1332,8 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
     --talk-id, has only layer 2. What is sent differs then, so rejected recordings are sent again;
     of uploaded ones only a change of layer 3 is noticed (MetadataExaminer.has_changed). A layer
     that a later run may lack needs a guard like had_meta_path, as an update erases the keys that it
-    leaves out.
+    leaves out: a column (LEDGER_TABLES; LEDGER_VERSION, as there is no migration), filled in by
+    Ledger._metadata_columns, looked at in MetadataExaminer.complete_update.
     """
     recording.metadata = metadata = TalkMetadata()
     recording.has_placeholders = recording.sidecar is None and common is None
@@ -1349,17 +1369,17 @@ def read_sidecar(path: str, min_age_s: float) -> tuple[TalkMetadata, Json]:
         was_young = is_young(state, min_age_s)
         was_changed = FileState.of(path) != state
     except OSError as failure:
-        raise unreadable(failure, f"metadata file {path}: ") from failure
+        raise unreadable_error(failure, f"metadata file {path}: ") from failure
     if was_changed or was_young:
-        raise json_unfinished("its JSON was changed while it was read") from error
+        raise json_unfinished_error("its JSON was changed while it was read") from error
     if not state.size_bytes:
-        raise json_unfinished("its JSON is empty, or is just being written") from error
+        raise json_unfinished_error("its JSON is empty, or is just being written") from error
     if error:
         raise error
     return metadata, Json(state, sha256_of(metadata), list(date_warnings(path, metadata)))
 
 
-def json_unfinished(cause: str) -> UploadError:
+def json_unfinished_error(cause: str) -> UploadError:
     """Return the error for a JSON that another program has not finished, as it seems."""
     return UploadError(Meaning(os.EX_TEMPFAIL, "json-changed", cause, AGAIN))
 
@@ -1379,7 +1399,7 @@ def read_metadata(path: str) -> TalkMetadata:
         with open(path, "rb") as file:
             metadata = parse_metadata(file.read(SMALL_FILE_LIMIT_BYTES + 1))
     except OSError as error:
-        raise unreadable(error, f"metadata file {path}: ") from error
+        raise unreadable_error(error, f"metadata file {path}: ") from error
     except (ValueError, RecursionError) as error:
         raise data_error("metadata", f"metadata file {path}: {error}", "fix the file") from error
     return metadata
@@ -1699,7 +1719,7 @@ def read_chunks(path: str, size_bytes: int, converted: BinaryIO | None = None) -
                 yield data
     except OSError as error:
         what = f"became unreadable ({error_text(error)})"
-        raise limit_error(error) or file_changed(what) from error
+        raise limit_error(error) or file_changed_error(what) from error
 
 
 def hash_file(path: str, at_chunk: Callable[[], None]) -> str:
@@ -1737,7 +1757,7 @@ class StallWatch:
     def __init__(self, limit_s: float, user_timeout_ms: int) -> None:
         self.limit_s = limit_s
         self.interval_s = limit_s / 4  # How often has_stalled is called.
-        self.is_waiting_for_us = False
+        self.is_writing_ledger = False
         self._user_timeout_ms = user_timeout_ms
         self._moved_s = self._looked_s = time.monotonic()
 
@@ -1756,7 +1776,7 @@ class StallWatch:
         self._looked_s = now_s
         if late_s > 1:
             self._moved_s += late_s
-        if self.is_waiting_for_us or unacknowledged_bytes(self._user_timeout_ms):
+        if self.is_writing_ledger or unacknowledged_bytes(self._user_timeout_ms):
             self.moved()
         return self.idle_s() >= self.limit_s
 
@@ -1809,9 +1829,9 @@ def check_unchanged(recording: Recording, moved: Callable[[], None]) -> None:
         if present != recording.file_state and was_only_touched(recording, present, moved):
             recording.file_state = present
     except OSError as error:
-        raise file_changed(f"became unreadable ({error_text(error)})") from error
+        raise file_changed_error(f"became unreadable ({error_text(error)})") from error
     if present != recording.file_state:
-        raise file_changed("changed or was replaced while it was being uploaded")
+        raise file_changed_error("changed or was replaced while it was being uploaded")
 
 
 def was_only_touched(recording: Recording, present: FileState, moved: Callable[[], None]) -> bool:
@@ -1892,7 +1912,7 @@ class Transfer(Call):
         """
         check_unchanged(self._recording, self.watch.moved)
         if self.handed_over_bytes != self._recording.sent_bytes:
-            raise file_changed("changed while it was being uploaded")
+            raise file_changed_error("changed while it was being uploaded")
         # A service that refuses every call does so just after the last byte of a short recording.
         until_s = time.monotonic() + self._refusal_wait_s
         self._check_call()
@@ -1903,9 +1923,9 @@ class Transfer(Call):
         # sent, which a person can resolve. In the other order it would leave "sending" for one that
         # was, and the next run would create a second dialog.
         if self._ledger:
-            self.watch.is_waiting_for_us = True
+            self.watch.is_writing_ledger = True
             self._ledger.record_commit_point(self._recording, self.request_id)
-            self.watch.is_waiting_for_us = False
+            self.watch.is_writing_ledger = False
         with self._lock:
             # The call may have been cancelled while the disk was writing.
             self._check_call()
@@ -1924,6 +1944,12 @@ SAME_FOR_ALL = "stopped, because every other recording would meet the same error
 
 class CircuitBreaker:
     """Decides whether workers may begin another recording; one for the whole run.
+
+    Tally.add records each result once, after its last attempt. A failure is one whose error
+    is_outage (NO_CONNECTION, QUOTA, FAILED, UNKNOWN; not what was cancelled or is unknown from an
+    earlier run); uploads reset the count, everything else leaves it. What stops_run ends the run at
+    once, as do the ledger's errors and a stdout that cannot be written. Updates have a breaker of
+    their own (Tally.updates_breaker), which ends only updates.
 
     closed     recordings are sent by all workers; FAILURES_LIMIT failures of the service or the
                network in a row end the run
@@ -2086,7 +2112,7 @@ class Uploader:
                 cause = f"operation {operation_id} is not done after {hours} hours"
                 raise UploadError(Meaning(os.EX_TEMPFAIL, "not-done", cause, AGAIN))
             if self._stopping.wait(pause_s):
-                raise run_stopped()
+                raise stopped_error()
             pause_s = min(pause_s * 1.5, POLL_LIMIT_S)
 
     def _retrying(self, what: str, attempt: Callable[[], Any]) -> Any:
@@ -2137,7 +2163,7 @@ class Uploader:
     def _call(self, call: Call, method: str, requests: Callable[[], Any], what: str) -> Any:
         """Make one call; return its response, or raise the UploadError that its end means."""
         if self._stopping.is_set():
-            raise run_stopped()
+            raise stopped_error()
         headers = (self._access.header(), ("x-client-request-id", call.request_id))
         log.debug(f"{what}: calling {method} (request {call.request_id})")
         try:
@@ -2492,7 +2518,7 @@ class LedgerFile:
         self._lock = threading.Lock()
         self._identity: tuple[int, int] | None = None
         self._was_moved = False
-        self._locked: LedgerError | None = None  # Waited for in vain: once is enough.
+        self._lock_failure: LedgerError | None = None  # Waited for in vain: once is enough.
         with contextlib.ExitStack() as undo:
             try:
                 # By whatever name, one file has one lock.
@@ -2639,8 +2665,8 @@ class LedgerFile:
         Raises LedgerError; with must_change also if no row changed, because somebody deleted it.
         """
         with self._lock:
-            if self._locked:
-                raise self._locked
+            if self._lock_failure:
+                raise self._lock_failure
             try:
                 if synced:
                     self._db.execute("PRAGMA synchronous = FULL")
@@ -2650,7 +2676,7 @@ class LedgerFile:
                     self._db.execute("PRAGMA synchronous = NORMAL")
             except self._database_errors as error:
                 failure = LedgerError.of(self.path, error)
-                self._locked = failure if failure.meaning.id == "ledger-locked" else None
+                self._lock_failure = failure if failure.meaning.id == "ledger-locked" else None
                 raise failure from error
             if synced:
                 self._check_identity()
@@ -2667,13 +2693,17 @@ class Ledger(LedgerFile):
     sending    before the first byte                     makes it failed (recover_killed_run)
     finishing  on disk, before the half-close can leave  makes it unknown (recover_killed_run)
     uploaded   with the service's ID in hand             leaves it
-    unknown    the response was lost                     leaves it, but for --retry-unknown
+    unknown    the response was lost                     leaves it, but for --retry-unknown (Lookup)
     failed     given up before the commit point          uploads it
     rejected   refused by the service or by us           leaves it, until the file or its metadata
                                                          change, or --retry-rejected is given
 
     So a run that dies leaves either no dialog (no row, or a sending one) or a row that says there
     may be one. `decide` has the right column in code. Every method raises LedgerError.
+
+    So does a full disk: at the start (_prepare writes in each run) or in `claim` nothing is sent;
+    at the commit point the upload is cancelled, and its row stays `sending`; after the response it
+    stays `finishing`, and the ID is printed with 76 (result_unrecorded). Each ends the run.
     """
 
     def __init__(self, args: Namespace) -> None:
@@ -2854,7 +2884,7 @@ class Ledger(LedgerFile):
         )
         return [path for (path,) in self._execute(sql, (self._args.connection_id,))]
 
-    def goes_on(self, path: str) -> bool:
+    def exists_in_other_format(self, path: str) -> bool:
         """Return whether the call at this path is there in another format, or was sent in it."""
         stem = os.path.splitext(path)[0]
         if any(os.path.exists(stem + suffix) for suffix in SUFFIXES):
@@ -3016,7 +3046,7 @@ def hash_audio(recording: Recording, stopping: threading.Event) -> None:
 
     def stop() -> None:
         if stopping.is_set():
-            raise run_stopped()
+            raise stopped_error()
 
     recording.sha256 = hash_file(recording.path, stop)
 
@@ -3097,6 +3127,12 @@ LOOKUP_ADVICE = {
 
 class Lookup:
     """Looks up recordings whose response was lost, by the SHA-256 in their metadata.
+
+    Found: Get returns a dialog of this connection with exactly this value (_find).
+    Missing, so that --retry-unknown sends it again: it is not found by a search that was complete;
+    it was sent a day ago or more; it is one dialog, no split; and one of the CONTROLS recordings
+    that were uploaded next after it is found by that very search. So the search works, and its
+    index has what is younger. What this rests on: a dialog is in the index within a day.
 
     What goes wrong in it is a warning, and changes no exit code, but for a refused credential.
     """
@@ -3231,7 +3267,7 @@ class Lookup:
         while not self._signals and time.monotonic() < self._next_call_s:
             time.sleep(min(TICK_S, max(0, self._next_call_s - time.monotonic())))
         if self._signals:
-            raise run_stopped()
+            raise stopped_error()
         self._next_call_s = time.monotonic() + LOOKUP_PAUSE_S
         for name in ("organization_id", "space_id", "connection_id", "project_id"):
             setattr(request, name, getattr(self._args, name) or "")
@@ -3335,10 +3371,10 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
 ) -> Decision:
     """Say what to do with a recording of which the ledger has a row. Does nothing else.
 
-    The one place to read for "can a later run create a second dialog?". claimed: the SHA-256 of
-    what this run has sent or is sending.
+    The one place to read for "can a later run create a second dialog?"; what is_missing proves is
+    said in Lookup. claimed: the SHA-256 of what this run has sent or is sending.
     """
-    state, is_ours = row["state"], row["sha256"] in claimed
+    state, sent_by_this_run = row["state"], row["sha256"] in claimed
     if state in ("sending", "finishing") and not args.dry_run:
         return Decision(Action.WAIT, "the same audio is being uploaded")
     if state == "uploaded":
@@ -3356,13 +3392,13 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
         before = row["size_bytes"], row["mtime_ns"], row["metadata_sha256"]
         is_changed = (*recording.file_state[:2], recording.metadata_sha256) != before
         # A copy differs from its original, which is there, in each run anew.
-        if is_changed and not is_ours and not is_elsewhere(row, recording):
+        if is_changed and not sent_by_this_run and not is_elsewhere(row, recording):
             return Decision(Action.SEND, "the file or its metadata has changed since")
-        if args.retry_rejected and not is_ours:
+        if args.retry_rejected and not sent_by_this_run:
             return Decision(Action.SEND, "--retry-rejected")
         return Decision(Action.LEAVE, "rejected before")
     # Unknown; nobody can have looked for what became so in this run.
-    if is_ours or row["talk_id"] or not args.retry_unknown:
+    if sent_by_this_run or row["talk_id"] or not args.retry_unknown:
         return Decision(Action.LEAVE, "")
     if not args.lookup_key:
         return Decision(Action.SEND, "this may create a duplicate")
@@ -3465,7 +3501,7 @@ class Source:
                 is_waiting |= is_young(state, self._args.min_age)
             if not files:
                 assert error
-                self._tally.add(recording, result_of_error(unreadable(error)))
+                self._tally.add(recording, result_of_error(unreadable_error(error)))
                 continue
             (recording.path, recording.file_state), *siblings = files
             recording.siblings = tuple(siblings)
@@ -3490,7 +3526,12 @@ class Source:
                 yield each, rows.get(each.paths[0])
 
     def _check_mount(self, folder: str, ledger: Ledger | None) -> None:
-        """Report a folder that is empty, though the ledger knows recordings in it."""
+        """Report a folder that is empty, though the ledger knows recordings in it: 66, at once.
+
+        A folder that is missing is 66, too (find_files). A mount point further below is not
+        noticed, but nothing in it counts as lost (Problems._is_lost); nor is one that never held
+        recordings, or without a ledger.
+        """
         # What is wrong with it is reported when it is searched.
         with contextlib.suppress(OSError, ValueError), os.scandir(folder) as entries:
             if ledger and next(entries, None) is None and ledger.knows_below(folder):
@@ -3520,7 +3561,7 @@ class Source:
             self._tally.add(recording, result_of_error(error))
         except (OSError, ValueError, OverflowError, RecursionError) as error:
             # One recording's trouble never stops the others.
-            self._tally.add(recording, result_of_error(unreadable(error)))
+            self._tally.add(recording, result_of_error(unreadable_error(error)))
         return False
 
 
@@ -3588,7 +3629,7 @@ class MetadataExaminer:
         except FileNotFoundError:  # Removed meanwhile.
             return False
         except OSError as error:
-            raise unreadable(error, f"metadata file {recording.sidecar}: ") from error
+            raise unreadable_error(error, f"metadata file {recording.sidecar}: ") from error
         refused, again = row["json_refused"], self._args.retry_rejected
         before = row["json_size_bytes"], row["json_mtime_ns"], row["json_ctime_ns"]
         is_changed = state != before or (refused and again)
@@ -3689,22 +3730,22 @@ class Examiner:
         if rows is None:
             rows = self._ledger.find_by_stem(recording.path) if self._ledger else ()
         other = None
-        known, is_touched = match_file(rows, recording)
+        known, only_ctime_differs = match_file(rows, recording)
         if known:
-            self._take_file(recording, recording.path, recording.file_state)
+            self._choose_file(recording, recording.path, recording.file_state)
         elif rows:
             other = uploaded_sibling(rows, recording)
-            self._take_sent_file(rows, recording)
-            known, is_touched = match_file(rows, recording)
+            self._choose_sent_file(rows, recording)
+            known, only_ctime_differs = match_file(rows, recording)
         if known:
             return self._act_on_row(recording, known)
-        if is_touched and not self.may_rehash:
+        if only_ctime_differs and not self.may_rehash:
             self.to_rehash.append(recording)
             return False
         if recording.metadata is None:  # Not looked at before.
             if self._is_left_out(recording, other, bool(rows)):
                 return False
-            if not self._check(recording, is_touched):
+            if not self._check(recording, only_ctime_differs):
                 return False
         if not self._ledger:
             return self._send(recording)
@@ -3726,7 +3767,7 @@ class Examiner:
         decision = decide(other, recording, self._args, self._claimed) if other else None
         if decision and decision.action is Action.SEND:  # By --retry-unknown.
             return False
-        self._take_file(recording, recording.path, recording.file_state)
+        self._choose_file(recording, recording.path, recording.file_state)
         if is_old:
             self._tally.leave_out(recording, "before --since", f"older than {self._args.since}")
         elif other and decision and other["state"] == "unknown":
@@ -3736,16 +3777,16 @@ class Examiner:
             self._tally.leave_out(recording, "in another format", what)
         return True
 
-    def _take_sent_file(self, rows: Sequence[Row], recording: Recording) -> None:
+    def _choose_sent_file(self, rows: Sequence[Row], recording: Recording) -> None:
         """Of a call's files take the one of which there may be a dialog, if it has not changed."""
         for path, state in ((recording.path, recording.file_state), *recording.siblings):
             for row in rows:
                 before = row["size_bytes"], row["mtime_ns"]
                 if row["state"] in SENT and is_same_path(row, path) and before == state[:2]:
-                    self._take_file(recording, path, state)
+                    self._choose_file(recording, path, state)
                     return
 
-    def _take_file(self, recording: Recording, path: str, state: FileState) -> None:
+    def _choose_file(self, recording: Recording, path: str, state: FileState) -> None:
         """Take one of the files of a call, and leave out the others."""
         for other in (recording.path, *(sibling for sibling, _ in recording.siblings)):
             if other != path:
@@ -3774,13 +3815,13 @@ class Examiner:
                 break
         if not best:
             assert first_error
-            self._take_file(recording, recording.path, recording.file_state)
+            self._choose_file(recording, recording.path, recording.file_state)
             if self._args.min_duration and first_error.meaning.id in ("empty", "no-samples"):
                 self._tally.leave_out(recording, "too short", "without audio so far")
                 return False
             raise first_error
         recording.audio, path, state = best
-        self._take_file(recording, path, state)
+        self._choose_file(recording, path, state)
         duration_s = recording.audio.duration_s
         if 0 < duration_s < self._args.min_duration:
             self._tally.leave_out(recording, "too short", shorter(duration_s, self._args))
@@ -3788,7 +3829,13 @@ class Examiner:
         return True
 
     def _claim_or_leave(self, recording: Recording, ledger: Ledger) -> bool:
-        """Act on what the ledger has of a recording's audio; return like examine."""
+        """Act on what the ledger has of a recording's audio; return like examine.
+
+        A copy of one under way is put off until all else is done (copies), and then waits for the
+        first one's end: uploaded: already there, with its ID; failed: the copy is sent; rejected,
+        unknown: it is left, too; if the run is stopped: 75. Without a ledger nothing is hashed, and
+        a copy is another dialog.
+        """
         if self._args.dry_run and recording.sha256 in self._claimed:
             self._tally.add(recording, Result(Outcome.ALREADY))
             return False
@@ -3813,17 +3860,17 @@ class Examiner:
                 self.copies.append(recording)
                 return False
             if self._breaker.stopping.wait(TICK_S):  # Its row may never change again.
-                raise run_stopped()
+                raise stopped_error()
             row = ledger.find_by_hash(recording.sha256)
         if not self._args.dry_run:
             ledger.claim(recording)
         self._claimed.add(recording.sha256)
         return self._send(recording)
 
-    def _check(self, recording: Recording, is_touched: bool) -> bool:
+    def _check(self, recording: Recording, only_ctime_differs: bool) -> bool:
         """Check a recording's JSON and audio, collect its metadata; return False if it waits."""
         # What was uploaded before may have lost its JSON since.
-        is_known = is_touched and self._is_known_audio(recording)
+        is_known = only_ctime_differs and self._is_known_audio(recording)
         if not is_known and self._metadata.waits_for_json(recording):
             return False
         if not self._check_audio(recording):
@@ -3932,15 +3979,15 @@ def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, b
 
     rows: those of find_by_stem.
     """
-    state, is_touched = recording.file_state, False
+    state, only_ctime_differs = recording.file_state, False
     for row in rows:
         if row["state"] != "uploaded" or not is_same_path(row, recording.path):
             continue
         if (row["size_bytes"], row["mtime_ns"]) == state[:2]:
             if row["ctime_ns"] == state.ctime_ns:
                 return row, False
-            is_touched = True
-    return None, is_touched
+            only_ctime_differs = True
+    return None, only_ctime_differs
 
 
 def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
@@ -3970,7 +4017,7 @@ def drained(queue: collections.deque[Recording]) -> Iterator[Recording]:
 
 # Meaning.id of what is noted for the run, whichever recording met it, and of some special cases.
 OUTAGE = "outage"
-UNDELIVERED = "undelivered"  # In runs in which other uploads worked.
+UNDELIVERED = "undelivered"  # Failed as in an outage, in runs in which another upload worked.
 LOST = "lost"
 COPY_DIFFERS = "copy-differs"
 LOOKUP_FAILED = "lookup"
@@ -4002,7 +4049,7 @@ class OpenProblem:
 
 
 class Problems:
-    """What an operator hears: the only way of an error or a warning to stderr.
+    """What an operator hears: the way of errors and warnings to stderr, but for the ledger's own.
 
     Without --quiet, or without a ledger, a run says at once all that it finds. With both:
 
@@ -4022,6 +4069,7 @@ class Problems:
       other errors (77, 78, ...)   at once        each day  not met by a run that has uploaded,
                                                             or has looked at everything
       warning                      at once        each day  not met by a run that has done both
+    of the ledger: not kept here   at once        each day  (LedgerError.level, is_said_today)
 
     SAID_AFTER_S is the second column; "each day" is at the end of the first run of a local day, for
     all that lasts. So of a service that is down from 02:00 to 05:00 the first run after 03:00 with
@@ -4189,7 +4237,7 @@ class Problems:
             or "uploaded" in past.row_states
             or COPY_DIFFERS in past.causes  # What it is a copy of is uploaded.
             or any(state[:2] in self._files for state in past.file_states)  # It was renamed.
-            or ledger.goes_on(past.path)
+            or ledger.exists_in_other_format(past.path)
             or not (past.file_states or past.row_states)  # A typing error: it never was there.
         )
 
@@ -4853,9 +4901,10 @@ class Run:
         0 s: nothing new begins; what is before its commit point is cancelled, and `failed`
         up to 10 s, or until a second signal: responses to what is past it are waited for
         then: what is left is cancelled, and unknown
-        1 s later: the process ends, though a worker may hang in a disk or in grpc
-        A worker that ends in time leaves the main thread at most another second for counting what
-        was not tried.
+        1 s later: the process ends, though a worker may hang in a disk or in grpc (_abandon)
+        If no worker hangs, another second at most for counting what was not tried, and one for a
+        ledger that another program has locked: 13 s in all. Without a limit: a ledger whose disk
+        hangs, and a terminal or pipe that takes no lines.
         """
         self._breaker.stop(self._cause())
         for call in self._calls():
