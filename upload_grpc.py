@@ -2248,15 +2248,22 @@ ROWS_AT_A_TIME = 100
 LEDGER_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 # Times are ISO 8601 in UTC, those of files nanoseconds since 1970.
 LEDGER_TABLES = (
+    # First what each run looks at of each recording, as sqlite3.Row goes through the names.
     """CREATE TABLE recordings (
     connection_id   TEXT    NOT NULL,
     sha256          TEXT    NOT NULL,
+    state           TEXT    NOT NULL CHECK (state IN
+        ('sending', 'finishing', 'uploaded', 'unknown', 'failed', 'rejected')),
     stem            TEXT    NOT NULL,  -- The absolute path without its suffix,
     suffix          TEXT    NOT NULL,  -- and the suffix, such as .wav.
     path            TEXT    GENERATED ALWAYS AS (stem || suffix) VIRTUAL,
     size_bytes      INTEGER NOT NULL,
     mtime_ns        INTEGER NOT NULL,
     ctime_ns        INTEGER NOT NULL,
+    talk_id         TEXT,              -- As Upload returned it.
+    found_id        TEXT,              -- As a lookup in the service found it.
+    badge_id        TEXT,
+    operation_id    TEXT,
     json_size_bytes INTEGER,           -- Of the JSON beside it; NULL if there was none.
     json_mtime_ns   INTEGER,
     json_ctime_ns   INTEGER,
@@ -2265,12 +2272,6 @@ LEDGER_TABLES = (
     had_meta_path   INTEGER NOT NULL DEFAULT 0,
     metadata_sha256 TEXT    NOT NULL,  -- Of the metadata sent.
     recorded_at     TEXT    NOT NULL,  -- The metadata's date, else the file's mtime.
-    state           TEXT    NOT NULL CHECK (state IN
-        ('sending', 'finishing', 'uploaded', 'unknown', 'failed', 'rejected')),
-    talk_id         TEXT,              -- As Upload returned it.
-    found_id        TEXT,              -- As a lookup in the service found it.
-    badge_id        TEXT,
-    operation_id    TEXT,
     request_id      TEXT,
     attempts        INTEGER NOT NULL DEFAULT 0,
     error           TEXT,
@@ -2730,14 +2731,9 @@ class Ledger(LedgerFile):
         """Return for each path the rows of files with this path, whatever their suffix."""
         stems = {path: os.path.splitext(stored_path(path))[0] for path in paths}
         marks = ", ".join("?" for _ in stems)
-        # First what each recording needs, as sqlite3.Row goes through the names.
-        sql = (
-            "SELECT state, stem, suffix, size_bytes, mtime_ns, ctime_ns, sha256, json_size_bytes, "
-            "talk_id, operation_id, recordings.* FROM recordings INDEXED BY recordings_by_stem "
-            f"WHERE connection_id = ? AND stem IN ({marks})"
-        )
         by_stem: dict[str, list[Row]] = {}
-        for row in self._execute(sql, (self._args.connection_id, *stems.values())):
+        index = "INDEXED BY recordings_by_stem"
+        for row in self._rows(index, f"stem IN ({marks})", *stems.values()):
             by_stem.setdefault(row["stem"], []).append(row)
         return {path: by_stem.get(stem, []) for path, stem in stems.items()}
 
