@@ -1948,8 +1948,8 @@ class CircuitBreaker:
     Tally.add records each result once, after its last attempt. A failure is one whose error
     is_outage (NO_CONNECTION, QUOTA, FAILED, UNKNOWN; not what was cancelled or is unknown from an
     earlier run); uploads reset the count, everything else leaves it. What stops_run ends the run at
-    once, as do the ledger's errors and a stdout that cannot be written. Updates have a breaker of
-    their own (Tally.updates_breaker), which ends only updates.
+    once, as do the ledger's errors and a stdout that cannot be written. What was uploaded before
+    has a breaker of its own (Tally.updates_breaker), which ends only updates.
 
     closed     recordings are sent by all workers; FAILURES_LIMIT failures of the service or the
                network in a row end the run
@@ -4110,7 +4110,7 @@ class Problems:
             self._say(meaning.exit_code, meaning.id, f"{path}: {text}" if path else text)
 
     def clear(self, recording: Recording, was_sent: bool) -> None:
-        """Forget what is over, as a recording was uploaded or updated (was_sent) or left out."""
+        """Forget what is over, as a recording was uploaded (was_sent), updated or left out."""
         if self._ledger is None:
             return
         if was_sent:
@@ -4387,8 +4387,10 @@ class Tally:
                 return
             recording.result = result
             is_update = recording.action is Action.UPDATE_METADATA
-            (self.updates_breaker if is_update else self._breaker).record(result)
-            if is_update and result.error and result.error.meaning.stops_run:
+            # What was uploaded before is no sign that uploads work.
+            is_there = is_update or recording.action is Action.FOLLOW
+            (self.updates_breaker if is_there else self._breaker).record(result)
+            if is_there and result.error and result.error.meaning.stops_run:
                 self._breaker.stop(SAME_FOR_ALL)
             if result.outcome is Outcome.LEFT_OUT:
                 self.leave_out(recording, "too short", result.description)
@@ -4405,8 +4407,8 @@ class Tally:
                 self._exit_codes.add(result.error.meaning.exit_code)
                 self._note(recording.path, result.error, recording.file_state)
             else:
-                was_sent = result.outcome in (Outcome.UPLOADED, Outcome.UPDATED)
-                self._clear(recording, was_sent and not was_found)
+                is_upload = result.outcome is Outcome.UPLOADED and not (is_there or was_found)
+                self._clear(recording, was_sent=is_upload)
             self._console.result(recording, result)
             if self._console.output_lost:
                 self._exit_codes.add(os.EX_IOERR)
