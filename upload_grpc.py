@@ -219,9 +219,9 @@ class Meaning(NamedTuple):
     stops_run   every other recording would meet the same: CircuitBreaker.record ends the run, and
                 Problems.note has it as a problem of the run, by its id
 
-    A meaning is changed for what is no upload: by update_meaning (an update of metadata keeps only
-    75 and is_outage, or what nothing could be sent for), Uploader.follow (a wait for a split is no
-    outage), would_repeat (whether more lookups are made).
+    What is no upload has meanings of its own, by update_meaning (an update's error is 75, perhaps
+    an outage, or 65; only UNAVAILABLE and UNAUTHENTICATED keep theirs, and may stop the run),
+    Uploader.follow (a wait for a split is no outage) and would_repeat (whether lookups go on).
     """
 
     exit_code: int
@@ -1280,8 +1280,10 @@ def run_ffmpeg(
             # Ticks, not a clock: the time in which we did not run ourselves (SIGSTOP) is not idle.
             idle_s = idle_s + TICK_S if size_bytes == previous_bytes else 0.0
             if idle_s > timeout_s:
+                # More likely a disk or share that hangs than a recording that FFmpeg hangs in.
                 cause = f"FFmpeg decoded nothing for {timeout_s:g} s and was ended"
-                raise data_error("conversion-stuck", cause, EXPORT_AGAIN)
+                advice = "run again; if it lasts, record or export it again"
+                raise UploadError(Meaning(os.EX_TEMPFAIL, "conversion-stuck", cause, advice))
             if size_bytes > CONVERTED_LIMIT_BYTES:
                 raise data_error("too-long", "longer than a WAV file can be", CUT_IT)
     finally:
@@ -1679,6 +1681,9 @@ class Access:
         )
         credentials = grpc.ssl_channel_credentials(root_certificates=self._roots)
         return grpc.secure_channel(endpoint, credentials, options), user_timeout_ms
+
+
+NO_SOCKET = -1  # No socket has this user timeout.
 
 
 def unacknowledged_bytes(user_timeout_ms: int) -> int:
@@ -2155,10 +2160,15 @@ class Uploader:
                 raise
 
     def _watch(self, limit_s: float = math.inf) -> StallWatch:
-        """Return a watch for a call on the present channel, or on a new one."""
+        """Return a watch for a call on the present channel, or on a new one.
+
+        limit_s: of a small call, of which bytes that the kernel holds are no progress.
+        """
         if self._channel is None:
             self._channel, self._user_timeout_ms = self._access.open_channel(self._endpoint)
-        return StallWatch(min(limit_s, self._args.timeout), self._user_timeout_ms)
+        if limit_s < self._args.timeout:
+            return StallWatch(limit_s, NO_SOCKET)
+        return StallWatch(self._args.timeout, self._user_timeout_ms)
 
     def _call(self, call: Call, method: str, requests: Callable[[], Any], what: str) -> Any:
         """Make one call; return its response, or raise the UploadError that its end means."""
@@ -3078,7 +3088,9 @@ def recorded_at(recording: Recording) -> str:
         if match:
             minutes = match[4][3:].strip(":") or "00"
             offset = "+00:00" if match[4] == "Z" else f"{match[4][:3]}:{minutes}"
-            return utc(datetime.datetime.fromisoformat(f"{match[1]}{offset}").timestamp())
+            date = datetime.datetime.fromisoformat(f"{match[1]}{offset}")
+            if 1 < date.year < 9999:  # No zero time of .NET or Go; and it has a local time.
+                return utc(date.timestamp())
         return utc(recording.file_state.mtime_ns / 1e9)
     return utc()
 
@@ -3453,7 +3465,7 @@ class Source:
 
     def count_rest(self) -> int:
         """Return how many recordings a stopped run did not get to."""
-        return sum(not match_file(each.rows or (), each)[0] for each in self._recordings)
+        return sum(map(self._examiner.is_untried, self._recordings))
 
     def _in_order(self) -> Iterator[Recording]:
         """Yield the recordings found, and in the end those that have to come last."""
@@ -3752,12 +3764,27 @@ class Examiner:
                 recording.replaces = row["talk_id"] or row["found_id"] or ""
         return self._claim_or_leave(recording, self._ledger)
 
+    def is_untried(self, recording: Recording) -> bool:
+        """Return whether a run that was stopped would have sent a recording, as far as is seen."""
+        rows, state = recording.rows or (), recording.file_state
+        if not rows:
+            return not self._is_old(recording)
+        return not any(
+            row["state"] not in ("failed", "sending")
+            and is_same_path(row, recording.path)
+            and (row["size_bytes"], row["mtime_ns"]) == state[:2]
+            for row in rows
+        )
+
+    def _is_old(self, recording: Recording) -> bool:
+        return max(recording.file_state[1:]) < self._since_s * 1e9
+
     def _is_left_out(self, recording: Recording, other: Row | None, is_known: bool) -> bool:
         """Leave out what is old and new to the ledger, and what was sent in another format.
 
         other: the ledger's row of a file of the same call that is not there any more.
         """
-        is_old = max(recording.file_state[1:]) < self._since_s * 1e9 and not is_known
+        is_old = self._is_old(recording) and not is_known
         if not is_old and not other:
             return False
         decision = decide(other, recording, self._args, self._claimed) if other else None
@@ -4070,7 +4097,8 @@ class Problems:
     SAID_AFTER_S is the second column; "each day" is at the end of the first run of a local day, for
     all that lasts. So of a service that is down from 02:00 to 05:00 the first run after 03:00 with
     anything to upload says one line; no other run says anything, but of responses that were lost
-    and of updates of metadata.
+    and of updates of metadata. Said again on the same day: what was over and came back, a path with
+    another error, a second warning of one kind; and everything, in each run, once the ledger fails.
     The ledger keeps what is open, for --report. Every method may raise LedgerError.
     """
 
@@ -4414,6 +4442,12 @@ class Tally:
                 self._exit_codes.add(os.EX_IOERR)
                 self._breaker.stop("stdout cannot be written")
 
+    def add_upload(self, recording: Recording, result: Result) -> None:
+        """Take that uploads work, before this one's dialogs are waited for: that may take hours."""
+        with self.lock:
+            self._breaker.record(result)
+            self._clear(recording, was_sent=True)
+
     def warn(self, recording: Recording | None, id: str, cause: str, advice: str) -> None:
         """Take a warning, of a recording or of the run."""
         error = UploadError(Meaning(os.EX_OK, id, cause, advice))
@@ -4717,6 +4751,8 @@ class Worker:
         is_being_split = result.operation_id and not result.talk_ids and not result.error
         if not (self._args.wait and is_being_split):
             return result
+        if recording.action is Action.SEND:
+            self._tally.add_upload(recording, result)
         result = self._uploader.follow(recording, result, has_ledger=bool(self._ledger))
         if not result.error:
             return self._recorded(recording, result)
@@ -4902,7 +4938,8 @@ class Run:
         1 s later: the process ends, though a worker may hang in a disk or in grpc (_abandon)
         If no worker hangs, another second at most for counting what was not tried, and one for a
         ledger that another program has locked: 13 s in all. Without a limit: a ledger whose disk
-        hangs, and a terminal or pipe that takes no lines.
+        hangs, and a terminal or pipe that takes no lines. All this begins after a lookup's call
+        (LOOKUP_TIMEOUT_S) or search for files that is under way.
         """
         self._breaker.stop(self._cause())
         for call in self._calls():
@@ -4959,7 +4996,6 @@ class Run:
 
     def _abandon(self) -> NoReturn:
         """End although workers are stuck; for the ledger, this is a kill -9."""
-        code = 128 + self._signals[0] if self._signals else os.EX_SOFTWARE
         self._tally.problems.forget_ledger()
         if self._tally.lock.acquire(timeout=TICK_S):  # Else a worker hangs in printing.
             self._console.end_progress()
@@ -4968,8 +5004,8 @@ class Run:
             self._tally.finish(is_complete=False)
             log.warning(f"{self._breaker.cause}; {self._tally.summary()}, the others not tried")
             if self._bug:
-                code = report_bug(self._bug)
-        os._exit(code)
+                report_bug(self._bug)
+        os._exit(self._exit_code())
 
     def _result_of_abandoned(self, recording: Recording) -> Result:
         """Return what a worker that is stuck has left of a recording."""
@@ -5010,7 +5046,15 @@ class Run:
             log.info(tally.summary())
         if self._bug:
             raise self._bug
-        return 128 + self._signals[0] if self._signals else tally.exit_code
+        return self._exit_code()
+
+    def _exit_code(self) -> int:
+        if self._signals:
+            return 128 + self._signals[0]
+        if self._bug:
+            limit = limit_error(self._bug)
+            return limit.meaning.exit_code if limit else os.EX_SOFTWARE
+        return self._tally.exit_code
 
     def _note_end(self, ledger: Ledger, is_complete: bool) -> None:
         try:
@@ -5020,7 +5064,7 @@ class Run:
                 uploaded=self._tally.counts["uploaded"],
                 left_out=json.dumps(self._tally.left_out),
                 not_tried=self._tally.not_tried,
-                exit_code=self._tally.exit_code,
+                exit_code=self._exit_code(),
                 half_open=self._breaker.half_open,
             )
         except LedgerError as error:

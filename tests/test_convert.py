@@ -95,9 +95,9 @@ FAKES = {
     "floods stderr for ever": ("yes >&2", 65, rf"{BROKEN} \(y\)"),
     "writes an endless file": ("truncate -s 5G $target; sleep 100", 65, "longer than a WAV"),
     "controls the terminal": (r"printf '\033[3m\abad\n' >&2; exit 1", 65, rf"{BROKEN} \(\\x1b\[3m"),
-    "sleeps": ("sleep 100", 65, "FFmpeg decoded nothing for 0.4 s and was ended; record"),
-    "closes stderr and sleeps": ("exec 2>&-; sleep 100", 65, "FFmpeg decoded nothing for 0.4 s"),
-    "has a child that sleeps": ("sleep 100 & wait", 65, "FFmpeg decoded nothing for 0.4 s"),
+    "sleeps": ("sleep 100", 75, "FFmpeg decoded nothing for 0.4 s and was ended; run again"),
+    "closes stderr and sleeps": ("exec 2>&-; sleep 100", 75, "FFmpeg decoded nothing for 0.4 s"),
+    "has a child that sleeps": ("sleep 100 & wait", 75, "FFmpeg decoded nothing for 0.4 s"),
     "has a full disk": (
         "echo 'x: No space left on device' >&2; exit 228",
         *(75, "no space left for the converted recording; free some space, or set TMPDIR"),
