@@ -121,20 +121,6 @@ def office(
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the names of the files that are opened from now on."""
-    names: list[str] = []
-    really_open: Any = open
-
-    def watched_open(file: Any, *rest: Any, **options: Any) -> Any:
-        names.append(str(file))
-        return really_open(file, *rest, **options)
-
-    monkeypatch.setattr("builtins.open", watched_open)
-    return names
-
-
-@pytest.fixture
 def changed(office: Office) -> Path:
     """Upload a recording, and change its JSON."""
     path = office.uploaded()
