@@ -17,17 +17,7 @@ from unittest.mock import ANY
 import grpc
 import ledgers
 import pytest
-from conftest import (
-    Outcome,
-    Run,
-    Waits,
-    arguments,
-    closed_port,
-    make_wav,
-    sha256,
-    start,
-    when,
-)
+from conftest import Outcome, Run, Waits, arguments, closed_port, make_wav, sha256, start, when
 from stand_in import At, Call, EmptyAnswer, Fail, Freeze, StandIn, Step, Talk
 
 import upload_grpc
@@ -131,69 +121,46 @@ def changed(office: Office) -> Path:
 # --- Waiting for the JSON ----------------------------------------------------------------
 
 
-def test_a_recording_without_its_json_waits_and_is_counted(office: Office) -> None:
+def test_a_recording_without_its_json_waits_and_holds_up_no_other(office: Office) -> None:
     office.record("1.wav", OLD)
     late = office.record("2.wav")
-    outcome = office.run("--require-json")
+    words = ("--require-json", "10m")
+    outcome = office.run(*words)
     assert outcome.code == 0 and f"{late}" not in outcome.out + outcome.err
     assert "1 uploaded, 0 already there, 0 failed, 0 unknown, 1 waiting" in outcome.err
-    assert f"{late}: left out, it has no JSON yet" in office.run("--require-json", "--dry-run").err
-    assert office.run("--require-json", "--quiet") == NOTHING
-    assert office.fields == [OLD]
-    write_json(late, NEW)
-    assert office.run("--require-json", "--quiet").code == 0
-    assert office.fields == [OLD, NEW]
-
-
-def test_one_that_waits_too_long_is_a_problem_and_holds_up_no_other(office: Office) -> None:
-    late = office.record("1.wav")
-    office.record("2.wav", OLD)
-    words = ("--require-json", "10m", "--quiet")
-    assert office.run(*words).code == 0
+    assert f"{late}: left out, it has no JSON yet" in office.run(*words, "--dry-run").err
+    assert office.run(*words, "--quiet") == NOTHING
+    # Too long.
     office.set_clock(11 * MINUTE_S)
     office.record("3.wav", OLD)
-    outcome = office.run(*words)
-    assert (outcome.code, outcome.err.count("\n"), len(office.fields)) == (66, 1, 2)
-    assert f"{late}: no metadata yet: 1.json; " in outcome.err
+    outcome = office.run(*words, "--quiet")
+    assert (outcome.code, outcome.err.count("\n"), office.fields) == (66, 1, [OLD, OLD])
+    assert f"{late}: no metadata yet: 2.json; " in outcome.err
     # Said once, and on the next day again.
-    assert office.run(*words) == Outcome(66, "", "")
+    assert office.run(*words, "--quiet") == Outcome(66, "", "")
     office.set_clock(DAY_S + 11 * MINUTE_S)
-    assert "no metadata yet: 1.json" in office.run(*words).err
+    assert "no metadata yet: 2.json" in office.run(*words, "--quiet").err
     write_json(late, NEW)
-    assert office.run(*words).code == 0
-    assert len(office.fields) == 3
+    assert office.run(*words, "--quiet").code == 0
+    assert office.fields == [OLD, OLD, NEW]
 
 
-def test_a_recording_that_is_named_is_a_problem_at_once(office: Office) -> None:
-    outcome = office.upload("--audio-path", office.record(), "--require-json", "36h")
-    assert (outcome.code, outcome.out, office.service.calls) == (66, "", [])
-    assert "no metadata yet: call.json" in outcome.err
-
-
-def test_the_age_is_that_of_the_copy_not_of_the_audio(office: Office) -> None:
+def test_the_age_is_that_of_the_copy_and_one_that_is_named_has_none(office: Office) -> None:
     """As rclone and cp -p keep the mtime, recorders without a clock write any."""
     for year in (1971, 2020, 2300):
         path = office.record(f"{year}.wav")
         os.utime(path, ((year - 1970) * 365 * DAY_S,) * 2)
     outcome = office.run("--require-json", "1m")
     assert outcome.code == 0 and "3 waiting" in outcome.err
+    outcome = office.upload("--audio-path", path, "--require-json", "36h")
+    assert (outcome.code, outcome.out, office.service.calls) == (66, "", [])
+    assert "no metadata yet: 2300.json" in outcome.err
 
 
-def test_files_of_one_call_wait_for_one_json(office: Office) -> None:
-    path = office.record()
+def test_names_of_the_json_and_one_for_the_files_of_a_call(office: Office) -> None:
+    path, both = office.record("1.wav"), office.record("2.wav", NEW)
     path.with_suffix(".mp3").write_bytes(b"\xff\xfb\x90\x64" + bytes(413) + b"\xff\xfb\x90\x64")
-    outcome = office.run("--require-json")
-    assert outcome.code == 0 and "1 waiting" in outcome.err
-    # And one JSON counts for what is uploaded of them.
-    for fields, option in ((NEW, "--require-json"), (OLD, "--update-metadata")):
-        write_json(path, fields)
-        assert office.run(option).code == 0
-        assert office.talk.fields == fields
-
-
-def test_names_of_the_json(office: Office) -> None:
-    path = office.record("1.wav")
-    both = office.record("2.wav", NEW)
+    assert ", 1 waiting" in office.run("--require-json", "--dry-run").err
     for each in (path, both):
         each.with_suffix(".JSON").write_text(json.dumps(OLD))
     assert office.run("--require-json", "--jobs", 1).code == 0

@@ -263,13 +263,20 @@ def test_two_ids_and_which_is_which(office: Office) -> None:
     assert (result["outcome"], *ids) == ("already", "returned", ["returned"], talk.found_id)
 
 
-def test_another_file_s_dialog_is_not_taken_for_that_of_the_file_named(office: Office) -> None:
+def test_what_is_found_is_no_other_file_s_and_a_second_name_is_there_already(
+    office: Office,
+) -> None:
     office.unknown("a.wav")
     result = office.run_for(office.record("b.wav"))
     [a], [b] = office.copies("a.wav"), office.copies("b.wav")
     assert result.code == 0
     assert f"{office.folder / 'a.wav'}: Dialog ID: {a.talk_id}\n" in result.out
     assert f"Dialog ID: {b.talk_id}" in result.out
+
+    office.unknown("c.wav")
+    (office.folder / "d.wav").write_bytes((office.folder / "c.wav").read_bytes())
+    assert office.run().code == 0
+    assert len(office.copies("c.wav")) == 1 and office.methods == ["Search", "GetTalks"]
 
 
 def test_of_several_dialogs_the_earliest_counts(office: Office) -> None:
@@ -287,31 +294,25 @@ def test_of_several_dialogs_the_earliest_counts(office: Office) -> None:
     assert (office.state(), office.row()["found_id"]) == ("uploaded", "earliest")
 
 
-def test_a_second_name_of_what_is_found_is_there_already(office: Office) -> None:
-    office.unknown("a.wav")
-    (office.folder / "b.wav").write_bytes((office.folder / "a.wav").read_bytes())
-    result = office.run()
-    assert (result.code, len(office.copies("a.wav"))) == (0, 1)
-    assert "UploadAsStream" not in office.methods
-
-
-def test_an_answer_of_more_than_4_mb_is_taken(office: Office) -> None:
-    office.unknown("a.wav", "b.wav")
-    office.service.get_padding_bytes = 3 * 1024 * 1024
-    result = office.run()
-    assert (result.code, len(result.out.splitlines())) == (0, 2), result.err
-    assert len(office.service.gets) == 1
-
-
 TOO_LARGE = Fail(STATUS.RESOURCE_EXHAUSTED, "Sent message larger than max (8 vs. 4)")
 
 
-def test_an_answer_that_is_too_large_is_asked_for_in_halves(office: Office) -> None:
+@pytest.mark.parametrize(
+    ("padding_bytes", "steps", "asked"),
+    [
+        (2 * 1024 * 1024, (), [3]),  # 6 MB, where grpc takes 4.
+        (0, (None, TOO_LARGE, None, TOO_LARGE), [3, 1, 2, 1, 1]),
+    ],
+)
+def test_a_large_answer_is_taken_or_asked_for_in_halves(
+    office: Office, padding_bytes: int, steps: tuple[Step, ...], asked: list[int]
+) -> None:
     office.unknown("a.wav", "b.wav", "c.wav")
-    office.script_lookups(None, TOO_LARGE, None, TOO_LARGE)
+    office.service.get_padding_bytes = padding_bytes
+    office.script_lookups(*steps)
     result = office.run("--quiet")
     assert (result.code, len(result.out.splitlines()), result.err) == (0, 3, "")
-    assert [len(get.talk_ids) for get in office.service.gets] == [3, 1, 2, 1, 1]
+    assert [len(get.talk_ids) for get in office.service.gets] == asked
 
 
 def test_one_dialog_that_is_too_large_leaves_the_others_their_turn(office: Office) -> None:
@@ -429,46 +430,36 @@ def test_only_what_is_proved_missing_is_sent_again(office: Office) -> None:
     assert office.methods == []
 
 
-def test_within_a_day_nothing_is_proved(office: Office) -> None:
+def test_within_a_day_nothing_is_proved_and_what_is_has_to_be_told(office: Office) -> None:
     office.missing(DAY_S - MINUTE_S)
     result = office.run("--retry-unknown")
     assert (result.code, office.row()["is_missing"]) == (76, 0)
     assert office.values() == {office.digest("a.wav")}  # What proves nothing is not asked for.
     office.age(DAY_S + 1, state="unknown")
-    assert office.run("--retry-unknown").code == 0
-    assert len(office.copies("a.wav")) == 1
-
-
-def test_proved_missing_is_not_sent_without_being_told_and_stays_so(office: Office) -> None:
-    office.missing()
     assert office.run().code == 76
     assert (office.state(), office.row()["is_missing"]) == ("unknown", 1)
-    # Now there is no control any more.
-    [control] = office.copies("b.wav")
-    fields, control.fields = control.fields, {}
-    office.forget_lookups()
-    assert office.run().code == 76
-    assert (office.methods.count("Search"), office.row()["is_missing"]) == (2, 1)
-    control.fields = fields
     office.forget_calls()
     assert office.run("--retry-unknown").code == 0  # No other lookup is due.
     assert office.methods == ["UploadAsStream"]
     assert (office.state(), office.row()["is_missing"]) == ("uploaded", 0)
 
 
-def test_what_is_found_after_all_is_not_missing(office: Office) -> None:
+def test_what_is_proved_missing_stays_so_until_it_is_found(office: Office) -> None:
     office.unknown("a.wav")
     office.uploaded("b.wav")
     office.age()
-    [talk] = office.copies("a.wav")
+    [talk], [control] = office.copies("a.wav"), office.copies("b.wav")
     talk.lag_s = DAY_S
-    assert office.run().code == 76
-    assert office.row()["is_missing"] == 1
+    for lag_s in (0, DAY_S):  # Then there is no control any more.
+        control.lag_s = lag_s
+        office.forget_lookups()
+        assert office.run().code == 76
+        assert office.row()["is_missing"] == 1
     talk.lag_s = 0
     office.forget_lookups()
     assert office.run("--retry-unknown").code == 0
-    row = office.row()
-    assert (row["state"], row["is_missing"], len(office.copies("a.wav"))) == ("uploaded", 0, 1)
+    assert (office.state(), office.row()["is_missing"]) == ("uploaded", 0)
+    assert len(office.copies("a.wav")) == 1
 
 
 def test_any_of_the_next_three_is_a_control(office: Office) -> None:
@@ -490,27 +481,35 @@ def test_any_of_the_next_three_is_a_control(office: Office) -> None:
         assert office.values() == {office.digest("a.wav"), *controls}
 
 
-NO_CONTROL: dict[str, dict[str, object]] = {
-    "another key": {"lookup_key": "other"},
-    "split itself": {"split": 1},
-    "still unknown": {"state": "unknown", "looked_up_at": before(-HOUR_S)},
-    "not in the index": {},
-    "in another project": {},
+# How the row of the control is changed, and how the service.
+NO_CONTROL: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+    "another key": ({"lookup_key": "other"}, {}),
+    "split itself": ({"split": 1}, {}),
+    "still unknown": ({"state": "unknown", "looked_up_at": before(-HOUR_S)}, {}),
+    "not in the index": ({"sha256": value(0)}, {}),
+    "in another project": ({}, {"project_id": "project-2"}),
+    "a failing search": (
+        {},
+        {"on_call": lambda call: NOT_MADE if call.method == "Search" else None},
+    ),
+    "a failing Get": (
+        {},
+        {"on_call": lambda call: NOT_MADE if call.method == "GetTalks" else None},
+    ),
 }
 
 
 @pytest.mark.parametrize("why", NO_CONTROL)
 def test_without_a_control_nothing_is_sent_again(office: Office, why: str) -> None:
+    columns, settings = NO_CONTROL[why]
     office.missing()
-    if columns := NO_CONTROL[why]:
+    if columns:
         office.change({"state": "uploaded"}, **columns)
-    elif why == "not in the index":
-        office.copies("b.wav")[0].fields.clear()
-    else:
-        office.service.project_id = "project-2"
+    for name, setting in settings.items():
+        setattr(office.service, name, setting)
     result = office.run("--retry-unknown", "--project-id", "project-1")
-    assert (result.code, office.copies("a.wav")) == (76, [])
-    assert office.row()["is_missing"] == 0
+    assert (result.code, office.row()["is_missing"]) == (76, 0)
+    assert "UploadAsStream" not in office.methods
 
 
 @pytest.mark.parametrize("limit", ["search_page", "get_talks"])
@@ -527,16 +526,6 @@ def test_what_a_page_or_get_leaves_out_is_not_missing(office: Office, limit: str
         assert office.run("--retry-unknown").code == code
         assert office.methods == ["Search", "GetTalks"]
         assert all(len(office.copies(name)) == 1 for name in names)
-
-
-@pytest.mark.parametrize("steps", [(NOT_MADE,), (None, NOT_MADE)], ids=["Search", "Get"])
-def test_where_looking_up_fails_nothing_is_sent_again(
-    office: Office, steps: tuple[Step, ...]
-) -> None:
-    office.missing()
-    office.script_lookups(*steps)
-    assert office.run("--retry-unknown").code == 76
-    assert (office.copies("a.wav"), office.row()["is_missing"]) == ([], 0)
 
 
 @pytest.mark.parametrize("hours", [(3, 0), (-3, 0), (0, 3), (-11, 11), (11, -11)])
