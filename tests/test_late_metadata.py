@@ -404,6 +404,7 @@ def test_metadata_that_come_after_the_upload_are_said_though_all_is_uploaded(
     def says_all(*words: str) -> bool:
         outcome = office.run(*words)
         assert (outcome.code, outcome.out, office.service.calls) == (0, "", [])
+        assert outcome.err.count(HAS_CHANGED) == len(calls)
         advice = "run the same command with --update-metadata"
         return all(f"{path}: {HAS_CHANGED}{advice}" in outcome.err for path in calls)
 
