@@ -148,6 +148,10 @@ SCENES: dict[str, Sequence[Do]] = {
         Do({"x.wav": "wav", "x.mp3": "mp3"}, "x.wav", [ONE]),
         Do({"x.wav": "other wav", "x.mp3": "other mp3"}, "x.wav", [ONE]),
     ],
+    "the name is used again, with the preferred one": [
+        Do({"x.mp3": "mp3"}, "x.mp3"),
+        Do({"x.wav": "other wav", "x.mp3": "other mp3"}, "x.wav", [ONE]),
+    ],
     "no files of one call": [
         Do({"x.wav": "wav", "x.1.mp3": "mp3", "X.mp3": "other mp3", "x": "other wav"},
            "X.mp3 x.1.mp3 x.wav"),
