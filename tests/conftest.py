@@ -251,6 +251,20 @@ def recording(tmp_path: Path) -> Path:
     return make_wav(tmp_path / "call.wav", 600_000)
 
 
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the files that are opened from now on."""
+    names: list[str] = []
+    really_open: Any = open
+
+    def watched_open(file: Any, *rest: Any, **options: Any) -> Any:
+        names.append(str(file))
+        return really_open(file, *rest, **options)
+
+    monkeypatch.setattr("builtins.open", watched_open)
+    return names
+
+
 # The two ways to send a recording.
 Way = tuple[str, ...]
 STREAM: Way = ()

@@ -2,73 +2,35 @@
 
 from __future__ import annotations
 
-import builtins
+import dataclasses
 import json
 import os
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import ANY
 
 import grpc
 import ledgers
 import pytest
-from conftest import (
-    Outcome,
-    Run,
-    Waits,
-    arguments,
-    closed_port,
-    make_wav,
-    sha256,
-    start,
-    when,
-)
+from conftest import Outcome, Run, Waits, arguments, closed_port, make_wav, sha256, start, when
 from stand_in import At, Call, EmptyAnswer, Fail, Freeze, StandIn, Step, Talk
 
 import upload_grpc
 
 pytestmark = pytest.mark.usefixtures("waits")
 
-DAY_S = 86_400
+STATUS = grpc.StatusCode
+MINUTE_S, HOUR_S, DAY_S = 60, 3_600, 86_400
 OLD = {"client_id": "old"}
 NEW = {"client_id": "new"}
-LOOKUP = ("--organization-id", "o", "--space-id", "s")
-
-
-@pytest.fixture
-def run(upload: Run, folder: Path, ledger: Path) -> Run:
-    """Upload the folder with a ledger."""
-    return lambda *words: upload("--audio-path", folder, "--ledger", ledger, *words)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Return what sets this process's clock so many seconds ahead of the machine's."""
-    real = time.time
-
-    def set_ahead(seconds: float) -> None:
-        monkeypatch.setattr(time, "time", lambda: real() + seconds)
-
-    return set_ahead
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the suffixes of the calls' files that are opened from now on."""
-    names: list[str] = []
-    really_open: Any = open
-
-    def watched_open(file: Any, *rest: Any, **options: Any) -> Any:
-        if Path(str(file)).parent.name == "calls":
-            names.append(Path(file).suffix)
-        return really_open(file, *rest, **options)
-
-    monkeypatch.setattr(builtins, "open", watched_open)
-    return names
+LOOKUP = ("--lookup-key", "digest", "--organization-id", "o", "--space-id", "s")
+NOTHING = Outcome(0, "", "")
+HAS_CHANGED = "its metadata has changed since the upload; "
 
 
 def write_json(recording: Path, fields: object, **form: Any) -> Path:
@@ -77,346 +39,425 @@ def write_json(recording: Path, fields: object, **form: Any) -> Path:
     return path
 
 
-def make_call(folder: Path, name: str = "call.wav", fields: object = None) -> Path:
-    path = make_wav(folder / name, 1_000)
-    if fields is not None:
-        write_json(path, fields)
+@dataclasses.dataclass
+class Office:
+    """A folder of recordings, a ledger, a service, and this process's clock."""
+
+    service: StandIn
+    upload: Run
+    folder: Path
+    ledger: Path
+    patch: pytest.MonkeyPatch
+
+    def run(self, *words: object) -> Outcome:
+        return self.upload("--audio-path", self.folder, "--ledger", self.ledger, *words)
+
+    def update(self, *words: object) -> Outcome:
+        return self.run("--update-metadata", "--quiet", "--jobs", 1, *words)
+
+    def record(self, name: str = "call.wav", fields: object = None) -> Path:
+        path = make_wav(self.folder / name, 1_000)
+        if fields is not None:
+            write_json(path, fields)
+        return path
+
+    def uploaded(self, *words: object, fields: object = OLD) -> Path:
+        """Record a call, and upload it."""
+        path = self.record(fields=fields)
+        assert self.run(*words).code == 0
+        self.service.calls.clear()
+        return path
+
+    def common(self, **fields: object) -> tuple[object, ...]:
+        """Return the words for a --meta-path of these fields."""
+        path = self.ledger.with_name("common.json")
+        path.write_text(json.dumps(fields))
+        return ("--meta-path", path)
+
+    def set_clock(self, ahead_s: float) -> None:
+        """Set the clock so many seconds ahead of the machine's."""
+        self.patch.undo()
+        real = time.time
+        self.patch.setattr(time, "time", lambda: real() + ahead_s)
+
+    def stop_clock(self, at_s: float) -> None:
+        self.patch.setattr(time, "time", lambda: at_s)
+
+    @property
+    def talk(self) -> Talk:
+        """Return the only dialog."""
+        [talk] = self.service.talks.values()
+        return talk
+
+    @property
+    def fields(self) -> list[dict[str, str]]:
+        return [talk.fields for talk in self.service.talks.values()]
+
+    @property
+    def updates(self) -> list[Call]:
+        return [call for call in self.service.calls if call.messages[:1] == ["talk_id"]]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        return ledgers.row(self.ledger)
+
+
+@pytest.fixture
+def office(
+    service: StandIn, upload: Run, folder: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Office]:
+    with monkeypatch.context() as patch:
+        yield Office(service, upload, folder, ledger, patch)
+
+
+@pytest.fixture
+def changed(office: Office) -> Path:
+    """Upload a recording, and change its JSON."""
+    path = office.uploaded()
+    write_json(path, NEW)
     return path
-
-
-def only_talk(service: StandIn) -> Talk:
-    [talk] = service.talks.values()
-    return talk
-
-
-def updates(service: StandIn) -> list[Call]:
-    return [call for call in service.calls if call.messages[:1] == ["talk_id"]]
 
 
 # --- Waiting for the JSON ----------------------------------------------------------------
 
 
-def test_a_recording_without_its_json_waits_and_is_counted(
-    run: Run, service: StandIn, folder: Path
-) -> None:
-    make_call(folder, "1.wav", OLD)
-    late = make_call(folder, "2.wav")
-    outcome = run("--require-json")
+def test_a_recording_without_its_json_waits_and_holds_up_no_other(office: Office) -> None:
+    office.record("1.wav", OLD)
+    late = office.record("2.wav")
+    words = ("--require-json", "10m")
+    outcome = office.run(*words)
     assert outcome.code == 0 and f"{late}" not in outcome.out + outcome.err
     assert "1 uploaded, 0 already there, 0 failed, 0 unknown, 1 waiting" in outcome.err
-    assert f"{late}: left out, it has no JSON yet" in run("--require-json", "--dry-run").err
-    assert run("--require-json", "--quiet") == Outcome(0, "", "")
-    assert len(service.talks) == 1
-
-    write_json(late, NEW)
-    assert run("--require-json", "--quiet", "--jobs", 1).code == 0
-    assert [talk.fields for talk in service.talks.values()] == [OLD, NEW]
-
-
-def test_one_that_waits_too_long_is_a_problem_and_holds_up_no_other(
-    run: Run, service: StandIn, folder: Path, clock: Callable[[float], None]
-) -> None:
-    late = make_call(folder, "1.wav")
-    make_call(folder, "2.wav", OLD)
-    assert run("--require-json", "10m", "--quiet").code == 0
-    clock(11 * 60)
-    make_call(folder, "3.wav", OLD)
-    outcome = run("--require-json", "10m", "--quiet")
-    assert (outcome.code, outcome.err.count("\n"), len(service.talks)) == (66, 1, 2)
-    assert f"{late}: no metadata yet: 1.json; " in outcome.err
+    assert f"{late}: left out, it has no JSON yet" in office.run(*words, "--dry-run").err
+    assert office.run(*words, "--quiet") == NOTHING
+    # Too long.
+    office.set_clock(11 * MINUTE_S)
+    office.record("3.wav", OLD)
+    outcome = office.run(*words, "--quiet")
+    assert (outcome.code, outcome.err.count("\n"), office.fields) == (66, 1, [OLD, OLD])
+    assert f"{late}: no metadata yet: 2.json; " in outcome.err
     # Said once, and on the next day again.
-    assert run("--require-json", "10m", "--quiet") == Outcome(66, "", "")
-    clock(DAY_S + 11 * 60)
-    assert "no metadata yet: 1.json" in run("--require-json", "10m", "--quiet").err
-
+    assert office.run(*words, "--quiet") == Outcome(66, "", "")
+    office.set_clock(DAY_S + 11 * MINUTE_S)
+    assert "no metadata yet: 2.json" in office.run(*words, "--quiet").err
     write_json(late, NEW)
-    assert run("--require-json", "10m", "--quiet").code == 0
-    assert len(service.talks) == 3
+    assert office.run(*words, "--quiet").code == 0
+    assert office.fields == [OLD, OLD, NEW]
 
 
-def test_a_recording_that_is_named_is_a_problem_at_once(
-    upload: Run, service: StandIn, folder: Path
-) -> None:
-    path = make_call(folder)
-    outcome = upload("--audio-path", path, "--require-json", "36h")
-    assert (outcome.code, outcome.out, service.calls) == (66, "", [])
-    assert "no metadata yet: call.json" in outcome.err
-    write_json(path, OLD)
-    assert upload("--audio-path", path, "--require-json", "36h").code == 0
-
-
-AGES = [("", 3600), ("90", 90), ("90s", 90), ("5m", 300), ("36h", 36 * 3600), ("2d", 2 * DAY_S)]
-
-
-@pytest.mark.parametrize(("age", "seconds"), AGES)
-def test_how_long_a_recording_may_wait(
-    run: Run, folder: Path, clock: Callable[[float], None], age: str, seconds: float
-) -> None:
-    make_call(folder)
-    for ahead_s, code in ((seconds - 10, 0), (seconds + 1, 66)):
-        clock(ahead_s)
-        assert run("--require-json", *[age] * bool(age), "--quiet").code == code
-
-
-@pytest.mark.parametrize("age", ["1w", "soon", "1h30", "nan"])
-def test_an_age_that_is_none(run: Run, folder: Path, age: str) -> None:
-    make_call(folder)
-    outcome = run("--require-json", age)
-    assert outcome.code == 2 and "--require-json" in outcome.err and age not in outcome.err
-
-
-def test_the_age_is_that_of_the_copy_not_of_the_audio(run: Run, folder: Path) -> None:
+def test_the_age_is_that_of_the_copy_and_one_that_is_named_has_none(office: Office) -> None:
     """As rclone and cp -p keep the mtime, recorders without a clock write any."""
-    for number, year in enumerate((1971, 2020, 2300)):
-        path = make_call(folder, f"{number}.wav")
-        seconds = (year - 1970) * 365 * DAY_S
-        os.utime(path, (seconds, seconds))
-    outcome = run("--require-json", "1m")
+    for year in (1971, 2020, 2300):
+        path = office.record(f"{year}.wav")
+        os.utime(path, ((year - 1970) * 365 * DAY_S,) * 2)
+    outcome = office.run("--require-json", "1m")
     assert outcome.code == 0 and "3 waiting" in outcome.err
+    outcome = office.upload("--audio-path", path, "--require-json", "36h")
+    assert (outcome.code, outcome.out, office.service.calls) == (66, "", [])
+    assert "no metadata yet: 2300.json" in outcome.err
 
 
-def test_files_of_one_call_wait_for_one_json(run: Run, service: StandIn, folder: Path) -> None:
-    path = make_call(folder, "call.wav")
-    (folder / "call.mp3").write_bytes(b"\xff\xfb\x90\x64" + bytes(413) + b"\xff\xfb\x90\x64")
-    outcome = run("--require-json")
-    assert outcome.code == 0 and "1 waiting" in outcome.err
-    write_json(path, NEW)
-    assert run("--require-json").code == 0
-    assert only_talk(service).fields == NEW
-    # And one JSON counts for what is uploaded of them.
-    write_json(path, OLD)
-    assert run("--update-metadata").code == 0
-    assert only_talk(service).fields == OLD
-
-
-def test_names_of_the_json(run: Run, service: StandIn, folder: Path) -> None:
-    path = make_call(folder, "1.wav")
-    path.with_suffix(".JSON").write_text(json.dumps(OLD))
-    both = make_call(folder, "2.wav", NEW)
-    both.with_suffix(".JSON").write_text(json.dumps(OLD))
-    assert run("--require-json", "--jobs", 1).code == 0
-    assert [talk.fields for talk in service.talks.values()] == [OLD, NEW]
+def test_names_of_the_json_and_one_for_the_files_of_a_call(office: Office) -> None:
+    path, both = office.record("1.wav"), office.record("2.wav", NEW)
+    path.with_suffix(".mp3").write_bytes(b"\xff\xfb\x90\x64" + bytes(413) + b"\xff\xfb\x90\x64")
+    assert ", 1 waiting" in office.run("--require-json", "--dry-run").err
+    for each in (path, both):
+        each.with_suffix(".JSON").write_text(json.dumps(OLD))
+    assert office.run("--require-json", "--jobs", 1).code == 0
+    assert office.fields == [OLD, NEW]
     path.with_suffix(".JSON").write_text(json.dumps(NEW))
     both.with_suffix(".JSON").write_text(json.dumps({"client_id": "not this one"}))
-    assert run("--update-metadata").code == 0
-    assert [talk.fields for talk in service.talks.values()] == [NEW, NEW]
+    assert office.update().code == 0
+    assert office.fields == [NEW, NEW]
 
 
 # --- A JSON that is being written --------------------------------------------------------
 
 
-def test_a_json_that_is_half_written_is_not_read(
-    run: Run, service: StandIn, folder: Path, clock: Callable[[float], None]
+@pytest.mark.parametrize("is_renamed", [False, True], ids=["half", "renamed"])
+@pytest.mark.parametrize("is_uploaded", [False, True], ids=["before", "after"])
+def test_a_json_is_not_read_while_it_is_young(
+    office: Office, is_uploaded: bool, is_renamed: bool
 ) -> None:
-    path = make_call(folder)
-    age_s = 1.0
-    time.sleep(age_s)
-    path.with_suffix(".json").write_text('{"client_id": "ne')
-    outcome = run("--min-age", age_s)
-    assert (outcome.code, service.calls) == (0, []) and "1 waiting" in outcome.err
-    assert "its JSON is younger than 1 s" in run("--min-age", age_s, "--dry-run").err
+    path = office.uploaded() if is_uploaded else office.record()
+    words = ("--update-metadata", "--min-age", 0.05)
+    part, sidecar = path.with_suffix(".part"), path.with_suffix(".json")
+    part.write_text('{"client_id": "ne')
+    os.utime(part, (1, 1))
+    time.sleep(0.1)
+    if is_renamed:
+        part.rename(sidecar)
+    else:
+        sidecar.write_text(part.read_text())
+    office.stop_clock(sidecar.stat().st_ctime + 0.025)
+    outcome = office.run(*words)
+    assert (outcome.code, office.service.calls) == (0, [])
+    assert ("1 already there, 0 failed" if is_uploaded else "1 waiting") in outcome.err
+    if not is_uploaded:
+        assert "its JSON is younger than 0.05 s" in office.run(*words, "--dry-run").err
     # Without it the run has no way to know better.
-    assert run("--dry-run").code == 65
-    write_json(path, NEW)
-    clock(age_s)
-    assert run("--min-age", age_s).code == 0
-    assert only_talk(service).fields == NEW
+    assert office.run("--update-metadata", "--dry-run").code == 65
+    written_s = write_json(path, NEW).stat().st_ctime
+    office.stop_clock(written_s + 0.06)
+    assert office.run(*words).code == 0
+    assert office.talk.fields == NEW
 
 
-def test_nor_one_that_is_renamed_into_place_too_early(
-    run: Run, service: StandIn, folder: Path
+@pytest.mark.parametrize("content", ["", '{"a": "', '{"a": "c"}'], ids=["empty", "half", "other"])
+def test_a_json_that_is_written_while_it_is_read_is_no_mistake(
+    office: Office, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
-    path = make_call(folder)
-    (folder / "call.json.part").write_text(json.dumps(NEW))
-    age_s = 0.5
-    time.sleep(age_s)
-    (folder / "call.json.part").rename(path.with_suffix(".json"))
-    assert "1 waiting" in run("--min-age", age_s).err
-    time.sleep(age_s)
-    assert run("--min-age", age_s).code == 0
-    assert only_talk(service).fields == NEW
+    sidecar = office.record(fields=OLD).with_suffix(".json")
+    read = upload_grpc.read_metadata
+
+    def write_and_read(path: str) -> Any:
+        sidecar.write_text(content)
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(upload_grpc, "read_metadata", write_and_read)
+        outcome = office.upload("--audio-path", office.folder)
+    assert (outcome.code, office.service.calls) == (75, [])
+    assert "call.wav: its JSON was changed while it was read; run again" in outcome.err
+    sidecar.write_text(json.dumps(NEW))
+    assert office.upload("--audio-path", office.folder).code == 0
+    assert office.talk.fields == NEW
 
 
-def test_nor_one_that_is_written_again_after_the_upload(
-    run: Run, service: StandIn, folder: Path, clock: Callable[[float], None]
+@pytest.mark.parametrize(("seed", "counted"), [(1, "1 already there"), (2, "1 waiting")])
+def test_an_uploaded_recording_needs_its_json_no_more_and_another_of_its_name_does(
+    office: Office, seed: int, counted: str
 ) -> None:
-    path = make_call(folder, fields=OLD)
-    assert run().code == 0
-    age_s = 1.0
-    time.sleep(age_s)
-    path.with_suffix(".json").write_text('{"client_id": "ne')
-    outcome = run("--min-age", age_s, "--update-metadata")
-    assert outcome.code == 0 and "1 already there, 0 failed" in outcome.err
-    write_json(path, NEW)
-    clock(age_s)
-    assert run("--min-age", age_s, "--quiet", "--update-metadata").code == 0
-    assert only_talk(service).fields == NEW
+    """The JSON was archived after the upload; then the file gets a new ctime."""
+    call = make_wav(office.folder / "call.wav", 3_000, seed=1)
+    sidecar = write_json(call, OLD)
+    assert office.run("--require-json").code == 0
+    sidecar.unlink()
+    status = call.stat()
+    make_wav(call, 3_000, seed=seed)
+    os.utime(call, ns=(status.st_atime_ns, status.st_mtime_ns))
+    outcome = office.run("--require-json")
+    assert (outcome.code, office.fields) == (0, [OLD])
+    assert counted in outcome.err
+
+
+# --- One call and its JSON, run after run --------------------------------------------------
+
+UPDATE = "--update-metadata"
+KEY = "--organization-id o --space-id s --lookup-key"
+RU = "--meta-path ru.json"  # {"language": "ru-RU"}
+KK = "--meta-path kk.json"
+IN_RU = {"language": "ru-RU"}
+REFUSED = Fail(STATUS.INVALID_ARGUMENT, "no such field")
+NOT_FOUND = Fail(STATUS.NOT_FOUND, "no such talk")
+WAITS = "no metadata yet: call.json; "
+
+
+class Do(NamedTuple):
+    """What becomes of the JSON, and what a run with --quiet does then."""
+
+    json: object = None  # Its fields, its text, or what is in its place; None: left as it is.
+    sent: object = None  # The fields that the dialog is sent; None: nothing is sent.
+    words: str = UPDATE  # More of the command line.
+    code: int = 0
+    says: str = ""  # Part of the only line of stderr; empty: there is none.
+    steps: Sequence[Step] = ()  # Of the service.
+    hours: float = 0  # That the clock is ahead.
+
+
+UPLOADED = Do(OLD, OLD)
+LOST = Fail(STATUS.UNAVAILABLE, "gone", store=True)
+SCENES: dict[str, list[Do]] = {
+    "a value that came and went": [
+        UPLOADED, Do(NEW, words="", says=HAS_CHANGED), Do(OLD), Do(words=""),
+    ],
+    "removed after the upload": [
+        UPLOADED, Do("gone", words=""), Do(words="--require-json 0"), Do(), Do("link"),
+        Do("folder"),
+    ],
+    "broken after the upload": [
+        UPLOADED, Do("{", code=65, says="call.json: "), Do(code=65), Do(OLD),
+        Do('{"a": null}', code=65, says="call.json: "), Do(code=65), Do(OLD),
+        Do("fifo", code=66, says="call.json: "), Do(code=66), Do(OLD),
+    ],
+    "a --meta-path that changes alone": [
+        Do(OLD, OLD | IN_RU, RU), Do(words=f"{UPDATE} {KK}"), Do(),
+    ],
+    "without the --meta-path of the upload, whose keys would be erased": [
+        Do(OLD, OLD | IN_RU, RU), Do(NEW, code=65, says="add --meta-path"), Do(code=65),
+        Do(None, NEW | IN_RU, f"{UPDATE} {RU}"),
+    ],
+    "a --meta-path that comes with the update, and belongs to it then": [
+        Do(None, ANY, says="placeholder"), Do(NEW, NEW | IN_RU, f"{UPDATE} {RU}"),
+        Do(OLD, code=65, says="add --meta-path"),
+    ],
+    "the --lookup-key is kept, and can be given another name": [
+        Do(OLD, OLD | {"a": "SHA-256"}, f"{KEY} a"), Do(NEW, NEW | {"a": "SHA-256"}),
+        Do(OLD, OLD | {"b": "SHA-256"}, f"{UPDATE} {KEY} b"), Do(NEW, NEW | {"b": "SHA-256"}),
+        Do({"b": "mine"}, None, f"{UPDATE} {KEY} b", 65, 'the key "b"'),
+    ],
+    "an ID that was found and not returned": [
+        Do(OLD, OLD | {"a": "SHA-256"}, f"{KEY} a --retries 0", 76, steps=[LOST]),
+        Do(words=f"{KEY} a"), Do(NEW, NEW | {"a": "SHA-256"}),
+    ],
+    "a malformed date": [
+        UPLOADED, Do({"date": "17.3.2026"}, {"date": "17.3.2026"}, says='"17.3.2026" is not'),
+    ],
+    "a refused update is over when the JSON is as before": [
+        UPLOADED, Do(NEW, code=65, says="refused", steps=[REFUSED]), Do(OLD), Do(NEW, NEW),
+    ],
+    "a refused update is over after a fix in the console": [
+        UPLOADED, Do(NEW, code=65, says="refused", steps=[REFUSED]), Do(code=65),
+        Do(None, NEW, f"{UPDATE} --retry-rejected"), Do(words=f"{UPDATE} --retry-rejected"),
+    ],
+    "a dialog that is not found yet, which is said after a day": [
+        UPLOADED, *(Do(NEW, code=75, steps=[NOT_FOUND], hours=hours) for hours in (0, 2, 23)),
+        Do(None, code=65, says="NOT_FOUND: no such talk", steps=[NOT_FOUND], hours=25),
+        Do(code=65, hours=25),
+    ],
+    "found after all": [UPLOADED, Do(NEW, code=75, steps=[NOT_FOUND]), Do(None, NEW)],
+    "an empty answer to an update": [UPLOADED, Do(NEW, NEW, steps=[EmptyAnswer(store=True)])],
+    "repeated within a run": [UPLOADED, Do(NEW, NEW, steps=[LOST])],
+    "how long one may wait": [
+        Do(words="--require-json", hours=0.99), Do(words="--require-json 2d", hours=47),
+        Do(words="--require-json", code=66, says=WAITS, hours=1.01), Do(OLD, OLD),
+    ],
+}  # fmt: skip
+
+
+def put(path: Path, content: object) -> None:
+    """Put something in the place of a JSON."""
+    path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+    if content == "fifo":
+        os.mkfifo(path)
+    elif content == "folder":
+        path.mkdir()
+    elif content == "link":
+        path.symlink_to("nowhere")
+    elif content != "gone":
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_run_after_run(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for language in ("ru-RU", "kk-KZ"):
+        Path(f"{language[:2]}.json").write_text(json.dumps({"language": language}))
+    path, fields = office.record(), None
+    for do in SCENES[name]:
+        if do.json is not None:
+            put(path.with_suffix(".json"), do.json)
+        office.set_clock(do.hours * HOUR_S)
+        office.service.script, office.service.calls[:] = [*do.steps], []
+        known = bool(office.service.talks)
+        outcome = office.run("--quiet", "--jobs", 1, *do.words.split())
+        assert (outcome.code, outcome.err.count("\n")) == (do.code, bool(do.says)), (do, outcome)
+        assert do.says in outcome.err
+        sent = [call for call in office.service.calls if call.method.startswith("Upload")]
+        assert bool(sent) == bool(do.sent or do.steps), do
+        if known:
+            assert len(sent) == len(office.updates)
+        if known and do.sent:
+            line = f"{path}: Dialog ID: {office.talk.talk_id} (metadata updated)\n"
+            assert outcome.out == line
+        fields = do.sent or fields
+        marked = [
+            {key: "SHA-256" if value == sha256(path) else value for key, value in each.items()}
+            for each in office.fields
+        ]
+        assert marked == ([fields] if fields else []), do
 
 
 # --- After the upload: what is said ------------------------------------------------------
 
 
-def appears(path: Path) -> None:
-    write_json(path, NEW)
+# What becomes of a JSON after the upload: whether there was one, which mtime it has then (0: the
+# one that it had, as its size is), and whether it was renamed into place.
+LATE = {
+    "appears.wav": (False, None, False),
+    "changes.wav": (True, None, False),
+    "changes, with an older mtime.wav": (True, 10**18, False),
+    "changes, with the same mtime.wav": (True, 0, False),
+    "is renamed into place.wav": (True, 10**18, True),
+}
 
 
-def changes(path: Path) -> None:
-    write_json(path, NEW)
-
-
-def changes_with_an_older_mtime(path: Path) -> None:
-    json_path = write_json(path, NEW)
-    os.utime(json_path, (1e9, 1e9))
-
-
-def changes_with_the_same_size_and_mtime(path: Path) -> None:
-    before = path.with_suffix(".json").stat()
-    json_path = write_json(path, NEW)
-    os.utime(json_path, ns=(before.st_mtime_ns, before.st_mtime_ns))
-    assert json_path.stat().st_size == before.st_size
-
-
-def is_renamed_into_place(path: Path) -> None:
-    other = path.with_suffix(".part")
-    other.write_text(json.dumps(NEW))
-    os.utime(other, (1e9, 1e9))
-    other.rename(path.with_suffix(".json"))
-
-
-@pytest.mark.parametrize(
-    "late",
-    [
-        appears,
-        changes,
-        changes_with_an_older_mtime,
-        changes_with_the_same_size_and_mtime,
-        is_renamed_into_place,
-    ],
-)
 def test_metadata_that_come_after_the_upload_are_said_though_all_is_uploaded(
-    run: Run,
-    service: StandIn,
-    folder: Path,
-    clock: Callable[[float], None],
-    opened: list[str],
-    late: Callable[[Path], None],
+    office: Office, opened: list[str]
 ) -> None:
-    path = make_call(folder, fields=None if late is appears else OLD)
-    assert run().code == 0
-    service.calls.clear()
-    late(path)
+    calls = [office.record(name, OLD if had_one else None) for name, (had_one, *_) in LATE.items()]
+    assert office.run().code == 0
+    office.service.calls.clear()
+    for path, (had_one, new_mtime_ns, is_renamed) in zip(calls, LATE.values(), strict=True):
+        sidecar = path.with_suffix(".json")
+        before = sidecar.stat() if had_one else None
+        written = write_json(path.with_suffix(".part.wav") if is_renamed else path, NEW)
+        if before and new_mtime_ns is not None:
+            mtime_ns = new_mtime_ns or before.st_mtime_ns
+            os.utime(written, ns=(mtime_ns, mtime_ns))
+            assert written.stat().st_size == before.st_size
+        written.rename(sidecar)
     opened.clear()
-    outcome = run("--quiet")
-    assert (outcome.code, outcome.out, service.calls) == (0, "", [])
-    assert outcome.err.count("\n") == 1
-    assert f"{path}: its metadata has changed since the upload; " in outcome.err
-    assert "run the same command with --update-metadata" in outcome.err
-    # Once a day, without --quiet each time.
-    assert run("--quiet") == Outcome(0, "", "")
-    assert "its metadata has changed" in run().err
-    clock(DAY_S)
-    assert "its metadata has changed" in run("--quiet").err
-    assert ".wav" not in opened
 
-    outcome = run("--quiet", "--update-metadata")
-    assert outcome == Outcome(
-        0, f"{path}: Dialog ID: {only_talk(service).talk_id} (metadata updated)\n", ""
-    )
-    assert only_talk(service).fields == NEW
-    assert run("--quiet") == Outcome(0, "", "")
+    def says_all(*words: str) -> bool:
+        outcome = office.run(*words)
+        assert (outcome.code, outcome.out, office.service.calls) == (0, "", [])
+        assert outcome.err.count(HAS_CHANGED) == len(calls)
+        advice = "run the same command with --update-metadata"
+        return all(f"{path}: {HAS_CHANGED}{advice}" in outcome.err for path in calls)
+
+    assert says_all("--quiet")
+    # Once a day, without --quiet each time.
+    assert office.run("--quiet") == NOTHING
+    assert says_all()
+    office.set_clock(DAY_S)
+    assert says_all("--quiet")
+    assert not [path for path in opened if path.endswith(".wav")]
+
+    outcome = office.update()
+    by_content = {talk.sha256: talk.talk_id for talk in office.service.talks.values()}
+    ids = [by_content[sha256(path)] for path in calls]
+    lines = zip(calls, ids, strict=True)
+    said = [f"{path}: Dialog ID: {talk_id} (metadata updated)\n" for path, talk_id in lines]
+    assert outcome == Outcome(0, "".join(said), "")
+    assert office.fields == [NEW] * len(LATE)
+    assert office.run("--quiet") == NOTHING
 
 
 def test_a_json_rewritten_unchanged_is_read_once_and_its_audio_never(
-    run: Run, service: StandIn, folder: Path, ledger: Path, opened: list[str]
+    office: Office, opened: list[str]
 ) -> None:
     """As a nightly export does with all of them."""
     fields = {"client_id": "1", "rating": 5, "users": [{"id": "1", "role": "bot"}]}
-    path = make_call(folder, fields=fields)
-    assert run().code == 0
-    before = ledgers.row(ledger)
-    opened.clear()
+    path = office.uploaded(fields=fields)
+    before = office.row
     # Content is what counts: neither the order of its keys nor white space.
-    write_json(path, dict(reversed(fields.items())), indent=4)
-    assert run("--quiet", "--update-metadata") == Outcome(0, "", "")
-    assert opened == [".json"]
-    after = ledgers.row(ledger)
-    assert after["json_size_bytes"] == path.with_suffix(".json").stat().st_size
-    same = set(before) - {"json_size_bytes", "json_mtime_ns", "json_ctime_ns"}
-    assert {name: after[name] for name in same} == {name: before[name] for name in same}
-    assert run("--quiet", "--update-metadata") == Outcome(0, "", "")
-    assert opened == [".json"] and updates(service) == []
-
-
-def test_a_value_that_came_and_went_is_nothing_to_send(
-    run: Run, service: StandIn, folder: Path
-) -> None:
-    path = make_call(folder, fields=OLD)
-    assert run().code == 0
-    write_json(path, NEW)
-    assert "its metadata has changed" in run("--quiet").err
-    write_json(path, OLD)
-    assert run("--quiet", "--update-metadata") == Outcome(0, "", "")
-    assert run("--quiet") == Outcome(0, "", "")
-    assert updates(service) == []
-
-
-def test_a_json_that_is_removed_after_the_upload_changes_nothing(
-    run: Run, service: StandIn, folder: Path
-) -> None:
-    path = make_call(folder, fields=OLD)
-    assert run().code == 0
-    path.with_suffix(".json").unlink()
-    for words in ((), ("--require-json", "0"), ("--update-metadata",)):
-        assert run("--quiet", *words) == Outcome(0, "", "")
-    path.with_suffix(".json").symlink_to("nowhere")
-    assert run("--quiet", "--update-metadata") == Outcome(0, "", "")
-    path.with_suffix(".json").unlink()
-    path.with_suffix(".json").mkdir()
-    assert run("--quiet", "--update-metadata") == Outcome(0, "", "")
-    assert only_talk(service).fields == OLD
-
-
-@pytest.mark.parametrize(("broken", "code"), [("{", 65), ('{"a": null}', 65), ("fifo", 66)])
-def test_a_json_that_is_broken_after_the_upload_is_a_problem(
-    run: Run, service: StandIn, folder: Path, ledger: Path, broken: str, code: int
-) -> None:
-    path = make_call(folder, fields=OLD)
-    assert run().code == 0
-    make_call(folder, "other.wav", OLD)
-    json_path = path.with_suffix(".json")
-    json_path.unlink()
-    if broken == "fifo":
-        os.mkfifo(json_path)
-    else:
-        json_path.write_text(broken)
-    outcome = run("--quiet", "--update-metadata")
-    assert outcome.code == code and outcome.err.count("\n") == 1 and f"{json_path}: " in outcome.err
-    assert run("--quiet", "--update-metadata") == Outcome(code, "", "")
-    assert ledgers.states(ledger) == ["uploaded", "uploaded"] and len(service.talks) == 2
-    json_path.unlink()
-    write_json(path, OLD)
-    assert run("--quiet", "--update-metadata") == Outcome(0, "", "")
+    sidecar = write_json(path, dict(reversed(fields.items())), indent=4)
+    opened.clear()
+    for _ in range(2):
+        assert office.update() == NOTHING
+    assert [name for name in opened if "/calls/" in name] == [str(sidecar)]
+    after, columns = office.row, ("json_size_bytes", "json_mtime_ns", "json_ctime_ns")
+    assert after["json_size_bytes"] == sidecar.stat().st_size
+    assert after == {**before, **{name: after[name] for name in columns}}
+    assert office.updates == []
 
 
 # --- Updates: what is sent ---------------------------------------------------------------
 
 
-def test_an_update_is_the_same_merge_as_at_an_upload(
-    run: Run, service: StandIn, folder: Path, tmp_path: Path
-) -> None:
-    common = tmp_path / "common.json"
+def test_an_update_is_the_same_merge_as_at_an_upload(office: Office) -> None:
     peter = {"id": "2", "role": "client"}
-    common.write_text(json.dumps({"client_id": "common", "language": "ru-RU", "users": [peter]}))
-    path = make_call(folder, fields={"client_id": "own", "note": "erased"})
-    assert run("--meta-path", common).code == 0
-    service.calls.clear()
-
+    common = office.common(client_id="common", language="ru-RU", users=[peter])
+    path = office.uploaded(*common, fields={"client_id": "own", "note": "erased"})
     write_json(path, {"client_id": "late", "users": [{"id": "1", "role": "operator"}]})
-    outcome = run("--meta-path", common, "--update-metadata", "--format", "json", "--quiet")
-    talk = only_talk(service)
+    outcome = office.update(*common, "--format", "json")
+    talk = office.talk
     assert talk.fields == {"client_id": "late", "language": "ru-RU"}
     assert [user["id"] for user in talk.users] == ["1"]
-    [call] = service.calls
+    [call] = office.service.calls
     assert (call.method, call.messages) == ("Upload", ["talk_id", "metadata"])
     result = json.loads(outcome.out)
     assert (outcome.code, outcome.err, result["outcome"]) == (0, "", "updated")
@@ -425,145 +466,43 @@ def test_an_update_is_the_same_merge_as_at_an_upload(
 
     # Users alone; and those of --meta-path come back.
     write_json(path, {"client_id": "late"})
-    assert run("--meta-path", common, "--update-metadata").code == 0
+    assert office.update(*common).code == 0
     assert [user["id"] for user in talk.users] == ["2"]
 
 
 def test_the_row_stays_uploaded_and_takes_the_new_hashes_only_after_the_answer(
-    run: Run, service: StandIn, folder: Path, ledger: Path
+    office: Office, changed: Path
 ) -> None:
-    path = make_call(folder, fields=OLD)
-    assert run().code == 0
-    before = ledgers.row(ledger)
-    write_json(path, {**NEW, "date": "2026-03-17T14:05:30+03:00"})
+    before = office.row
+    write_json(changed, {**NEW, "date": "2026-03-17T14:05:30+03:00"})
     seen: list[dict[str, Any]] = []
-
-    def look(call: Call) -> Step:
-        seen.append(ledgers.row(ledger))
-        return None
-
-    service.script = [At(metadata=look, answer=look)]
-    assert run("--update-metadata", "--quiet").code == 0
+    look = At(metadata=lambda _: seen.append(office.row), answer=lambda _: seen.append(office.row))
+    office.service.script = [look]
+    assert office.update().code == 0
     assert seen == [before, before]
-    after = ledgers.row(ledger)
+    after = office.row
     assert after["state"] == "uploaded" and after["uploaded_at"] == before["uploaded_at"]
     for column in ("json_sha256", "json_size_bytes", "metadata_sha256"):
         assert after[column] not in (before[column], "")
     assert after["recorded_at"] == "2026-03-17T11:05:30.000Z"
-    assert run("--update-metadata", "--quiet") == Outcome(0, "", "")
-    assert len(updates(service)) == 1
+    assert office.update() == NOTHING
+    assert len(office.updates) == 1
 
 
-def test_a_meta_path_that_changes_alone_sends_nothing(
-    run: Run, service: StandIn, folder: Path, tmp_path: Path
-) -> None:
-    common = tmp_path / "common.json"
-    common.write_text('{"language": "ru-RU"}')
-    make_call(folder, fields=OLD)
-    assert run("--meta-path", common).code == 0
-    common.write_text('{"language": "kk-KZ"}')
-    assert run("--meta-path", common, "--update-metadata", "--quiet") == Outcome(0, "", "")
-    assert run("--update-metadata", "--quiet") == Outcome(0, "", "")
-    assert updates(service) == []
-
-
-def test_without_the_meta_path_of_the_upload_nothing_is_sent(
-    run: Run, service: StandIn, folder: Path, tmp_path: Path
-) -> None:
-    """Keys left out would be erased."""
-    common = tmp_path / "common.json"
-    common.write_text('{"language": "ru-RU"}')
-    path = make_call(folder, fields=OLD)
-    assert run("--meta-path", common).code == 0
-    write_json(path, NEW)
-    outcome = run("--update-metadata", "--quiet")
-    assert (outcome.code, outcome.out, updates(service)) == (65, "", [])
-    assert f"{path}: " in outcome.err and "add --meta-path" in outcome.err
-    assert run("--update-metadata", "--quiet") == Outcome(65, "", "")
-    assert run("--update-metadata", "--meta-path", common).code == 0
-    assert only_talk(service).fields == {**NEW, "language": "ru-RU"}
-
-
-def test_a_meta_path_that_comes_with_the_update_is_sent(
-    run: Run, service: StandIn, folder: Path, tmp_path: Path
-) -> None:
-    common = tmp_path / "common.json"
-    common.write_text('{"language": "ru-RU"}')
-    path = make_call(folder)  # Placeholders.
-    assert run().code == 0
-    write_json(path, NEW)
-    assert run("--update-metadata", "--meta-path", common).code == 0
-    assert only_talk(service).fields == {**NEW, "language": "ru-RU"}
-    write_json(path, OLD)
-    assert run("--update-metadata").code == 65  # From now on it belongs to it.
-
-
-def test_the_lookup_key_is_kept_and_can_be_given_another_name(
-    run: Run, service: StandIn, folder: Path, ledger: Path
-) -> None:
-    path = make_call(folder, fields=OLD)
-    assert run("--lookup-key", "digest", *LOOKUP).code == 0
-    write_json(path, NEW)
-    assert run("--update-metadata").code == 0
-    assert only_talk(service).fields == {**NEW, "digest": sha256(path)}
-    assert ledgers.row(ledger)["lookup_key"] == "digest"
-    write_json(path, OLD)
-    assert run("--update-metadata", "--lookup-key", "other", *LOOKUP).code == 0
-    assert only_talk(service).fields == {**OLD, "other": sha256(path)}
-    assert ledgers.row(ledger)["lookup_key"] == "other"
-    # As at an upload.
-    write_json(path, {"other": "mine"})
-    outcome = run("--update-metadata", "--lookup-key", "other", *LOOKUP)
-    assert outcome.code == 65 and '"other"' in outcome.err
-    assert only_talk(service).fields == {**OLD, "other": sha256(path)}
-
-
-def test_where_upload_returned_no_id_the_one_found_is_used(
-    run: Run, service: StandIn, folder: Path, ledger: Path
-) -> None:
-    path = make_call(folder, fields=OLD)
-    key = ("--lookup-key", "digest", *LOOKUP)
-    service.script = [Fail(grpc.StatusCode.UNAVAILABLE, "lost", store=True)]
-    assert run(*key, "--retries", 0).code == 76
-    assert run(*key).code == 0
-    row = ledgers.row(ledger)
-    assert (row["talk_id"], row["found_id"]) == (None, only_talk(service).talk_id)
-    write_json(path, NEW)
-    outcome = run(*key, "--update-metadata", "--quiet")
-    assert outcome.code == 0
-    assert outcome.out == f"{path}: Dialog ID: {row['found_id']} (metadata updated)\n"
-    assert only_talk(service).fields == {**NEW, "digest": sha256(path)}
-
-
-def test_dates_that_are_malformed_are_named_with_an_update_too(
-    run: Run, service: StandIn, folder: Path
-) -> None:
-    path = make_call(folder, fields=OLD)
-    assert run().code == 0
-    write_json(path, {"date": "17.03.2026"})
-    outcome = run("--update-metadata", "--quiet")
-    assert outcome.code == 0 and '"date": "17.03.2026" is not' in outcome.err
-    assert only_talk(service).fields == {"date": "17.03.2026"}
-
-
-def test_a_dry_run_says_what_would_be_updated_and_touches_nothing(
-    run: Run, service: StandIn, folder: Path, ledger: Path
-) -> None:
-    path = make_call(folder, "1.wav", OLD)
-    same = make_call(folder, "2.wav", OLD)
-    assert run().code == 0
+def test_a_dry_run_says_what_would_be_updated_and_touches_nothing(office: Office) -> None:
+    path, same = office.record("1.wav", OLD), office.record("2.wav", OLD)
+    assert office.run().code == 0
     write_json(path, NEW)
     write_json(same, OLD)
-    make_call(folder, "3.wav", NEW)
-    before = ledgers.rows(ledger)
-    outcome = run("--update-metadata", "--dry-run")
+    later = office.record("3.wav", NEW)
+    before = ledgers.rows(office.ledger)
+    outcome = office.run("--update-metadata", "--dry-run")
     assert outcome.code == 0
     assert f'{path}: would be updated: metadata {{"client_id": "new"}}' in outcome.out
-    assert f"{folder / '3.wav'}: would be uploaded: WAV" in outcome.out
-    assert f"{same}" not in outcome.out
+    assert f"{later}: would be uploaded: WAV" in outcome.out and f"{same}" not in outcome.out
     assert "1 would be uploaded, 1 already there, 1 with metadata to be updated" in outcome.err
-    assert "its metadata has changed" in run("--dry-run", "--quiet").err
-    assert ledgers.rows(ledger) == before and updates(service) == []
+    assert HAS_CHANGED in office.run("--dry-run", "--quiet").err
+    assert ledgers.rows(office.ledger) == before and office.updates == []
 
 
 def test_updates_need_a_ledger(upload: Run, folder: Path) -> None:
@@ -573,416 +512,267 @@ def test_updates_need_a_ledger(upload: Run, folder: Path) -> None:
 # --- Updates: what goes wrong ------------------------------------------------------------
 
 
-@pytest.fixture
-def changed(run: Run, service: StandIn, folder: Path) -> Path:
-    """Upload a recording, and change its JSON."""
-    path = make_call(folder, "changed.wav", OLD)
-    assert run().code == 0
-    write_json(path, NEW)
-    service.calls.clear()
-    return path
-
-
 LOST_ANSWERS: list[Step] = [
-    Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True),
-    Fail(grpc.StatusCode.UNAVAILABLE, "gone"),
-    Fail(grpc.StatusCode.INTERNAL, "broken", store=True),
-    Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many"),
-    Fail(grpc.StatusCode.PERMISSION_DENIED, "Received http2 header with status: 403", ids=False),
+    LOST,
+    Fail(STATUS.UNAVAILABLE, "gone"),
+    Fail(STATUS.INTERNAL, "broken", store=True),
+    Fail(STATUS.RESOURCE_EXHAUSTED, "too many"),
+    Fail(STATUS.PERMISSION_DENIED, "Received http2 header with status: 403", ids=False),
     Freeze(store=True),
 ]
 
 
-@pytest.mark.parametrize("step", LOST_ANSWERS)
 def test_a_failed_or_lost_answer_is_75_and_the_update_is_sent_again(
-    run: Run, service: StandIn, changed: Path, ledger: Path, step: Step
+    office: Office, changed: Path
 ) -> None:
-    before = ledgers.row(ledger)
-    service.script = [step]
-    words = ("--update-metadata", "--timeout", 0.3, "--format", "json")
-    outcome = run(*words, "--retries", 0)
-    assert (outcome.code, json.loads(outcome.out)["outcome"]) == (75, "failed")
-    assert f"{changed}: its metadata could not be updated: " in outcome.err
-    assert ledgers.row(ledger) == before
-    outcome = run(*words)
-    assert (outcome.code, json.loads(outcome.out)["outcome"]) == (0, "updated")
-    assert only_talk(service).fields == NEW and len(updates(service)) == 2
+    words = ("--update-metadata", "--format", "json")
+    for step in LOST_ANSWERS:
+        write_json(changed, {"step": str(step)})
+        before, sent = office.row, len(office.updates)
+        office.service.script = [step]
+        timeout_s = 0.3 if isinstance(step, Freeze) else 30
+        outcome = office.run(*words, "--retries", 0, "--timeout", timeout_s)
+        assert (outcome.code, json.loads(outcome.out)["outcome"]) == (75, "failed"), step
+        assert f"{changed}: its metadata could not be updated: " in outcome.err
+        assert office.row == before
+        outcome = office.run(*words)
+        assert (outcome.code, json.loads(outcome.out)["outcome"]) == (0, "updated"), step
+        assert (office.talk.fields, len(office.updates)) == ({"step": str(step)}, sent + 2)
 
 
-def test_it_is_repeated_within_a_run_too(run: Run, service: StandIn, changed: Path) -> None:
-    service.script = [Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True)]
-    assert run("--update-metadata", "--quiet").code == 0
-    assert len(updates(service)) == 2 and only_talk(service).fields == NEW
+REFUSALS = ["ALREADY_EXISTS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND"]
+REFUSALS += ["OUT_OF_RANGE", "PERMISSION_DENIED", "UNIMPLEMENTED"]
 
 
-REFUSALS = ["INVALID_ARGUMENT", "PERMISSION_DENIED", "FAILED_PRECONDITION", "OUT_OF_RANGE"]
-REFUSALS += ["UNIMPLEMENTED", "ALREADY_EXISTS", "NOT_FOUND"]
-
-
-@pytest.mark.parametrize("status", REFUSALS)
 def test_a_refused_update_is_this_recordings_alone_and_not_repeated_until_its_json_changes(
-    run: Run,
-    service: StandIn,
-    folder: Path,
-    changed: Path,
-    ledger: Path,
-    clock: Callable[[float], None],
-    status: str,
+    office: Office,
 ) -> None:
-    if status == "NOT_FOUND":
-        ledgers.change(ledger, uploaded_at="2026-01-01T00:00:00.000Z")
-    make_call(folder, "later.wav", OLD)
-    service.script = [Fail(grpc.StatusCode[status], "no such field")]
-    words = ("--update-metadata", "--quiet", "--jobs", 1)
-    outcome = run(*words)
-    assert (outcome.code, outcome.err.count("\n"), len(service.talks)) == (65, 1, 2)
-    assert f"{changed}: its metadata could not be updated: " in outcome.err
-    assert f"{status}: no such field" in outcome.err and "--retry-rejected" in outcome.err
-    assert ledgers.states(ledger) == ["uploaded"] * 2
+    calls = {status: office.record(f"{status}.wav", OLD) for status in REFUSALS}
+    assert office.run().code == 0
+    ledgers.change(office.ledger, uploaded_at="2026-01-01T00:00:00.000Z")
+    for path in calls.values():
+        write_json(path, NEW)
+    office.record("later.wav", OLD)
+    office.service.script = [Fail(getattr(STATUS, status), "no such field") for status in REFUSALS]
 
-    # It remains one, is said again the next day, and not sent: not if it is rewritten, either.
-    assert run(*words) == Outcome(65, "", "")
-    write_json(changed, NEW, indent=4)
-    assert run(*words) == Outcome(65, "", "")
-    assert run("--quiet") == Outcome(65, "", "")
-    clock(DAY_S)
-    outcome = run(*words)
-    assert outcome.code == 65 and f"{status}: no such field" in outcome.err
-    assert len(updates(service)) == 1
+    def refused(text: str) -> int:
+        outcome = office.update()
+        assert outcome.code == 65
+        for status, path in calls.items():
+            [line] = [each for each in outcome.err.splitlines() if f"{path}: " in each]
+            assert text in line and f"{status}: no such field" in line
+            assert "--retry-rejected" in line
+        return outcome.err.count("\n")
 
-    write_json(changed, {"client_id": "newer"})
-    assert run(*words).code == 0
-    assert len(updates(service)) == 2
-    assert {"client_id": "newer"} in [talk.fields for talk in service.talks.values()]
-    assert run(*words) == Outcome(0, "", "")
+    assert refused("its metadata could not be updated: ") == len(REFUSALS)
+    assert ledgers.states(office.ledger) == ["uploaded"] * len(office.fields)
+    assert len(office.fields) == len(REFUSALS) + 1
+    # They remain, are said again the next day, and not sent: not if rewritten, either.
+    assert office.update() == Outcome(65, "", "")
+    for path in calls.values():
+        write_json(path, NEW, indent=4)
+    assert office.update() == Outcome(65, "", "")
+    assert office.run("--quiet") == Outcome(65, "", "")
+    office.set_clock(DAY_S)
+    assert refused("its metadata was not updated")
+    assert len(office.updates) == len(REFUSALS)
 
-
-def test_a_refused_update_is_over_when_the_json_is_as_before_or_after_a_fix_in_the_console(
-    run: Run, service: StandIn, changed: Path
-) -> None:
-    words = ("--update-metadata", "--quiet")
-    service.script = [Fail(grpc.StatusCode.INVALID_ARGUMENT, "no such field")] * 2
-    assert run(*words).code == 65
-    write_json(changed, OLD)
-    assert run(*words) == Outcome(0, "", "")
-    write_json(changed, NEW)  # Changed again.
-    assert run(*words).code == 65
-    assert run(*words, "--retry-rejected").code == 0
-    assert len(updates(service)) == 3 and only_talk(service).fields == NEW
-    assert run(*words, "--retry-rejected") == Outcome(0, "", "")
-
-
-def test_a_dialog_that_is_not_found_yet_is_said_only_after_a_day(
-    run: Run, service: StandIn, changed: Path, ledger: Path, clock: Callable[[float], None]
-) -> None:
-    words = ("--update-metadata", "--quiet")
-    missing = Fail(grpc.StatusCode.NOT_FOUND, "no such talk")
-    service.script = [missing] * 4
-    for hours in (0, 2, 23):
-        clock(hours * 3600)
-        assert run(*words) == Outcome(75, "", "")
-    clock(25 * 3600)
-    outcome = run(*words)
-    assert outcome.code == 65 and "NOT_FOUND: no such talk" in outcome.err
-    assert run(*words) == Outcome(65, "", "")
-    assert len(updates(service)) == 4
-
-
-def test_one_that_is_found_after_all(run: Run, service: StandIn, changed: Path) -> None:
-    service.script = [Fail(grpc.StatusCode.NOT_FOUND, "no such talk")]
-    outcome = run("--update-metadata")
-    assert outcome.code == 75 and "NOT_FOUND: no such talk" in outcome.err
-    assert run("--update-metadata", "--quiet").code == 0
-    assert only_talk(service).fields == NEW
+    for path in calls.values():
+        write_json(path, {"client_id": "newer"})
+    assert office.update().code == 0
+    assert len(office.updates) == 2 * len(REFUSALS)
+    assert office.fields.count({"client_id": "newer"}) == len(REFUSALS)
+    assert office.update() == NOTHING
 
 
 def test_what_every_upload_would_meet_is_no_refusal(
-    run: Run, service: StandIn, changed: Path, ledger: Path, folder: Path, tmp_path: Path
+    office: Office, changed: Path, tmp_path: Path
 ) -> None:
-    before = ledgers.row(ledger)
-    make_call(folder, "later.wav", OLD)
+    before = office.row
+    office.record("later.wav", OLD)
     other_ca = StandIn(tmp_path / "other").ca_file
-    words = ("--update-metadata", "--quiet", "--jobs", 1, "--retries", 0)
-    assert run(*words, "--ca-file", other_ca).code == 78
-    assert run(*words, "--key", "wrong").code == 77
-    closed = run(*words, "--endpoint", f"localhost:{closed_port()}")
-    assert (closed.code, [*service.talks]) == (75, [before["talk_id"]])
-    assert ledgers.rows(ledger)[0] == before
-    assert run(*words).code == 0
-    assert len(service.talks) == 2
+    closed = f"localhost:{closed_port()}"
+    for words, code in (
+        (("--ca-file", other_ca), 78),
+        (("--key", "wrong"), 77),
+        (("--endpoint", closed), 75),
+    ):
+        assert office.update("--retries", 0, *words).code == code
+    assert office.talk.talk_id == before["talk_id"]
+    assert ledgers.rows(office.ledger)[0] == before
+    assert office.update().code == 0
+    assert len(office.fields) == 2
+
+
+def failing(uploads: bool, status: grpc.StatusCode = STATUS.UNAVAILABLE) -> Callable[[Call], Step]:
+    """Return what has uploads fail, or updates alone: they are the calls of Upload here."""
+    return lambda call: Fail(status, "down") if (call.method != "Upload") == uploads else None
 
 
 def test_updates_do_not_feed_the_circuit_breaker_and_in_an_outage_not_all_are_tried(
-    run: Run, service: StandIn, folder: Path, ledger: Path
+    office: Office,
 ) -> None:
-    calls = [make_call(folder, f"{number}.wav", OLD) for number in range(9)]
-    assert run().code == 0
+    calls = [office.record(f"{number}.wav", OLD) for number in range(9)]
+    assert office.run().code == 0
     for path in calls:
         write_json(path, NEW)
-    make_call(folder, "later.wav", OLD)
-    service.calls.clear()
-
-    def fail_updates(call: Call) -> Step:
-        return Fail(grpc.StatusCode.UNAVAILABLE, "down") if call.method == "Upload" else None
-
-    service.on_call = fail_updates
+    office.record("later.wav", OLD)
+    office.service.calls.clear()
+    office.service.on_call = failing(uploads=False)
     words = ("--update-metadata", "--jobs", 1, "--retries", 0)
-    outcome = run(*words)
-    assert (outcome.code, len(service.talks), len(updates(service))) == (75, 10, 5)
+    outcome = office.run(*words)
+    assert (outcome.code, len(office.fields), len(office.updates)) == (75, 10, 5)
     assert "1 uploaded, 0 already there, 5 failed, 0 unknown, 4 not updated" in outcome.err
     # As other outages: said once it has lasted an hour.
-    assert run(*words, "--quiet") == Outcome(75, "", "")
-    service.on_call = service.next_step
-    outcome = run(*words, "--quiet")
+    assert office.run(*words, "--quiet") == Outcome(75, "", "")
+    office.service.on_call = office.service.next_step
+    outcome = office.run(*words, "--quiet")
     assert outcome.code == 0 and outcome.out.count("(metadata updated)") == 9
 
 
 def test_an_update_that_fails_for_an_hour_is_said_though_uploads_work(
-    run: Run,
-    service: StandIn,
-    folder: Path,
-    changed: Path,
-    clock: Callable[[float], None],
+    office: Office, changed: Path
 ) -> None:
-    service.on_call = lambda call: (
-        Fail(grpc.StatusCode.INTERNAL, "broken") if call.method == "Upload" else None
-    )
-    words = ("--update-metadata", "--quiet", "--retries", 0, "--jobs", 1)
+    office.service.on_call = failing(uploads=False, status=STATUS.INTERNAL)
     for minutes in (0, 30):
-        clock(minutes * 60)
-        make_call(folder, f"later {minutes}.wav", OLD)
-        assert run(*words).err == ""
-    clock(3_660)
-    outcome = run(*words)
+        office.set_clock(minutes * MINUTE_S)
+        office.record(f"later {minutes}.wav", OLD)
+        assert office.update("--retries", 0).err == ""
+    office.set_clock(HOUR_S + MINUTE_S)
+    outcome = office.update("--retries", 0)
     assert outcome.code == 75 and f"{changed}: its metadata could not be updated" in outcome.err
-    assert len(service.talks) == 3
+    assert len(office.fields) == 3
 
 
-def test_an_update_closes_no_circuit_breaker(
-    run: Run, service: StandIn, folder: Path, changed: Path
-) -> None:
+def test_an_update_closes_no_circuit_breaker(office: Office, changed: Path) -> None:
     for number in range(9):
-        make_call(folder, f"later {number}.wav", OLD)
-
-    def fail_uploads(call: Call) -> Step:
-        return Fail(grpc.StatusCode.UNAVAILABLE, "down") if call.method != "Upload" else None
-
-    service.on_call = fail_uploads
-    outcome = run("--update-metadata", "--jobs", 1, "--retries", 0)
+        office.record(f"later {number}.wav", OLD)
+    office.service.on_call = failing(uploads=True)
+    outcome = office.run("--update-metadata", "--jobs", 1, "--retries", 0)
     assert "4 not tried" in outcome.err and "1 with metadata updated" in outcome.err
-    assert len(service.calls) == 6
+    assert len(office.service.calls) == 6
 
 
-def test_a_split_recording_is_said_once(
-    run: Run, service: StandIn, folder: Path, ledger: Path
-) -> None:
-    path = make_call(folder, fields=OLD)
-    assert run("--split").code == 0
+def test_a_split_recording_is_said_once(office: Office) -> None:
+    path = office.uploaded("--split")
     write_json(path, NEW)
     # Waiting for its dialogs goes on.
-    outcome = run("--quiet", "--split", "--wait", "--update-metadata")
-    assert outcome.code == 0 and ledgers.row(ledger)["talk_id"]
+    outcome = office.update("--split", "--wait")
+    assert outcome.code == 0 and office.row["talk_id"]
     assert outcome.err.count("\n") == 1 and "it was split; " in outcome.err
     assert "--talk-id" in outcome.err
-    assert run("--update-metadata", "--quiet") == Outcome(0, "", "")
+    assert office.update() == NOTHING
     write_json(path, NEW, indent=4)
-    assert run("--update-metadata", "--quiet") == Outcome(0, "", "")
-    assert updates(service) == []
+    assert office.update() == NOTHING
     write_json(path, OLD)
-    assert "it was split; " in run("--quiet", "--update-metadata").err
-    assert updates(service) == []
+    assert "it was split; " in office.update().err
+    assert office.updates == []
 
 
-def test_a_copy_with_other_metadata_is_a_problem_and_never_sent(
-    run: Run, service: StandIn, folder: Path, ledger: Path
-) -> None:
-    path = make_call(folder, "1.wav", OLD)
-    assert run().code == 0
-    copy = folder / "2.wav"
-    copy.write_bytes(path.read_bytes())
-    assert run("--update-metadata").code == 0  # It has none.
-    before = ledgers.row(ledger)
+def test_a_copy_with_other_metadata_is_a_problem_and_never_sent(office: Office) -> None:
+    path = office.uploaded()
+    copy = office.folder / "copy.wav"
+    shutil.copy(path, copy)
+    assert office.run("--update-metadata").code == 0  # It has none.
+    before = office.row
     write_json(copy, OLD, indent=4)
-    assert run("--update-metadata", "--quiet") == Outcome(0, "", "")
-    assert ledgers.row(ledger) == before
+    assert office.update() == NOTHING
+    assert office.row == before
     write_json(copy, NEW)
-    outcome = run("--update-metadata", "--quiet")
-    assert (outcome.code, outcome.out, updates(service)) == (65, "", [])
+    outcome = office.update()
+    assert (outcome.code, outcome.out, office.updates) == (65, "", [])
     assert f"{copy}: not sent: same audio as {path}, other metadata; " in outcome.err
-    assert run("--update-metadata", "--quiet") == Outcome(65, "", "")
+    assert office.update() == Outcome(65, "", "")
     # That of the row's own path is sent all the same.
     write_json(path, NEW)
-    assert run("--update-metadata", "--quiet", "--jobs", 1).out.count("(metadata updated)") == 1
-    assert run("--update-metadata", "--quiet") == Outcome(0, "", "")
-    assert only_talk(service).fields == NEW
+    assert office.update().out.count("(metadata updated)") == 1
+    assert office.update() == NOTHING
+    assert office.talk.fields == NEW
 
 
-def test_a_copy_in_the_same_run(run: Run, service: StandIn, folder: Path) -> None:
-    path = make_call(folder, "1.wav", OLD)
-    copy = folder / "2.wav"
-    copy.write_bytes(path.read_bytes())
-    write_json(copy, NEW)
-    outcome = run()
-    assert outcome.code == 65 and f"same audio as {path}, other metadata" in outcome.err
-    assert only_talk(service).fields == OLD
-
-
-def test_a_recording_that_was_moved_takes_its_json_with_it(
-    upload: Run, run: Run, service: StandIn, folder: Path, tmp_path: Path, ledger: Path
-) -> None:
-    path = make_call(folder, fields=OLD)
-    assert run().code == 0
-    path.with_suffix(".json").rename(folder / "moved.json")
-    moved = path.rename(folder / "moved.wav")
-    assert run("--update-metadata", "--quiet") == Outcome(0, "", "")
+def test_a_recording_that_was_moved_takes_its_json_with_it(office: Office, tmp_path: Path) -> None:
+    path = office.uploaded()
+    path.with_suffix(".json").rename(office.folder / "moved.json")
+    moved = path.rename(office.folder / "moved.wav")
+    assert office.update() == NOTHING
     write_json(moved, NEW)
     # A folder with two names is no copy.
-    (tmp_path / "link").symlink_to(folder)
-    words = ("--ledger", ledger, "--update-metadata", "--quiet")
-    assert upload("--audio-path", tmp_path / "link", *words).code == 0
-    assert only_talk(service).fields == NEW
-    assert run("--update-metadata", "--quiet") == Outcome(0, "", "")
+    (tmp_path / "link").symlink_to(office.folder)
+    words = ("--audio-path", tmp_path / "link", "--ledger", office.ledger, "--update-metadata")
+    assert office.upload(*words).code == 0
+    assert office.talk.fields == NEW
+    assert office.update() == NOTHING
 
 
 # --- Updates: a run that ends in between -------------------------------------------------
 
 
-def test_killed_between_the_answer_and_the_row(
-    run: Run, service: StandIn, folder: Path, changed: Path, ledger: Path
-) -> None:
-    before = ledgers.row(ledger)
-    words = arguments(service, "--audio-path", folder, "--ledger", ledger, "--update-metadata")
-    with start(*words) as process:
-        service.script = [At(answer=lambda call: process.kill())]
+def test_killed_between_the_answer_and_the_row(office: Office, changed: Path) -> None:
+    before = office.row
+    words = ("--audio-path", office.folder, "--ledger", office.ledger, "--update-metadata")
+    with start(*arguments(office.service, *words)) as process:
+        office.service.script = [At(answer=lambda call: process.kill())]
         process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL
-    assert only_talk(service).fields == NEW and ledgers.row(ledger) == before
-    outcome = run("--update-metadata", "--quiet")
+    assert office.talk.fields == NEW and office.row == before
+    outcome = office.update()
     assert outcome.code == 0 and "(metadata updated)" in outcome.out
-    assert run("--update-metadata", "--quiet") == Outcome(0, "", "")
-    assert len(updates(service)) == 2
+    assert office.update() == NOTHING
+    assert len(office.updates) == 2
 
 
-def test_stopped_while_it_is_under_way(
-    service: StandIn, folder: Path, changed: Path, ledger: Path
-) -> None:
-    before = ledgers.row(ledger)
-    words = arguments(service, "--audio-path", folder, "--ledger", ledger, "--update-metadata")
-    service.script = [Freeze()]
-    with start(*words) as process, when(lambda: service.calls, process.terminate):
-        process.communicate(timeout=30)
-    assert process.returncode == 143
-    assert ledgers.row(ledger) == before
-
-
-def test_an_update_that_cannot_be_recorded_is_sent_again(
-    run: Run, waits: Waits, service: StandIn, changed: Path, ledger: Path
+def test_stopped_or_not_recorded_the_row_stays_as_it_was(
+    office: Office, waits: Waits, changed: Path
 ) -> None:
     waits(ledger_lock=0.2)
-    before = ledgers.row(ledger)
+    before = office.row
+    office.service.script = [Freeze()]
+    with when(lambda: office.service.calls, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        assert office.update().code == 143
+    assert office.row == before
+
     answered, ended = threading.Event(), threading.Event()
 
     def lock() -> None:
-        with ledgers.locked(ledger):
+        with ledgers.locked(office.ledger):
             answered.set()
             ended.wait(15)
 
-    def answer(call: Call) -> Step:
+    def answer(call: Call) -> None:
         threading.Thread(target=lock).start()
         answered.wait(15)
-        return None
 
-    service.script = [At(answer=answer)]
-    outcome = run("--update-metadata")
+    office.service.script = [At(answer=answer)]
+    outcome = office.update()
     ended.set()
-    assert outcome.code in (76, 78) and str(ledger) in outcome.err and "bug" not in outcome.err
-    assert ledgers.row(ledger) == before
-    assert run("--update-metadata").code == 0
-    assert len(updates(service)) == 2
-
-
-def test_an_empty_answer_to_an_update_is_one(run: Run, service: StandIn, changed: Path) -> None:
-    service.script = [EmptyAnswer(store=True)]
-    outcome = run("--update-metadata")
-    assert outcome.code == 0 and only_talk(service).talk_id in outcome.out
-    assert only_talk(service).fields == NEW
+    assert outcome.code in (76, 78) and "bug" not in outcome.err
+    assert str(office.ledger) in outcome.err
+    assert office.row == before
+    assert office.update().code == 0
+    assert len(office.updates) == 3
 
 
 # --- One date for several calls ----------------------------------------------------------
 
 
-def test_one_date_for_several_recordings_is_doubtful(
-    run: Run, upload: Run, service: StandIn, folder: Path, tmp_path: Path
-) -> None:
-    common = tmp_path / "common.json"
-    common.write_text('{"date": "2026-03-17T14:05:30+03:00"}')
-    words = ("--meta-path", common, "--quiet")
-    own = make_call(folder, "1.wav", {"date": "2026-03-18T14:05:30+03:00"})
-    assert run(*words).err == ""
+def test_one_date_for_several_recordings_is_doubtful(office: Office) -> None:
+    words = (*office.common(date="2026-03-17T14:05:30+03:00"), "--quiet")
+    doubt = "the date in --meta-path is sent with several recordings"
+
+    def doubts(*paths: Path) -> int:
+        return office.upload("--audio-path", *paths, *words).err.count(doubt)
+
+    own = office.record("1.wav", {"date": "2026-03-18T14:05:30+03:00"})
+    assert doubts(office.folder) == 0
     # Of a folder each run may find one more.
-    one = make_call(folder, "2.wav", OLD)
-    assert run(*words).err.count("the date in --meta-path is sent with several recordings") == 1
-    assert upload("--audio-path", one, *words).err == ""
-    assert upload("--audio-path", one, own, *words).err == ""
-    other = make_call(folder, "3.wav")
-    assert upload("--audio-path", one, other, *words).err.count("several recordings") == 1
-    assert len(service.talks) == 7
-
-
-def test_what_is_not_sent_is_not_warned_of(
-    upload: Run, service: StandIn, folder: Path, ledger: Path, tmp_path: Path
-) -> None:
-    """A touched recording is hashed, and a copy is, but neither is sent."""
-    common = tmp_path / "common.json"
-    common.write_text('{"date": "2026-03-17T14:05:30+03:00"}')
-    words = ("--meta-path", common, "--ledger", ledger, "--audio-path", folder)
-    call = make_wav(folder / "touched.wav", 3_000)
-    assert "several recordings" in upload(*words).err
-    sent = len(service.calls)
-    call.chmod(0o600)
-    shutil.copy(call, folder / "copy.wav")
-    outcome = upload(*words)
-    assert (outcome.code, len(service.calls)) == (0, sent)
-    assert "several recordings" not in outcome.err
-
-
-@pytest.mark.parametrize("content", ["", '{"a": "', '{"a": "c"}'], ids=["empty", "half", "other"])
-def test_a_json_that_is_written_while_it_is_read_is_no_mistake(
-    upload: Run, service: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch, content: str
-) -> None:
-    call = make_wav(folder / "call.wav", 3_000)
-    sidecar = call.with_suffix(".json")
-    sidecar.write_text('{"a": "b"}')
-    read = upload_grpc.read_metadata
-
-    def write_and_read(path: str) -> Any:
-        sidecar.write_text(content)
-        return read(path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(upload_grpc, "read_metadata", write_and_read)
-        outcome = upload("--audio-path", folder)
-    assert (outcome.code, service.calls) == (75, [])
-    assert "call.wav: its JSON was changed while it was read; run again" in outcome.err
-    sidecar.write_text('{"a": "d"}')
-    assert upload("--audio-path", folder).code == 0
-    assert only_talk(service).fields == {"a": "d"}
-
-
-@pytest.mark.parametrize("what", ["touched", "replaced"])
-def test_an_uploaded_recording_needs_its_json_no_more_and_another_of_its_name_does(
-    upload: Run, service: StandIn, folder: Path, ledger: Path, what: str
-) -> None:
-    """The JSON was archived after the upload; then the file gets a new ctime."""
-    call = make_wav(folder / "call.wav", 3_000, seed=1)
-    sidecar = call.with_suffix(".json")
-    sidecar.write_text('{"a": "b"}')
-    words = ("--require-json", "--ledger", ledger, "--audio-path", folder)
-    assert upload(*words).code == 0
-    sidecar.unlink()
-    status = call.stat()
-    make_wav(call, 3_000, seed=1 if what == "touched" else 2)
-    os.utime(call, ns=(status.st_atime_ns, status.st_mtime_ns))
-    outcome = upload(*words)
-    assert (outcome.code, len(service.talks)) == (0, 1)
-    assert ("1 already there" if what == "touched" else "1 waiting") in outcome.err
+    one = office.record("2.wav", OLD)
+    assert doubts(office.folder) == 1
+    assert doubts(one) == doubts(one, own) == 0
+    assert doubts(one, office.record("3.wav")) == 1
+    # A touched recording is hashed, and a copy is, but neither is sent, nor warned of.
+    assert office.run(*words).err.count(doubt) == 1
+    sent = len(office.service.calls)
+    one.chmod(0o600)
+    shutil.copy(own, office.folder / "4.wav")
+    assert office.run(*words).err.count(doubt) == 0
+    assert len(office.service.calls) == sent == 11

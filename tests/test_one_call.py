@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grpc
 import ledgers
@@ -17,7 +17,7 @@ from conftest import Outcome, Run, make_wav
 from encoders import mp3, ogg_opus, sound, wav
 from stand_in import EmptyAnswer, Fail, StandIn, Step
 
-pytestmark = pytest.mark.usefixtures("temp")
+pytestmark = pytest.mark.usefixtures("temp", "waits")
 
 # What a scene's files contain.
 CONTENT: dict[str, Callable[[], bytes]] = {
@@ -53,8 +53,6 @@ class Do(NamedTuple):
 
 CONVERT = ("--convert",)
 ONE = "1 in another format"
-NIGHT_JOB = (Do({"x.wav": "wav"}, "x.wav"), Do({"x.wav": "", "x.mp3": "mp3"}, "", [
-    "x.mp3: left out, the same call as", "/x.wav, which is uploaded", ONE]))  # fmt: skip
 # Each is one folder and one ledger.
 SCENES: dict[str, Sequence[Do]] = {
     "WAV before MP3 before Ogg": [
@@ -90,9 +88,10 @@ SCENES: dict[str, Sequence[Do]] = {
         Do({"x.wav": "cut wav", "x.mp3": "noise", "x.gsm": "noise"}, "",
            ["x.wav: truncated", "1 failed", "2 in another"], code=65),
     ],
-    "a night job": NIGHT_JOB,
     "a night job, and the name is used again": [
-        *NIGHT_JOB,
+        Do({"x.wav": "wav"}, "x.wav"),
+        Do({"x.wav": "", "x.mp3": "mp3"}, "",
+           ["x.mp3: left out, the same call as", "/x.wav, which is uploaded", ONE]),
         Do({"x.wav": "other wav", "x.mp3": ""}, "x.wav", ["other audio of this name was"]),
         Do({"x.wav": "", "x.mp3": "other mp3"}, "", [ONE]),
     ],
@@ -149,11 +148,16 @@ SCENES: dict[str, Sequence[Do]] = {
         Do({"x.wav": "wav", "x.mp3": "mp3"}, "x.wav", [ONE]),
         Do({"x.wav": "other wav", "x.mp3": "other mp3"}, "x.wav", [ONE]),
     ],
+    "the name is used again, with the preferred one": [
+        Do({"x.mp3": "mp3"}, "x.mp3"),
+        Do({"x.wav": "other wav", "x.mp3": "other mp3"}, "x.wav", [ONE]),
+    ],
     "no files of one call": [
         Do({"x.wav": "wav", "x.1.mp3": "mp3", "X.mp3": "other mp3", "x": "other wav"},
            "X.mp3 x.1.mp3 x.wav"),
     ],
     "hidden files": [Do({".wav": "wav", ".mp3": "mp3"}, ".mp3 .wav")],
+    "one whose whole name is a suffix": [Do({".wav": "wav", ".wav.mp3": "noise"}, ".wav", [ONE])],
     "a link that leads nowhere": [
         Do({"x.wav": "-> gone", "x.mp3": "mp3"}, "x.mp3", []),
         Do({"x.wav": "", "x.mp3": "-> gone"}, "", ["x.mp3: cannot be read"], code=66),
@@ -172,10 +176,8 @@ SCENES: dict[str, Sequence[Do]] = {
 
 
 @pytest.fixture
-def play(upload: Run, service: StandIn, tmp_path: Path) -> Callable[..., Outcome]:
+def play(upload: Run, service: StandIn, folder: Path, tmp_path: Path) -> Callable[..., Outcome]:
     """Play scenes: change the folder, run, and compare."""
-    folder = tmp_path / "calls"
-    folder.mkdir()
     (tmp_path / "fields.json").write_text("{}")
 
     def put(name: str, content: str) -> None:
@@ -232,9 +234,13 @@ def test_one_call_is_one_dialog(
     assert len(set(hashes)) == len(hashes)
 
 
-@pytest.mark.parametrize("name", SCENES)
-def test_without_a_ledger_too_while_both_are_there(play: Callable[..., Outcome], name: str) -> None:
-    play(SCENES[name][0], [])
+def test_without_a_ledger_too_while_both_are_there(
+    play: Callable[..., Outcome], folder: Path
+) -> None:
+    for first, *_ in SCENES.values():
+        for path in [*folder.iterdir()]:
+            path.unlink()
+        play(first, [])
 
 
 NAMED = {
@@ -247,31 +253,27 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("with_ledger", [False, True], ids=["without", "with ledger"])
 @pytest.mark.parametrize("name", NAMED)
 def test_files_that_are_named(
-    play: Callable[..., Outcome], tmp_path: Path, ledger: Path, name: str, with_ledger: bool
+    play: Callable[..., Outcome], folder: Path, ledger: Path, name: str
 ) -> None:
     names, sent, says = NAMED[name]
     content = {"x.wav": "wav", "x.mp3": "mp3", "rec.103000": "other wav", "rec.104500": "third wav",
                "rec.wav": "opus", "rec": "other mp3"}  # fmt: skip
-    files = {name: content[name] for name in names if name}
-    if "" in names:
-        files |= {"x.wav": "wav"}
-    words = ("--ledger", ledger) if with_ledger else ()
-    paths = [tmp_path / "calls" / name if name else tmp_path / "calls" for name in names]
-    play(Do(files, sent, says), paths, *words)
-    if with_ledger:
-        play(Do({}, "", []), paths, *words)
-        gone = {name: "" for name in files if name.startswith("rec")}
-        play(Do(gone, "", [], code=66 if gone else 0), paths, *words)
+    files = {name: content[name] for name in (names if "" not in names else ["x.wav", "x.mp3"])}
+    paths = [folder / name if name else folder for name in names]
+    play(Do(files, sent, says), paths)
+    words = ("--ledger", ledger)
+    play(Do({}, sent, says), paths, *words)
+    play(Do({}, "", []), paths, *words)
+    gone = {name: "" for name in files if name.startswith("rec")}
+    play(Do(gone, "", [], code=66 if gone else 0), paths, *words)
 
 
 def test_other_endings_are_never_taken_for_another_format(
-    play: Callable[..., Outcome], tmp_path: Path, ledger: Path
+    play: Callable[..., Outcome], folder: Path, ledger: Path
 ) -> None:
     """A call that is uploaded and gone, and the next one, named by the time."""
-    folder = tmp_path / "calls"
     for name, content in {"rec.103000": "wav", "rec.104500": "other wav", "rec": "mp3"}.items():
         scene = Do({"rec.103000": "", "rec.104500": "", name: content}, name)
         play(scene, [folder / name], "--ledger", ledger)
@@ -280,51 +282,57 @@ def test_other_endings_are_never_taken_for_another_format(
 # --- Ages -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("young", ["x.wav", "x.mp3"])
+@pytest.mark.parametrize(("young", "old"), [("x.wav", "x.mp3"), ("x.mp3", "x.wav")])
 def test_a_call_waits_while_one_of_its_files_is_young(
-    play: Callable[..., Outcome], tmp_path: Path, young: str
+    play: Callable[..., Outcome],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    young: str,
+    old: str,
 ) -> None:
     """Another program may be writing it, and it may be the one to send."""
-    content = {"x.wav": "a-law", "x.mp3": "mp3"}
-    old = "x.mp3" if young == "x.wav" else "x.wav"
-    (tmp_path / "calls" / old).write_bytes(CONTENT[content[old]]())
-    time.sleep(0.5)
-    (tmp_path / "calls" / young).write_bytes(b"RIFF")
-    age = ("--min-age", "0.45")
-    play(Do({}, "", ["x.wav: left out, younger than 0.45 s", "1 waiting"], age), [])
-    time.sleep(0.5)
-    play(Do({young: content[young]}, "", ["1 waiting"], age), [])
-    time.sleep(0.5)
-    play(Do({}, "x.mp3", [ONE], age), [])
+    now_s = time.time() + 7_200
+    monkeypatch.setattr(time, "time", lambda: now_s)
+    content = {"x.wav": CONTENT["a-law"](), "x.mp3": mp3()}
+    (folder / old).write_bytes(content[old])
+    for there in (b"RIFF", content[young]):
+        (folder / young).write_bytes(there)
+        os.utime(folder / young, (now_s - 60, now_s - 60))
+        says = ["x.wav: left out, younger than 3600 s", "1 waiting"]
+        play(Do({}, "", says, ("--min-age", "1h")), [])
+    now_s += 3_600
+    play(Do({}, "x.mp3", [ONE], ("--min-age", "1h")), [])
 
 
-UNITS = {"90": 90, "90s": 90, "5m": 300, "1h": 3_600, "2d": 172_800, "0.5h": 1_800}
+LEFT_OUT = {
+    **{f"--min-age={age}": f"younger than {seconds} s" for age, seconds in {
+        "90": 90, "90s": 90, "5m": 300, "1h": 3_600, "2d": 172_800, "0.5h": 1_800}.items()},
+    "--min-duration=60": "1.0 s, shorter than 60 s",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("age", UNITS)
-def test_ages_have_units(upload: Run, tmp_path: Path, age: str) -> None:
-    """And count from the later of mtime and ctime: a copy with its old mtime is young."""
+def test_one_that_is_named_and_left_out_is_said(upload: Run, tmp_path: Path) -> None:
+    """Ages count from the later of mtime and ctime: a copy with its old mtime is young."""
     path = make_wav(tmp_path / "call.wav")
     os.utime(path, (1, 1))
-    outcome = upload("--audio-path", path, "--min-age", age)
-    assert outcome.code == 0
-    assert outcome.err == f"upload_grpc: {path}: left out, younger than {UNITS[age]} s\n"
+    for option, reason in LEFT_OUT.items():
+        said = f"upload_grpc: {path}: left out, {reason}\n"
+        assert upload("--audio-path", path, option) == Outcome(0, "", said)
 
 
-@pytest.mark.parametrize("age", ["-1", "5 minutes", "1w", "1e3", "m", "", "nan", "99999999"])
-def test_ages_that_are_none(upload: Run, tmp_path: Path, age: str) -> None:
-    outcome = upload("--audio-path", tmp_path, f"--min-age={age}")
-    assert outcome.code == 2 and "--min-age" in outcome.err
+def test_ages_that_are_none(upload: Run, tmp_path: Path) -> None:
+    for age in ("-1", "5 minutes", "1w", "1h30", "1e3", "m", "", "nan", "99999999"):
+        for option in ("--min-age", "--require-json"):
+            outcome = upload("--audio-path", tmp_path, f"{option}={age}")
+            assert outcome.code == 2 and f"{option}: must be" in outcome.err, age
 
 
 TOMORROW = (datetime.date.today() + datetime.timedelta(1)).isoformat()
 
 
 def test_since_leaves_out_what_is_older_unless_the_ledger_knows_it(
-    upload: Run, service: StandIn, tmp_path: Path, ledger: Path
+    upload: Run, service: StandIn, folder: Path, ledger: Path
 ) -> None:
-    folder = tmp_path / "calls"
-    folder.mkdir()
     for name in ("failed", "known", "new"):
         make_wav(folder / f"{name}.wav").with_suffix(".json").write_text("{}")
     (folder / "new.mp3").write_bytes(mp3())
@@ -346,16 +354,8 @@ def test_since_leaves_out_what_is_older_unless_the_ledger_knows_it(
 
 def test_days(upload: Run, tmp_path: Path) -> None:
     path = make_wav(tmp_path / "call.wav")
-    for word in (
-        "today",
-        "yesterday",
-        "0d",
-        "7d",
-        "20000d",
-        "2026-01-31",
-        "1970-01-01",
-        "9999-12-31",
-    ):
+    days = ("today", "yesterday", "0d", "7d", "20000d", "2026-01-31", "1970-01-01", "9999-12-31")
+    for word in days:
         outcome = upload("--audio-path", path, "--dry-run", "--since", word)
         assert outcome.code == 0, word
         assert ("would be uploaded" in outcome.out) == (word != "9999-12-31"), word
@@ -367,72 +367,38 @@ def test_days(upload: Run, tmp_path: Path) -> None:
 # --- Reasons ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option", [(), ("--verbose",), ("--dry-run",), ("--quiet",)])
 def test_what_is_left_out_is_counted_and_named_where_asked(
-    upload: Run, service: StandIn, tmp_path: Path, option: tuple[str, ...]
+    upload: Run, folder: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "calls"
-    folder.mkdir()
     for name, content in {"a.wav": wav(), "b.wav": wav(seconds=2), "b.mp3": mp3(), "c.wav": b"",
                           "d.flac": sound("FLAC")}.items():  # fmt: skip
         (folder / name).write_bytes(content)
     (folder / "e.wav").hardlink_to(folder / "b.wav")
-    (tmp_path / "fields.json").write_text("{}")
-    outcome = upload(
-        "--audio-path", folder, "--min-duration", 1.5, "--convert", *option,
-        "--meta-path", tmp_path / "fields.json",
-    )  # fmt: skip
-    assert outcome.code == 0
-    lines = outcome.err.splitlines()
-    named = [line for line in lines if "left out, " in line]
-    assert len(named) == (5 if option in (("--verbose",), ("--dry-run",)) else 0)
-    if option == ("--quiet",):
-        assert lines == []
-    else:
-        counts = "3 too short, 1 in another format, 1 under another name"
-        assert set(counts.split(", ")) <= set(lines[-1].split(", "))
-
-
-def test_one_that_is_named_and_left_out_is_said(upload: Run, tmp_path: Path) -> None:
-    path = make_wav(tmp_path / "call.wav")
-    outcome = upload("--audio-path", path, "--min-duration", 60)
-    assert (outcome.code, outcome.out) == (0, "")
-    assert outcome.err == f"upload_grpc: {path}: left out, 1.0 s, shorter than 60 s\n"
+    fields = tmp_path / "fields.json"
+    fields.write_text("{}")
+    words = ("--audio-path", folder, "--meta-path", fields, "--convert", "--min-duration", 1.5)
+    for option, named in ("--jobs=1", 0), ("--verbose", 5), ("--dry-run", 5):
+        outcome = upload(*words, option)
+        assert (outcome.code, outcome.err.count("left out, ")) == (0, named)
+        counts = {"3 too short", "1 in another format", "1 under another name"}
+        assert counts <= set(outcome.err.splitlines()[-1].split(", "))
+    outcome = upload(*words, "--quiet")
+    assert (outcome.code, outcome.err) == (0, "")
 
 
 # --- Cost ----------------------------------------------------------------------------------------
 
 
 def test_a_rerun_opens_no_recording(
-    upload: Run, service: StandIn, tmp_path: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch
+    upload: Run, service: StandIn, folder: Path, ledger: Path, opened: list[str]
 ) -> None:
-    folder = tmp_path / "calls"
-    folder.mkdir()
     for number in range(20):
         (folder / f"{number}.wav").write_bytes(sound("WAV", "ALAW", seconds=1 + number / 100))
         (folder / f"{number}.mp3").write_bytes(b"")
     words = ("--audio-path", folder, "--ledger", ledger, "--convert", "--quiet")
     assert (upload(*words).code, len(service.talks)) == (0, 20)
-    opened: list[str] = []
-    really_open = open
-
-    def note_and_open(path: Any, *rest: Any, **more: Any) -> Any:
-        opened.append(str(path))
-        return really_open(path, *rest, **more)
-
-    monkeypatch.setattr("builtins.open", note_and_open)
+    opened.clear()
     assert upload(*words).code == 0
     assert not [path for path in opened if re.search(r"\.(wav|mp3)$", path)]
     assert len(service.talks) == 20
     assert ledgers.states(ledger) == ["uploaded"] * 20
-
-
-def test_a_file_whose_whole_name_is_a_suffix_has_siblings_too(
-    upload: Run, service: StandIn, tmp_path: Path
-) -> None:
-    folder = tmp_path / "calls"
-    folder.mkdir()
-    make_wav(folder / ".wav", 3_000)
-    (folder / ".wav.mp3").write_bytes(b"no MP3")
-    outcome = upload("--audio-path", folder)
-    assert (outcome.code, len(service.talks)) == (0, 1), outcome.err

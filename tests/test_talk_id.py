@@ -15,9 +15,9 @@ from stand_in import Fail, Freeze, StandIn, Talk
 
 pytestmark = pytest.mark.usefixtures("waits")
 
+STATUS = grpc.StatusCode
 ANNA = {"id": "op-7", "role": "operator", "fields": {"name": "Анна"}}
-ANNA_SENT = {"id": "op-7", "role": "USER_ROLE_OPERATOR", "fields": {"name": "Анна"}}
-FIRST = {"language": "en-US", "note": "first"}
+FIRST, NEW = {"language": "en-US", "note": "first"}, {"language": "ru-RU"}
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def talk(upload: Run, service: StandIn, tmp_path: Path) -> Talk:
 @pytest.fixture
 def metadata(tmp_path: Path) -> Path:
     path = tmp_path / "new.json"
-    path.write_text(json.dumps({"language": "ru-RU", "users": [ANNA]}))
+    path.write_text(json.dumps({**NEW, "users": [ANNA]}))
     return path
 
 
@@ -48,7 +48,7 @@ def test_metadata_alone_is_sent_and_takes_the_place_of_what_is_there(
 ) -> None:
     before = (talk.sha256, talk.size, talk.connection_id)
     assert update() == Outcome(0, f"Dialog ID: {talk.talk_id}\n", "")
-    assert (talk.fields, talk.users) == ({"language": "ru-RU"}, [ANNA_SENT])
+    assert (talk.fields, talk.users) == (NEW, [{**ANNA, "role": "USER_ROLE_OPERATOR"}])
     assert (talk.sha256, talk.size, talk.connection_id) == before
     [received] = service.calls
     assert (received.method, received.messages) == ("Upload", ["talk_id", "metadata"])
@@ -73,10 +73,11 @@ def test_an_id_that_cannot_be_printed_is_on_stderr(
     service: StandIn, talk: Talk, metadata: Path
 ) -> None:
     words = arguments(service, "--talk-id", talk.talk_id, "--meta-path", metadata)
-    done = subprocess.run(
-        ["bash", "-c", '"$@" >/dev/full', "bash", sys.executable, str(SCRIPT), *words],
-        stderr=subprocess.PIPE, text=True, timeout=30, check=False,
-    )  # fmt: skip
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        command = [sys.executable, str(SCRIPT), *words]
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False
+        )
     assert done.returncode == os.EX_IOERR
     assert "stdout cannot be written" in done.stderr
     assert f"Dialog ID: {talk.talk_id}" in done.stderr
@@ -89,59 +90,49 @@ def test_metadata_that_is_wrong_is_not_sent(update: Run, service: StandIn, metad
     assert f"{metadata}: " in outcome.err and "role" in outcome.err
 
 
-@pytest.mark.parametrize(
-    ("talk_id", "words"),
-    [
-        ("1", ""),
-        ("", "--meta-path F"),
-        ("a\nb", "--meta-path F"),
-        ("1", "--meta-path F --audio-path call.wav"),
-        ("1", "--meta-path F --split"),
-        ("1", "--meta-path F --single-message"),
-        ("1", "--meta-path F --ledger L"),
-        ("1", "--meta-path F --audio-type mp3"),
-        ("1", "--meta-path F --require-json"),
-    ],
-)
 def test_it_goes_with_metadata_and_nothing_about_audio(
-    upload: Run, service: StandIn, metadata: Path, ledger: Path, talk_id: str, words: str
+    upload: Run, service: StandIn, metadata: Path, ledger: Path
 ) -> None:
-    given = [{"F": metadata, "L": ledger}.get(word, word) for word in words.split()]
-    outcome = upload("--talk-id", talk_id, *given)
-    assert (outcome.code, outcome.out, service.calls) == (2, "", [])
+    given = ("--meta-path", metadata)
+    for talk_id, *words in (
+        ("1",),
+        ("", *given),
+        ("a\nb", *given),
+        ("1", *given, "--audio-path", "call.wav"),
+        ("1", *given, "--split"),
+        ("1", *given, "--single-message"),
+        ("1", *given, "--ledger", ledger),
+        ("1", *given, "--audio-type", "mp3"),
+        ("1", *given, "--require-json"),
+    ):
+        outcome = upload("--talk-id", talk_id, *words)
+        assert (outcome.code, outcome.out, service.calls) == (2, "", []), words
 
 
-@pytest.mark.parametrize(
-    "step",
-    [
-        Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True),
-        Fail(grpc.StatusCode.INTERNAL, "broken", store=True),
-        Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many"),
-        Freeze(store=True),
-    ],
-)
 def test_a_try_without_an_answer_is_repeated_as_it_makes_no_second_dialog(
-    update: Run, service: StandIn, talk: Talk, step: Fail | Freeze
+    update: Run, service: StandIn, talk: Talk
 ) -> None:
-    service.script.append(step)
-    outcome = update("--timeout", 0.3)
-    assert (outcome.code, outcome.out) == (0, f"Dialog ID: {talk.talk_id}\n")
-    assert len(service.calls) == 2
-    assert talk.fields == {"language": "ru-RU"}
-
-    # And never unknown.
-    service.script.append(step)
-    outcome = update("--timeout", 0.3, "--retries", 0, "--format", "json")
-    assert (outcome.code, json.loads(outcome.out)["outcome"]) == (75, "failed")
+    for step in (
+        Fail(STATUS.UNAVAILABLE, "gone", store=True),
+        Fail(STATUS.INTERNAL, "broken", store=True),
+        Fail(STATUS.RESOURCE_EXHAUSTED, "too many"),
+        Freeze(store=True),
+    ):
+        talk.fields = FIRST
+        service.script, service.calls[:] = [step], []
+        timeout = ("--timeout", 0.5 if isinstance(step, Freeze) else 30)
+        outcome = update(*timeout)
+        assert (outcome.code, outcome.out) == (0, f"Dialog ID: {talk.talk_id}\n"), step
+        assert (len(service.calls), talk.fields) == (2, NEW)
+        # And never unknown.
+        service.script = [step]
+        outcome = update(*timeout, "--retries", 0, "--format", "json")
+        assert (outcome.code, json.loads(outcome.out)["outcome"]) == (75, "failed")
 
 
 @pytest.mark.parametrize(
     ("status", "code"),
-    [
-        (grpc.StatusCode.NOT_FOUND, 78),
-        (grpc.StatusCode.PERMISSION_DENIED, 77),
-        (grpc.StatusCode.INVALID_ARGUMENT, 65),
-    ],
+    [(STATUS.NOT_FOUND, 78), (STATUS.PERMISSION_DENIED, 77), (STATUS.INVALID_ARGUMENT, 65)],
 )
 def test_a_refusal_is_final_and_names_the_dialog(
     update: Run, service: StandIn, talk: Talk, status: grpc.StatusCode, code: int
