@@ -752,3 +752,18 @@ def test_stopped_while_it_looks_up(office: Office, waits: Waits, step: Step) -> 
     assert time.monotonic() - started_s < 5
     last = result.err.splitlines()[-1]
     assert "SIGTERM" in last and "1 not tried" in last
+
+
+def test_bytes_that_the_kernel_holds_are_no_progress_of_a_lookup(
+    office: Office, waits: Waits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a connection that froze would hold the run up for --timeout, and a signal with it."""
+    waits(lookup_answer=0.4)
+    office.unknown("a.wav")
+    held = iter([1] * 20)
+    monkeypatch.setattr(
+        upload_grpc, "unacknowledged_bytes", lambda timeout_ms: timeout_ms > 0 and next(held, 0)
+    )
+    office.script_lookups(Freeze())
+    assert problems(office.run(), "could not be looked up")
+    assert len(list(held)) == 20
