@@ -15,18 +15,18 @@ import grpc
 import pytest
 import trustme
 from conftest import (
-    AS_NOBODY_SPECIAL,
     SCRIPT,
     Outcome,
     Run,
     arguments,
-    before_command,
     make_wav,
     sha256,
     start,
     wait_for,
 )
-from stand_in import Delay, Fail, Freeze, StandIn, Step, stored_talks
+from stand_in import Call, Delay, Fail, Freeze, StandIn, Step, stored_talks
+
+import upload_grpc
 
 LOST = Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True)
 BUSY = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many at a time")
@@ -123,9 +123,7 @@ def test_one_file_named_several_times_is_one_dialog(
     assert "hard.wav" in outcome.err
 
 
-def test_what_cannot_be_read_is_reported_and_the_others_go(
-    upload: Run, service: StandIn, folder: Path
-) -> None:
+def test_what_cannot_be_read_is_reported_and_the_others_go(upload: Run, folder: Path) -> None:
     good = make_wavs(folder, *(f"good{number}.wav" for number in range(4)))
     (folder / "gone.wav").symlink_to("nowhere.wav")
     (folder / "round.wav").symlink_to("round.wav")
@@ -137,26 +135,26 @@ def test_what_cannot_be_read_is_reported_and_the_others_go(
         above, deep = deep, os.open("d" * 255, os.O_RDONLY, dir_fd=deep)
         os.close(above)
     os.close(deep)
-    # A regular file that can be opened, and of which no byte can be read.
-    broken = "/sys/class/net/lo/speed"
-    outcome = upload("--audio-path", broken, folder, folder / "missing.wav")
+    bad = {
+        "gone.wav": "No such file or directory",
+        "round.wav": "Too many levels of symbolic links",
+        "fifo.wav": "not a regular file",
+        "missing.wav": "No such file or directory",
+        "good0.wav/below": "Not a directory",
+        "a\0b": "null",
+        "d" * 255: "File name too long",
+        # A regular file that can be opened, and of which no byte can be read.
+        "/sys/class/net/lo/speed": "Invalid argument",
+    }
+    named = [folder / name for name in ("missing.wav", "good0.wav/below", "a\0b", list(bad)[-1])]
+    outcome = upload("--audio-path", *named, folder)
     assert outcome.code == os.EX_NOINPUT
-    bad = ("gone.wav", "round.wav", "fifo.wav", "missing.wav", "d" * 255, broken)
     *lines, _ = outcome.err.splitlines()
-    for name in bad:
-        assert sum(name in line for line in lines) == 1
+    for name, reason in bad.items():
+        [line] = [line for line in lines if name.replace("\0", r"\x00") in line]
+        assert reason in line
     assert sorted(dialog_ids(outcome.out)) == list(map(str, good))
     assert summary(outcome.err) == {"uploaded": len(good), "failed": len(bad)}
-
-
-def test_a_folder_that_may_not_be_read_is_named(service: StandIn, folder: Path) -> None:
-    [call, _] = make_wavs(folder, "call.wav", "closed/other.wav")
-    (folder / "closed").chmod(0)
-    words = arguments(service, "--audio-path", folder)
-    with start(*words, under=before_command(AS_NOBODY_SPECIAL)) as process:
-        out, err = process.communicate(timeout=20)
-    assert (process.returncode, list(dialog_ids(out))) == (os.EX_NOINPUT, [str(call)])
-    assert f"upload_grpc: {folder}/closed: cannot be read: Permission denied; " in err
 
 
 def test_young_files_are_left_out(
@@ -167,11 +165,15 @@ def test_young_files_are_left_out(
     One dated far ahead by a wrong clock is as old as any; a little ahead it may be new.
     """
     now_s = time.time()
-    paths = make_wavs(folder, "ahead.wav", "new.wav", "old.wav", "year_ahead.wav")
+    # Without a JSON of their own, which would be young as well.
+    names = ("ahead.wav", "new.wav", "old.wav", "year_ahead.wav")
+    paths = [make_wav(folder / name, 2_000) for name in names]
+    (folder / "fields.json").write_text("{}")
     for path, age_s in zip(paths, (-1000, -970, 3600, -365 * 86_400), strict=True):
         os.utime(path, (now_s - age_s,) * 2)
     paths[1].write_bytes(b"RIFF, and the recorder is not done yet")
-    words = ("--min-age", "10m", "--audio-path", folder)
+    common = ("--meta-path", folder / "fields.json", "--audio-path")
+    words = ("--min-age", "10m", *common, folder)
     assert upload(*words, "--quiet") == Outcome(os.EX_OK, "", "")
     assert "0 uploaded" in upload(*words).err and "4 waiting" in upload(*words).err
     os.utime(paths[1], (now_s + 970,) * 2)
@@ -179,36 +181,53 @@ def test_young_files_are_left_out(
     outcome = upload(*words, "--quiet")
     assert (outcome.code, outcome.err) == (os.EX_OK, "")
     assert sorted(dialog_ids(outcome.out)) == [str(paths[2]), str(paths[3])]
-    words = ("--min-age", "600", "--audio-path", paths[1])
+    words = ("--min-age", "600", *common, paths[1])
     assert upload(*words, "--quiet") == Outcome(os.EX_OK, "", "")
     assert "new.wav" in upload(*words, "--verbose").err
 
 
-NAMES = [
-    *(b"not utf-8 \xff\xfe.wav", "Звонок №1.wav".encode(), b"two  spaces .wav", b"--key=x.wav"),
-    *(b"'$(id)' `id` \\.wav", b"x" * 251 + b".wav", b".hidden.wav"),
-    *(b"new\nline.wav", b"\x1b[31mred\r.wav"),
-]
-# Bytes are shown as they are, control characters are not.
-SHOWN = {NAMES[-2]: b"new\\x0aline.wav", NAMES[-1]: b"\\x1b[31mred\\x0d.wav"}
+# The names of files, and how they are shown: bytes as they are, control characters not.
+NAMES = {
+    name: name
+    for name in (
+        *(b"not utf-8 \xff\xfe.wav", "Звонок №1.wav".encode(), b"two  spaces .wav", b"--key=x.wav"),
+        *(b"'$(id)' `id` \\.wav", b"x" * 251 + b".wav", b".hidden.wav", b"-rf 100% {}.wav"),
+    )
+}
+NAMES |= {b"new\nline.wav": b"new\\x0aline.wav", b"\x1b[31mred\r.wav": b"\\x1b[31mred\\x0d.wav"}
 
 
+@pytest.mark.parametrize("environment", [{}, {"LC_ALL": "C"}, {"LC_ALL": "C.UTF-8"}], ids=str)
 @pytest.mark.parametrize("named", [False, True], ids=["found", "named"])
-def test_any_name_will_do(service: StandIn, folder: Path, named: bool) -> None:
+def test_any_name_will_do_also_under_cron(
+    service: StandIn, folder: Path, ledger: Path, named: bool, environment: dict[str, str]
+) -> None:
     for number, name in enumerate(NAMES):
         make_wav(folder / "new.wav", 2_000, seed=number).rename(folder / os.fsdecode(name))
-    words = [sys.executable, str(SCRIPT), *arguments(service, "--ledger", folder / "ledger")]
-    paths = [b"./" + name for name in NAMES] if named else [b"."]
-    command: list[str | bytes] = [*words, "--audio-path", *paths]
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=30, check=False)
-    assert done.returncode == os.EX_OK, done.stderr
-    ids = {talk["sha256"]: talk["talk_id"].encode() for talk in stored_talks(service.store)}
-    expected = set()
-    for name in NAMES:
-        digest = sha256(folder / os.fsdecode(name))
-        expected.add(b"./" + SHOWN.get(name, name) + b": Dialog ID: " + ids.pop(digest))
-    assert ids == {}
-    assert set(done.stdout.splitlines()) == expected
+    words = [sys.executable, str(SCRIPT), *arguments(service, "--ledger", ledger, "--verbose")]
+    command: list[str | bytes] = [*words, "--audio-path"]
+    command += [b"./" + name for name in NAMES] if named else [b"."]
+
+    def run(*more: str) -> list[bytes]:
+        done = subprocess.run(
+            [*command, *more],
+            cwd=folder,
+            env={**os.environ, **environment},
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == os.EX_OK, done.stderr
+        return done.stdout.splitlines()
+
+    lines = run()
+    ids = {talk.sha256: talk.talk_id.encode() for talk in service.talks.values()}
+    assert sorted(lines) == sorted(
+        b"./" + shown + b": Dialog ID: " + ids[sha256(folder / os.fsdecode(name))]
+        for name, shown in NAMES.items()
+    )
+    paths = {json.loads(line)["path"] for line in run("--format", "json")}
+    assert paths == {f"./{os.fsdecode(name)}" for name in NAMES}
 
 
 # --- What stops the run, and what does not -------------------------------------------
@@ -264,16 +283,19 @@ def test_good_recordings_before_the_key_is_refused_are_reported(
     assert summary(outcome.err) == {"uploaded": 2, "failed": 1, "not tried": 3}
 
 
-def test_jobs_go_side_by_side(service: StandIn, folder: Path) -> None:
+def test_jobs_go_side_by_side(upload: Run, service: StandIn, folder: Path) -> None:
     make_wavs(folder, *(f"{number}.wav" for number in range(7)))
-    service.script += [Delay(0.3)] * 3
-    peaks = set()
-    with start(*arguments(service, "--jobs", 3, "--audio-path", folder)) as process:
-        while process.poll() is None:
-            peaks.add(sum(not call.outcome for call in service.calls))
-            time.sleep(0.002)
-        assert len(dialog_ids(process.communicate()[0])) == len(service.talks) == 7
-    assert (process.returncode, max(peaks)) == (os.EX_OK, 3)
+    under_way: list[int] = []
+
+    def step(_: Call) -> Step:
+        under_way.append(sum(not call.outcome for call in service.calls))
+        wait_for(lambda: len(service.calls) >= 3)
+        return None
+
+    service.on_call = step
+    outcome = upload("--jobs", 3, "--audio-path", folder)
+    assert (outcome.code, len(dialog_ids(outcome.out)), len(service.talks)) == (os.EX_OK, 7, 7)
+    assert max(under_way) == 3
 
 
 # --- What is said --------------------------------------------------------------------
@@ -282,7 +304,8 @@ def test_jobs_go_side_by_side(service: StandIn, folder: Path) -> None:
 def test_results_appear_as_they_come(service: StandIn, folder: Path) -> None:
     make_wavs(folder, "1.wav", "2.wav", "3.wav")
     service.script += [None, None, Freeze()]
-    with start(*arguments(service, "--jobs", 1, "--audio-path", folder)) as process:
+    words = arguments(service, "--jobs", 1, "--audio-path", folder)
+    with start(*words, env={"PYTHONUNBUFFERED": ""}) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(2)]
         process.kill()
@@ -336,6 +359,7 @@ def test_json_is_one_object_a_recording_whatever_became_of_it(
     for name, result in results.items():
         assert set(result) == JSON_KEYS
         assert result["schema_version"] == 1
+        assert abs(time.time() - upload_grpc.seconds_of(result["time"])) < 60
         assert bool(result["error"]) == (result["exit_code"] != 0), name
         assert (result["talk_id"] in service.talks) == (result["exit_code"] == 0), name
         if name in ("2.wav", "3.wav", "4.wav", "5.wav"):
@@ -399,22 +423,25 @@ def test_a_signal_leaves_no_dialog_without_a_line(service: StandIn, folder: Path
 
 
 @pytest.mark.parametrize(
-    "line",
-    ['"$@" >/dev/full', '"$@" | true; exit ${PIPESTATUS[0]}', 'exec "$@" >&-'],
-    ids=["full", "closed pipe", "closed"],
+    ("line", "output"),
+    [('"$@" >/dev/full', "text"), ('"$@" | true; exit ${PIPESTATUS[0]}', "json")],
+    ids=["full disk", "broken pipe"],
 )
 def test_dialog_ids_that_cannot_be_printed_are_on_stderr(
-    service: StandIn, folder: Path, line: str
+    service: StandIn, folder: Path, line: str, output: str
 ) -> None:
     make_wavs(folder, *(f"{number:02}.wav" for number in range(30)))
     service.script += [Delay(0.2)]  # Time for `true` to end.
-    words = arguments(service, "--jobs", "1", "--audio-path", folder)
+    words = arguments(service, "--jobs", "1", "--quiet", "--format", output, "--audio-path", folder)
     done = subprocess.run(
         ["bash", "-c", line, "bash", sys.executable, str(SCRIPT), *words],
-        stderr=subprocess.PIPE, text=True, timeout=30, check=False,
-    )  # fmt: skip
-    assert done.returncode == os.EX_IOERR
-    assert "stdout" in done.stderr and "Traceback" not in done.stderr
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (os.EX_IOERR, "")
+    assert "stdout cannot be written" in done.stderr and "Traceback" not in done.stderr
     for talk in stored_talks(service.store):
-        assert f"Dialog ID: {talk['talk_id']}" in done.stderr
+        assert talk["talk_id"] in done.stderr
     assert len(service.talks) < 30, "it goes on sending though nobody hears of it"
