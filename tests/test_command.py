@@ -42,7 +42,7 @@ def run(*words: object, **options: Any) -> Outcome:
         encoding="utf-8",
         errors="surrogateescape",
         check=False,
-        timeout=30,
+        timeout=60,
     )
     return Outcome(finished.returncode, finished.stdout or "", finished.stderr or "")
 

@@ -167,7 +167,10 @@ class Story(Cron):
 
     def remove(self, name: str) -> None:
         path = self.folder / name
-        path.rmdir() if path.is_dir() else path.unlink()
+        if path.is_dir():
+            path.rmdir()
+        else:
+            path.unlink()
 
     def unmount(self, way: str) -> None:
         self.folder.rename(self.folder.with_name("share"))
@@ -344,29 +347,23 @@ def test_a_day_is_the_local_one(cron: Cron, set_zone: Callable[[str], None]) -> 
     assert cron.said() == (65, [])
 
 
-@pytest.mark.parametrize(
-    ("said_at", "today", "is_due"),
-    [
-        # There is no 02:30 on this day in Berlin,
-        ("2026-03-28T22:59:00.000Z", (2026, 3, 29), True),
-        ("2026-03-28T23:01:00.000Z", (2026, 3, 29), False),
-        # and two on this one.
-        ("2026-10-24T21:59:00.000Z", (2026, 10, 25), True),
-        ("2026-10-25T22:59:00.000Z", (2026, 10, 25), False),
-    ],
-)
 def test_summer_time_makes_no_day_longer(
-    monkeypatch: pytest.MonkeyPatch,
-    set_zone: Callable[[str], None],
-    said_at: str,
-    today: tuple[int, int, int],
-    is_due: bool,
+    monkeypatch: pytest.MonkeyPatch, set_zone: Callable[[str], None]
 ) -> None:
+    """There is no 02:30 on the one day in Berlin, and there are two on the other."""
     set_zone("Europe/Berlin")
-    real = datetime.date(*today)
-    day = type("Day", (datetime.date,), {"today": staticmethod(lambda: real)})
-    monkeypatch.setattr(datetime, "date", day)
-    assert upload_grpc.is_of_earlier_day(upload_grpc.OpenProblem("", "", said_at, None)) == is_due
+    march, october = datetime.date(2026, 3, 29), datetime.date(2026, 10, 25)
+    for said_at, today, is_due in (
+        ("2026-03-28T22:59:00.000Z", march, True),
+        ("2026-03-28T23:01:00.000Z", march, False),
+        ("2026-10-24T21:59:00.000Z", october, True),
+        ("2026-10-25T22:59:00.000Z", october, False),
+    ):
+        day = type("Day", (datetime.date,), {"today": staticmethod(lambda today=today: today)})
+        problem = upload_grpc.OpenProblem("", "", said_at, None)
+        with monkeypatch.context() as patch:
+            patch.setattr(datetime, "date", day)
+            assert upload_grpc.is_of_earlier_day(problem) == is_due
 
 
 # --- Without --quiet, or without a ledger --------------------------------------------------

@@ -182,7 +182,7 @@ def test_rejections_are_no_outage(day: Day) -> None:
 
 
 def test_the_tries_of_a_recording_end_in_time(day: Day, waits: Waits) -> None:
-    waits(attempts_limit=0.3)
+    waits(attempts_limit=0.3, backoff_limit=0.5)
     endpoint = f"localhost:{closed_port()}"
     started_s = time.monotonic()
     outcome = day.run("--endpoint", endpoint, "--retries", 100, over=day.first)
@@ -327,7 +327,7 @@ def test_a_signal_leaves_nothing_unknown(day: Day) -> None:
     counts = outcomes(outcome.out, outcome.err)
     assert counts["uploaded"] == len(day.service.talks) >= JOBS
     assert sum(counts.values()) == COUNT
-    assert counts["unknown"] == 0 and counts["not tried"] >= COUNT - 2 * JOBS
+    assert counts["unknown"] == 0 and counts["not tried"] >= COUNT - 3 * JOBS
     last = outcome.err.splitlines()[-1]
     assert "SIGHUP" in last and "0 unknown" in last and f"{counts['not tried']} not tried" in last
 
@@ -351,7 +351,7 @@ def test_a_copy_does_not_wait_for_a_row_that_will_not_change(day: Day, waits: Wa
     calls.mkdir()
     for name in ("00.wav", "copy.wav"):
         (calls / name).write_bytes(day.first.read_bytes())
-    day.service.script.append(Delay(0.6))
+    day.service.script.append(Delay(1))
     begin_ledger(str(day.ledger))
     is_over = threading.Event()
 
@@ -398,8 +398,11 @@ def test_a_signal_while_nobody_reads_stdout(day: Day) -> None:
     with day.start() as process:
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
         wait_for(lambda: len(day.service.talks) > JOBS)
-        time.sleep(1)
-        assert len(day.service.talks) < COUNT, "the pipe is not full"
+        arrived = -1
+        while arrived < len(day.service.talks):
+            arrived = len(day.service.talks)
+            time.sleep(0.4)
+        assert arrived < COUNT, "the pipe is not full"
         process.send_signal(signal.SIGTERM)
         try:
             assert process.wait(timeout=6) == 128 + signal.SIGTERM

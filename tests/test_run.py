@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ from conftest import (
     wait_for,
 )
 from stand_in import Call, Delay, Fail, Freeze, StandIn, Step, stored_talks
+from test_command import run
 
 import upload_grpc
 
@@ -35,12 +35,6 @@ REFUSED = Fail(grpc.StatusCode.PERMISSION_DENIED, "not you")
 NO_CONNECTION = Fail(grpc.StatusCode.NOT_FOUND, "no such connection")
 
 pytestmark = pytest.mark.usefixtures("waits")
-
-JSON_KEYS = {
-    *("schema_version", "path", "outcome", "talk_id", "talk_ids", "badge_id", "error"),
-    *("exit_code", "request_id", "bytes", "seconds", "attempts", "description"),
-    *("operation_id", "found_id", "time"),
-}
 
 
 def make_wavs(folder: Path, *names: str, size_bytes: int = 2_000) -> list[Path]:
@@ -197,11 +191,11 @@ def test_young_files_are_left_out(
 NAMES = {
     name: name
     for name in (
-        *(b"not utf-8 \xff\xfe.wav", "Звонок №1.wav".encode(), b"two  spaces .wav", b"--key=x.wav"),
-        *(b"'$(id)' `id` \\.wav", b"x" * 251 + b".wav", b".hidden.wav", b"-rf 100% {}.wav"),
+        *("not utf-8 \udcff\udcfe.wav", "Звонок №1.wav", "two  spaces .wav", "--key=x.wav"),
+        *("'$(id)' `id` \\.wav", "x" * 251 + ".wav", ".hidden.wav", "-rf 100% {}.wav"),
     )
 }
-NAMES |= {b"new\nline.wav": b"new\\x0aline.wav", b"\x1b[31mred\r.wav": b"\\x1b[31mred\\x0d.wav"}
+NAMES |= {"new\nline.wav": r"new\x0aline.wav", "\x1b[31mred\r.wav": r"\x1b[31mred\x0d.wav"}
 
 
 @pytest.mark.parametrize("environment", [{}, {"LC_ALL": "C"}, {"LC_ALL": "C.UTF-8"}], ids=str)
@@ -210,31 +204,19 @@ def test_any_name_will_do_also_under_cron(
     service: StandIn, folder: Path, ledger: Path, named: bool, environment: dict[str, str]
 ) -> None:
     for number, name in enumerate(NAMES):
-        make_wav(folder / "new.wav", 2_000, seed=number).rename(folder / os.fsdecode(name))
-    words = [sys.executable, str(SCRIPT), *arguments(service, "--ledger", ledger, "--verbose")]
-    command: list[str | bytes] = [*words, "--audio-path"]
-    command += [b"./" + name for name in NAMES] if named else [b"."]
-
-    def run(*more: str) -> list[bytes]:
-        done = subprocess.run(
-            [*command, *more],
-            cwd=folder,
-            env={**os.environ, **environment},
-            capture_output=True,
-            timeout=30,
-            check=False,
-        )
-        assert done.returncode == os.EX_OK, done.stderr
-        return done.stdout.splitlines()
-
-    lines = run()
-    ids = {talk.sha256: talk.talk_id.encode() for talk in service.talks.values()}
-    assert sorted(lines) == sorted(
-        b"./" + shown + b": Dialog ID: " + ids[sha256(folder / os.fsdecode(name))]
-        for name, shown in NAMES.items()
-    )
-    paths = {json.loads(line)["path"] for line in run("--format", "json")}
-    assert paths == {f"./{os.fsdecode(name)}" for name in NAMES}
+        make_wav(folder / "new.wav", 2_000, seed=number).rename(folder / name)
+    paths = [f"./{name}" for name in NAMES] if named else ["."]
+    words = arguments(service, "--ledger", ledger, "--verbose", "--audio-path", *paths)
+    given = {"cwd": folder, "env": {**os.environ, **environment}}
+    outcome = run(sys.executable, SCRIPT, *words, **given)
+    ids = {talk.sha256: talk.talk_id for talk in service.talks.values()}
+    assert dialog_ids(outcome.out) == {
+        f"./{shown}": ids[sha256(folder / name)] for name, shown in NAMES.items()
+    }
+    again = run(sys.executable, SCRIPT, *words, "--format", "json", **given)
+    assert (outcome.code, again.code) == (os.EX_OK, os.EX_OK)
+    in_json = {json.loads(line)["path"] for line in again.out.splitlines()}
+    assert in_json == {f"./{name}" for name in NAMES}
 
 
 # --- What stops the run, and what does not -------------------------------------------
@@ -297,10 +279,12 @@ def test_jobs_go_side_by_side(upload: Run, service: StandIn, folder: Path) -> No
 def test_results_appear_as_they_come(service: StandIn, folder: Path) -> None:
     make_wavs(folder, "1.wav", "2.wav", "3.wav")
     service.script += [None, None, Freeze()]
-    words = arguments(service, "--jobs", 1, "--audio-path", folder)
+    words = arguments(service, "--jobs", 1, "--timeout", 20, "--retries", 0, "--audio-path", folder)
     with start(*words, env={"PYTHONUNBUFFERED": ""}) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(2)]
+        wait_for(lambda: len(service.calls) == 3)
+        assert not service.calls[2].outcome, "they came at the end"
         process.kill()
     assert list(dialog_ids("".join(lines)).values()) == list(service.talks)[:2]
 
@@ -335,7 +319,7 @@ def test_json_is_one_object_a_recording_whatever_became_of_it(
     }
     request_ids = {call.client_request_id for call in service.calls}
     for name, result in results.items():
-        assert set(result) == JSON_KEYS
+        assert result.keys() == lines[0].keys()  # README has them: see test_readme.py.
         assert result["schema_version"] == 1
         assert abs(time.time() - upload_grpc.seconds_of(result["time"])) < 60
         assert bool(result["error"]) == (result["exit_code"] != 0), name
@@ -411,15 +395,9 @@ def test_dialog_ids_that_cannot_be_printed_are_on_stderr(
     make_wavs(folder, *(f"{number:02}.wav" for number in range(30)))
     service.script += [Delay(0.2)]  # Time for `true` to end.
     words = arguments(service, "--jobs", "1", "--quiet", "--format", output, "--audio-path", folder)
-    done = subprocess.run(
-        ["bash", "-c", line, "bash", sys.executable, str(SCRIPT), *words],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (os.EX_IOERR, "")
-    assert "stdout cannot be written" in done.stderr and "Traceback" not in done.stderr
+    done = run("bash", "-c", line, "bash", sys.executable, SCRIPT, *words)
+    assert (done.code, done.out) == (os.EX_IOERR, "")
+    assert "stdout cannot be written" in done.err and "Traceback" not in done.err
     for talk in stored_talks(service.store):
-        assert talk["talk_id"] in done.stderr
+        assert talk["talk_id"] in done.err
     assert len(service.talks) < 30, "it goes on sending though nobody hears of it"
