@@ -137,7 +137,7 @@ def test_bad_ones_are_reported_and_the_others_go(upload: Run, folder: Path) -> N
         "good0.wav/below": "Not a directory",
         "a\0b": "null",
         # A regular file that can be opened, and of which no byte can be read.
-        "/sys/class/net/lo/speed": "Invalid argument",
+        "/sys/class/net/lo/speed": "cannot be read",
     }
     bad = named | {
         "no audio.wav": "not a recording in a known format",
