@@ -42,50 +42,88 @@ DAY_S = 24 * HOUR_S
 REJECTED = Fail(grpc.StatusCode.INVALID_ARGUMENT, "not this one")
 NO_QUOTA = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED)
 LOST_ANSWER = Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True)
+LOOKUP = ("--lookup-key", "upload_sha256", "--organization-id", "o", "--space-id", "s")
+
+
+class Cron:
+    """A folder of calls, and runs over it with a ledger."""
+
+    def __init__(self, upload: Run, service: StandIn, folder: Path, ledger: Path) -> None:
+        self.service = service
+        self.folder = folder
+        self.ledger = ledger
+        self.fields = folder.with_name("fields.json")
+        self.fields.write_text('{"language": "ru-RU"}')
+        self.away = ("--endpoint", f"localhost:{closed_port()}")
+        self._upload = upload
+
+    def over(self, path: Path, *words: object) -> Outcome:
+        """Run over another folder, or a file."""
+        given = ("--ledger", self.ledger, "--retries", 0, "--jobs", 1, "--meta-path", self.fields)
+        return self._upload(*given, "--audio-path", path, *words)
+
+    def by_hand(self, *words: object) -> Outcome:
+        """Run without --quiet."""
+        return self.over(self.folder, *words)
+
+    def run(self, *words: object) -> Outcome:
+        """Run as cron does."""
+        return self.by_hand(*words, "--quiet")
+
+    def said(self, *words: object) -> tuple[int, list[str]]:
+        """Run as cron does; return the exit code, and the names of files that were spoken of."""
+        outcome = self.run(*words)
+        return outcome.code, names(outcome)
+
+    def call(self, name: str, size_bytes: int = 2_000) -> Path:
+        """Record a call; its audio follows from its name."""
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        return make_wav(path, size_bytes)
+
+    def broken(self, name: str) -> Path:
+        """Make a file that is refused before anything is sent."""
+        path = self.call(name)
+        path.write_bytes(b"RIFF")
+        return path
+
+    def json(self, name: str, client: str) -> None:
+        """Write a recording's JSON."""
+        fields = {"client_name": client}
+        (self.folder / name).with_suffix(".json").write_text(json.dumps(fields))
+
+    def pass_time(self, seconds: float) -> None:
+        ledgers.pass_time(self.ledger, seconds)
+
+    def problems(self) -> list[dict[str, object]]:
+        return ledgers.problems(self.ledger)
+
+    def causes(self) -> list[tuple[str, str]]:
+        return ledgers.causes(self.ledger)
 
 
 @pytest.fixture
-def calls(tmp_path: Path) -> Path:
-    folder = tmp_path / "calls"
-    folder.mkdir()
-    return folder
+def cron(upload: Run, service: StandIn, folder: Path, ledger: Path) -> Cron:
+    return Cron(upload, service, folder, ledger)
+
+
+def zone_at(hour: float) -> str:
+    """Return a TZ in which it is so many hours after midnight."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    ahead_s = round(hour * HOUR_S) - (now.hour * HOUR_S + now.minute * 60 + now.second)
+    hours, rest = divmod(abs(ahead_s), HOUR_S)
+    return f"XXX{'-' if ahead_s > 0 else '+'}{hours:02}:{rest // 60:02}:{rest % 60:02}"
 
 
 @pytest.fixture
-def fields(tmp_path: Path) -> Path:
-    path = tmp_path / "fields.json"
-    path.write_text('{"language": "ru-RU"}')
-    return path
+def set_zone() -> Iterator[Callable[[str], None]]:
+    with pytest.MonkeyPatch.context() as patch:
 
+        def set_one(zone: str) -> None:
+            patch.setenv("TZ", zone)
+            time.tzset()
 
-@pytest.fixture
-def hand(upload: Run, ledger: Path, calls: Path, fields: Path) -> Run:
-    """Run it by hand: without --quiet."""
-    words = ("--ledger", ledger, "--retries", 0, "--jobs", 1, "--meta-path", fields)
-    return lambda *more: upload(*words, "--audio-path", calls, *more)
-
-
-@pytest.fixture
-def cron(hand: Run) -> Run:
-    """Run it as cron does."""
-    return lambda *more: hand(*more, "--quiet")
-
-
-@pytest.fixture
-def zone() -> Iterator[Callable[[float], None]]:
-    """Return what sets the zone so that it is so many hours after midnight."""
-    before = os.environ.get("TZ")
-
-    def set_zone(hours: float) -> None:
-        now = datetime.datetime.now(datetime.timezone.utc)
-        ahead_s = round(hours * HOUR_S - (now.hour * HOUR_S + now.minute * 60 + now.second))
-        hour, rest = divmod(abs(ahead_s), HOUR_S)
-        sign = "-" if ahead_s > 0 else "+"
-        os.environ["TZ"] = f"XXX{sign}{hour:02}:{rest // 60:02}:{rest % 60:02}"
-        time.tzset()
-
-    yield set_zone
-    os.environ.pop("TZ") if before is None else os.environ.update(TZ=before)
+        yield set_one
     time.tzset()
 
 
@@ -100,778 +138,584 @@ def names(outcome: Outcome) -> list[str]:
     return [line.partition(": ")[0] for line in lines(outcome)]
 
 
-def broken(path: Path) -> Path:
-    """Make a file that is refused before anything is sent."""
-    path.write_bytes(b"RIFF")
-    return path
+# --- Stories ----------------------------------------------------------------------------------
 
 
-# --- New is what has another path, exit code or cause, never another text ------------------
+class Story(Cron):
+    """What can happen in a story, besides the methods of Cron."""
+
+    def refuse(self) -> None:
+        """Have the service refuse everything, with another text each time."""
+        refusal = grpc.StatusCode.INVALID_ARGUMENT
+        self.service.on_call = lambda _: Fail(refusal, f"at {time.time()}")
+
+    def lose(self) -> None:
+        self.service.script.append(LOST_ANSWER)
+
+    def find(self) -> None:
+        """Note in the ledger what was unknown, as README says."""
+        ledgers.change(self.ledger, {"state": "unknown"}, state="uploaded", talk_id="seen")
+
+    def copy(self, name: str, target: str) -> None:
+        shutil.copy(self.folder / name, self.folder / target)
+
+    def touch(self, name: str) -> None:
+        os.utime(self.folder / name, (1, 1))
+
+    def rename(self, name: str, target: str) -> None:
+        (self.folder / name).rename(self.folder / target)
+
+    def remove(self, name: str) -> None:
+        path = self.folder / name
+        if path.is_dir():
+            path.rmdir()
+        else:
+            path.unlink()
+
+    def unmount(self, way: str) -> None:
+        self.folder.rename(self.folder.with_name("share"))
+        if way == "empty":
+            self.folder.mkdir()
+
+    def mount(self) -> None:
+        self.folder.with_name("share").rename(self.folder)
+
+    def day(self) -> None:
+        """Let a day pass."""
+        self.pass_time(DAY_S)
+
+    def said_in(self, year: str) -> None:
+        ledgers.change_problems(self.ledger, said_at=f"{year}-01-01T00:00:00.000Z")
+
+    def elsewhere(self) -> None:
+        """Run over another folder."""
+        other = self.folder.with_name("other")
+        other.mkdir()
+        make_wav(other / "b.wav", 2_000)
+        assert self.over(other, "--quiet").code == 0
 
 
-def test_a_problem_is_said_once_whatever_its_text(
-    cron: Run, service: StandIn, ledger: Path, calls: Path
-) -> None:
-    call = make_wav(calls / "a.wav", 2_000)
-    service.on_call = lambda call: Fail(grpc.StatusCode.INVALID_ARGUMENT, f"at {time.time()}")
-    first = cron()
-    assert (first.code, names(first)) == (65, ["a.wav"])
-    assert cron() == Outcome(65, "", "")
-    os.utime(call, (1, 1))  # Sent again: another request, another text.
-    assert cron() == Outcome(65, "", "")
-    assert len(service.calls) == 2
-    [problem] = ledgers.problems(ledger)
-    assert problem["cause"] == "refused", "the first cause is kept"
+# What happens, then the exit code of a run of cron's, and the files that it speaks of. In the end:
+# what the ledger has as problems.
+STORIES = {
+    "a problem is said once, whatever its text, and the first cause is kept": """
+        refuse, call a.wav                                  : 65 a.wav
+                                                            : 65
+        touch a.wav                                         : 65
+        in the end                                          : a.wav refused
+    """,
+    "another path or cause is new, and what was met before is over": """
+        refuse, broken a.wav                                : 65 a.wav
+        broken b.wav                                        : 65 b.wav
+        call a.wav                                          : 65 a.wav
+                                                            : 65
+        in the end                                          : a.wav refused b.wav unknown-format
+    """,
+    "what lasts is said again, together, in the first run of a day": """
+        refuse, broken a.wav, call b.wav                    : 65 a.wav b.wav
+        day                                                 : 65 a.wav b.wav
+                                                            : 65
+        day                                                 : 65 a.wav b.wav
+                                                            : 65
+    """,
+    "so is what a run did not come to, which the first recordings end": """
+        broken z.wav                                        : 65 z.wav
+        call 1.wav, call 2.wav, call 3.wav, call 4.wav, call 5.wav, day, away : 75 z.wav
+    """,
+    "a clock that jumped says it once more": """
+        broken a.wav                                        : 65 a.wav
+        said_in 2040                                        : 65 a.wav
+                                                            : 65
+        said_in 1970                                        : 65 a.wav
+                                                            : 65
+    """,
+    "an unknown one is said at once": """
+        call a.wav, lose                                    : 76 a.wav
+                                                            : 76
+    """,
+    "changed metadata are said again while they last": """
+        call a.wav                                          : 0
+        json a.wav Anna                                     : 0 a.wav
+                                                            : 0
+        day                                                 : 0 a.wav
+        --update-metadata                                   : 0
+        in the end                                          :
+    """,
+    "a problem is over when the recording is uploaded or left out": """
+        broken a.wav                                        : 65 a.wav
+        call a.wav                                          : 0
+        broken a.wav                                        : 65 a.wav
+        --min-age=1h                                        : 0
+                                                            : 65 a.wav
+        call a.wav, --min-duration=1                        : 0
+        in the end                                          :
+    """,
+    "nothing is lost with a share that is not mounted": """
+        call a.wav                                          : 0
+        refuse, call b.wav, broken c.wav                    : 65 b.wav c.wav
+        unmount empty                                       : 66 calls
+                                                            : 66
+        mount                                               : 65
+        unmount gone                                        : 66 calls
+                                                            : 66
+        mount                                               : 65
+        in the end                                          : b.wav refused c.wav unknown-format
+    """,
+    "a folder that never held any is no problem, nor one that holds another": """
+                                                            : 0
+        call below/a.wav                                    : 0
+        remove below/a.wav                                  : 0
+        in the end                                          :
+    """,
+    "lost is said by a run with --quiet, though another run found it": """
+        call stays.wav, broken a.wav                        : 65 a.wav
+        remove a.wav, by_hand                               : 0 a.wav
+                                                            : 0
+        in the end                                          : a.wav lost
+    """,
+    "the folder of what is lost may be gone too; an empty one is as of a share": """
+        call stays.wav, broken 17/a.wav                     : 65 a.wav
+        remove 17/a.wav                                     : 0
+        remove 17                                           : 66 a.wav
+    """,
+    "what was moved is not lost, and has its problem under its new name": """
+        call stays.wav                                      : 0
+        refuse, broken a.wav, call b.wav                    : 65 a.wav b.wav
+        rename a.wav c.wav, rename b.wav d.wav              : 65 c.wav d.wav
+                                                            : 65
+        in the end                                          : c.wav unknown-format d.wav rejected
+    """,
+    "what is uploaded under another name is not lost": """
+        call stays.wav, json stays.wav x, call a.wav, --require-json=0s : 66 a.wav
+        rename a.wav b.wav, json b.wav x, --require-json=0s : 0
+        in the end                                          :
+    """,
+    "what was uploaded is never lost: a copy, or one whose JSON changed": """
+        call a.wav, copy a.wav z.wav, json a.wav one, json z.wav two, call stays.wav : 65 z.wav
+        json a.wav three                                    : 65 a.wav
+        remove z.wav                                        : 0
+        in the end                                          : a.wav metadata-changed
+        remove a.wav                                        : 0
+        in the end                                          :
+    """,
+    "nor is an unknown one that is gone, but somebody still has to look": """
+        call a.wav, call stays.wav, lose                    : 76 a.wav
+        remove a.wav                                        : 0
+        day                                                 : 0 a.wav
+        find                                                : 0
+        in the end                                          :
+    """,
+    "runs over other folders leave it": """
+        broken a.wav                                        : 65 a.wav
+        elsewhere                                           : 65
+    """,
+}
 
 
-def test_another_path_or_cause_is_new(cron: Run, service: StandIn, calls: Path) -> None:
-    service.on_call = lambda _: REJECTED
-    broken(calls / "a.wav")
-    assert names(cron()) == ["a.wav"]
-    broken(calls / "b.wav")
-    assert names(cron()) == ["b.wav"]
-    make_wav(calls / "a.wav", 2_000)
-    [line] = lines(cron())
-    assert line.startswith("a.wav: ") and "refused" in line
-    assert cron().err == ""
+@pytest.mark.parametrize("title", STORIES)
+def test_story(upload: Run, service: StandIn, folder: Path, ledger: Path, title: str) -> None:
+    cron = Story(upload, service, folder, ledger)
+    for line in STORIES[title].strip().splitlines():
+        deeds, _, expected = line.rpartition(":")
+        if deeds.strip() == "in the end":
+            assert " ".join(map(" ".join, cron.causes())) == expected.strip(), line
+            continue
+        words: list[object] = []
+        for deed in filter(None, map(str.strip, deeds.split(","))):
+            name, *more = deed.split()
+            if deed.startswith("--"):
+                words.append(deed)
+            elif deed == "away":
+                words += cron.away
+            else:
+                getattr(cron, name)(*more)
+        code, *said = expected.split()
+        assert cron.said(*words) == (int(code), said), line
 
 
-def test_what_a_recording_met_before_is_over_when_it_meets_something_else(
-    cron: Run, service: StandIn, ledger: Path, calls: Path
-) -> None:
-    service.on_call = lambda _: REJECTED
-    broken(calls / "a.wav")
-    cron()
-    make_wav(calls / "a.wav", 2_000)
-    cron()
-    assert ledgers.causes(ledger) == [("a.wav", "refused")]
+# --- Days, and clocks -------------------------------------------------------------------------
 
 
-# --- Once, and again on each day that it lasts ---------------------------------------------
-
-
-def test_what_lasts_is_said_again_together_in_the_first_run_of_a_day(
-    cron: Run, service: StandIn, ledger: Path, calls: Path
-) -> None:
-    service.on_call = lambda _: REJECTED
-    broken(calls / "a.wav")
-    make_wav(calls / "b.wav", 2_000)
-    assert names(cron()) == ["a.wav", "b.wav"]
-    for _ in range(2):
-        ledgers.pass_time(ledger, DAY_S)
-        again = cron()
-        assert (again.code, names(again)) == (65, ["a.wav", "b.wav"])
-        assert "it was rejected before" in again.err and "--retry-rejected" in again.err
-        assert cron() == Outcome(65, "", "")
-
-
-def test_what_a_run_did_not_come_to_is_said_again_too(cron: Run, ledger: Path, calls: Path) -> None:
-    """Here the first recordings end the run."""
-    broken(calls / "z.wav")
-    cron()
-    for number in range(5):
-        make_wav(calls / f"{number}.wav", 2_000)
-    ledgers.pass_time(ledger, DAY_S)
-    away = ("--endpoint", f"localhost:{closed_port()}")
-    outcome = cron(*away)
-    assert (outcome.code, names(outcome)) == (75, ["z.wav"])
-
-
-def test_a_day_is_the_local_one(
-    cron: Run, ledger: Path, calls: Path, zone: Callable[[float], None]
-) -> None:
-    broken(calls / "a.wav")
-    zone(12)
-    cron()
-    ledgers.pass_time(ledger, HOUR_S)
-    assert cron().err == ""  # 11:00 and 12:00.
-    zone(0.5)
-    assert names(cron()) == ["a.wav"]  # 23:30 and 00:30.
-    assert cron().err == ""
-
-
-def test_a_clock_that_jumped_says_it_once_more(cron: Run, ledger: Path, calls: Path) -> None:
-    broken(calls / "a.wav")
-    cron()
-    for year in (2040, 1970):
-        ledgers.change_problems(ledger, said_at=f"{year}-01-01T00:00:00.000Z")
-        assert names(cron()) == ["a.wav"]
-        assert cron().err == ""
+def test_a_day_is_the_local_one(cron: Cron, set_zone: Callable[[str], None]) -> None:
+    cron.broken("a.wav")
+    set_zone(zone_at(12))
+    cron.run()
+    cron.pass_time(HOUR_S)
+    assert cron.said() == (65, [])  # 11:00 and 12:00.
+    set_zone(zone_at(0.5))
+    assert cron.said() == (65, ["a.wav"])  # 23:30 and 00:30.
+    assert cron.said() == (65, [])
 
 
 def test_summer_time_makes_no_day_longer(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, set_zone: Callable[[str], None]
 ) -> None:
-    """The night to 2026-03-29 in Berlin has no 02:30, that to 2026-10-25 has two."""
-    real = datetime.date
-    monkeypatch.setenv("TZ", "Europe/Berlin")
-    time.tzset()
+    """There is no 02:30 on the one day in Berlin, and there are two on the other."""
+    set_zone("Europe/Berlin")
+    march, october = datetime.date(2026, 3, 29), datetime.date(2026, 10, 25)
     for said_at, today, is_due in (
-        ("2026-03-28T22:59:00.000Z", (2026, 3, 29), True),
-        ("2026-03-28T23:01:00.000Z", (2026, 3, 29), False),
-        ("2026-10-24T21:59:00.000Z", (2026, 10, 25), True),
-        ("2026-10-25T22:59:00.000Z", (2026, 10, 25), False),
+        ("2026-03-28T22:59:00.000Z", march, True),
+        ("2026-03-28T23:01:00.000Z", march, False),
+        ("2026-10-24T21:59:00.000Z", october, True),
+        ("2026-10-25T22:59:00.000Z", october, False),
     ):
-        day = type(
-            "Day", (datetime.date,), {"today": staticmethod(lambda today=today: real(*today))}
-        )
+        day = type("Day", (datetime.date,), {"today": staticmethod(lambda today=today: today)})
         problem = upload_grpc.OpenProblem("", "", said_at, None)
         with monkeypatch.context() as patch:
             patch.setattr(datetime, "date", day)
             assert upload_grpc.is_of_earlier_day(problem) == is_due
-    monkeypatch.undo()
-    time.tzset()
 
 
 # --- Without --quiet, or without a ledger --------------------------------------------------
 
 
-def test_without_quiet_all_is_said_each_time_and_nothing_is_marked(
-    hand: Run, cron: Run, service: StandIn, ledger: Path, calls: Path
-) -> None:
+def test_without_quiet_all_is_said_each_time_and_nothing_is_marked(cron: Cron) -> None:
     for number in range(12):
-        broken(calls / f"{number:02}.wav")
+        cron.broken(f"{number:02}.wav")
     for _ in range(2):
-        *said, summary = lines(hand())
+        *said, summary = lines(cron.by_hand())
         assert len(said) == 12 and "12 failed" in summary
-    assert {each["said_at"] for each in ledgers.problems(ledger)} == {None}
-    assert len(lines(cron())) == 11
+    assert {each["said_at"] for each in cron.problems()} == {None}
+    assert len(lines(cron.run())) == 11
     # Nothing of what other runs have found.
-    ledgers.pass_time(ledger, DAY_S)
-    other = make_wav(calls.parent / "other.wav", 2_000)
-    words = ("--ledger", ledger, "--meta-path", calls.parent / "fields.json", "--audio-path", other)
-    with start(*arguments(service, *words)) as process:
-        _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (0, "")
+    cron.pass_time(DAY_S)
+    other = cron.over(make_wav(cron.folder.with_name("other.wav"), 2_000))
+    assert (other.code, other.err) == (0, "")
 
 
-def test_without_a_ledger_all_is_said_each_time(upload: Run, calls: Path, fields: Path) -> None:
+def test_without_a_ledger_all_is_said_each_time(cron: Cron, upload: Run) -> None:
     for number in range(12):
-        broken(calls / f"{number:02}.wav")
-    make_wav(calls / "z.wav", 2_000)
-    away = ("--endpoint", f"localhost:{closed_port()}", "--retries", 0, "--meta-path", fields)
+        cron.broken(f"{number:02}.wav")
+    cron.call("z.wav")
+    words = ("--quiet", "--retries", 0, "--meta-path", cron.fields, "--audio-path", cron.folder)
     for _ in range(2):
-        said = lines(upload("--quiet", "--audio-path", calls, *away))
-        assert len(said) == 12
-        assert "no connection" in said[10]
-        assert (
-            said[11].endswith("and 2 more (truncated): leave out --quiet") or "2 more" in said[11]
-        )
-        assert "leave out --quiet" in said[11]
+        *said, last, more = lines(upload(*words, *cron.away))
+        assert len(said) == 10 and "no connection" in last
+        assert more.startswith("and 2 more (") and more.endswith("): leave out --quiet")
 
 
 @pytest.mark.parametrize("number", [10, 11])
-def test_one_cause_is_at_most_ten_lines(
-    cron: Run, service: StandIn, ledger: Path, calls: Path, number: int
-) -> None:
+def test_one_cause_is_at_most_ten_lines(cron: Cron, number: int) -> None:
     for each in range(number):
-        broken(calls / f"{each:02}.wav")
-        make_wav(calls / f"x{each:02}.wav", 2_000, seed=each)
-    service.on_call = lambda _: REJECTED
+        cron.broken(f"{each:02}.wav")
+        cron.call(f"x{each:02}.wav")
+    cron.service.on_call = lambda _: REJECTED
     for _ in range(2):
-        said = lines(cron())
-        more = [line for line in said if "more (" in line]
-        assert len(said) - len(more) == 20
-        assert len(more) == (0 if number == 10 else 2)
-        assert all(line.startswith("and 1 more (") for line in more)
+        said = lines(cron.run())
+        more = [line for line in said if line.startswith("and 1 more (")]
+        assert (len(said) - len(more), len(more)) == (20, 0 if number == 10 else 2)
         assert all(line.endswith("): --report") for line in more)
-        assert cron().err == ""
-        ledgers.pass_time(ledger, DAY_S)
+        assert cron.said() == (65, [])
+        cron.pass_time(DAY_S)
 
 
 # --- An outage is a problem of the run ------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 8], ids=["short run", "the breaker stops it"])
-def test_an_outage_is_said_once_it_has_lasted_an_hour(
-    cron: Run, hand: Run, service: StandIn, ledger: Path, calls: Path, count: int
-) -> None:
+def test_an_outage_is_said_once_it_has_lasted_an_hour(cron: Cron, count: int) -> None:
     for number in range(count):
-        make_wav(calls / f"{number}.wav", 2_000)
-    away = ("--endpoint", f"localhost:{closed_port()}")
-    for _ in range(3):
-        assert cron(*away) == Outcome(75, "", "")
-    assert "no connection to the service" in hand(*away).err
-    [outage] = ledgers.problems(ledger)
+        cron.call(f"{number}.wav")
+    for _ in range(2):
+        assert cron.run(*cron.away) == Outcome(75, "", "")
+    assert "no connection to the service" in cron.by_hand(*cron.away).err
+    [outage] = cron.problems()
     assert (outage["path"], outage["cause"]) == ("", "outage")
     assert outage["mtime_ns"] is None, "--report --since goes by when it was seen"
-    ledgers.pass_time(ledger, HOUR_S - 60)
-    assert cron(*away) == Outcome(75, "", "")
-    ledgers.pass_time(ledger, 60)
-    outcome = cron(*away)
-    [line] = lines(outcome)
+    cron.pass_time(HOUR_S - 60)
+    assert cron.run(*cron.away) == Outcome(75, "", "")
+    cron.pass_time(60)
+    [line] = lines(cron.run(*cron.away))
     assert line.startswith("no upload has worked since 2") and "no connection" in line
-    assert cron(*away) == Outcome(75, "", "")
-    ledgers.pass_time(ledger, DAY_S)
-    assert len(lines(cron(*away))) == 1
-    assert cron(*away) == Outcome(75, "", "")
+    assert cron.run(*cron.away) == Outcome(75, "", "")
+    cron.pass_time(DAY_S)
+    assert len(lines(cron.run(*cron.away))) == 1
+    assert cron.run(*cron.away) == Outcome(75, "", "")
     # Gone with the next upload that works; the next outage is another.
-    assert cron().code == 0
-    assert ledgers.problems(ledger) == []
-    make_wav(calls / "new.wav", 2_000)
-    assert cron(*away) == Outcome(75, "", "")
+    assert (cron.run().code, cron.problems()) == (0, [])
+    cron.call("new.wav")
+    assert cron.run(*cron.away) == Outcome(75, "", "")
 
 
-def test_a_clock_that_jumped_does_not_hide_an_outage(cron: Run, ledger: Path, calls: Path) -> None:
-    make_wav(calls / "a.wav", 2_000)
-    away = ("--endpoint", f"localhost:{closed_port()}")
-    cron(*away)
-    ledgers.change_problems(ledger, since="2040-01-01T00:00:00.000Z")
-    assert len(lines(cron(*away))) == 1
+def test_a_clock_that_jumped_does_not_hide_an_outage(cron: Cron) -> None:
+    cron.call("a.wav")
+    cron.run(*cron.away)
+    ledgers.change_problems(cron.ledger, since="2040-01-01T00:00:00.000Z")
+    assert len(lines(cron.run(*cron.away))) == 1
 
 
-def test_one_that_fails_while_others_are_uploaded_is_said_after_a_day(
-    cron: Run, service: StandIn, ledger: Path, calls: Path
-) -> None:
-    """It is no outage, though each failure looks like one."""
-    bad = make_wav(calls / "bad.wav", 2_000)
-    bad.with_suffix(".json").write_text('{"client_name": "bad"}')
-
-    def step(_: Call) -> Step:
-        return At(metadata=lambda call: NO_QUOTA if "client_name" in call.fields else None)
-
-    service.on_call = step
-    for number in range(3):
-        make_wav(calls / f"{number}.wav", 2_000)
-        assert (cron().code, ledgers.causes(ledger)) == (75, [("bad.wav", "undelivered")])
-        ledgers.pass_time(ledger, 7 * HOUR_S)
-    ledgers.pass_time(ledger, 4 * HOUR_S)
-    make_wav(calls / "3.wav", 2_000)
-    outcome = cron()
-    assert names(outcome) == ["bad.wav"] and "quota" in outcome.err
-    service.on_call = lambda _: None
-    assert cron().code == 0
-    assert ledgers.problems(ledger) == []
-
-
-def test_one_that_fails_is_still_the_same_problem_after_an_outage(
-    cron: Run, service: StandIn, ledger: Path, calls: Path
-) -> None:
-    bad = make_wav(calls / "bad.wav", 2_000)
-    bad.with_suffix(".json").write_text('{"client_name": "bad"}')
-    make_wav(calls / "good.wav", 4_000)
-    service.on_call = lambda _: At(
+@pytest.fixture
+def one_fails(cron: Cron) -> Cron:
+    """Have one recording fail, in a way that looks like an outage, while others are uploaded."""
+    cron.call("bad.wav")
+    cron.json("bad.wav", "bad")
+    cron.service.on_call = lambda _: At(
         metadata=lambda call: NO_QUOTA if "client_name" in call.fields else None
     )
-    cron()
-    [before] = ledgers.problems(ledger)
-    assert cron().code == 75
-    undelivered = {problem["cause"]: problem for problem in ledgers.problems(ledger)}
-    assert undelivered["undelivered"]["since"] == before["since"]
+    return cron
 
 
-def test_what_changed_under_way_is_said_once_it_has_lasted_an_hour(
-    cron: Run, service: StandIn, ledger: Path, calls: Path
-) -> None:
-    call = make_wav(calls / "a.wav", 600_000)
+def test_one_that_fails_while_others_are_uploaded_is_said_after_a_day(one_fails: Cron) -> None:
+    cron = one_fails
+    for number in range(3):
+        cron.call(f"{number}.wav")
+        assert (cron.run().code, cron.causes()) == (75, [("bad.wav", "undelivered")])
+        cron.pass_time(7 * HOUR_S)
+    cron.pass_time(4 * HOUR_S)
+    cron.call("3.wav")
+    outcome = cron.run()
+    assert names(outcome) == ["bad.wav"] and "quota" in outcome.err
+    cron.service.on_call = lambda _: None
+    assert (cron.run().code, cron.problems()) == (0, [])
+
+
+def test_one_that_fails_is_still_the_same_problem_after_an_outage(one_fails: Cron) -> None:
+    one_fails.call("good.wav", 4_000)
+    one_fails.run()
+    [before] = one_fails.problems()
+    assert one_fails.run().code == 75
+    after = {problem["cause"]: problem["since"] for problem in one_fails.problems()}
+    assert after["undelivered"] == before["since"]
+
+
+def test_what_changed_under_way_is_said_once_it_has_lasted_an_hour(cron: Cron) -> None:
+    call = cron.call("a.wav", 600_000)
 
     def grow(_: Call) -> Step | None:
         with call.open("ab") as file:
             file.write(b"xx")
         return None
 
-    service.on_call = lambda _: At(metadata=grow)
-    assert cron() == Outcome(75, "", "")
+    cron.service.on_call = lambda _: At(metadata=grow)
+    assert cron.run() == Outcome(75, "", "")
     make_wav(call, 600_000)
-    ledgers.pass_time(ledger, HOUR_S)
-    assert names(cron()) == ["a.wav"]
+    cron.pass_time(HOUR_S)
+    assert cron.said() == (75, ["a.wav"])
 
 
 # --- What is unknown --------------------------------------------------------------------------
 
-LOOKUP = ("--lookup-key", "upload_sha256", "--organization-id", "o", "--space-id", "s")
+
+def test_with_a_lookup_key_it_is_said_after_a_day(cron: Cron) -> None:
+    cron.call("a.wav")
+    cron.service.on_call = lambda call: LOST_ANSWER if call.method != "Search" else NO_QUOTA
+    assert cron.run(*LOOKUP) == Outcome(76, "", "")
+    cron.pass_time(DAY_S - 600)
+    code, said = cron.said(*LOOKUP)
+    assert code == 76 and "a.wav" not in said
+    cron.pass_time(600)
+    assert "a.wav" in cron.said(*LOOKUP)[1]
 
 
-def test_an_unknown_one_is_said_at_once(cron: Run, service: StandIn, calls: Path) -> None:
-    make_wav(calls / "a.wav", 2_000)
-    service.script.append(LOST_ANSWER)
-    outcome = cron()
-    assert (outcome.code, names(outcome)) == (76, ["a.wav"])
-    assert cron() == Outcome(76, "", "")
-
-
-def test_with_a_lookup_key_it_is_said_after_a_day(
-    cron: Run, service: StandIn, ledger: Path, calls: Path
-) -> None:
-    make_wav(calls / "a.wav", 2_000)
-    service.on_call = lambda call: LOST_ANSWER if call.method == "UploadAsStream" else NO_QUOTA
-    assert cron(*LOOKUP) == Outcome(76, "", "")
-    ledgers.pass_time(ledger, DAY_S - 600)
-    said = cron(*LOOKUP)
-    assert said.code == 76 and "a.wav" not in said.err
-    ledgers.pass_time(ledger, 600)
-    assert "a.wav" in names(cron(*LOOKUP))
-
-
-def test_with_a_lookup_key_it_is_said_when_it_is_proved_missing(
-    cron: Run, service: StandIn, ledger: Path, calls: Path
-) -> None:
-    make_wav(calls / "a.wav", 2_000)
-    service.script.append(Fail(grpc.StatusCode.UNAVAILABLE, "gone"))
-    assert cron(*LOOKUP) == Outcome(76, "", "")
-    ledgers.change(ledger, is_missing=1, looked_up_at=upload_grpc.utc())
-    [line] = lines(cron(*LOOKUP))
+def test_with_a_lookup_key_it_is_said_when_it_is_proved_missing(cron: Cron) -> None:
+    cron.call("a.wav")
+    cron.service.script.append(Fail(grpc.StatusCode.UNAVAILABLE, "gone"))
+    assert cron.run(*LOOKUP) == Outcome(76, "", "")
+    ledgers.change(cron.ledger, is_missing=1, looked_up_at=upload_grpc.utc())
+    [line] = lines(cron.run(*LOOKUP))
     assert "not in the service" in line and "--retry-unknown" in line
-    assert cron(*LOOKUP) == Outcome(76, "", "")
+    assert cron.run(*LOOKUP) == Outcome(76, "", "")
 
 
 # --- Folders ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["empty", "gone"])
-def test_a_share_that_is_not_mounted(
-    cron: Run, service: StandIn, ledger: Path, calls: Path, way: str
-) -> None:
-    """Nothing that was in it is lost."""
-    make_wav(calls / "a.wav", 2_000)
-    make_wav(calls / "b.wav", 2_000, seed=1)
-    broken(calls / "c.wav")
-    service.script += [None, REJECTED]
-    cron()
-    away = calls.rename(calls.with_name("away"))
-    if way == "empty":
-        calls.mkdir()
-    first = cron()
-    [line] = lines(first)
-    assert first.code == 66 and line.startswith("calls: ")
-    assert ("is it mounted?" if way == "empty" else "No such file") in line
-    assert cron() == Outcome(66, "", "")
-    if way == "empty":
-        calls.rmdir()
-    away.rename(calls)
-    assert cron() == Outcome(65, "", "")
-    assert [name for name, _ in ledgers.causes(ledger)] == ["b.wav", "c.wav"]
-
-
-def test_a_folder_that_never_held_any_is_no_problem(cron: Run, ledger: Path, calls: Path) -> None:
-    assert cron() == Outcome(0, "", "")
-    (calls / "below").mkdir()
-    call = make_wav(calls / "below/a.wav", 2_000)
-    assert cron().code == 0
-    call.unlink()
-    assert cron() == Outcome(0, "", "")  # Not empty: another folder is in it.
-    assert ledgers.problems(ledger) == []
-
-
-def test_a_folder_that_cannot_be_read_is_over_once_it_can(
-    service: StandIn, ledger: Path, calls: Path, fields: Path
-) -> None:
-    make_wav(calls / "a.wav", 2_000)
-    (calls / "below").mkdir()
-    begin_ledger(str(ledger))
-    words = arguments(
-        service, "--quiet", "--ledger", ledger, "--meta-path", fields, "--audio-path", calls
-    )
-
-    def run() -> Outcome:
-        with start(*words, under=before_command(AS_NOBODY_SPECIAL)) as process:
-            out, err = process.communicate(timeout=30)
-        return Outcome(process.returncode, out, err)
-
-    for folder in (calls / "below", calls):
-        folder.chmod(0)
-        try:
-            outcome = run()
-            assert (outcome.code, names(outcome)) == (66, [folder.name])
-            assert run() == Outcome(66, "", "")
-        finally:
-            folder.chmod(0o755)
-        assert (run().code, ledgers.problems(ledger)) == (0, [])
+@pytest.mark.parametrize("name", ["calls", "below"])
+def test_a_folder_that_cannot_be_read_is_over_once_it_can(cron: Cron, name: str) -> None:
+    call = cron.call("a.wav")
+    (cron.folder / "below").mkdir()
+    begin_ledger(str(cron.ledger))
+    closed = cron.folder / "below" if name == "below" else cron.folder
+    given = ("--quiet", "--ledger", cron.ledger, "--meta-path", cron.fields)
+    words = arguments(cron.service, *given, "--audio-path", cron.folder)
+    closed.chmod(0)
+    with start(*words, under=before_command(AS_NOBODY_SPECIAL)) as process:
+        outcome = Outcome(66, *process.communicate(timeout=30))
+    closed.chmod(0o755)
+    assert process.returncode == outcome.code
+    assert (f"{call}: Dialog ID: " in outcome.out) == (name == "below")
+    [line] = lines(outcome)
+    assert line.startswith(f"{name}: cannot be read: Permission denied; ")
+    assert (cron.run().code, cron.problems()) == (0, [])
 
 
 # --- What is over, and what is lost -------------------------------------------------------------
 
 
-def test_a_row_goes_when_the_recording_is_uploaded_or_left_out(
-    cron: Run, ledger: Path, calls: Path
-) -> None:
-    call = broken(calls / "a.wav")
-    cron()
-    make_wav(call, 2_000)
-    assert cron().code == 0
-    assert ledgers.problems(ledger) == []
-    other = calls / "b.wav"
-    other.write_bytes(b"")
-    assert names(cron()) == ["b.wav"]
-    for option in (("--min-duration", 1), ("--min-age", "1h")):
-        assert cron(*option).code == 0
-        assert ledgers.problems(ledger) == []
-        assert names(cron()) == ["b.wav"], "a new one"
+KINDS = pytest.mark.parametrize("kind", ["broken", "rejected", "failed"])
 
 
-@pytest.mark.parametrize("kind", ["broken", "rejected", "failed"])
-def test_what_vanished_before_it_was_uploaded_is_said_once_more_as_lost(
-    cron: Run, service: StandIn, ledger: Path, calls: Path, kind: str
-) -> None:
-    make_wav(calls / "stays.wav", 2_000)
-    cron()
-    call = broken(calls / "a.wav") if kind == "broken" else make_wav(calls / "a.wav", 4_000)
-    service.script.append(NO_QUOTA if kind == "failed" else REJECTED)
-    cron()
+def vanished(cron: Cron, kind: str) -> tuple[Path, Outcome]:
+    """Return a recording that vanished before it was uploaded, and the run that noticed."""
+    cron.call("stays.wav")
+    cron.run()
+    call = cron.broken("a.wav") if kind == "broken" else cron.call("a.wav", 4_000)
+    cron.service.script.append(NO_QUOTA if kind == "failed" else REJECTED)
+    cron.run()
     call.unlink()
-    outcome = cron()
+    return call, cron.run()
+
+
+@KINDS
+def test_what_vanished_before_it_was_uploaded_is_said_once_more_as_lost(
+    cron: Cron, kind: str
+) -> None:
+    _, outcome = vanished(cron, kind)
     [line] = lines(outcome)
     assert outcome.code == 66
     assert line.startswith("a.wav: gone before it was uploaded; ") and "earlier: " in line
-    assert cron() == Outcome(0, "", ""), "66 in the run that finds it"
-    ledgers.pass_time(ledger, DAY_S)
-    assert cron() == Outcome(0, "", ""), "once"
-    assert ("a.wav", "lost") in ledgers.causes(ledger), "it stays in the report"
+    assert cron.run() == Outcome(0, "", ""), "66 in the run that finds it"
+    cron.pass_time(DAY_S)
+    assert cron.run() == Outcome(0, "", ""), "once"
+    assert ("a.wav", "lost") in cron.causes(), "it stays in the report"
     # Restored, and uploaded.
-    make_wav(call, 4_000)
-    service.script.clear()
-    assert cron("--retry-rejected").code == 0
-    assert ("a.wav", "lost") not in ledgers.causes(ledger)
+    cron.call("a.wav", 4_000)
+    cron.service.script.clear()
+    assert cron.run("--retry-rejected").code == 0
+    assert ("a.wav", "lost") not in cron.causes()
 
 
-@pytest.mark.parametrize("kind", ["broken", "rejected", "failed"])
-def test_what_is_lost_is_over_with_the_rows_that_its_line_names(
-    cron: Run, service: StandIn, ledger: Path, calls: Path, kind: str
-) -> None:
-    make_wav(calls / "stays.wav", 2_000)
-    cron()
-    call = broken(calls / "a.wav") if kind == "broken" else make_wav(calls / "a.wav", 4_000)
-    service.script.append(NO_QUOTA if kind == "failed" else REJECTED)
-    cron()
-    call.unlink()
-    [line] = lines(cron())
+@KINDS
+def test_what_is_lost_is_over_with_the_rows_that_its_line_names(cron: Cron, kind: str) -> None:
+    call, outcome = vanished(cron, kind)
     tables = "problems" if kind == "broken" else "problems and recordings"
-    assert f"restore it, or delete its row from the ledger's {tables} (" in line
+    assert f"restore it, or delete its row from the ledger's {tables} (" in outcome.err
     for table in tables.split(" and "):
-        ledgers.delete_path(ledger, table, call)
-    assert cron() == Outcome(0, "", "")
-    assert "a.wav" not in [name for name, _ in ledgers.causes(ledger)]
+        ledgers.delete_path(cron.ledger, table, call)
+    assert cron.run() == Outcome(0, "", "")
+    assert "a.wav" not in [name for name, _ in cron.causes()]
 
 
-def test_lost_is_said_by_a_quiet_run_though_another_run_found_it(
-    cron: Run, hand: Run, ledger: Path, calls: Path
-) -> None:
-    make_wav(calls / "stays.wav", 2_000)
-    call = broken(calls / "a.wav")
-    cron()
-    call.unlink()
-    assert "gone before" in hand().err
-    assert names(cron()) == ["a.wav"]
-    assert cron().err == ""
-
-
-def test_the_folder_of_what_is_lost_may_be_gone_too(cron: Run, ledger: Path, calls: Path) -> None:
-    make_wav(calls / "stays.wav", 2_000)
-    (calls / "2026-03-17").mkdir()
-    call = broken(calls / "2026-03-17/a.wav")
-    cron()
-    call.unlink()
-    assert cron() == Outcome(0, "", ""), "its folder is empty, as of a share"
-    call.parent.rmdir()
-    assert names(cron()) == ["a.wav"]
-
-
-def test_what_was_moved_or_never_there_is_not_lost(
-    cron: Run, hand: Run, service: StandIn, ledger: Path, calls: Path
-) -> None:
-    make_wav(calls / "stays.wav", 2_000)
-    cron()
-    service.on_call = lambda _: REJECTED
-    moved = [broken(calls / "a.wav"), make_wav(calls / "b.wav", 4_000)]
-    assert hand(calls / "typing-error.wav").code == 65
-    cron()
-    for path in moved:
-        path.rename(calls / f"moved-{path.name}")
-    outcome = cron()
-    assert (outcome.code, names(outcome)) == (65, ["moved-a.wav", "moved-b.wav"])
-    assert [name for name, _ in ledgers.causes(ledger)] == ["moved-a.wav", "moved-b.wav"]
-    assert cron() == Outcome(65, "", "")
-
-
-def test_what_was_uploaded_is_never_lost(
-    cron: Run, service: StandIn, ledger: Path, calls: Path
-) -> None:
-    """A copy that was moved away, a JSON that changed, an unknown one: then the file goes."""
-    make_wav(calls / "stays.wav", 2_000)
-    for name, client in (("a", "one"), ("copy", "two")):
-        make_wav(calls / f"{name}.wav", 4_000, seed=1)
-        (calls / f"{name}.json").write_text(f'{{"client_name": "{client}"}}')
-    assert names(cron()) == ["copy.wav"]
-    (calls / "a.json").write_text('{"client_name": "three"}')
-    assert names(cron()) == ["a.wav"]
-    (calls / "copy.wav").unlink()
-    assert cron() == Outcome(0, "", "")
-    assert ledgers.causes(ledger) == [("a.wav", "metadata-changed")]
-    (calls / "a.wav").unlink()
-    assert cron() == Outcome(0, "", "")
-    assert ledgers.problems(ledger) == []
-    unknown = make_wav(calls / "unknown.wav", 2_000)
-    service.script.append(LOST_ANSWER)
-    assert names(cron()) == ["unknown.wav"]
-    unknown.unlink()
-    assert cron() == Outcome(0, "", "")
-    ledgers.pass_time(ledger, DAY_S)
-    assert names(cron()) == ["unknown.wav"], "somebody still has to look"
-    ledgers.change(ledger, {"state": "unknown"}, state="uploaded", talk_id="seen")
-    assert cron() == Outcome(0, "", "")
-    assert ledgers.problems(ledger) == []
-
-
-def test_runs_over_other_folders_leave_it(
-    cron: Run, upload: Run, ledger: Path, calls: Path, fields: Path, tmp_path: Path
-) -> None:
-    broken(calls / "a.wav")
-    cron()
-    other = tmp_path / "other"
-    other.mkdir()
-    make_wav(other / "b.wav", 2_000)
-    words = ("--quiet", "--ledger", ledger, "--meta-path", fields, "--audio-path", other)
-    assert upload(*words).code == 0
-    assert [name for name, _ in ledgers.causes(ledger)] == ["a.wav"]
-    assert cron() == Outcome(65, "", "")
+def test_what_was_never_there_is_not_lost(cron: Cron) -> None:
+    cron.call("stays.wav")
+    assert cron.by_hand(cron.folder / "typing-error.wav").code == 66
+    assert cron.run() == Outcome(0, "", "")
+    assert cron.problems() == []
 
 
 # --- Warnings -----------------------------------------------------------------------------------
 
 
-def test_warnings_go_the_same_way(upload: Run, ledger: Path, calls: Path, service: StandIn) -> None:
+def test_warnings_go_the_same_way(cron: Cron, upload: Run) -> None:
     """Of placeholders: each run uploads other recordings, but it is one problem."""
-    words = ("--quiet", "--ledger", ledger, "--audio-path", calls)
+    words = ("--quiet", "--ledger", cron.ledger, "--audio-path", cron.folder)
     for number in range(3):
-        make_wav(calls / f"{number}.wav", 2_000)
+        cron.call(f"{number}.wav")
         outcome = upload(*words)
         assert outcome.code == 0
-        assert [("placeholder" in line) for line in lines(outcome)] == ([] if number else [True])
-    ledgers.pass_time(ledger, DAY_S)
+        assert ["placeholder" in line for line in lines(outcome)] == ([] if number else [True])
+    cron.pass_time(DAY_S)
     assert len(lines(upload(*words))) == 1
-    make_wav(calls / "own.wav", 2_000)
-    (calls / "own.json").write_text("{}")
+    cron.call("own.wav")
+    cron.json("own.wav", "Anna")
     assert upload(*words).err == ""
-    assert ledgers.problems(ledger) == []
+    assert cron.problems() == []
 
 
-def test_changed_metadata_are_said_again_while_they_last(
-    cron: Run, ledger: Path, calls: Path
-) -> None:
-    make_wav(calls / "a.wav", 2_000)
-    cron()
-    (calls / "a.json").write_text('{"client_name": "Anna"}')
-    assert (cron().code, cron().err) == (0, "")
-    ledgers.pass_time(ledger, DAY_S)
-    assert names(cron()) == ["a.wav"]
-    assert cron("--update-metadata").code == 0
-    assert ledgers.problems(ledger) == []
+def test_each_wrong_date_of_a_json_is_said(cron: Cron) -> None:
+    call = cron.call("a.wav")
+    call.with_suffix(".json").write_text('{"date": "today", "date_to": "tomorrow"}')
+    said = sorted(lines(cron.run()))
+    assert len(said) == 2 and '"today"' in said[0] and '"tomorrow"' in said[1]
+    assert cron.run() == Outcome(0, "", "")
 
 
 # --- Settings -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", ["no key file", "refused key", "no JSON"])
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(78, ("--key-file", "/missing")), (77, ("--key", "another")), (65, ())],
+    ids=["no key file", "refused key", "no JSON"],
+)
 def test_wrong_settings_are_said_once_and_again_daily(
-    cron: Run, ledger: Path, calls: Path, fields: Path, tmp_path: Path, wrong: str
+    cron: Cron, code: int, words: tuple[str, ...]
 ) -> None:
-    make_wav(calls / "a.wav", 2_000)
-    words: tuple[object, ...] = ("--key", "another")
-    code = 77
-    if wrong == "no key file":
-        words, code = ("--key-file", tmp_path / "key"), 78
-    elif wrong == "no JSON":
-        fields.write_text("{")
-        words, code = (), 65
-    first = cron(*words)
-    assert (first.code, len(lines(first))) == (code, 1)
-    assert cron(*words) == Outcome(code, "", "")
-    ledgers.pass_time(ledger, DAY_S)
-    assert cron(*words).err.count("\n") == 1
-    assert cron(*words) == Outcome(code, "", "")
-    fields.write_text("{}")
-    assert cron().code == 0
-    assert ledgers.problems(ledger) == []
+    cron.call("a.wav")
+    if not words:
+        cron.fields.write_text("{")
+    for _ in range(2):
+        first = cron.run(*words)
+        assert (first.code, len(lines(first))) == (code, 1)
+        assert cron.run(*words) == Outcome(code, "", "")
+        cron.pass_time(DAY_S)
+    cron.fields.write_text("{}")
+    assert (cron.run().code, cron.problems()) == (0, [])
 
 
 # --- The ledger itself ----------------------------------------------------------------------------
 
 
-def test_a_ledger_in_use_is_no_news(cron: Run, ledger: Path, calls: Path) -> None:
-    begin_ledger(str(ledger))
-    with open(f"{ledger}-lock", "rb") as lock:
+def test_a_ledger_in_use_is_no_news(cron: Cron) -> None:
+    begin_ledger(str(cron.ledger))
+    with open(f"{cron.ledger}-lock", "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert cron() == Outcome(75, "", "")
+        assert cron.run() == Outcome(75, "", "")
 
 
-def test_a_ledger_that_cannot_be_written_is_said_once_a_day(
-    cron: Run, hand: Run, ledger: Path, calls: Path, waits: Waits
-) -> None:
+def test_a_ledger_that_cannot_be_written_is_said_once_a_day(cron: Cron, waits: Waits) -> None:
     """It cannot note that itself."""
     waits(ledger_lock=0.05)
-    begin_ledger(str(ledger))
+    begin_ledger(str(cron.ledger))
     for _ in range(2):
-        with ledgers.locked(ledger):
-            first = cron()
-            assert first.code == 78 and "locked" in first.err
-            assert cron() == Outcome(78, "", "")
-            assert "locked" in hand().err
-            assert cron() == Outcome(78, "", "")
-        ledgers.pass_time(ledger, DAY_S)
-    with ledgers.locked(ledger):
-        assert len(lines(cron())) == 1
-    shutil.copy(ledger, ledger.with_name("kept"))
-    ledger.write_bytes(b"no database" * 500)
-    another = cron()
+        with ledgers.locked(cron.ledger):
+            first = cron.run()
+            assert first.code == 78 and first.err.count("\n") == 1 and "locked" in first.err
+            assert cron.run() == Outcome(78, "", "")
+            assert "locked" in cron.by_hand().err
+            assert cron.run() == Outcome(78, "", "")
+        cron.pass_time(DAY_S)
+    with ledgers.locked(cron.ledger):
+        assert len(lines(cron.run())) == 1
+    cron.ledger.write_bytes(b"no database" * 500)
+    another = cron.run()
     assert another.code == 78 and "not a database" in another.err
-    assert cron() == Outcome(78, "", "")
+    assert cron.run() == Outcome(78, "", "")
 
 
-# --- Dry runs, summaries, exit codes --------------------------------------------------------------
-
-
-def test_a_dry_run_touches_nothing(cron: Run, hand: Run, ledger: Path, calls: Path) -> None:
-    broken(calls / "a.wav")
-    lost = broken(calls / "lost.wav")
-    cron()
+def test_a_dry_run_touches_nothing(cron: Cron) -> None:
+    cron.broken("a.wav")
+    lost = cron.broken("lost.wav")
+    cron.run()
     lost.unlink()
-    make_wav(calls / "b.wav", 2_000)
-    ledgers.pass_time(ledger, DAY_S)
-    before = (sha256(ledger), ledgers.problems(ledger), ledgers.runs(ledger))
-    for run in (cron, hand):
+    cron.call("b.wav")
+    cron.pass_time(DAY_S)
+    before = (sha256(cron.ledger), cron.problems(), ledgers.runs(cron.ledger))
+    for run in (cron.run, cron.by_hand):
         outcome = run("--dry-run")
         assert outcome.code == 65 and "a.wav: " in outcome.err
     assert "1 would be uploaded, 0 already there, 1 failed, 0 unknown" in outcome.err
-    assert (sha256(ledger), ledgers.problems(ledger), ledgers.runs(ledger)) == before
-
-
-def test_the_summary_counts_what_was_left_out(hand: Run, calls: Path) -> None:
-    make_wav(calls / "a.wav", 2_000)
-    assert "1 uploaded, 0 already there" in hand().err
-    make_wav(calls / "short.wav", 200)
-    make_wav(calls / "b.wav", 4_000)
-    outcome = hand("--min-duration", 0.1)
-    assert lines(outcome)[-1].endswith(
-        "1 uploaded, 1 already there, 0 failed, 0 unknown, 1 too short"
-    )
-    outcome = hand("--min-age", "1h", "--verbose")
-    assert "a.wav: left out, younger than" in outcome.err
-    assert "3 waiting" in outcome.err
-
-
-# --- What is wrong with a command line, and --help --------------------------------------------
-
-
-def wrong(capfd: pytest.CaptureFixture[str], *words: object) -> str:
-    """Return what is said of a command line that is wrong."""
-    given = ("--audio-path", "a.wav", "--connection-id", "1", *words)
-    with pytest.raises(SystemExit) as leaving:
-        upload_grpc.main([str(word) for word in given])
-    captured = capfd.readouterr()
-    assert (leaving.value.code, captured.out, captured.err.count("\n")) == (2, "", 1)
-    return captured.err.removeprefix("upload_grpc: ").removesuffix("; see --help\n")
-
-
-SECRET = "AQVNsecretSECRET"
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("-v",), "unknown option -v"),
-        (("--audio_path", "x"), "unknown option --audio_path"),
-        (("--keys=AQVNsecretSECRET",), "unknown option --keys"),
-        (("-kAQVNsecretSECRET",), "unexpected argument"),
-        (("--quiet", "AQVNsecretSECRET"), "unexpected argument"),
-        (("--quiet=AQVNsecretSECRET",), "--quiet takes no value"),
-        (("--key-file",), "--key-file needs a value"),
-        (("--audio-path",), "--audio-path needs a value"),
-        (("--format", SECRET), "--format: must be text, json or csv"),
-        (("--key-type", SECRET), "--key-type: must be auto, api-key, iam-token or vm"),
-        (("--jobs", SECRET), "--jobs: must be a whole number from 1 to 64"),
-        (("--jobs", "65"), "--jobs: must be a whole number from 1 to 64"),
-        (("--retries", "-1"), "--retries: must be a whole number from 0 to 100"),
-        (("--timeout", "nan"), "--timeout: must be a number from 0.1 to 86,400"),
-        (("--since", SECRET), "--since: must be YYYY-MM-DD, today, yesterday, or like 7d"),
-    ],
-)
-def test_a_wrong_option_is_named_and_a_value_never(
-    capfd: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
-) -> None:
-    assert wrong(capfd, *words) == said
-
-
-def test_an_unexpected_argument_is_named_if_it_is_a_path(
-    capfd: pytest.CaptureFixture[str], call: Path
-) -> None:
-    assert wrong(capfd, "--quiet", call) == f"unexpected argument {call}: paths follow --audio-path"
-
-
-@pytest.mark.parametrize("columns", [40, 60, 80, 100])
-def test_help_fits_the_terminal(columns: int) -> None:
-    with start("--help", env={"COLUMNS": str(columns)}) as process:
-        out, _ = process.communicate(timeout=30)
-    too_long = [line for line in out.splitlines() if len(line) > columns and " " in line.strip()]
-    assert too_long == []
-    assert max(map(len, out.splitlines())) > columns - 10
-
-
-def test_a_json_line_has_the_time(hand: Run, calls: Path) -> None:
-    make_wav(calls / "a.wav", 2_000)
-    broken(calls / "b.wav")
-    results = [json.loads(line) for line in hand("--format", "json").out.splitlines()]
-    assert len(results) == 2
-    for result in results:
-        at = datetime.datetime.fromisoformat(result["time"].replace("Z", "+00:00"))
-        assert abs(time.time() - at.timestamp()) < 60
+    assert (sha256(cron.ledger), cron.problems(), ledgers.runs(cron.ledger)) == before
 
 
 # --- Advice ---------------------------------------------------------------------------------------
 
+LOOK = "look for it in the console"
+
 
 @pytest.mark.parametrize("key", [True, False], ids=["with a key", "without"])
-def test_look_for_it_says_by_what(
-    hand: Run, service: StandIn, calls: Path, ledger: Path, key: bool
-) -> None:
-    call = make_wav(calls / "a.wav", 2_000)
+def test_look_for_it_says_by_what(cron: Cron, key: bool) -> None:
     fields = {"date": "2026-03-17T09:30:00Z", "operator_name": "Anna"}
+    call = cron.call("a.wav")
     call.with_suffix(".json").write_text(json.dumps(fields))
-    service.on_call = lambda call: NO_QUOTA if call.method == "Search" else LOST_ANSWER
+    cron.service.on_call = lambda call: NO_QUOTA if call.method == "Search" else LOST_ANSWER
     by = f"upload_sha256 = {sha256(call)}" if key else r"its time.*: \S+ \d\d:\d\d"
     again = "--retry-unknown without --lookup-key" if key else "--retry-unknown"
-    first = hand(*(LOOKUP if key else ()))
+    first, second = (cron.by_hand(*(LOOKUP if key else ())) for _ in range(2))
     assert key or "by its time and operator, Anna: 2026-03-17 " in first.err
-    for outcome in (first, hand(*(LOOKUP if key else ()))):
+    for outcome in (first, second):
         said = rf"{LOOK} by {by}; if it is not there, {again} uploads it again"
         assert re.search(said, outcome.err)
 
 
-LOOK = "look for it in the console"
-
-
-def test_advice_names_only_what_helps_here(
-    upload: Run, service: StandIn, calls: Path, fields: Path
-) -> None:
-    call = make_wav(calls / "a.wav", 2_000)
-    words = ("--audio-path", call, "--meta-path", fields, "--retries", 0)
+def test_advice_names_only_what_helps_here(upload: Run, service: StandIn, call: Path) -> None:
     service.script += [
         LOST_ANSWER,
         Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max (1 vs. 0)"),
         Fail(grpc.StatusCode.NOT_FOUND, "no such connection"),
     ]
+    words = ("--audio-path", call, "--retries", 0)
     unknown, large, no_such = (upload(*words).err for _ in range(3))
     assert LOOK in unknown and "upload it again" in unknown and "--retry-unknown" not in unknown
     assert "proxy or gateway" in large and "--single-message" not in large
     assert "check --connection-id (" in no_such and "--talk-id" not in no_such
-
-
-def test_what_is_uploaded_under_another_name_is_not_lost(
-    cron: Run, ledger: Path, calls: Path
-) -> None:
-    make_wav(calls / "stays.wav", 2_000)
-    (calls / "stays.json").write_text("{}")
-    call = make_wav(calls / "a.wav", 4_000)
-    waiting = ("--require-json", "0s")
-    assert names(cron(*waiting)) == ["a.wav"]
-    call.rename(calls / "b.wav")
-    (calls / "b.json").write_text("{}")
-    outcome = cron(*waiting)
-    assert (outcome.code, outcome.err, ledgers.problems(ledger)) == (0, "", [])
-
-
-def test_each_wrong_date_of_a_json_is_said(cron: Run, calls: Path) -> None:
-    call = make_wav(calls / "a.wav", 2_000)
-    call.with_suffix(".json").write_text('{"date": "today", "date_to": "tomorrow"}')
-    said = sorted(lines(cron()))
-    assert len(said) == 2 and '"today"' in said[0] and '"tomorrow"' in said[1]
-    assert cron() == Outcome(0, "", "")

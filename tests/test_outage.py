@@ -15,6 +15,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -57,31 +58,45 @@ REJECTED = Fail(grpc.StatusCode.INVALID_ARGUMENT, "not this one")
 MUTE = Freeze()
 
 
-Words = tuple[object, ...]
+class Day:
+    """The recordings of a day, and runs over them."""
+
+    def __init__(self, upload: Run, service: StandIn, folder: Path, ledger: Path) -> None:
+        self.service = service
+        self.folder = folder
+        self.ledger = ledger
+        self.first = folder / "00.wav"
+        for number in range(COUNT):
+            make_wav(folder / f"{number:02}.wav", 1_600)
+        fields = folder.with_name("fields.json")
+        fields.write_text('{"language": "ru-RU"}')
+        self._words = ("--meta-path", fields, "--format", "json", "--jobs", JOBS, "--timeout", 0.5)
+        self._upload = upload
+
+    def run(self, *words: object, over: object = None, quiet: bool = True) -> Outcome:
+        """Run over the folder, or a file.
+
+        With --quiet and a ledger, what was said before and what may pass is left out.
+        """
+        given = (*self._words, *(("--quiet",) if quiet else ()))
+        return self._upload(*given, *words, "--audio-path", over or self.folder)
+
+    def remember(self, *words: object, **options: Any) -> Outcome:
+        """Run with a ledger."""
+        return self.run("--ledger", self.ledger, *words, **options)
+
+    def start(self, *words: object, over: Path | None = None, **options: Any) -> Any:
+        """Start the command itself."""
+        given = (*self._words, "--quiet", *words, "--audio-path", over or self.folder)
+        return start(*arguments(self.service, *given), **options)
+
+    def states(self) -> collections.Counter[str]:
+        return collections.Counter(ledgers.states(self.ledger))
 
 
 @pytest.fixture
-def calls(tmp_path: Path) -> Path:
-    folder = tmp_path / "calls"
-    folder.mkdir()
-    for number in range(COUNT):
-        make_wav(folder / f"{number:02}.wav", 1_600)
-    return folder
-
-
-@pytest.fixture
-def words(tmp_path: Path) -> Words:
-    """Return what every run of these tests has on its command line."""
-    (tmp_path / "fields.json").write_text('{"language": "ru-RU"}')
-    return (
-        *("--meta-path", tmp_path / "fields.json", "--quiet"),
-        *("--format", "json", "--jobs", JOBS, "--timeout", 0.5),
-    )
-
-
-def not_quiet(words: Words) -> Words:
-    """Leave out --quiet: with a ledger it leaves out what was said before, and what may pass."""
-    return tuple(word for word in words if word != "--quiet")
+def day(upload: Run, service: StandIn, folder: Path, ledger: Path) -> Day:
+    return Day(upload, service, folder, ledger)
 
 
 def outcomes(out: str, err: str = "") -> collections.Counter[str]:
@@ -92,10 +107,6 @@ def outcomes(out: str, err: str = "") -> collections.Counter[str]:
     if found := re.search(r"([\d,]+) not tried", err):
         counts["not tried"] = int(found[1].replace(",", ""))
     return counts
-
-
-def states(ledger: Path) -> collections.Counter[str]:
-    return collections.Counter(ledgers.states(ledger))
 
 
 def assert_stopped(outcome: Outcome, code: int) -> collections.Counter[str]:
@@ -117,81 +128,64 @@ def assert_stopped(outcome: Outcome, code: int) -> collections.Counter[str]:
 
 
 @pytest.mark.parametrize("dead", [1, JOBS])
-def test_a_dead_connection_costs_one_recording(
-    upload: Run, service: StandIn, words: Words, calls: Path, dead: int
-) -> None:
+def test_a_dead_connection_costs_one_recording(day: Day, dead: int) -> None:
     """It takes what it is given, and nothing comes out at the other end any more."""
-    with FaultProxy(service.port, [Fault(freeze_to_server=12_000)] * dead) as proxy:
-        outcome = upload(*words, "--endpoint", proxy.endpoint, "--audio-path", calls)
-        frozen = [connection for connection in proxy.connections if connection.struck == "frozen"]
-        assert len(frozen) == dead
+    with FaultProxy(day.service.port, [Fault(freeze_to_server=12_000)] * dead) as proxy:
+        outcome = day.run("--endpoint", proxy.endpoint)
+        assert [connection.struck for connection in proxy.connections].count("frozen") == dead
     counts = outcomes(outcome.out)
     assert counts["unknown"] <= dead
     assert counts["uploaded"] == COUNT - counts["unknown"]
     assert outcome.code == (UNKNOWN if counts["unknown"] else 0)
-    service.wait_until_idle()
-    made = stored_talks(service.store)
+    day.service.wait_until_idle()
+    made = stored_talks(day.service.store)
     assert len({talk["sha256"] for talk in made}) == len(made) >= counts["uploaded"]
 
 
 # --- A service that is down, mute, or refuses everybody ------------------------------
 
 
-def test_nobody_listens(upload: Run, words: Words, calls: Path) -> None:
-    endpoint = f"localhost:{closed_port()}"
-    outcome = upload(*words, "--endpoint", endpoint, "--audio-path", calls)
-    counts = assert_stopped(outcome, AGAIN)
-    assert counts["unknown"] == 0 and counts["failed"] <= 5 + JOBS
-
-
-def test_a_mute_service(upload: Run, service: StandIn, words: Words, calls: Path) -> None:
-    service.on_call = lambda _: MUTE
+def test_a_mute_service(day: Day) -> None:
+    day.service.on_call = lambda _: MUTE
     started_s = time.monotonic()
-    counts = assert_stopped(upload(*words, "--audio-path", calls), UNKNOWN)
+    counts = assert_stopped(day.run(), UNKNOWN)
     assert time.monotonic() - started_s < 5
     assert counts["unknown"] >= 5
-    assert len(service.calls) <= UNKNOWN_LIMIT
+    assert len(day.service.calls) <= UNKNOWN_LIMIT
 
 
-def test_a_service_that_refuses_each_call_at_once(
-    upload: Run, service: StandIn, words: Words, calls: Path
-) -> None:
+def test_a_service_that_refuses_each_call_at_once(day: Day) -> None:
     """Its refusal of a short recording comes just after the last byte: too late, as a rule."""
-    service.on_call = lambda _: DOWN
-    outcome = upload(*words, "--retries", 1, "--audio-path", calls)
+    day.service.on_call = lambda _: DOWN
+    outcome = day.run("--retries", 1)
     counts = assert_stopped(outcome, outcome.code)
     assert outcome.code == (UNKNOWN if counts["unknown"] else AGAIN)
     # Only the first ones were sent side by side, and without a wait for the refusal.
     assert counts["unknown"] <= JOBS
 
 
-def test_five_in_a_row_end_the_run_and_an_upload_between_them_does_not(
-    upload: Run, service: StandIn, words: Words, calls: Path
-) -> None:
-    one_by_one = (*words, "--jobs", 1, "--retries", 0, "--audio-path", calls)
-    steps: Iterator[Step] = iter([None, NO_QUOTA] * COUNT)
-    service.on_call = lambda _: next(steps)
-    outcome = upload(*one_by_one)
-    assert outcomes(outcome.out) == {"uploaded": COUNT / 2, "failed": COUNT / 2}
-    service.calls.clear()
-    service.on_call = lambda _: NO_QUOTA
-    counts = assert_stopped(upload(*one_by_one), AGAIN)
-    assert counts["failed"] == len(service.calls) == 5
+def test_five_in_a_row_end_the_run_and_an_upload_between_them_does_not(day: Day) -> None:
+    one_by_one = ("--jobs", 1, "--retries", 0)
+    steps = itertools.cycle([None, NO_QUOTA])
+    day.service.on_call = lambda _: next(steps)
+    assert outcomes(day.run(*one_by_one).out) == {"uploaded": COUNT / 2, "failed": COUNT / 2}
+    day.service.calls.clear()
+    day.service.on_call = lambda _: NO_QUOTA
+    counts = assert_stopped(day.run(*one_by_one), AGAIN)
+    assert counts["failed"] == len(day.service.calls) == 5
 
 
-def test_rejections_are_no_outage(upload: Run, service: StandIn, words: Words, calls: Path) -> None:
-    service.on_call = lambda _: REJECTED
-    outcome = upload(*words, "--audio-path", calls)
+def test_rejections_are_no_outage(day: Day) -> None:
+    day.service.on_call = lambda _: REJECTED
+    outcome = day.run()
     assert (outcome.code, outcomes(outcome.out)) == (65, {"rejected": COUNT})
 
 
-def test_the_tries_of_a_recording_end_in_time(
-    upload: Run, words: Words, calls: Path, waits: Waits
-) -> None:
-    waits(attempts_limit=0.5)
-    endpoint = ("--endpoint", f"localhost:{closed_port()}")
+def test_the_tries_of_a_recording_end_in_time(day: Day, waits: Waits) -> None:
+    waits(attempts_limit=0.3, backoff_limit=0.5)
+    endpoint = f"localhost:{closed_port()}"
     started_s = time.monotonic()
-    outcome = upload(*words, *endpoint, "--retries", 100, "--audio-path", calls / "00.wav")
+    outcome = day.run("--endpoint", endpoint, "--retries", 100, over=day.first)
     assert time.monotonic() - started_s < 8
     assert outcome.code == AGAIN
 
@@ -200,71 +194,62 @@ def test_the_tries_of_a_recording_end_in_time(
 
 
 @pytest.mark.parametrize("step", [MUTE, DOWN], ids=["mute", "refusing"])
-def test_cron_through_a_long_outage(
-    upload: Run, service: StandIn, words: Words, ledger: Path, calls: Path, step: Step
-) -> None:
-    service.on_call = lambda _: step
-    words = (*words, "--ledger", ledger, "--retries", 1, "--audio-path", calls)
+def test_cron_through_a_long_outage(day: Day, step: Step) -> None:
+    day.service.on_call = lambda _: step
     spent = []
-    for _ in range(7):
-        outcome = upload(*words, "--timeout", 0.15)
-        assert outcome.code in (AGAIN, UNKNOWN)
-        spent.append(states(ledger).total())
+    for _ in range(4):
+        assert day.remember("--retries", 1, "--timeout", 0.15).code in (AGAIN, UNKNOWN)
+        spent.append(day.states().total())
     assert spent[0] <= UNKNOWN_LIMIT
     assert all(after - before <= 2 for before, after in itertools.pairwise(spent)), spent
-    service.on_call = lambda _: None
-    unknown = states(ledger)["unknown"]
-    assert outcomes(upload(*words, "--timeout", 10).out)["uploaded"] == COUNT - unknown
-    assert states(ledger) == {
-        "uploaded": COUNT - unknown,
-        **({"unknown": unknown} if unknown else {}),
-    }
-    sent = len(service.calls)
-    outcome = upload(*not_quiet(words))
-    *lines, summary = outcome.err.splitlines()
-    assert len(lines) == outcome.err.count("--retry-unknown") == unknown
+    day.service.on_call = lambda _: None
+    unknown = day.states()["unknown"]
+    assert outcomes(day.remember("--timeout", 10).out)["uploaded"] == COUNT - unknown
+    assert day.states() == +collections.Counter(uploaded=COUNT - unknown, unknown=unknown)
+    sent = len(day.service.calls)
+    *lines, summary = day.remember(quiet=False).err.splitlines()
+    assert len(lines) == str(lines).count("--retry-unknown") == unknown
     assert f"{unknown} unknown" in summary
-    assert len(service.calls) == sent
+    assert len(day.service.calls) == sent
 
 
-def test_recordings_that_always_fail_hold_up_no_other(
-    upload: Run, service: StandIn, words: Words, ledger: Path, calls: Path
-) -> None:
+def test_recordings_that_always_fail_hold_up_no_other(day: Day) -> None:
     """Two failures end a run that begins in doubt: these two, the first by name, must go last."""
-    always = [calls / "00.wav", calls / "01.wav"]
+    always = [day.folder / "00.wav", day.folder / "01.wav"]
     for path in always:
         path.with_suffix(".json").write_text('{"language": "xx"}')
     refuse_some = At(metadata=lambda call: NO_QUOTA if call.fields["language"] == "xx" else None)
-    service.on_call = lambda _: refuse_some
-    words = (*words, "--ledger", ledger, "--retries", 0)
-    upload(*words, "--audio-path", *always)
-    assert states(ledger) == {"failed": 2}
-    upload(*words, "--audio-path", calls)
-    assert states(ledger) == {"failed": 2, "uploaded": COUNT - 2}
+    day.service.on_call = lambda _: refuse_some
+    for path in always:
+        day.remember("--retries", 0, over=path)
+    assert day.states() == {"failed": 2}
+    day.remember("--retries", 0)
+    assert day.states() == {"failed": 2, "uploaded": COUNT - 2}
 
 
-def test_in_doubt_one_goes_first(
-    upload: Run, service: StandIn, words: Words, ledger: Path, calls: Path
-) -> None:
-    words = (*words, "--ledger", ledger, "--retries", 0, "--audio-path")
-    service.script.append(NO_QUOTA)
-    assert upload(*words, calls / "00.wav").code == AGAIN
+@pytest.fixture
+def in_doubt(day: Day) -> Day:
+    """Have a run fail, so that the next one begins in doubt."""
+    day.service.script.append(NO_QUOTA)
+    assert day.remember("--retries", 0, over=day.first).code == AGAIN
+    return day
+
+
+def test_in_doubt_one_goes_first(in_doubt: Day) -> None:
+    calls = in_doubt.service.calls
     under_way: list[int] = []
 
     def step(arrived: Call) -> Step:
-        under_way.append(sum(not call.outcome for call in service.calls if call is not arrived))
+        under_way.append(sum(not call.outcome for call in calls if call is not arrived))
         return Delay(0.05 if under_way[1:] else 0.3)
 
-    service.on_call = step
-    assert upload(*words, calls).code == 0
+    in_doubt.service.on_call = step
+    assert in_doubt.remember("--retries", 0).code == 0
     assert under_way[:2] == [0, 0], "the first was not alone"
     assert max(under_way) == JOBS - 1, "the others should go side by side"
 
 
-def test_in_doubt_a_refusal_on_its_way_is_waited_for(
-    upload: Run, service: StandIn, words: Words, ledger: Path, calls: Path,
-    waits: Waits,
-) -> None:  # fmt: skip
+def test_in_doubt_a_refusal_on_its_way_is_waited_for(in_doubt: Day, waits: Waits) -> None:
     """Without that it would come after the half-close, and make a short recording unknown."""
     waits(refusal=2)
 
@@ -272,11 +257,8 @@ def test_in_doubt_a_refusal_on_its_way_is_waited_for(
         time.sleep(0.2)
         return DOWN
 
-    words = (*words, "--timeout", 10, "--ledger", ledger, "--retries", 0, "--audio-path")
-    service.script.append(NO_QUOTA)
-    assert upload(*words, calls / "00.wav").code == AGAIN
-    service.on_call = step
-    outcome = upload(*not_quiet(words), calls)
+    in_doubt.service.on_call = step
+    outcome = in_doubt.remember("--retries", 0, "--timeout", 10, quiet=False)
     assert outcome.code == AGAIN
     assert outcomes(outcome.out, outcome.err) == {"failed": 2, "not tried": COUNT - 2}
 
@@ -284,9 +266,7 @@ def test_in_doubt_a_refusal_on_its_way_is_waited_for(
 # --- A quota -------------------------------------------------------------------------
 
 
-def test_a_quota_delays_and_loses_nothing(
-    upload: Run, service: StandIn, words: Words, calls: Path, waits: Waits
-) -> None:
+def test_a_quota_delays_and_loses_nothing(day: Day, waits: Waits) -> None:
     """A token bucket: ten calls at once, then 60 a second."""
     waits(backoff=0.1)
     tokens, filled_s = 10.0, time.monotonic()
@@ -300,18 +280,16 @@ def test_a_quota_delays_and_loses_nothing(
         tokens -= 1
         return None
 
-    service.on_call = step
-    outcome = upload(*words, "--audio-path", calls)
+    day.service.on_call = step
+    outcome = day.run()
     assert (outcome.code, outcomes(outcome.out)) == (0, {"uploaded": COUNT})
-    refused = sum(call.outcome.startswith("RESOURCE_EXHAUSTED") for call in service.calls)
+    refused = sum(call.outcome.startswith("RESOURCE_EXHAUSTED") for call in day.service.calls)
     assert 0 < refused < 0.65 * COUNT
 
 
-def test_a_used_up_quota_holds_the_other_workers(
-    upload: Run, service: StandIn, words: Words, calls: Path, waits: Waits
-) -> None:
+def test_a_used_up_quota_holds_the_other_workers(day: Day, waits: Waits) -> None:
     waits(backoff=0.5)
-    (calls / "00.json").write_text('{"language": "xx"}')
+    day.first.with_suffix(".json").write_text('{"language": "xx"}')
     seen: list[str] = []
 
     def refuse_once(call: Call) -> Step:
@@ -319,8 +297,8 @@ def test_a_used_up_quota_holds_the_other_workers(
         seen.append(language)
         return NO_QUOTA if language == "xx" and seen.count("xx") == 1 else None
 
-    service.on_call = lambda _: At(metadata=refuse_once)
-    assert upload(*words, "--audio-path", calls).code == 0
+    day.service.on_call = lambda _: At(metadata=refuse_once)
+    assert day.run().code == 0
     first, again = (index for index, language in enumerate(seen) if language == "xx")
     # What was under way, and what begins just when the pause is over.
     assert again - first <= 3 * JOBS
@@ -329,110 +307,102 @@ def test_a_used_up_quota_holds_the_other_workers(
 # --- Signals -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_signal_leaves_nothing_unknown(
-    service: StandIn, words: Words, calls: Path, name: str
-) -> None:
-    service.on_call = lambda _: Delay(2)
-    with start(*arguments(service, *words, "--timeout", 10, "--audio-path", calls)) as process:
-        wait_for(lambda: len(service.talks) >= JOBS)
-        process.send_signal(signal.Signals[name])
+def interrupt(process: subprocess.Popen[str], name: str) -> Outcome:
+    """Send a signal, and wait for the end."""
+    process.send_signal(signal.Signals[name])
+    try:
         out, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
     assert process.returncode == 128 + signal.Signals[name]
-    counts = outcomes(out, err)
-    assert counts["uploaded"] == len(service.talks) >= JOBS
+    assert "Traceback" not in err
+    return Outcome(process.returncode, out, err)
+
+
+def test_a_signal_leaves_nothing_unknown(day: Day) -> None:
+    day.service.on_call = lambda _: Delay(1)
+    with day.start("--timeout", 10) as process:
+        wait_for(lambda: len(day.service.talks) >= JOBS)
+        outcome = interrupt(process, "SIGHUP")
+    counts = outcomes(outcome.out, outcome.err)
+    assert counts["uploaded"] == len(day.service.talks) >= JOBS
     assert sum(counts.values()) == COUNT
-    assert counts["unknown"] == 0 and counts["not tried"] >= COUNT - 2 * JOBS
-    last = err.splitlines()[-1]
-    assert name in last and "0 unknown" in last and f"{counts['not tried']} not tried" in last
+    assert counts["unknown"] == 0 and counts["not tried"] >= COUNT - 3 * JOBS
+    last = outcome.err.splitlines()[-1]
+    assert "SIGHUP" in last and "0 unknown" in last and f"{counts['not tried']} not tried" in last
 
 
-def test_a_signal_ends_the_hashing_of_a_large_file(
-    service: StandIn, words: Words, ledger: Path, tmp_path: Path
-) -> None:
+def test_a_signal_ends_the_hashing_of_a_large_file(day: Day, tmp_path: Path) -> None:
     large = tmp_path / "large.mp3"
     large.write_bytes((b"\xff\xfb\x90\xc0" + bytes(413)) * 3)
     os.truncate(large, 200_000_000_000)  # A hole: reading it takes minutes.
-    with start(*arguments(service, *words, "--ledger", ledger, "--audio-path", large)) as process:
-        wait_for(Path(f"{ledger}-wal").exists)
+    with day.start("--ledger", day.ledger, over=large) as process:
+        wait_for(Path(f"{day.ledger}-wal").exists)
         time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=10)
-    assert process.returncode == 128 + signal.SIGINT
+        outcome = interrupt(process, "SIGINT")
     # Not left by its workers, that is.
-    assert sum(outcomes(out, err).values()) == 1 and not service.calls
+    assert sum(outcomes(outcome.out, outcome.err).values()) == 1 and not day.service.calls
 
 
-def test_a_copy_does_not_wait_for_a_row_that_will_not_change(
-    service: StandIn, upload: Run, words: Words, ledger: Path, calls: Path, waits: Waits
-) -> None:
+def test_a_copy_does_not_wait_for_a_row_that_will_not_change(day: Day, waits: Waits) -> None:
     """The result of the first cannot be written, so the ledger has it as under way for ever."""
-    waits(ledger_lock=0.5)
-    first, copy = calls / "00.wav", calls / "copy.wav"
-    copy.write_bytes(first.read_bytes())
-    service.script.append(Delay(1))
-    begin_ledger(str(ledger))
+    waits(ledger_lock=0.3)
+    calls = day.folder.with_name("two")
+    calls.mkdir()
+    for name in ("00.wav", "copy.wav"):
+        (calls / name).write_bytes(day.first.read_bytes())
+    day.service.script.append(Delay(1))
+    begin_ledger(str(day.ledger))
     is_over = threading.Event()
 
     def hold() -> None:
-        with ledgers.locked(ledger):
+        with ledgers.locked(day.ledger):
             is_over.wait(20)
 
-    also = ("--timeout", 10, "--ledger", ledger)
-    with when(lambda: service.talks, hold):
-        outcome = upload(*words, *also, "--audio-path", first, copy)
+    with when(lambda: day.service.talks, hold):
+        outcome = day.remember("--timeout", 10, over=calls)
         is_over.set()
-    [talk_id] = service.talks
+    [talk_id] = day.service.talks
     assert outcome.code == CONFIG
     assert f"uploaded as {talk_id}, but the ledger could not record it" in outcome.err
     assert outcome.err.count("another program, or it is on a network file system") == 1
     assert outcomes(outcome.out, outcome.err)["unknown"] == 1
 
 
-def test_a_hangup_that_is_ignored_stops_nothing(
-    service: StandIn, words: Words, calls: Path
-) -> None:
-    service.script.append(Delay(0.3))
-    given = arguments(service, *words, "--audio-path", calls / "00.wav")
-    with start(*given, under=("nohup",)) as process:
-        wait_for(lambda: service.talks)
+def test_a_hangup_that_is_ignored_stops_nothing(day: Day) -> None:
+    day.service.script.append(Delay(0.3))
+    with day.start(over=day.first, under=("nohup",)) as process:
+        wait_for(lambda: day.service.talks)
         process.send_signal(signal.SIGHUP)
         out, _ = process.communicate(timeout=10)
     assert (process.returncode, outcomes(out)) == (0, {"uploaded": 1})
 
 
-@pytest.mark.parametrize("names", [("SIGINT",), ("SIGTERM", "SIGTERM")], ids=" ".join)
-def test_a_signal_while_the_ledgers_disk_hangs(
-    service: StandIn, words: Words, ledger: Path, calls: Path, names: tuple[str, ...]
-) -> None:
+def test_a_signal_while_the_ledgers_disk_hangs(day: Day) -> None:
     """A bug that once was: the program waited for a lock that is held during a sync."""
-    service.on_call = lambda _: Slow(4_000)
-    given = arguments(service, *words, "--ledger", ledger, "--audio-path", calls, "--timeout", 10)
-    with start(*given) as process, contextlib.ExitStack() as undo:
-        undo.callback(process.kill)
-        wait_for(lambda: service.calls)
-        undo.enter_context(ledgers.locked(ledger))
-        time.sleep(0.6)
-        started_s = time.monotonic()
-        for name in names:
-            process.send_signal(signal.Signals[name])
-            time.sleep(0.05)
-        out, err = process.communicate(timeout=10)
+    day.service.on_call = lambda _: Slow(4_000)
+    with day.start("--ledger", day.ledger, "--timeout", 10) as process:
+        wait_for(lambda: day.service.calls)
+        with ledgers.locked(day.ledger):
+            time.sleep(0.6)
+            started_s = time.monotonic()
+            outcome = interrupt(process, "SIGINT")
     assert time.monotonic() - started_s < 4
-    assert process.returncode == 128 + signal.Signals[names[0]]
-    assert "Traceback" not in err
-    service.wait_until_idle()
-    named = {talk_id for line in out.splitlines() for talk_id in json.loads(line)["talk_ids"]}
-    assert {talk["talk_id"] for talk in stored_talks(service.store)} == named
+    day.service.wait_until_idle()
+    results = map(json.loads, outcome.out.splitlines())
+    named = {talk_id for result in results for talk_id in result["talk_ids"]}
+    assert {talk["talk_id"] for talk in stored_talks(day.service.store)} == named
 
 
-def test_a_signal_while_nobody_reads_stdout(service: StandIn, words: Words, calls: Path) -> None:
-    with start(*arguments(service, *words, "--audio-path", calls)) as process:
-        assert process.stdout
+def test_a_signal_while_nobody_reads_stdout(day: Day) -> None:
+    with day.start() as process:
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
-        wait_for(lambda: len(service.talks) > JOBS)
-        time.sleep(1)
-        assert len(service.talks) < COUNT, "the pipe is not full"
+        wait_for(lambda: len(day.service.talks) > JOBS)
+        arrived = -1
+        while arrived < len(day.service.talks):
+            arrived = len(day.service.talks)
+            time.sleep(0.4)
+        assert arrived < COUNT, "the pipe is not full"
         process.send_signal(signal.SIGTERM)
         try:
             assert process.wait(timeout=6) == 128 + signal.SIGTERM
@@ -441,7 +411,7 @@ def test_a_signal_while_nobody_reads_stdout(service: StandIn, words: Words, call
 
 
 def test_a_disk_that_hangs_at_open_ends_with_the_timeout(
-    upload: Run, words: Words, calls: Path, monkeypatch: pytest.MonkeyPatch
+    day: Day, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = upload_grpc.read_chunks
 
@@ -452,7 +422,7 @@ def test_a_disk_that_hangs_at_open_ends_with_the_timeout(
 
     monkeypatch.setattr(upload_grpc, "read_chunks", hang)
     started_s = time.monotonic()
-    outcome = upload(*words, "--audio-path", calls, "--retries", 1)
+    outcome = day.run("--retries", 1)
     assert time.monotonic() - started_s < 10
     assert (outcome.code, outcomes(outcome.out)) == (75, {"failed": 1, "uploaded": COUNT - 1})
 
@@ -460,42 +430,38 @@ def test_a_disk_that_hangs_at_open_ends_with_the_timeout(
 # --- A ledger that goes away ---------------------------------------------------------
 
 
-def test_a_ledger_that_is_moved_stops_the_run(
-    upload: Run, service: StandIn, words: Words, ledger: Path, calls: Path
-) -> None:
+def test_a_ledger_that_is_moved_stops_the_run(day: Day) -> None:
     """As logrotate does. What is past its commit point then is uploaded, and nothing else."""
-    moved = ledger.with_name("ledger.1")
+    moved = day.ledger.with_name("ledger.1")
 
     def move(_: Call) -> Step:
         with contextlib.suppress(FileNotFoundError):  # Another call was faster.
-            ledger.rename(moved)
+            day.ledger.rename(moved)
         return Delay(0.4)
 
-    service.on_call = lambda _: At(answer=move)
-    outcome = upload(*not_quiet(words), "--ledger", ledger, "--audio-path", calls)
+    day.service.on_call = lambda _: At(answer=move)
+    outcome = day.remember(quiet=False)
     assert outcome.code == CONFIG
     counts = outcomes(outcome.out, outcome.err)
-    assert 1 <= counts["uploaded"] == len(service.talks) <= JOBS
+    assert 1 <= counts["uploaded"] == len(day.service.talks) <= JOBS
     assert counts["not tried"] >= COUNT - 2 * JOBS
-    assert str(ledger) in outcome.err and f"{counts['not tried']} not tried" in outcome.err
+    assert str(day.ledger) in outcome.err and f"{counts['not tried']} not tried" in outcome.err
     assert "put it back" in outcome.err
-    moved.rename(ledger)  # Back to where its log still is.
-    assert states(ledger)["uploaded"] == len(service.talks)
+    moved.rename(day.ledger)  # Back to where its log still is.
+    assert day.states()["uploaded"] == len(day.service.talks)
 
 
-def test_a_ledger_that_is_moved_in_the_end_is_noticed(
-    upload: Run, service: StandIn, words: Words, ledger: Path, calls: Path
-) -> None:
-    service.script.append(At(answer=lambda _: ledger.unlink()))
-    outcome = upload(*words, "--ledger", ledger, "--audio-path", calls / "00.wav")
+def test_a_ledger_that_is_moved_in_the_end_is_noticed(day: Day) -> None:
+    day.service.script.append(At(answer=lambda _: day.ledger.unlink()))
+    outcome = day.remember(over=day.first)
     assert (outcome.code, outcomes(outcome.out)) == (CONFIG, {"uploaded": 1})
     [line] = outcome.err.splitlines()
-    assert str(ledger) in line
+    assert str(day.ledger) in line
 
 
-def test_a_device_is_no_ledger(upload: Run, service: StandIn, words: Words, calls: Path) -> None:
-    outcome = upload(*words, "--ledger", "/dev/null", "--audio-path", calls)
-    assert (outcome.code, outcome.out, service.calls) == (CONFIG, "", [])
+def test_a_device_is_no_ledger(day: Day) -> None:
+    outcome = day.run("--ledger", "/dev/null")
+    assert (outcome.code, outcome.out, day.service.calls) == (CONFIG, "", [])
     [line] = outcome.err.splitlines()
     assert "/dev/null" in line and "regular file" in line
     assert glob.glob("/dev/null*") == ["/dev/null"]

@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,11 +21,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest import KEY, ROOT, SCRIPT, Outcome, make_wav
+from conftest import KEY, ROOT, SAMPLE, SCRIPT, Outcome, begin_ledger, make_wav, own_clock
 from encoders import FFMPEG, sound
 from fault_proxy import HttpProxy
 from picture import make_calls
 from stand_in import Fail, StandIn
+from test_command import run
 
 import upload_grpc
 
@@ -73,7 +73,7 @@ SET_UP = block("sh", "Cron")
 FIRST_RUN = block("sh", "Cron", 1).splitlines()
 CRONTAB = block("crontab", "Cron").splitlines()
 CRON_VARIABLES = dict(line.split("=") for line in CRONTAB[:3])
-UPLOAD, REPORT = (re.fullmatch(r"((?:\S+ ){5}) (.*)", line) for line in CRONTAB[3:])
+UPLOAD, REPORT = (line.split(maxsplit=5)[5] for line in CRONTAB[3:])
 
 
 class Machine:
@@ -85,25 +85,20 @@ class Machine:
         self.calls = root / "var/calls"
         self.ledger = root / "var/lib/speechsense/ledger.sqlite"
         self.log = self.ledger.with_name("uploaded.log")
-        folders = "var/calls", "var/lib", "etc", "opt", "tmp", "usr/local/bin", "mnt/pbx", "later"
+        folders = "var/calls", "var/lib", "etc", "opt", "tmp", "usr/local/bin", "mnt/pbx"
         for folder in folders:
             (root / folder).mkdir(parents=True)
         (root / "opt/upload_grpc").symlink_to(ROOT)
         (root / "usr/local/bin/ffmpeg").symlink_to(FFMPEG)
-        self.set_clock(AHEAD_S)
+        clock, self.ahead_s = own_clock(root / "later", AHEAD_S)
         self.environment = {
             "https_proxy": proxy.url,
             "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(service.ca_file),
-            "PYTHONPATH": str(root / "later"),
+            **clock,
             "PATH": f"{root}/usr/local/bin:{os.environ['PATH']}",
             "TZ": CRON_VARIABLES["TZ"],
         }
         assert self.run(SET_UP, stdin=f"{KEY}\n") == Outcome(0, "", "")
-
-    def set_clock(self, ahead_s: float) -> None:
-        (self.root / "later/sitecustomize.py").write_text(
-            f"import time\nnow = time.time\ntime.time = lambda: now() + {ahead_s}\n"
-        )
 
     def call(self, name: str, fields: Mapping[str, object] | None = None) -> Path:
         """Make a recording, and its JSON if fields are given."""
@@ -119,33 +114,22 @@ class Machine:
         names = "opt|etc|var|mnt|tmp|usr/local/bin"
         return re.sub(rf"(?<![\w/.}}])/(?=({names})/)", f"{self.root}/", text)
 
-    def run(self, text: str, stubs: str = STUBS, stdin: str = "") -> Outcome:
+    def run(self, text: str, stdin: str = "") -> Outcome:
         """Run a script with this folder as the root of every absolute path in it."""
-        finished = subprocess.run(
-            ["sh", "-c", f"{stubs}\n{self.here(text)}"],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            env={**os.environ, **self.environment},
-            cwd=self.root,
-            timeout=60,
-            check=False,
-        )
-        return Outcome(finished.returncode, finished.stdout, finished.stderr)
-
-    def by_hand(self) -> Outcome:
-        """Make the first run, which begins the ledger."""
-        return self.run(FIRST_RUN[1])
+        environment = {**os.environ, **self.environment}
+        script = f"{STUBS}\n{self.here(text)}"
+        return run("sh", "-c", script, input=stdin, env=environment, cwd=self.root)
 
     def upload(self) -> Outcome:
         """Do what cron does every five minutes."""
-        assert UPLOAD
-        return self.run(UPLOAD[2])
+        return self.run(UPLOAD)
 
     def report(self) -> Outcome:
         """Do what cron does each morning."""
-        assert REPORT
-        return self.run(REPORT[2])
+        return self.run(REPORT)
+
+    def needs_attention(self) -> bool:
+        return upload_grpc.main(["--report", "--ledger", str(self.ledger)]) != 0
 
     def install(self, name: str, text: str) -> None:
         """Put a script where README has it."""
@@ -160,7 +144,7 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
+def new_machine(tmp_path: Path) -> Iterator[Machine]:
     names = ("api.speechsense.yandexcloud.net",)
     with (
         StandIn(tmp_path / "store", names=names) as service,
@@ -168,6 +152,13 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
         tempfile.TemporaryDirectory(prefix="m-") as root,  # A short path, for the report's lines.
     ):
         yield Machine(Path(root), service, proxy)
+
+
+@pytest.fixture
+def machine(new_machine: Machine) -> Machine:
+    """Return a machine with a ledger, as after the first run by hand."""
+    begin_ledger(str(new_machine.ledger))
+    return new_machine
 
 
 def normalized(text: str) -> list[str]:
@@ -186,21 +177,39 @@ def normalized(text: str) -> list[str]:
 # --- The first screens ------------------------------------------------------------------
 
 
-def test_the_first_upload(machine: Machine) -> None:
+GUIDE = r"""
+export API_KEY=demo-key
+python3 upload_grpc.py \
+   --audio-path audio_file \
+   --meta-path metadata_example.json \
+   --connection-id f3fsomeconnection \
+   --key ${API_KEY}
+"""
+
+
+def test_the_first_upload_and_the_guides_command(new_machine: Machine) -> None:
+    machine = new_machine
     made, exported, command, *result = block("console", "The first upload").splitlines()
     assert (made, exported) == ("$ make", "$ export API_KEY=...")
     machine.run("ln -s /opt/upload_grpc/upload_grpc.py /opt/upload_grpc/*.json .")
     make_wav(machine.root / "call.wav", 2_000)
+    shutil.copy(SAMPLE, machine.root / "audio_file")
     machine.environment["API_KEY"] = KEY
     # Not its path, which may begin like those that stand for the machine's.
     machine.environment["PYTHON_HERE"] = sys.executable
-    command = command.removeprefix("$ ").replace("python3", '"$PYTHON_HERE"')
-    for words in (command, f"{command} --key ${{API_KEY}}"):
-        outcome = machine.run(words)
-        assert normalized(outcome.out) == normalized("\n".join(result)) and outcome.code == 0
+    command = command.removeprefix("$ ")
+    for words in (command, f"{command} --key ${{API_KEY}}", GUIDE):
+        outcome = machine.run(words.replace("python3", '"$PYTHON_HERE"'))
+        assert (outcome.code, outcome.err) == (0, "")
+        assert normalized(outcome.out) == normalized("\n".join(result))
+    *_, talk = machine.service.talks.values()
+    assert (talk.connection_id, talk.method) == ("f3fsomeconnection", "UploadAsStream")
+    assert talk.fields["client_name"] == "Пётр Соколов"
+    assert talk.audio and talk.audio.read_bytes() == SAMPLE.read_bytes()
 
 
-def test_the_folder(machine: Machine) -> None:
+def test_the_folder(new_machine: Machine) -> None:
+    machine = new_machine
     command, *shown = block("console", "Folders and the ledger").splitlines()
     (machine.root / "calls").mkdir()
     for name in ("0914-anna", "0921-boris", "0930-vera"):
@@ -228,30 +237,31 @@ def test_the_example_of_metadata(tmp_path: Path) -> None:
 def test_the_crontab() -> None:
     assert [*CRON_VARIABLES] == ["MAILTO", "TZ", "CRON_TZ"]
     assert CRON_VARIABLES["TZ"] == CRON_VARIABLES["CRON_TZ"]
-    for line in (UPLOAD, REPORT):
+    for line in CRONTAB[3:]:
         # "%" is a line break to cron.
-        assert line and "%" not in line[2]
+        assert re.match(r"([\d*/]+ ){5}", line) and "%" not in line
 
 
-def test_what_is_made_once(machine: Machine) -> None:
-    key = machine.root / "etc/speechsense.key"
-    assert key.read_text() == f"{KEY}\n" and key.stat().st_mode & 0o777 == 0o600
-    assert json.loads((machine.root / "etc/speechsense.json").read_text()) == {"language": "ru-RU"}
-
-
-def test_the_first_email_proves_that_cron_can_send_one(machine: Machine) -> None:
-    machine.call("a.wav", {})
-    outcome = machine.upload()
+def test_what_is_made_once_and_the_first_email_that_proves_that_cron_can_send_one(
+    new_machine: Machine,
+) -> None:
+    etc = new_machine.root / "etc"
+    assert (etc / "speechsense.key").read_text() == f"{KEY}\n"
+    assert (etc / "speechsense.key").stat().st_mode & 0o777 == 0o600
+    assert json.loads((etc / "speechsense.json").read_text()) == {"language": "ru-RU"}
+    new_machine.call("a.wav", {})
+    outcome = new_machine.upload()
     assert outcome.code == os.EX_CONFIG and "missing, and --quiet begins none" in outcome.err
-    assert not machine.service.calls and not machine.ledger.exists()
+    assert not new_machine.service.calls and not new_machine.ledger.exists()
 
 
-def test_the_first_run_by_hand_and_those_of_cron(machine: Machine) -> None:
+def test_the_first_run_by_hand_and_those_of_cron(new_machine: Machine) -> None:
+    machine = new_machine
     for name in ("0914-anna.wav", "0921-boris.wav"):
         machine.call(name, {"operator_name": name})
     planned = machine.run(FIRST_RUN[0])
     assert planned.out.count("would be uploaded") == 2 and not machine.service.calls
-    assert "2 uploaded" in machine.by_hand().err
+    assert "2 uploaded" in machine.run(FIRST_RUN[1]).err
     assert machine.uploaded().keys() == {"0914-anna.wav", "0921-boris.wav"}
 
     machine.call("0930-vera.wav", {"operator_name": "Vera"})
@@ -265,40 +275,33 @@ def test_the_first_run_by_hand_and_those_of_cron(machine: Machine) -> None:
     fields = {"language": "ru-RU", "operator_name": "Vera"}
     assert machine.uploaded()["0930-vera.wav"] == fields
     assert machine.upload() == Outcome(0, "", "") and len(machine.service.calls) == 4
-
-
-def test_the_morning_report_of_a_good_day(machine: Machine) -> None:
-    machine.call("a.wav", {})
-    machine.by_hand()
-    machine.upload()
-    outcome = machine.report()
-    assert outcome.code == 0 and "Nothing needs attention." in outcome.out and outcome.err == ""
+    good_day = machine.report()
+    assert (good_day.code, good_day.err) == (0, "") and "Nothing needs attention." in good_day.out
 
 
 def test_the_ping_has_the_exit_code_of_the_report(machine: Machine) -> None:
     [ping] = re.findall(r"`(; curl [^`]*)`", section("Cron"))
-    assert REPORT and "%" not in ping
-    machine.by_hand()
+    assert "%" not in ping
     machine.upload()
-    machine.run(REPORT[2] + ping)
+    machine.run(REPORT + ping)
     machine.call("a.wav", {})
     machine.service.script += [REJECTED]
     assert machine.upload().code == os.EX_DATAERR
-    machine.run(REPORT[2] + ping)
+    machine.run(REPORT + ping)
     pings = (machine.root / "pings").read_text().splitlines()
     assert [ping.rpartition("/")[2] for ping in pings] == ["0", "65"]
 
 
 def test_the_report_that_is_shown(machine: Machine) -> None:
     command, *shown = block("console", "Is everything uploaded?").splitlines()
-    assert REPORT and command == f"$ {REPORT[2]}"
+    assert command == f"$ {REPORT}"
     yesterday = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
     for number in range(5):
         date = yesterday + datetime.timedelta(days=number // 3)
         machine.call(f"{number}.wav", {"date": date.isoformat()})
     lost = machine.call("0930-vera.wav")
-    machine.set_clock(2 * 3_600)  # It has waited too long for its JSON.
-    machine.by_hand()
+    machine.ahead_s.write_text(str(2 * 3_600))  # It has waited too long for its JSON.
+    machine.upload()
     lost.unlink()
     assert machine.upload().code == os.EX_NOINPUT
     machine.environment["COLUMNS"] = "100"  # As paths are longer here.
@@ -311,38 +314,25 @@ def test_the_report_that_is_shown(machine: Machine) -> None:
 # --- Unknown recordings -----------------------------------------------------------------
 
 
-@pytest.fixture
-def unknown(machine: Machine) -> Machine:
-    """Return a machine with a recording that is unknown, and was said to be."""
-    machine.by_hand()
-    machine.call("0930-vera.wav", {})
-    machine.service.script += [LOST]
-    outcome = machine.upload()
-    assert outcome.code == os.EX_PROTOCOL and "may or may not exist" in outcome.err
-    return machine
-
-
 @needs_sqlite3
-def test_an_unknown_recording_that_is_in_the_console(unknown: Machine) -> None:
-    note, _ = block("sh", "Unknown recordings").splitlines()
-    assert unknown.run(note) == Outcome(0, "1\n", "")
-    assert unknown.upload() == Outcome(0, "", "")
-    outcome = unknown.report()
-    assert outcome.code == 0 and "Nothing needs attention." in outcome.out
-
-
-def test_an_unknown_recording_that_is_not_in_the_console(unknown: Machine) -> None:
-    _, again = block("sh", "Unknown recordings").splitlines()
-    outcome = unknown.run(again)
-    assert outcome.code == 0 and outcome.out.startswith("Dialog ID: ")
-    assert unknown.upload() == Outcome(0, "", "")
+def test_an_unknown_recording_is_in_the_console_or_it_is_not(machine: Machine) -> None:
+    it_is_there, it_is_not = block("sh", "Unknown recordings").splitlines()
+    for command, said in ((it_is_there, r"1\n"), (it_is_not, r"Dialog ID: \w+\n")):
+        call = machine.call("0930-vera.wav", {})
+        make_wav(call, 2_000, seed=len(command))
+        machine.service.script += [LOST]
+        outcome = machine.upload()
+        assert outcome.code == os.EX_PROTOCOL and "may or may not exist" in outcome.err
+        outcome = machine.run(command)
+        assert outcome.code == 0 and re.fullmatch(said, outcome.out)
+        assert machine.upload() == Outcome(0, "", "")
+    assert not machine.needs_attention()
 
 
 def test_the_script_looks_for_unknown_recordings(machine: Machine) -> None:
     [options] = re.findall(r"`(--lookup-key [^`]*)`", section("Unknown recordings"))
     script = machine.root / "usr/local/bin/upload-calls"
     script.write_text(script.read_text().replace("--audio-path", f"{options} --audio-path"))
-    machine.by_hand()
     machine.call("0930-vera.wav", {})
     machine.service.script += [LOST]
     assert machine.upload() == Outcome(os.EX_PROTOCOL, "", "")
@@ -368,12 +358,11 @@ OUTGOING = {
     "direction_outgoing": "true",
     "language": "ru-RU",
 }
-INCOMING = {
+INCOMING = OUTGOING | {
     "date": "2026-03-17T14:06:30+03:00",
     "operator_id": "102",
     "client_id": "79167654321",
     "direction_outgoing": "false",
-    "language": "ru-RU",
 }
 NAMES = (
     "out-79161234567-101-20260317-140530-1773745530.42.wav",
@@ -388,9 +377,7 @@ def test_json_files_from_a_cdr_table(machine: Machine) -> None:
     for name in NAMES:
         machine.call(name)
     (machine.calls / "cdr.csv").write_text(CDR)
-    machine.by_hand()
-    outcome = machine.run(command)
-    assert outcome == Outcome(0, "", "")
+    assert machine.run(command) == Outcome(0, "", "")
     without = machine.ledger.with_name("without-recording").read_text()
     assert without == "1773745610.11: no recording in-gone.wav\n"
     written = {path: path.stat().st_ctime_ns for path in machine.calls.glob("*.json*")}
@@ -406,26 +393,24 @@ def test_fields_from_file_names(machine: Machine) -> None:
     machine.install("names-to-json", block("python", "Fields from file names"))
     for name in (*NAMES, "greeting.wav"):
         machine.call(name)
-    machine.by_hand()
     for _ in range(2):
         assert machine.run("names-to-json /var/calls +03:00") == Outcome(0, "", "")
     machine.upload()
     assert machine.uploaded() == dict(zip(NAMES, (OUTGOING, INCOMING), strict=True))
 
 
-@pytest.mark.parametrize("announced_bytes", [90_000, 10, 0xFFFFFFFF])
-def test_a_broken_wav(machine: Machine, announced_bytes: int) -> None:
-    path = machine.call("call.wav", {})
-    make_wav(path, 40_000)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:40] + announced_bytes.to_bytes(4, "little") + whole[44:])
-    machine.by_hand()
-    if announced_bytes != 0xFFFFFFFF:
-        assert machine.upload().code == os.EX_DATAERR
-    assert machine.run(block("sh", "A broken WAV")) == Outcome(0, "", "")
-    assert machine.upload() == Outcome(0, "", "")
-    [talk] = machine.service.talks.values()
-    assert talk.audio and talk.audio.read_bytes()[-40_000:] == whole[44:]
+def test_a_broken_wav(machine: Machine) -> None:
+    for announced_bytes in (90_000, 10, 0xFFFFFFFF):
+        path = machine.call("call.wav", {})
+        make_wav(path, 40_000, seed=announced_bytes)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:40] + announced_bytes.to_bytes(4, "little") + whole[44:])
+        if announced_bytes != 0xFFFFFFFF:  # What a recorder writes while it goes on.
+            assert machine.upload().code == os.EX_DATAERR
+        assert machine.run(block("sh", "A broken WAV")) == Outcome(0, "", "")
+        assert machine.upload() == Outcome(0, "", "")
+        *_, talk = machine.service.talks.values()
+        assert talk.audio and talk.audio.read_bytes()[-40_000:] == whole[44:]
 
 
 @pytest.mark.skipif(not shutil.which("rclone"), reason="no rclone: apt-get install rclone")
@@ -441,7 +426,6 @@ def test_recordings_in_object_storage(machine: Machine) -> None:
         call = make_wav(bucket / name, 2_000)
         call.with_suffix(".json").write_text("{}")
         os.utime(call, (time.time() - age_s,) * 2)
-    machine.by_hand()
     line = block("sh", "Recordings in Object Storage")
     outcome = machine.run(line)
     assert outcome.code == 0 and outcome.out.count("new.wav: Dialog ID: ") == 1
@@ -450,50 +434,47 @@ def test_recordings_in_object_storage(machine: Machine) -> None:
 
 
 def test_a_read_only_share(machine: Machine) -> None:
+    refresh = block("sh", "A read-only share")
     share = machine.root / "mnt/pbx/2026-03-17"
     share.mkdir()
     make_wav(share / "call.wav", 2_000)
-    machine.by_hand()
     for _ in range(2):
-        assert machine.run(block("sh", "A read-only share")).code in (0, 1)
+        assert machine.run(refresh).code in (0, 1)
     link = machine.calls / "2026-03-17/call.wav"
     assert link.is_symlink()
     link.with_suffix(".json").write_text("{}")
     assert machine.upload() == Outcome(0, "", "") and len(machine.service.talks) == 1
     assert [path.name for path in share.iterdir()] == ["call.wav"]
     (share / "call.wav").unlink()
-    machine.run(block("sh", "A read-only share"))
-    assert not link.is_symlink() and machine.upload() == Outcome(0, "", "")
     make_wav(share / "another.wav", 2_000)
-    machine.run(block("sh", "A read-only share"))
+    machine.run(refresh)
+    assert not link.is_symlink()
     share.parent.rename(share.parent.with_name("gone"))
-    machine.run(block("sh", "A read-only share"))
+    machine.run(refresh)
     outcome = machine.upload()
-    assert outcome.code == os.EX_NOINPUT and "another.wav: cannot be read" in outcome.err
+    [line] = outcome.err.splitlines()
+    assert outcome.code == os.EX_NOINPUT and "another.wav: cannot be read" in line
 
 
 @needs_sqlite3
-@pytest.mark.parametrize("kind", ["no audio", "rejected"])
-def test_a_problem_nobody_wants_to_see(machine: Machine, kind: str) -> None:
-    machine.by_hand()
+def test_a_problem_nobody_wants_to_see(machine: Machine) -> None:
     machine.call("other.wav", {})
-    machine.upload()
-    call = machine.call("0947-gleb.wav", {})
-    if kind == "rejected":
-        machine.service.script += [REJECTED]
-    else:
-        call.write_bytes(b"")
-    assert machine.upload().code == os.EX_DATAERR
-    assert machine.run(block("sh", "A problem nobody wants to see")) == Outcome(0, "", "")
-    assert machine.upload() == Outcome(0, "", "")
-    outcome = machine.report()
-    assert outcome.code == 0 and "Nothing needs attention." in outcome.out
+    for kind in ("no audio", "rejected"):
+        call = machine.call("0947-gleb.wav", {})
+        if kind == "no audio":
+            call.write_bytes(b"")
+        else:
+            machine.service.script += [REJECTED]
+        assert machine.upload().code == os.EX_DATAERR
+        assert machine.run(block("sh", "A problem nobody wants to see")) == Outcome(0, "", "")
+        assert machine.upload() == Outcome(0, "", "")
+        assert not machine.needs_attention()
 
 
 @needs_sqlite3
 def test_moving_what_is_uploaded(machine: Machine) -> None:
     machine.call("a b.wav", {})
-    machine.by_hand()
+    machine.upload()
     machine.call("rejected.wav", {})
     machine.service.script += [REJECTED]
     machine.upload()
@@ -511,7 +492,6 @@ def test_moving_what_is_uploaded(machine: Machine) -> None:
 @needs_sqlite3
 def test_a_ledger_from_a_backup(machine: Machine) -> None:
     [backup] = re.findall(r"`(sqlite3 ledger\.sqlite [^`]*)`", section("Folders and the ledger"))
-    machine.by_hand()
     machine.call("before.wav", {})
     machine.upload()
     assert machine.run(f"cd /var/lib/speechsense && {backup}") == Outcome(0, "", "")
@@ -538,14 +518,12 @@ def test_the_units_do_what_the_crontab_does(machine: Machine) -> None:
         for name, text in units().items()
     }
     upload, report = settings["upload-calls.service"], settings["report-calls.service"]
-    assert UPLOAD and REPORT
-    assert f"timeout 6h {upload['ExecStart']}" in UPLOAD[2] and upload["TimeoutStartSec"] == "6h"
-    assert report["ExecStart"] == REPORT[2] and report["OnFailure"] in settings
+    assert f"timeout 6h {upload['ExecStart']}" in UPLOAD and upload["TimeoutStartSec"] == "6h"
+    assert report["ExecStart"] == REPORT and report["OnFailure"] in settings
     passing = (os.EX_DATAERR, os.EX_NOINPUT, os.EX_TEMPFAIL, os.EX_PROTOCOL)
     assert upload["SuccessExitStatus"].split() == [str(code) for code in passing]
     for service in (upload, report):
         assert service["Environment"] == f"TZ={CRON_VARIABLES['TZ']}"
-    machine.by_hand()
     machine.call("a.wav", {})
     assert machine.run(upload["ExecStart"]).code == 0 and len(machine.service.talks) == 1
 
@@ -556,19 +534,14 @@ def test_systemd_understands_the_units(machine: Machine) -> None:
     folder.mkdir()
     for name, text in units().items():
         (folder / name).write_text(re.sub("User=.*\n", "", machine.here(text)))
-    finished = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", *map(str, folder.iterdir())],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert finished.returncode == 0
-    assert not [line for line in finished.stderr.splitlines() if "-calls" in line]
+    outcome = run("systemd-analyze", "verify", "--man=no", *folder.iterdir())
+    assert outcome.code == 0
+    assert not [line for line in outcome.err.splitlines() if "-calls" in line]
 
 
-def test_the_container(machine: Machine) -> None:
+def test_the_container(new_machine: Machine) -> None:
     """The image is not built; its script is run as `docker run` would, with what it mounts."""
+    machine = new_machine
     machine.install(
         "docker",
         '#!/bin/sh\nif [ "$1" = build ]; then cat >Dockerfile; exit; fi\n'
@@ -625,48 +598,34 @@ def test_every_block_is_run() -> None:
 # --- The demo ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep", ["", "1"])
-def test_the_demo_takes_a_recording_and_tidies_up(tmp_path: Path, keep: str) -> None:
+def run_demo(call: Path, keep: str, code: int) -> tuple[str, list[Path]]:
+    """Run it; return what it prints, and what is left of what it stored."""
+    temporary = call.with_name("tmp")
+    temporary.mkdir(exist_ok=True)
+    environment = {**os.environ, "TMPDIR": str(temporary), "DEMO_KEEP": keep}
+    outcome = run(sys.executable, ROOT / "tests/demo.py", call, env=environment)
+    assert outcome.code == code
+    return outcome.out, [*temporary.iterdir()]
+
+
+def test_the_demo_takes_a_recording_and_tidies_up(tmp_path: Path) -> None:
     call = make_wav(tmp_path / "two words.wav", 2_000)
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    finished = subprocess.run(
-        [sys.executable, ROOT / "tests/demo.py", call],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TMPDIR": str(temporary), "DEMO_KEEP": keep},
-        timeout=60,
-        check=True,
-    )
-    assert f"{call.stat().st_size:,} bytes of audio, the same as '{call}'" in finished.stdout
-    assert [path.read_bytes() == call.read_bytes() for path in temporary.glob("*/*.audio")] == (
-        [True] if keep else []
-    )
-    assert len([*temporary.iterdir()]) == len(keep)
+    said, left = run_demo(call, keep="", code=0)
+    assert f"{call.stat().st_size:,} bytes of audio, the same as '{call}'" in said
+    assert left == []
 
 
 def test_the_demo_takes_a_folder_and_keeps_what_arrived_whatever_the_exit_code(
     tmp_path: Path,
 ) -> None:
-    calls, temporary = tmp_path / "calls", tmp_path / "tmp"
+    calls = tmp_path / "calls"
     (calls / "below").mkdir(parents=True)
-    temporary.mkdir()
-    for path in (calls / "a.wav", calls / "below/b.wav"):
-        make_wav(path, 2_000)
-    for code in (0, 65):
-        finished = subprocess.run(
-            [sys.executable, ROOT / "tests/demo.py", calls],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "TMPDIR": str(temporary), "DEMO_KEEP": "1"},
-            timeout=60,
-            check=False,
-        )
-        assert finished.returncode == code
-        assert finished.stdout.count("bytes of audio, the same as") == 2
-        assert "What it stored is in " in finished.stdout
-        (calls / "broken.wav").write_bytes(b"RIFF")
-    assert len([*temporary.iterdir()]) == 2
+    call = make_wav(calls / "below/a.wav", 2_000)
+    (calls / "broken.wav").write_bytes(b"RIFF")
+    said, [kept] = run_demo(calls, keep="1", code=65)
+    assert said.count("bytes of audio, the same as") == 1
+    assert f"What it stored is in {kept}" in said
+    assert [path.read_bytes() for path in kept.glob("*.audio")] == [call.read_bytes()]
 
 
 # --- What README says of the program ----------------------------------------------------
@@ -706,28 +665,35 @@ def code_of(node: ast.expr) -> int | None:
     return getattr(os, node.attr, None) if isinstance(node, ast.Attribute) else None
 
 
+# Which argument of a call is the cause of an error, and its exit code if the call has none.
+CAUSES: dict[str, tuple[int, int | None]] = {
+    "Meaning": (2, None),
+    "data_error": (1, 65),
+    "config_error": (1, 78),
+    "LedgerError": (2, 78),
+    "cls": (2, 78),
+    "warn": (2, 0),
+}
+
+
 def error_of(call: ast.Call) -> tuple[int | None, ast.expr] | None:
     """Return the exit code and the cause of what a call says is wrong."""
     name = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
-    words = [
-        word
-        for each in call.args
-        for word in (
-            each.value.elts
-            if isinstance(each, ast.Starred) and isinstance(each.value, ast.Tuple)
-            else [each]
-        )
-    ]
     if name == "_replace":
         causes = [each.value for each in call.keywords if each.arg == "cause"]
         return (None, causes[0]) if causes else None
-    if name == "Meaning" and len(words) > 2:
-        return code_of(words[0]), words[2]
-    if name in ("data_error", "config_error"):
-        return {"data_error": 65, "config_error": 78}[name], words[1]
-    if name == "LedgerError" or (name == "cls" and len(words) > 3):
-        return code_of(words[4]) if len(words) > 4 else 78, words[2]
-    return (0, words[2]) if name == "warn" and len(words) > 2 else None
+    words: list[ast.expr] = []
+    for each in call.args:
+        inner = each.value if isinstance(each, ast.Starred) else each
+        words += inner.elts if isinstance(inner, ast.Tuple) else [each]
+    place, code = CAUSES.get(name, (0, None))
+    if not 0 < place < len(words):
+        return None
+    if name == "Meaning":
+        code = code_of(words[0])
+    elif code == 78 and len(words) > 4:
+        code = code_of(words[4])
+    return code, words[place]
 
 
 def errors_of_the_program() -> list[tuple[int | None, str]]:
@@ -855,12 +821,6 @@ def test_the_picture_shows_what_the_program_prints(tmp_path: Path) -> None:
     assert rows[0] not in others and re.search(r"\d+%\|", bar)
     make_calls(tmp_path, bytes_per_mb=1_000)
     words = shlex.split(command.removeprefix("$ ./upload_grpc.py "))
-    finished = subprocess.run(
-        [sys.executable, SCRIPT, *words, "--dry-run"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    problem, _summary = finished.stderr.splitlines()
+    outcome = run(sys.executable, SCRIPT, *words, "--dry-run", cwd=tmp_path)
+    problem, _summary = outcome.err.splitlines()
     assert "".join(others) == problem

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,18 +14,19 @@ import grpc
 import pytest
 import trustme
 from conftest import (
-    AS_NOBODY_SPECIAL,
     SCRIPT,
     Outcome,
     Run,
     arguments,
-    before_command,
     make_wav,
     sha256,
     start,
     wait_for,
 )
-from stand_in import Delay, Fail, Freeze, StandIn, Step, stored_talks
+from stand_in import Call, Delay, Fail, Freeze, StandIn, Step, stored_talks
+from test_command import run
+
+import upload_grpc
 
 LOST = Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True)
 BUSY = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many at a time")
@@ -35,12 +35,6 @@ REFUSED = Fail(grpc.StatusCode.PERMISSION_DENIED, "not you")
 NO_CONNECTION = Fail(grpc.StatusCode.NOT_FOUND, "no such connection")
 
 pytestmark = pytest.mark.usefixtures("waits")
-
-JSON_KEYS = {
-    *("schema_version", "path", "outcome", "talk_id", "talk_ids", "badge_id", "error"),
-    *("exit_code", "request_id", "bytes", "seconds", "attempts", "description"),
-    *("operation_id", "found_id", "time"),
-}
 
 
 def make_wavs(folder: Path, *names: str, size_bytes: int = 2_000) -> list[Path]:
@@ -123,10 +117,11 @@ def test_one_file_named_several_times_is_one_dialog(
     assert "hard.wav" in outcome.err
 
 
-def test_what_cannot_be_read_is_reported_and_the_others_go(
-    upload: Run, service: StandIn, folder: Path
-) -> None:
+def test_bad_ones_are_reported_and_the_others_go(upload: Run, folder: Path) -> None:
     good = make_wavs(folder, *(f"good{number}.wav" for number in range(4)))
+    (folder / "no audio.wav").write_text("no recording")
+    (folder / "short.wav").write_bytes(good[0].read_bytes()[:1_000])
+    make_wav(folder / "no json.wav").with_suffix(".json").write_text("{")
     (folder / "gone.wav").symlink_to("nowhere.wav")
     (folder / "round.wav").symlink_to("round.wav")
     os.mkfifo(folder / "fifo.wav")  # Nobody ever writes to it.
@@ -137,26 +132,30 @@ def test_what_cannot_be_read_is_reported_and_the_others_go(
         above, deep = deep, os.open("d" * 255, os.O_RDONLY, dir_fd=deep)
         os.close(above)
     os.close(deep)
-    # A regular file that can be opened, and of which no byte can be read.
-    broken = "/sys/class/net/lo/speed"
-    outcome = upload("--audio-path", broken, folder, folder / "missing.wav")
-    assert outcome.code == os.EX_NOINPUT
-    bad = ("gone.wav", "round.wav", "fifo.wav", "missing.wav", "d" * 255, broken)
+    named = {
+        "missing.wav": "No such file or directory",
+        "good0.wav/below": "Not a directory",
+        "a\0b": "null",
+        # A regular file that can be opened, and of which no byte can be read.
+        "/sys/class/net/lo/speed": "cannot be read",
+    }
+    bad = named | {
+        "no audio.wav": "not a recording in a known format",
+        "short.wav": "truncated or still being recorded",
+        "no json.wav": "not JSON",
+        "gone.wav": "No such file or directory",
+        "round.wav": "Too many levels of symbolic links",
+        "fifo.wav": "not a regular file",
+        "d" * 255: "File name too long",
+    }
+    outcome = upload("--audio-path", *(folder / name for name in named), folder)
+    assert outcome.code == os.EX_DATAERR
     *lines, _ = outcome.err.splitlines()
-    for name in bad:
-        assert sum(name in line for line in lines) == 1
+    for name, reason in bad.items():
+        [line] = [line for line in lines if name.replace("\0", r"\x00") in line]
+        assert reason in line
     assert sorted(dialog_ids(outcome.out)) == list(map(str, good))
     assert summary(outcome.err) == {"uploaded": len(good), "failed": len(bad)}
-
-
-def test_a_folder_that_may_not_be_read_is_named(service: StandIn, folder: Path) -> None:
-    [call, _] = make_wavs(folder, "call.wav", "closed/other.wav")
-    (folder / "closed").chmod(0)
-    words = arguments(service, "--audio-path", folder)
-    with start(*words, under=before_command(AS_NOBODY_SPECIAL)) as process:
-        out, err = process.communicate(timeout=20)
-    assert (process.returncode, list(dialog_ids(out))) == (os.EX_NOINPUT, [str(call)])
-    assert f"upload_grpc: {folder}/closed: cannot be read: Permission denied; " in err
 
 
 def test_young_files_are_left_out(
@@ -167,11 +166,15 @@ def test_young_files_are_left_out(
     One dated far ahead by a wrong clock is as old as any; a little ahead it may be new.
     """
     now_s = time.time()
-    paths = make_wavs(folder, "ahead.wav", "new.wav", "old.wav", "year_ahead.wav")
+    # Without a JSON of their own, which would be young as well.
+    names = ("ahead.wav", "new.wav", "old.wav", "year_ahead.wav")
+    paths = [make_wav(folder / name, 2_000) for name in names]
+    (folder / "fields.json").write_text("{}")
     for path, age_s in zip(paths, (-1000, -970, 3600, -365 * 86_400), strict=True):
         os.utime(path, (now_s - age_s,) * 2)
     paths[1].write_bytes(b"RIFF, and the recorder is not done yet")
-    words = ("--min-age", "10m", "--audio-path", folder)
+    common = ("--meta-path", folder / "fields.json", "--audio-path")
+    words = ("--min-age", "10m", *common, folder)
     assert upload(*words, "--quiet") == Outcome(os.EX_OK, "", "")
     assert "0 uploaded" in upload(*words).err and "4 waiting" in upload(*words).err
     os.utime(paths[1], (now_s + 970,) * 2)
@@ -179,53 +182,44 @@ def test_young_files_are_left_out(
     outcome = upload(*words, "--quiet")
     assert (outcome.code, outcome.err) == (os.EX_OK, "")
     assert sorted(dialog_ids(outcome.out)) == [str(paths[2]), str(paths[3])]
-    words = ("--min-age", "600", "--audio-path", paths[1])
+    words = ("--min-age", "600", *common, paths[1])
     assert upload(*words, "--quiet") == Outcome(os.EX_OK, "", "")
     assert "new.wav" in upload(*words, "--verbose").err
 
 
-NAMES = [
-    *(b"not utf-8 \xff\xfe.wav", "Звонок №1.wav".encode(), b"two  spaces .wav", b"--key=x.wav"),
-    *(b"'$(id)' `id` \\.wav", b"x" * 251 + b".wav", b".hidden.wav"),
-    *(b"new\nline.wav", b"\x1b[31mred\r.wav"),
-]
-# Bytes are shown as they are, control characters are not.
-SHOWN = {NAMES[-2]: b"new\\x0aline.wav", NAMES[-1]: b"\\x1b[31mred\\x0d.wav"}
+# The names of files, and how they are shown: bytes as they are, control characters not.
+NAMES = {
+    name: name
+    for name in (
+        *("not utf-8 \udcff\udcfe.wav", "Звонок №1.wav", "two  spaces .wav", "--key=x.wav"),
+        *("'$(id)' `id` \\.wav", "x" * 251 + ".wav", ".hidden.wav", "-rf 100% {}.wav"),
+    )
+}
+NAMES |= {"new\nline.wav": r"new\x0aline.wav", "\x1b[31mred\r.wav": r"\x1b[31mred\x0d.wav"}
 
 
+@pytest.mark.parametrize("environment", [{}, {"LC_ALL": "C"}, {"LC_ALL": "C.UTF-8"}], ids=str)
 @pytest.mark.parametrize("named", [False, True], ids=["found", "named"])
-def test_any_name_will_do(service: StandIn, folder: Path, named: bool) -> None:
+def test_any_name_will_do_also_under_cron(
+    service: StandIn, folder: Path, ledger: Path, named: bool, environment: dict[str, str]
+) -> None:
     for number, name in enumerate(NAMES):
-        make_wav(folder / "new.wav", 2_000, seed=number).rename(folder / os.fsdecode(name))
-    words = [sys.executable, str(SCRIPT), *arguments(service, "--ledger", folder / "ledger")]
-    paths = [b"./" + name for name in NAMES] if named else [b"."]
-    command: list[str | bytes] = [*words, "--audio-path", *paths]
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=30, check=False)
-    assert done.returncode == os.EX_OK, done.stderr
-    ids = {talk["sha256"]: talk["talk_id"].encode() for talk in stored_talks(service.store)}
-    expected = set()
-    for name in NAMES:
-        digest = sha256(folder / os.fsdecode(name))
-        expected.add(b"./" + SHOWN.get(name, name) + b": Dialog ID: " + ids.pop(digest))
-    assert ids == {}
-    assert set(done.stdout.splitlines()) == expected
+        make_wav(folder / "new.wav", 2_000, seed=number).rename(folder / name)
+    paths = [f"./{name}" for name in NAMES] if named else ["."]
+    words = arguments(service, "--ledger", ledger, "--verbose", "--audio-path", *paths)
+    given = {"cwd": folder, "env": {**os.environ, **environment}}
+    outcome = run(sys.executable, SCRIPT, *words, **given)
+    ids = {talk.sha256: talk.talk_id for talk in service.talks.values()}
+    assert dialog_ids(outcome.out) == {
+        f"./{shown}": ids[sha256(folder / name)] for name, shown in NAMES.items()
+    }
+    again = run(sys.executable, SCRIPT, *words, "--format", "json", **given)
+    assert (outcome.code, again.code) == (os.EX_OK, os.EX_OK)
+    in_json = {json.loads(line)["path"] for line in again.out.splitlines()}
+    assert in_json == {f"./{name}" for name in NAMES}
 
 
 # --- What stops the run, and what does not -------------------------------------------
-
-
-def test_bad_ones_never_stop_the_good_ones(upload: Run, service: StandIn, folder: Path) -> None:
-    good = make_wavs(folder, *(f"good{number}.wav" for number in range(5)))
-    (folder / "a bad.wav").write_text("no recording")
-    (folder / "good5.wav").write_bytes(good[0].read_bytes()[:1_000])
-    make_wav(folder / "good6.wav").with_suffix(".json").write_text("{")
-    outcome = upload("--audio-path", folder, folder / "missing.wav")
-    assert outcome.code == os.EX_DATAERR
-    assert sorted(dialog_ids(outcome.out)) == list(map(str, good))
-    assert len(service.talks) == len(good)
-    for name in ("a bad.wav", "good5.wav", "good6.wav", "missing.wav"):
-        assert f"{folder / name}: " in outcome.err
-    assert summary(outcome.err) == {"uploaded": 5, "failed": 4}
 
 
 @pytest.mark.parametrize(
@@ -264,16 +258,19 @@ def test_good_recordings_before_the_key_is_refused_are_reported(
     assert summary(outcome.err) == {"uploaded": 2, "failed": 1, "not tried": 3}
 
 
-def test_jobs_go_side_by_side(service: StandIn, folder: Path) -> None:
+def test_jobs_go_side_by_side(upload: Run, service: StandIn, folder: Path) -> None:
     make_wavs(folder, *(f"{number}.wav" for number in range(7)))
-    service.script += [Delay(0.3)] * 3
-    peaks = set()
-    with start(*arguments(service, "--jobs", 3, "--audio-path", folder)) as process:
-        while process.poll() is None:
-            peaks.add(sum(not call.outcome for call in service.calls))
-            time.sleep(0.002)
-        assert len(dialog_ids(process.communicate()[0])) == len(service.talks) == 7
-    assert (process.returncode, max(peaks)) == (os.EX_OK, 3)
+    under_way: list[int] = []
+
+    def step(_: Call) -> Step:
+        under_way.append(sum(not call.outcome for call in service.calls))
+        wait_for(lambda: len(service.calls) >= 3)
+        return None
+
+    service.on_call = step
+    outcome = upload("--jobs", 3, "--audio-path", folder)
+    assert (outcome.code, len(dialog_ids(outcome.out)), len(service.talks)) == (os.EX_OK, 7, 7)
+    assert max(under_way) == 3
 
 
 # --- What is said --------------------------------------------------------------------
@@ -282,28 +279,14 @@ def test_jobs_go_side_by_side(service: StandIn, folder: Path) -> None:
 def test_results_appear_as_they_come(service: StandIn, folder: Path) -> None:
     make_wavs(folder, "1.wav", "2.wav", "3.wav")
     service.script += [None, None, Freeze()]
-    with start(*arguments(service, "--jobs", 1, "--audio-path", folder)) as process:
+    words = arguments(service, "--jobs", 1, "--timeout", 20, "--retries", 0, "--audio-path", folder)
+    with start(*words, env={"PYTHONUNBUFFERED": ""}) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(2)]
+        wait_for(lambda: len(service.calls) == 3)
+        assert not service.calls[2].outcome, "they came at the end"
         process.kill()
     assert list(dialog_ids("".join(lines)).values()) == list(service.talks)[:2]
-
-
-def test_the_last_line_counts_and_quiet_leaves_the_failures(
-    upload: Run, service: StandIn, folder: Path, tmp_path: Path
-) -> None:
-    words = ("--jobs", 1, "--retries", 0, "--audio-path", folder, "--ledger", tmp_path / "ledger")
-    make_wavs(folder, "1.wav")
-    assert upload(*words, "--quiet").err == ""
-    make_wavs(folder, *(f"{number}.wav" for number in range(2, 7)))
-    service.script += [None, LOST, BUSY, REJECTED]
-    outcome = upload(*words)
-    assert outcome.code == os.EX_PROTOCOL
-    assert summary(outcome.err) == {"uploaded": 2, "already there": 1, "failed": 2, "unknown": 1}
-    assert len(dialog_ids(outcome.out)) == 2
-    quiet = upload(*words, "--quiet").err.splitlines()
-    assert [line for line in quiet if "/3.wav: " in line or "/5.wav: " in line] == quiet
-    assert len(quiet) == 2
 
 
 def test_json_is_one_object_a_recording_whatever_became_of_it(
@@ -317,6 +300,8 @@ def test_json_is_one_object_a_recording_whatever_became_of_it(
     service.script += [BUSY, None, LOST, BUSY, BUSY, REJECTED]
     outcome = upload(*words, "--audio-path", folder, folder / "7.wav")
     assert outcome.code == os.EX_PROTOCOL
+    counts = {"uploaded": 1, "already there": 1, "failed": 4, "unknown": 1}
+    assert summary(outcome.err) == counts
     lines = [json.loads(line) for line in outcome.out.splitlines()]
     results = {Path(result["path"]).name: result for result in lines}
     assert len(results) == len(lines)
@@ -334,8 +319,9 @@ def test_json_is_one_object_a_recording_whatever_became_of_it(
     }
     request_ids = {call.client_request_id for call in service.calls}
     for name, result in results.items():
-        assert set(result) == JSON_KEYS
+        assert result.keys() == lines[0].keys()  # README has them: see test_readme.py.
         assert result["schema_version"] == 1
+        assert abs(time.time() - upload_grpc.seconds_of(result["time"])) < 60
         assert bool(result["error"]) == (result["exit_code"] != 0), name
         assert (result["talk_id"] in service.talks) == (result["exit_code"] == 0), name
         if name in ("2.wav", "3.wav", "4.wav", "5.wav"):
@@ -399,22 +385,19 @@ def test_a_signal_leaves_no_dialog_without_a_line(service: StandIn, folder: Path
 
 
 @pytest.mark.parametrize(
-    "line",
-    ['"$@" >/dev/full', '"$@" | true; exit ${PIPESTATUS[0]}', 'exec "$@" >&-'],
-    ids=["full", "closed pipe", "closed"],
+    ("line", "output"),
+    [('"$@" >/dev/full', "text"), ('"$@" | true; exit ${PIPESTATUS[0]}', "json")],
+    ids=["full disk", "broken pipe"],
 )
 def test_dialog_ids_that_cannot_be_printed_are_on_stderr(
-    service: StandIn, folder: Path, line: str
+    service: StandIn, folder: Path, line: str, output: str
 ) -> None:
     make_wavs(folder, *(f"{number:02}.wav" for number in range(30)))
     service.script += [Delay(0.2)]  # Time for `true` to end.
-    words = arguments(service, "--jobs", "1", "--audio-path", folder)
-    done = subprocess.run(
-        ["bash", "-c", line, "bash", sys.executable, str(SCRIPT), *words],
-        stderr=subprocess.PIPE, text=True, timeout=30, check=False,
-    )  # fmt: skip
-    assert done.returncode == os.EX_IOERR
-    assert "stdout" in done.stderr and "Traceback" not in done.stderr
+    words = arguments(service, "--jobs", "1", "--quiet", "--format", output, "--audio-path", folder)
+    done = run("bash", "-c", line, "bash", sys.executable, SCRIPT, *words)
+    assert (done.code, done.out) == (os.EX_IOERR, "")
+    assert "stdout cannot be written" in done.err and "Traceback" not in done.err
     for talk in stored_talks(service.store):
-        assert f"Dialog ID: {talk['talk_id']}" in done.stderr
+        assert talk["talk_id"] in done.err
     assert len(service.talks) < 30, "it goes on sending though nobody hears of it"
