@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-import signal
 import time
 from pathlib import Path
 
@@ -13,26 +10,9 @@ import grpc
 import ledgers
 import pytest
 from conftest import Run, Waits, make_wav
-from stand_in import At, Fail, StandIn
+from stand_in import Fail, StandIn
 
 NO_QUOTA = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "quota")
-
-
-def test_an_update_that_works_is_no_sign_that_uploads_do(
-    upload: Run, service: StandIn, tmp_path: Path, ledger: Path
-) -> None:
-    folder = tmp_path / "calls"
-    folder.mkdir()
-    first = make_wav(folder / "0.wav", 3_000)
-    first.with_suffix(".json").write_text('{"a": "b"}')
-    words = ("--audio-path", folder, "--ledger", ledger, "--retries", 0, "--quiet")
-    assert upload(*words).code == 0
-    make_wav(folder / "1.wav", 3_000)
-    first.with_suffix(".json").write_text('{"a": "changed"}')
-    service.on_call = lambda call: None if call.method == "Upload" else NO_QUOTA
-    assert upload(*words, "--update-metadata").code == 75
-    assert [talk.fields["a"] for talk in service.talks.values()] == ["changed"]
-    assert "outage" in [problem["cause"] for problem in ledgers.problems(ledger)]
 
 
 @pytest.mark.parametrize(
@@ -63,44 +43,6 @@ def test_a_date_of_nowhere_is_uploaded_as_it_is(
     for form in ("text", "json", "csv"):
         outcome = upload("--report", "--ledger", ledger, "--format", form)
         assert outcome.code == 0 and "Traceback" not in outcome.err
-
-
-def test_what_would_be_left_out_is_not_said_to_be_not_tried(
-    upload: Run, service: StandIn, tmp_path: Path, ledger: Path
-) -> None:
-    """In an outage: neither what is old, nor what was rejected or is unknown."""
-    folder = tmp_path / "calls"
-    folder.mkdir()
-    words = ("--audio-path", folder, "--ledger", ledger, "--retries", 0, "--jobs", 1)
-    make_wav(folder / "y.wav", 3_000, seed=99)
-    make_wav(folder / "z.wav", 3_000, seed=98)
-    service.script += [
-        Fail(grpc.StatusCode.INVALID_ARGUMENT, "refused"),
-        Fail(grpc.StatusCode.INTERNAL, "lost", after_bytes=None),
-    ]
-    assert upload(*words).code == 76
-    for number in range(40):
-        call = make_wav(folder / f"{number:02}.wav", 3_000, seed=number)
-        if number > 10:
-            os.utime(call, (1, 1))
-    ahead_s = time.time() + 30 * 86_400  # As the ctime of those is of now.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(time, "time", lambda: ahead_s)
-        for number in range(11):
-            os.utime(folder / f"{number:02}.wav", (ahead_s, ahead_s))
-        service.on_call = lambda _: NO_QUOTA
-        day = datetime.date.fromtimestamp(ahead_s - 7 * 86_400)
-        outcome = upload(*words, "--since", day)
-    assert "2 failed" in outcome.err and ", 9 not tried" in outcome.err
-
-
-def test_a_run_that_a_signal_ends_is_noted_with_its_exit_code(
-    upload: Run, service: StandIn, tmp_path: Path, ledger: Path
-) -> None:
-    call = make_wav(tmp_path / "call.wav", 3_000)
-    service.script.append(At(answer=lambda _: os.kill(os.getpid(), signal.SIGTERM)))
-    assert upload("--audio-path", call, "--ledger", ledger).code == 143
-    assert [run["exit_code"] for run in ledgers.runs(ledger)] == [143]
 
 
 def test_a_wait_for_a_split_holds_up_nothing_in_a_run_that_begins_half_open(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import datetime
 import fcntl
 import glob
 import itertools
@@ -263,6 +264,22 @@ def test_in_doubt_a_refusal_on_its_way_is_waited_for(in_doubt: Day, waits: Waits
     assert outcomes(outcome.out, outcome.err) == {"failed": 2, "not tried": COUNT - 2}
 
 
+def test_what_would_be_left_out_is_not_said_to_be_not_tried(day: Day) -> None:
+    """Neither what is older than --since, nor what was rejected or is unknown."""
+    new = [make_wav(day.folder / f"{name}.wav", 1_600, seed=ord(name)) for name in "yz"]
+    day.service.script += [REJECTED, Fail(grpc.StatusCode.INTERNAL, "lost")]
+    assert day.remember("--jobs", 1, "--retries", 0, over=new[0]).code == 65
+    assert day.remember("--jobs", 1, "--retries", 0, over=new[1]).code == UNKNOWN
+    ahead_s = time.time() + 30 * 86_400  # As the ctime of all of them is of today.
+    for number in range(11):
+        os.utime(day.folder / f"{number:02}.wav", (ahead_s, ahead_s))
+    since = datetime.date.fromtimestamp(ahead_s - 7 * 86_400)
+    day.service.on_call = lambda _: NO_QUOTA
+    outcome = day.remember("--jobs", 1, "--retries", 0, "--since", since, quiet=False)
+    assert outcomes(outcome.out, outcome.err)["failed"] == 2
+    assert ", 9 not tried" in outcome.err
+
+
 # --- A quota -------------------------------------------------------------------------
 
 
@@ -330,6 +347,12 @@ def test_a_signal_leaves_nothing_unknown(day: Day) -> None:
     assert counts["unknown"] == 0 and counts["not tried"] >= COUNT - 3 * JOBS
     last = outcome.err.splitlines()[-1]
     assert "SIGHUP" in last and "0 unknown" in last and f"{counts['not tried']} not tried" in last
+
+
+def test_a_run_that_a_signal_ends_is_noted_with_its_exit_code(day: Day) -> None:
+    day.service.script.append(At(answer=lambda _: os.kill(os.getpid(), signal.SIGTERM)))
+    assert day.remember(over=day.first).code == 128 + signal.SIGTERM
+    assert [run["exit_code"] for run in ledgers.runs(day.ledger)] == [128 + signal.SIGTERM]
 
 
 def test_a_signal_ends_the_hashing_of_a_large_file(day: Day, tmp_path: Path) -> None:
