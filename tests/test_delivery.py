@@ -282,22 +282,8 @@ def test_a_used_up_quota_is_no_dialog_wherever_it_comes(
     assert len(service.calls) == 3
 
 
-@pytest.mark.parametrize("retries", [0, 2])
-def test_tries_come_to_an_end_and_each_has_its_own_id(
-    line: Line, upload: Run, service: StandIn, retries: int
-) -> None:
-    service.script += [busy()] * 9
-    outcome = upload("--audio-path", line.short, "--retries", retries)
-    *pauses, last = outcome.err.splitlines()
-    assert (outcome.code, outcome.out, len(pauses)) == (AGAIN, "", retries)
-    for said in (*pauses, last):
-        assert str(line.short) in said and "busy" in said and "RESOURCE_EXHAUSTED" in said
-    assert len(set(line.ids)) == len(service.calls) == retries + 1
-    assert line.ids[-1] in last
-
-
-def test_between_tries_there_is_a_pause(
-    upload: Run, service: StandIn, call: Path, monkeypatch: pytest.MonkeyPatch
+def test_tries_come_to_an_end_each_with_its_own_id_after_a_pause(
+    line: Line, upload: Run, service: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = []
 
@@ -306,11 +292,22 @@ def test_between_tries_there_is_a_pause(
         return min(high, 0.1)
 
     monkeypatch.setattr(random, "uniform", longest)
-    service.script += [busy()] * 2
+    monkeypatch.setattr(upload_grpc, "BACKOFF_S", 0.5)
+    monkeypatch.setattr(upload_grpc, "BACKOFF_LIMIT_S", 3)
+    service.script += [busy()] * 9
     begun_s = time.monotonic()
-    assert upload("--quiet", "--audio-path", call).code == 0
-    assert time.monotonic() - begun_s >= 0.2
-    assert limits == [(0, 1), (0, 2)], "each pause may be twice as long as the one before"
+    outcome = upload("--audio-path", line.short, "--retries", 3)
+    assert time.monotonic() - begun_s >= 0.3
+    # Each pause may be twice as long as the one before, up to a limit.
+    assert limits == [(0, 1), (0, 2), (0, 3), (0, 3)]
+    *pauses, last = outcome.err.splitlines()
+    assert (outcome.code, outcome.out, len(pauses)) == (AGAIN, "", 3)
+    for said in (*pauses, last):
+        assert str(line.short) in said and "busy" in said and "RESOURCE_EXHAUSTED" in said
+    assert len(set(line.ids)) == len(service.calls) == 4
+    assert line.ids[-1] in last
+    only = upload("--audio-path", line.short, "--retries", 0)
+    assert (only.code, only.err.count("\n"), len(service.calls)) == (AGAIN, 1, 5)
 
 
 def test_tries_that_failed_keep_no_connection(line: Line, service: StandIn) -> None:

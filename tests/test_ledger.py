@@ -191,16 +191,20 @@ def test_renamed_moved_touched_or_copied_it_is_not_sent_again(
 
 
 @pytest.mark.parametrize("jobs", [1, 4])
-def test_two_names_for_one_content_are_one_dialog(
+def test_of_names_for_one_content_one_is_sent_a_run_until_there_is_a_dialog(
     remember: Run, service: StandIn, jobs: int
 ) -> None:
     paths = make_calls("a", "b", "c", seed=1)
-    for _ in range(2):
-        outcome = remember(*paths, "--jobs", jobs)
-        (talk_id,) = service.talks
+    service.script += [LOST, LOST]
+    for number in (1, 2):
+        assert remember(*paths, "--jobs", jobs, "--retry-unknown").code == os.EX_PROTOCOL
+        assert len(service.talks) == number
+    for words in (("--retry-unknown",), ()):
+        outcome = remember(*paths, "--jobs", jobs, *words)
+        talk_id = list(service.talks)[2]
         lines = [f"{path.absolute()}: Dialog ID: {talk_id}" for path in paths]
         assert (outcome.code, sorted(outcome.out.splitlines())) == (os.EX_OK, lines)
-    assert states(LEDGER) == ["uploaded"]
+    assert (len(service.talks), states(LEDGER)) == (3, ["uploaded"])
 
 
 @pytest.mark.parametrize(("step", "code"), [(REJECTED, 65), (LOST, 76), (BUSY, 75)])
@@ -220,17 +224,6 @@ def test_of_two_names_for_one_content_the_second_shares_its_failure_or_is_sent(
     assert "/a" in of_first and "b'" not in of_first and step.details in of_first
     assert "b.wav: " in of_second and ("sent again" if again else step.details) in of_second
     assert f"{1 if again else 0} uploaded" in summary
-
-
-@pytest.mark.parametrize("jobs", [1, 4])
-def test_of_two_names_for_one_unknown_content_one_is_sent_again(
-    remember: Run, service: StandIn, jobs: int
-) -> None:
-    paths = make_calls("a", "b", "c", seed=1)
-    service.script += [LOST, LOST]
-    assert remember(*paths, "--jobs", jobs).code == os.EX_PROTOCOL
-    assert remember(*paths, "--jobs", jobs, "--retry-unknown").code == os.EX_PROTOCOL
-    assert len(service.talks) == 2
 
 
 def test_a_file_that_is_replaced_by_a_device_fails_alone(remember: Run, service: StandIn) -> None:
@@ -263,30 +256,6 @@ def test_of_two_names_with_other_metadata_the_first_by_path_counts(
         assert re.fullmatch(r"\S+/calls/a.wav: Dialog ID: \w+\n", outcome.out)
         said = r"upload_grpc: \S+/b\.wav: not sent: same audio as \S+/a\.wav, .*--talk-id.*\n"
         assert re.fullmatch(said, outcome.err)
-
-
-def test_metadata_edited_after_the_upload_is_told_of(remember: Run, service: StandIn) -> None:
-    sidecar = CALL.with_suffix(".json")
-
-    def edit(text: str) -> None:
-        sidecar.write_text(text)
-        os.utime(sidecar, (time.time() + 60, time.time() + 60))
-
-    sidecar.write_text('{"client_name": "Boris"}')
-    done = remember(CALL)
-    edit('{"client_name": "Vera"}')
-    outcome = remember(CALL)
-    assert (outcome.code, outcome.out) == (os.EX_OK, done.out)
-    said = r"upload_grpc: \S+/call.wav: its metadata has changed .*--update-metadata\n"
-    assert re.fullmatch(said, outcome.err)
-    edit("{")
-    for words in ((), ("--quiet",)):  # With --quiet said once.
-        outcome = remember(CALL, *words)
-        assert outcome.code == os.EX_DATAERR and f"{sidecar.name}: not JSON" in outcome.err
-    assert remember(CALL, "--quiet") == Outcome(os.EX_DATAERR, "", "")
-    sidecar.write_text('{"client_name": "Boris"}')
-    assert remember(CALL, "--quiet") == done
-    assert len(service.calls) == 1
 
 
 def test_connections_are_kept_apart(remember: Run, service: StandIn) -> None:

@@ -192,17 +192,6 @@ def test_an_error_of_one_recording_holds_up_no_other(
     assert re.search(r"/b\.wav: cannot be read: no such number", outcome.err)
 
 
-def test_a_ledger_with_a_time_that_is_none_holds_up_no_other(
-    remember: Run, service: StandIn, folder: Path, ledger: Path
-) -> None:
-    for path in make_calls(folder, *"ab"):
-        path.with_suffix(".json").write_text("{}")
-    remember(folder)
-    ledgers.change(ledger, {"path": str(folder / "a.wav")}, updated_at="yesterday")
-    make_calls(folder, "c")
-    assert (remember(folder).code, len(service.talks)) == (OK, 3)
-
-
 def test_names_that_are_not_utf_8_hold_up_no_other(
     remember: Run, service: StandIn, folder: Path, ledger: Path
 ) -> None:
