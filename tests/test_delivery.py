@@ -196,6 +196,7 @@ def test_a_service_that_never_answers(line: Line, service: StandIn, way: Way) ->
 
 
 def test_one_freezes_while_others_move(upload: Run, service: StandIn, tmp_path: Path) -> None:
+    """What the kernel holds of one connection is no sign of life on another."""
     paths = [make_wav(tmp_path / f"{number}.wav", LONG_BYTES) for number in range(3)]
     service.script += [Freeze(300_000), Slow(8_000_000), Slow(8_000_000)]
     words = ("--jobs", 2, "--timeout", 0.4, "--retries", 0, "--format", "json")
@@ -464,12 +465,6 @@ def append(path: Path) -> None:
         file.write(bytes(1000))
 
 
-def overwrite(path: Path) -> None:
-    with open(path, "r+b") as file:
-        file.seek(-1000, os.SEEK_END)
-        file.write(b"\1" * 1000)
-
-
 def replace(path: Path) -> None:
     """Put another file in its place, as like as can be."""
     other = path.with_name("other")
@@ -492,7 +487,6 @@ def break_reading(path: Path, other: str) -> None:
 CHANGES: dict[str, Callable[[Path], Any]] = {
     "grew": append,
     "shrank": lambda path: os.truncate(path, LONG_BYTES // 2),
-    "overwritten": overwrite,
     "replaced": replace,
     "removed": os.unlink,
     "unreadable": lambda path: break_reading(path, "/"),  # A folder: EISDIR.

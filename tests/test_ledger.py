@@ -365,21 +365,6 @@ def test_a_dry_run_neither_makes_nor_changes_a_ledger(
 # --- Killed, at each state -----------------------------------------------------------
 
 
-def test_finishing_is_written_before_the_half_close_can_arrive(
-    remember: Run, service: StandIn
-) -> None:
-    """That it is on disk then is what test_power_cut.py shows."""
-    seen: list[str] = []
-
-    def look(_: Call) -> None:
-        seen.extend(row["request_id"] for row in rows(LEDGER) if row["state"] == "finishing")
-
-    service.on_call = lambda call: At(half_close=look)
-    remember(*make_calls(*map(str, range(20)), size_bytes=100_000))
-    assert len(service.talks) == 20
-    assert seen == [call.client_request_id for call in service.calls]
-
-
 # What the row of the first of two recordings says, where the command is killed, and after how
 # many calls.
 KILLED = [("sending", "metadata", 0), ("finishing", "answer", 0), ("uploaded", "metadata", 1)]

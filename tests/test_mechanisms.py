@@ -6,9 +6,7 @@ Each of these tests fails if what it is about is taken out of the program.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import select
 import signal
 import socket
 import ssl
@@ -263,27 +261,3 @@ def test_a_connection_that_stands_still_does_not_hold_up_the_end(
     failed, last = err.splitlines()
     assert f"{large}: the upload failed before it was complete" in failed
     assert "1 failed, 0 unknown, 1 not tried" in last
-
-
-def test_a_mute_service_is_given_up_beside_a_slow_line(
-    service: StandIn, large: Path, call: Path
-) -> None:
-    """What the kernel holds of one connection is no sign of life on another."""
-
-    def read_slowly(connection: PeerConnection) -> None:
-        while connection.take(100_000):
-            time.sleep(0.05)
-
-    words = ("--audio-path", large, call, "--timeout", 1, "--format", "json", "--quiet")
-    with contextlib.ExitStack() as undo:
-        peer = undo.enter_context(Peer(service.ca.issue_cert("localhost"), read_slowly))
-        given = arguments(service, *words, "--endpoint", peer.endpoint)
-        process = undo.enter_context(start(*given))
-        undo.callback(process.kill)
-        assert process.stdout
-        assert select.select([process.stdout], [], [], SOON_S)[0], "it was not given up"
-        result = json.loads(process.stdout.readline())
-        assert process.poll() is None
-        assert max(each.taken_bytes for each in peer.connections) < LARGE_BYTES
-    assert (result["path"], result["outcome"]) == (str(call), "unknown")
-    assert "no progress for 1 s" in result["error"]

@@ -25,6 +25,8 @@ import ledgers
 import pytest
 from conftest import (
     LONG_BYTES,
+    SINGLE,
+    STREAM,
     WAYS,
     Outcome,
     Run,
@@ -221,15 +223,12 @@ def nested(folder: Path) -> Iterator[Path]:
         yield folder
 
 
-@pytest.mark.parametrize("with_ledger", [False, True])
-def test_1200_nested_folders(
-    upload: Run, service: StandIn, nested: Path, ledger: Path, with_ledger: bool
-) -> None:
-    words = ("--ledger", ledger) if with_ledger else ()
-    outcome = upload("--audio-path", nested, "--format", "json", *words)
-    assert (outcome.code, len(service.talks)) == (OK, 2)
-    paths = sorted(json.loads(line)["path"] for line in outcome.out.splitlines())
-    assert paths == [f"{nested}{'/d' * 1_200}/deep.wav", f"{nested}/z.wav"]
+def test_1200_nested_folders(upload: Run, service: StandIn, nested: Path, ledger: Path) -> None:
+    for number, words in enumerate(((), ("--ledger", ledger)), 1):
+        outcome = upload("--audio-path", nested, "--format", "json", *words)
+        assert (outcome.code, len(service.talks)) == (OK, 2 * number)
+        paths = sorted(json.loads(line)["path"] for line in outcome.out.splitlines())
+        assert paths == [f"{nested}{'/d' * 1_200}/deep.wav", f"{nested}/z.wav"]
 
 
 @pytest.mark.parametrize("with_ledger", [False, True])
@@ -289,32 +288,29 @@ def test_a_long_path_does_not_hide_the_reason(upload: Run, folder: Path) -> None
     assert "not a recording in a known format" in outcome.err
 
 
-def test_ids_are_printed_and_kept_clean(
-    remember: Run, service: StandIn, call: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("stand_in._new_id", lambda: "an\x1b[2Jid\u202e")
-    monkeypatch.setattr(StandIn, "save", lambda *_: None)
-    outcome = remember(call)
-    assert (outcome.code, outcome.out) == (OK, "Dialog ID: an\\x1b[2Jid\\u202e\n")
-    assert ledgers.row(ledger)["talk_id"].isprintable()
-
-
-@pytest.mark.parametrize("words", [(), ("--single-message",), ("--split", "--wait")], ids=str)
-def test_a_blank_id_is_none(
-    remember: Run, service: StandIn, call: Path, ledger: Path, words: Way,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("words", "ids", "code", "said"),
+    [
+        (STREAM, ["an\x1b[2Jid\u202e"], OK, "Dialog ID: an\\x1b[2Jid\\u202e\n"),
+        (STREAM, [" "], UNKNOWN, "without an ID"),
+        (SINGLE, [" "], UNKNOWN, "without an ID"),
+        (("--split", "--wait"), ["badge", "operation", " ", "\t"], DATA, "result has no dialog"),
+    ],
+    ids=str,
+)
+def test_ids_are_printed_and_kept_clean_and_a_blank_one_is_none(
+    remember: Run, call: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch, words: Way,
+    ids: list[str], code: int, said: str,
 ) -> None:  # fmt: skip
-    ids = iter(["badge", "operation", " ", "\t"] if words[1:] else [" "])
-    monkeypatch.setattr("stand_in._new_id", lambda: next(ids))
+    new_ids = iter(ids)
+    monkeypatch.setattr("stand_in._new_id", lambda: next(new_ids))
     monkeypatch.setattr(StandIn, "save", lambda *_: None)
     outcome = remember(call, *words)
-    assert "Dialog ID" not in outcome.out
-    if words[1:]:
-        assert outcome.code == DATA and "its result has no dialog" in outcome.err
-    else:
-        assert (outcome.code, outcome.out) == (UNKNOWN, "")
-        assert "without an ID" in outcome.err
-        assert ledgers.states(ledger) == ["unknown"]
+    assert outcome.code == code and said in outcome.out + outcome.err
+    assert ("Dialog ID" in outcome.out) == (code == OK)
+    row = ledgers.row(ledger)
+    assert (row["talk_id"] or "").isprintable()
+    assert (row["state"] == "unknown") == (code == UNKNOWN)
 
 
 # --- One ledger, one file, begun by hand ----------------------------------------------
