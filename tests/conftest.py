@@ -66,6 +66,11 @@ def sha256(content: Path | bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def contents(service: StandIn) -> list[str]:
+    """Return the digests of the audio of all dialogs."""
+    return sorted(talk.sha256 for talk in service.talks.values())
+
+
 def make_wav(
     path: Path,
     size_bytes: int = 16_000,

@@ -36,15 +36,7 @@ from conftest import (
 )
 from fault_proxy import Fault, FaultProxy, HttpProxy
 from stand_in import At, Call, Fail, StandIn
-from test_mechanisms import (
-    END_HEADERS,
-    END_STREAM,
-    HEADERS,
-    LARGE_BYTES,
-    Peer,
-    PeerConnection,
-    header,
-)
+from test_mechanisms import LARGE_BYTES, Peer, PeerConnection, header
 from test_safety import in_a_namespace, is_root
 
 import upload_grpc
@@ -77,7 +69,7 @@ def test_a_page_before_the_last_byte(
 
     def answer(connection: PeerConnection) -> None:
         connection.take(100_000)
-        connection.send(1, HEADERS, END_HEADERS | END_STREAM, header(":status", status))
+        connection.end(header(":status", status))
         with contextlib.suppress(ValueError):  # Closed meanwhile.
             while connection.take(1):
                 pass

@@ -26,6 +26,7 @@ from conftest import (
     Run,
     arguments,
     before_command,
+    contents,
     make_wav,
     sha256,
     start,
@@ -63,11 +64,6 @@ def words_for(*paths_and_options: object) -> list[object]:
     """Return a command line with the ledger; paths are absolute, as the folder changes."""
     words = ["--ledger", LEDGER, "--jobs", 1, "--audio-path", *paths_and_options]
     return [word.absolute() if isinstance(word, Path) else word for word in words]
-
-
-def contents(service: StandIn) -> list[str]:
-    """Return the digests of the audio of all dialogs."""
-    return sorted(talk.sha256 for talk in service.talks.values())
 
 
 def make_calls(*names: str, size_bytes: int = 300_000, seed: int | None = None) -> list[Path]:

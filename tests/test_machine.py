@@ -26,7 +26,7 @@ from test_progress import on_terminal
 
 import upload_grpc
 
-OK, DATA, NO_INPUT, BUG, AGAIN, CONFIG = 0, 65, 66, 70, 75, 78
+OK, DATA, BUG, CONFIG = 0, 65, 70, 78
 __all__ = ["tree"]
 
 REJECTED = Fail(grpc.StatusCode.INVALID_ARGUMENT, "no such key in the connection")

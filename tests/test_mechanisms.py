@@ -163,9 +163,8 @@ class PeerConnection:
             kind, _, self._stream, _ = self.read_frame()
         self.called.set()
 
-    def refuse(self) -> None:
-        """Answer UNAVAILABLE."""
-        trailers = GRPC + header("grpc-status", "14")
+    def end(self, trailers: bytes) -> None:
+        """End the call with no more than these."""
         self.send(self._stream, HEADERS, END_HEADERS | END_STREAM, trailers)
 
     def take(self, size_bytes: int) -> bool:
@@ -240,7 +239,7 @@ def test_a_connection_that_stands_still_is_left_behind(
     """The service refused a call, and reads no more: gRPC's close() would wait for the write."""
     words = ("--audio-path", large, call, "--jobs", 1, "--retries", 1, "--quiet")
     with stuck(service, *words) as (process, proxy, connection):
-        connection.refuse()
+        connection.end(GRPC + header("grpc-status", "14"))  # UNAVAILABLE.
         out, err = process.communicate(timeout=SOON_S)
         assert len(proxy.connections) == 2
     assert (process.returncode, err) == (0, "")
