@@ -380,7 +380,10 @@ def command(service: StandIn) -> Run:
 
     def run(*words: object, **options: Any) -> Outcome:
         with start(*arguments(service, *words), **options) as process:
-            out, err = process.communicate(timeout=60)
+            try:
+                out, err = process.communicate(timeout=60)
+            finally:
+                process.kill()  # What hangs has not ended.
         return Outcome(process.returncode, out, err)
 
     return run
