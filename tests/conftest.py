@@ -66,6 +66,11 @@ def sha256(content: Path | bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def contents(service: StandIn) -> list[str]:
+    """Return the digests of the audio of all dialogs."""
+    return sorted(talk.sha256 for talk in service.talks.values())
+
+
 def make_wav(
     path: Path,
     size_bytes: int = 16_000,
@@ -389,7 +394,10 @@ def command(service: StandIn) -> Run:
 
     def run(*words: object, **options: Any) -> Outcome:
         with start(*arguments(service, *words), **options) as process:
-            out, err = process.communicate(timeout=60)
+            try:
+                out, err = process.communicate(timeout=60)
+            finally:
+                process.kill()  # What hangs has not ended.
         return Outcome(process.returncode, out, err)
 
     return run

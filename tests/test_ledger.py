@@ -26,6 +26,7 @@ from conftest import (
     Run,
     arguments,
     before_command,
+    contents,
     make_wav,
     sha256,
     start,
@@ -44,26 +45,6 @@ REFUSED = Fail(grpc.StatusCode.PERMISSION_DENIED, "not you")
 
 LEDGER = Path("ledger.sqlite")
 CALL = Path("call.wav")
-
-
-class Gate:
-    """A place where the service waits until the test lets it go on."""
-
-    def __init__(self) -> None:
-        self._reached, self._opened = threading.Event(), threading.Event()
-
-    def __call__(self, _: Call) -> None:
-        self._reached.set()
-        assert self._opened.wait(20)
-
-    @contextlib.contextmanager
-    def closed(self) -> Iterator[None]:
-        """Wait for the service to come; let it go on at the end of the block."""
-        try:
-            assert self._reached.wait(20)
-            yield
-        finally:
-            self._opened.set()
 
 
 @pytest.fixture(autouse=True)
@@ -85,27 +66,46 @@ def words_for(*paths_and_options: object) -> list[object]:
     return [word.absolute() if isinstance(word, Path) else word for word in words]
 
 
-def contents(service: StandIn) -> list[str]:
-    """Return the digests of the audio of all dialogs."""
-    return sorted(talk.sha256 for talk in service.talks.values())
+def make_calls(*names: str, size_bytes: int = 300_000, seed: int | None = None) -> list[Path]:
+    return [make_wav(Path(f"{name}.wav"), size_bytes, seed=seed) for name in names]
 
 
-def make_calls(*names: str, size_bytes: int = 300_000) -> list[Path]:
-    return [make_wav(Path(name), size_bytes) for name in names]
+class Held:
+    """The command, while the service holds one of its calls, and what it left behind."""
 
+    outcome: Outcome
 
-def sha256s(*paths: Path) -> list[str]:
-    return sorted(map(sha256, paths))
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 @contextlib.contextmanager
-def running(service: StandIn, *words: object) -> Iterator[subprocess.Popen[str]]:
-    """Start the command with the ledger; kill it if it has not ended at the end of the block."""
+def held(service: StandIn, moment: str, *words: object, after: int = 0) -> Iterator[Held]:
+    """Start the command with the ledger; hold a call at a moment of At for the block's length.
+
+    after: so many calls pass before.
+    """
+    reached, go_on = threading.Event(), threading.Event()
+
+    def wait(_: Call) -> None:
+        reached.set()
+        assert go_on.wait(20)
+
+    service.script += [*[None] * after, At(**{moment: wait})]
     with start(*arguments(service, *words_for(*words))) as process:
+        run = Held(process)
         try:
-            yield process
+            assert reached.wait(20)
+            yield run
         finally:
-            process.kill()
+            go_on.set()
+        out, err = process.communicate(timeout=20)
+        run.outcome = Outcome(process.returncode, out, err)
+    service.wait_until_idle()
 
 
 # --- What a row says -----------------------------------------------------------------
@@ -153,15 +153,14 @@ def test_how_it_ended_decides_about_the_next_run(
     assert row["request_id"] == service.calls[0].client_request_id
     assert not step or (row["talk_id"] is None and step.details in row["error"])
 
-    outcome = remember(CALL, "--dry-run", "--format", "json")
-    found = json.loads(outcome.out)["outcome"]
+    dry = remember(CALL, "--dry-run", "--format", "json")
+    found = json.loads(dry.out)["outcome"]
     assert found == ("checked" if again else "already" if state == "uploaded" else state)
-    assert outcome.code == (os.EX_OK if again else code)
     assert (rows(LEDGER), len(service.calls)) == ([row], 1)
 
     outcome = remember(CALL)
+    assert outcome.code == dry.code == (os.EX_OK if again else code)
     assert len(service.calls) == (2 if again else 1)
-    assert outcome.code == (os.EX_OK if again else code)
     assert states(LEDGER) == ["uploaded" if again else state]
     if step and not again:
         assert "call.wav: " in outcome.err and step.details in outcome.err
@@ -176,42 +175,32 @@ def test_renamed_moved_touched_or_copied_it_is_not_sent_again(
     first = remember(CALL)
     assert (first.code, first.out) == (os.EX_OK, f"Dialog ID: {next(iter(service.talks))}\n")
     assert remember(CALL) == first
-    path = CALL.rename("renamed.wav")
-    assert remember(path).out == first.out
     Path("folder").mkdir()
-    path = path.rename("folder/moved.wav")
-    assert remember(path).out == first.out
+    path = CALL
+    for name in ("renamed.wav", "folder/moved.wav"):
+        path = path.rename(name)
+        assert remember(path).out == first.out
     os.utime(path, (1, 1))
     assert remember(path).out == first.out
     assert remember(shutil.copy(path, Path("copy.wav"))).out == first.out
     assert len(service.calls) == 1
 
 
-def test_a_known_name_size_and_time_spare_reading_the_file(remember: Run, service: StandIn) -> None:
-    remember(CALL)
-    moved = CALL.rename("moved.wav")
-    remember(moved)  # So that the new name spares it too.
-    status = moved.stat()
-    make_wav(moved, 600_000, seed=1)
-    os.utime(moved, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert remember(moved).code == os.EX_OK
-    assert len(contents(service)) == 2, "changed content is another dialog, though its mtime is old"
-    moved.chmod(0o600)
-    assert remember(moved).code == os.EX_OK
-    assert len(service.calls) == 2, "a new ctime alone is none"
-
-
 @pytest.mark.parametrize("jobs", [1, 4])
-def test_two_names_for_one_content_are_one_dialog(
+def test_of_names_for_one_content_one_is_sent_a_run_until_there_is_a_dialog(
     remember: Run, service: StandIn, jobs: int
 ) -> None:
-    paths = [make_wav(Path(f"{name}.wav"), 300_000, seed=1) for name in "abc"]
-    for _ in range(2):
-        outcome = remember(*paths, "--jobs", jobs)
-        (talk_id,) = service.talks
+    paths = make_calls("a", "b", "c", seed=1)
+    service.script += [LOST, LOST]
+    for number in (1, 2):
+        assert remember(*paths, "--jobs", jobs, "--retry-unknown").code == os.EX_PROTOCOL
+        assert len(service.talks) == number
+    for words in (("--retry-unknown",), ()):
+        outcome = remember(*paths, "--jobs", jobs, *words)
+        talk_id = list(service.talks)[2]
         lines = [f"{path.absolute()}: Dialog ID: {talk_id}" for path in paths]
         assert (outcome.code, sorted(outcome.out.splitlines())) == (os.EX_OK, lines)
-    assert states(LEDGER) == ["uploaded"]
+    assert (len(service.talks), states(LEDGER)) == (3, ["uploaded"])
 
 
 @pytest.mark.parametrize(("step", "code"), [(REJECTED, 65), (LOST, 76), (BUSY, 75)])
@@ -219,35 +208,22 @@ def test_of_two_names_for_one_content_the_second_shares_its_failure_or_is_sent(
     remember: Run, service: StandIn, step: Fail, code: int
 ) -> None:
     # Not UTF-8; how it is shown is left to the terminal's encoding.
-    paths = [Path(os.fsdecode(b"a\xff.wav")), Path("b.wav")]
+    paths = make_calls(os.fsdecode(b"a\xff"), "b", seed=1)
     for path in paths:
-        make_wav(path, 3_000, seed=1)
         os.utime(path, (1, 1))  # What was rejected is sent again once its time changes.
     service.script.append(step)
     outcome = remember(*paths)
     again = step is BUSY
     assert (outcome.code, len(service.calls)) == (code, 2 if again else 1)
     assert ("b.wav: Dialog ID: " in outcome.out) == again
-    of_first, *of_second, summary = outcome.err.splitlines()
+    of_first, of_second, summary = outcome.err.splitlines()
     assert "/a" in of_first and "b'" not in of_first and step.details in of_first
-    assert len(of_second) == 1 and "b.wav: " in of_second[0]
-    assert ("sent again" if again else step.details) in of_second[0]
-    assert "1 uploaded" in summary if again else "0 uploaded" in summary
-
-
-@pytest.mark.parametrize("jobs", [1, 4])
-def test_of_two_names_for_one_unknown_content_one_is_sent_again(
-    remember: Run, service: StandIn, jobs: int
-) -> None:
-    paths = [make_wav(Path(f"{name}.wav"), 3_000, seed=1) for name in "abc"]
-    service.script += [LOST, LOST]
-    assert remember(*paths, "--jobs", jobs).code == os.EX_PROTOCOL
-    assert remember(*paths, "--jobs", jobs, "--retry-unknown").code == os.EX_PROTOCOL
-    assert len(service.talks) == 2
+    assert "b.wav: " in of_second and ("sent again" if again else step.details) in of_second
+    assert f"{1 if again else 0} uploaded" in summary
 
 
 def test_a_file_that_is_replaced_by_a_device_fails_alone(remember: Run, service: StandIn) -> None:
-    paths = [make_wav(Path(f"{number}.wav"), 3_000, seed=number) for number in range(2)]
+    paths = make_calls("0", "1")
 
     def replace(_: Call) -> Step:
         paths[0].unlink()
@@ -265,9 +241,8 @@ def test_of_two_names_with_other_metadata_the_first_by_path_counts(
 ) -> None:
     """Which of them was dropped was chance once, and nobody was told."""
     Path("calls").mkdir()
-    for name in "ba":
-        path = make_wav(Path(f"calls/{name}.wav"), 300_000, seed=1)
-        path.with_suffix(".json").write_text(f'{{"client_name": "{name}"}}')
+    for path in make_calls("calls/b", "calls/a", seed=1):
+        path.with_suffix(".json").write_text(f'{{"client_name": "{path.stem}"}}')
     for number in range(5):
         service.talks.clear()
         words = ("--jobs", 4, "--quiet", "--ledger", f"{number}.sqlite")
@@ -277,28 +252,6 @@ def test_of_two_names_with_other_metadata_the_first_by_path_counts(
         assert re.fullmatch(r"\S+/calls/a.wav: Dialog ID: \w+\n", outcome.out)
         said = r"upload_grpc: \S+/b\.wav: not sent: same audio as \S+/a\.wav, .*--talk-id.*\n"
         assert re.fullmatch(said, outcome.err)
-
-
-def test_metadata_edited_after_the_upload_is_told_of(remember: Run, service: StandIn) -> None:
-    sidecar = CALL.with_suffix(".json")
-    sidecar.write_text('{"client_name": "Boris"}')
-    done = remember(CALL)
-    sidecar.write_text('{"client_name": "Vera"}')
-    os.utime(sidecar, (time.time() + 60, time.time() + 60))
-    outcome = remember(CALL)
-    assert (outcome.code, outcome.out) == (os.EX_OK, done.out)
-    said = r"upload_grpc: \S+/call.wav: its metadata has changed .*--update-metadata\n"
-    assert re.fullmatch(said, outcome.err)
-    sidecar.write_text("{")
-    os.utime(sidecar, (time.time() + 60, time.time() + 60))
-    outcome = remember(CALL)
-    assert outcome.code == os.EX_DATAERR and f"{sidecar.name}: not JSON" in outcome.err
-    quiet = remember(CALL, "--quiet")  # Said once.
-    assert quiet.code == os.EX_DATAERR and f"{sidecar.name}: not JSON" in quiet.err
-    assert remember(CALL, "--quiet") == Outcome(os.EX_DATAERR, "", "")
-    sidecar.write_text('{"client_name": "Boris"}')
-    assert remember(CALL, "--quiet") == done
-    assert len(service.calls) == 1
 
 
 def test_connections_are_kept_apart(remember: Run, service: StandIn) -> None:
@@ -386,16 +339,14 @@ def test_a_dry_run_reads_a_copy_of_a_ledger_with_its_log(remember: Run) -> None:
     assert (outcome.code, "would be uploaded" in outcome.out) == (os.EX_OK, False), outcome.err
 
 
-def test_a_dry_run_neither_makes_nor_changes_a_ledger(remember: Run, service: StandIn) -> None:
-    assert upload_grpc.main([*arguments(service, *words_for(CALL), "--dry-run", begun=False)]) == 0
+def test_a_dry_run_neither_makes_nor_changes_a_ledger(
+    remember: Run, upload: Run, service: StandIn
+) -> None:
+    assert upload(*words_for(CALL), "--dry-run", begun=False).code == os.EX_OK
     assert ledger_files() == {}
-    gate = Gate()
-    service.script.append(At(answer=gate))
-    with running(service, CALL) as process, gate.closed():
-        process.kill()
-        process.wait()
-    service.wait_until_idle()
-    copies = [make_wav(Path(f"{name}.wav"), 3_000, seed=1) for name in "ab"]
+    with held(service, "answer", CALL) as run:
+        run.kill()
+    copies = make_calls("a", "b", seed=1)
     for after in ("kill -9", "an undisturbed run"):
         before = ledger_files()
         assert ("ledger.sqlite-wal" in before) == (after == "kill -9")
@@ -410,45 +361,31 @@ def test_a_dry_run_neither_makes_nor_changes_a_ledger(remember: Run, service: St
 # --- Killed, at each state -----------------------------------------------------------
 
 
-def test_finishing_is_written_before_the_half_close_can_arrive(
-    remember: Run, service: StandIn
-) -> None:
-    """That it is on disk then is what test_power_cut.py shows."""
-    seen: list[str] = []
-
-    def look(_: Call) -> None:
-        seen.extend(row["request_id"] for row in rows(LEDGER) if row["state"] == "finishing")
-
-    service.on_call = lambda call: At(half_close=look)
-    remember(*make_calls(*(f"{number}.wav" for number in range(20)), size_bytes=100_000))
-    assert len(service.talks) == 20
-    assert seen == [call.client_request_id for call in service.calls]
+# What the row of the first of two recordings says, where the command is killed, and after how
+# many calls.
+KILLED = [("sending", "metadata", 0), ("finishing", "answer", 0), ("uploaded", "metadata", 1)]
 
 
-@pytest.mark.parametrize("moment", ["nothing sent", "sending", "finishing", "after the answer"])
+@pytest.mark.parametrize(("state", "moment", "after"), [("nothing", "", 0), *KILLED])
 def test_after_kill_9_one_run_has_every_recording_once_or_names_it(
-    remember: Run, service: StandIn, moment: str
+    remember: Run, service: StandIn, state: str, moment: str, after: int
 ) -> None:
-    paths = make_calls("0.wav", "1.wav", size_bytes=LONG_BYTES)
-    gate = Gate()
-    if moment == "nothing sent":
+    paths = make_calls("0", "1", size_bytes=LONG_BYTES)
+    if moment:
+        with held(service, moment, *paths, after=after) as run:
+            assert states(LEDGER)[0] == state
+            run.kill()
+    else:
         with socket.create_server(("localhost", 0)) as mute:
             mute.settimeout(20)
             endpoint = f"localhost:{mute.getsockname()[1]}"
-            with running(service, *paths, "--endpoint", endpoint):
+            words = words_for(*paths, "--endpoint", endpoint)
+            with start(*arguments(service, *words)) as process:
                 mute.accept()[0].close()
-    else:
-        if moment == "after the answer":
-            service.script.append(None)
-        service.script.append(At(answer=gate) if moment == "finishing" else At(metadata=gate))
-        with running(service, *paths) as process, gate.closed():
-            assert states(LEDGER)[0] == ("uploaded" if moment == "after the answer" else moment)
-            process.kill()
-            process.wait()
-        service.wait_until_idle()
+                process.kill()
     outcome = remember(*paths, "--quiet")
-    assert contents(service) == sha256s(*paths)
-    if moment == "finishing":
+    assert contents(service) == sorted(map(sha256, paths))
+    if state == "finishing":
         assert (outcome.code, states(LEDGER)) == (os.EX_PROTOCOL, ["unknown", "uploaded"])
         (line,) = outcome.err.splitlines()
         assert "0.wav: " in line and "--retry-unknown" in line
@@ -474,40 +411,31 @@ def test_a_recording_whose_row_was_deleted_is_not_uploaded(remember: Run, servic
 def test_a_second_run_leaves_at_once_and_the_first_goes_on(remember: Run, service: StandIn) -> None:
     """By whatever name: two runs on one ledger would upload everything twice."""
     Path("link.sqlite").symlink_to(LEDGER)
-    gate = Gate()
-    service.script.append(At(answer=gate))
-    with running(service, CALL) as first:
-        with gate.closed():
-            for name in (LEDGER, "link.sqlite"):
-                outcome = remember(CALL, "--ledger", name)
-                assert (outcome.code, outcome.out) == (os.EX_TEMPFAIL, "")
-                assert "another run" in outcome.err and "ledger.sqlite" in outcome.err
-                # Silent, so that cron does not mail this every few minutes.
-                quiet = remember(CALL, "--ledger", name, "--quiet")
-                assert quiet == Outcome(os.EX_TEMPFAIL, "", "")
-        out, _ = first.communicate(timeout=20)
-    assert (first.returncode, out) == (os.EX_OK, f"Dialog ID: {next(iter(service.talks))}\n")
+    with held(service, "answer", CALL) as first:
+        for name in (LEDGER, "link.sqlite"):
+            outcome = remember(CALL, "--ledger", name)
+            assert (outcome.code, outcome.out) == (os.EX_TEMPFAIL, "")
+            assert "another run" in outcome.err and "ledger.sqlite" in outcome.err
+            # Silent, so that cron does not mail this every few minutes.
+            quiet = remember(CALL, "--ledger", name, "--quiet")
+            assert quiet == Outcome(os.EX_TEMPFAIL, "", "")
+    said = f"Dialog ID: {next(iter(service.talks))}\n"
+    assert (first.outcome.code, first.outcome.out) == (os.EX_OK, said)
     again = remember(CALL, "--ledger", "link.sqlite")
-    assert (again.code, again.out, len(service.calls)) == (os.EX_OK, out, 1)
+    assert (again.code, again.out, len(service.calls)) == (os.EX_OK, said, 1)
 
 
 def test_its_user_can_read_and_change_it_while_a_run_goes_on(service: StandIn) -> None:
-    paths = make_calls("0.wav", "1.wav")
-    gate = Gate()
-    service.script += [None, At(answer=gate)]
+    paths = make_calls("0", "1")
     with contextlib.ExitStack() as stack:
         stack.callback(os.umask, os.umask(0))
-        process = stack.enter_context(running(service, *paths))
-        with gate.closed():
-            files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in Path().glob("led*")}
-            assert states(LEDGER) == ["uploaded", "finishing"]
-            ledgers.change(LEDGER, {"path": str(paths[0].absolute())}, error="seen")
-        process.communicate(timeout=20)
-    assert process.returncode == os.EX_OK
-    assert [(row["state"], row["error"]) for row in rows(LEDGER)] == [
-        ("uploaded", "seen"),
-        ("uploaded", None),
-    ]
+        run = stack.enter_context(held(service, "answer", *paths, after=1))
+        files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in Path().glob("led*")}
+        assert states(LEDGER) == ["uploaded", "finishing"]
+        ledgers.change(LEDGER, {"path": str(paths[0].absolute())}, error="seen")
+    assert run.outcome.code == os.EX_OK
+    found = [(row["state"], row["error"]) for row in rows(LEDGER)]
+    assert found == [("uploaded", "seen"), ("uploaded", None)]
     assert "ledger.sqlite-wal" in files and set(files.values()) == {0o600}
 
 
@@ -549,7 +477,7 @@ def test_what_is_no_ledger_is_left_as_it_is_and_nothing_is_sent(
 
 @pytest.mark.parametrize("closed", ["file", "folder", "missing folder"])
 def test_where_it_cannot_be_written_it_is_named_and_nothing_is_sent(
-    remember: Run, service: StandIn, closed: str
+    remember: Run, command: Run, service: StandIn, closed: str
 ) -> None:
     ledger = Path("kept/ledger.sqlite")
     if closed != "missing folder":
@@ -560,11 +488,10 @@ def test_where_it_cannot_be_written_it_is_named_and_nothing_is_sent(
         (ledger if closed == "file" else ledger.parent).chmod(0o500)
         make_wav(CALL, seed=2)
         service.calls.clear()
-    words = arguments(service, "--ledger", ledger, "--audio-path", CALL)
-    with start(*words, under=before_command(AS_NOBODY_SPECIAL)) as process:
-        out, err = process.communicate(timeout=20)
-    assert (process.returncode, out, service.calls) == (os.EX_CONFIG, "", [])
-    assert err.count("\n") == 1 and f"{ledger.resolve()}: " in err
+    under = before_command(AS_NOBODY_SPECIAL)
+    outcome = command("--ledger", ledger, "--audio-path", CALL, under=under)
+    assert (outcome.code, outcome.out, service.calls) == (os.EX_CONFIG, "", [])
+    assert outcome.err.count("\n") == 1 and f"{ledger.resolve()}: " in outcome.err
 
 
 @pytest.mark.parametrize("option", ["--ledger", "--meta-path", "--ca-file"])
@@ -579,49 +506,43 @@ def test_an_empty_name_is_not_the_same_as_none(upload: Run, service: StandIn, op
 
 @pytest.mark.parametrize("used_before", [False, True])
 def test_a_disk_that_is_full_from_the_start(
-    remember: Run, service: StandIn, used_before: bool
+    remember: Run, command: Run, service: StandIn, used_before: bool
 ) -> None:
     if used_before:
         remember(CALL)
         make_wav(CALL, 600_000, seed=2)
     before = rows(LEDGER) if used_before else []
     under = before_command("import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (0, 0))")
-    words = arguments(service, "--ledger", LEDGER, "--audio-path", CALL)
-    with start(*words, under=under) as process:
-        out, err = process.communicate(timeout=20)
-    assert (process.returncode, out, len(service.calls)) == (os.EX_TEMPFAIL, "", len(before))
-    assert "ledger.sqlite: " in err
+    outcome = command("--ledger", LEDGER, "--audio-path", CALL, under=under)
+    assert (outcome.code, outcome.out) == (os.EX_TEMPFAIL, "")
+    assert "ledger.sqlite: " in outcome.err and len(service.calls) == len(before)
     # The next run, with room, goes on as if nothing had been.
     assert not used_before or rows(LEDGER) == before
     assert remember(CALL).code == os.EX_OK
     assert len(service.calls) == len(before) + 1
 
 
-@pytest.mark.parametrize("moment", ["before the last byte", "before the answer"])
+@pytest.mark.parametrize("moment", ["metadata", "answer"])
 def test_a_disk_that_fills_up(remember: Run, service: StandIn, moment: str) -> None:
-    paths = make_calls("0.wav", "1.wav", size_bytes=LONG_BYTES)
-    gate = Gate()
-    before_answer = moment == "before the answer"
-    service.script.append(At(answer=gate) if before_answer else At(metadata=gate))
-    with running(service, *paths) as process:
-        with gate.closed():
-            size_bytes = Path("ledger.sqlite-wal").stat().st_size
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
-        out, err = process.communicate(timeout=20)
-    assert process.returncode == (76 if moment == "before the answer" else os.EX_TEMPFAIL)
+    paths = make_calls("0", "1", size_bytes=LONG_BYTES)
+    with held(service, moment, *paths) as run:
+        size_bytes = Path("ledger.sqlite-wal").stat().st_size
+        resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
+    out, err = run.outcome.out, run.outcome.err
     assert "0.wav: " in err and err.count("wait for that to end") == 1 and "Traceback" not in err
-    service.wait_until_idle()
     made = list(service.talks)
-    if before_answer:
+    if moment == "answer":
+        assert run.outcome.code == os.EX_PROTOCOL
         assert made[0] in out, "a dialog ID that came is a result, whatever became of the ledger"
         assert re.search(f"0.wav: uploaded as {made[0]}, but the ledger could not record it: ", err)
         assert states(LEDGER) == ["finishing"]
     else:
+        assert run.outcome.code == os.EX_TEMPFAIL
         assert (made, out, states(LEDGER)) == ([], "", ["sending"])
     outcome = remember(*paths, "--quiet")
     assert outcome.code == (os.EX_PROTOCOL if made else os.EX_OK)
     assert ("0.wav: " in outcome.err) == bool(made)
-    assert contents(service) == sha256s(*paths)
+    assert contents(service) == sorted(map(sha256, paths))
 
 
 def test_a_ledger_that_fails_while_recordings_are_looked_for_is_no_bug(

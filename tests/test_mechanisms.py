@@ -6,9 +6,7 @@ Each of these tests fails if what it is about is taken out of the program.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import select
 import signal
 import socket
 import ssl
@@ -54,7 +52,9 @@ def test_modules_that_grpc_does_not_need_are_not_loaded(command: Run, call: Path
     assert not unused & ours
 
 
-def test_nothing_comes_after_the_last_line(service: StandIn, large: Path, tmp_path: Path) -> None:
+def test_nothing_comes_after_the_last_line(
+    command: Run, service: StandIn, large: Path, tmp_path: Path
+) -> None:
     """Neither does the interpreter clean up, nor is a thread waited for that hangs in a read.
 
     The second try reads from a FIFO into which nobody writes.
@@ -66,25 +66,20 @@ def test_nothing_comes_after_the_last_line(service: StandIn, large: Path, tmp_pa
     def has_begun() -> bool:
         return any(call.bytes_received for call in service.calls)
 
-    given = arguments(service, "--audio-path", large, "--timeout", 1, "--retries", 1, "--quiet")
-    # The interpreter names what it does, also in its cleanup.
-    env = {"PYTHONVERBOSE": "1"}
-    with contextlib.ExitStack() as undo:
-        undo.enter_context(open(fifo, "r+b", buffering=0))
-        undo.enter_context(when(has_begun, lambda: fifo.rename(large)))
-        process = undo.enter_context(start(*given, env=env))
-        undo.callback(process.kill)
-        _, err = process.communicate(timeout=SOON_S)
-    assert process.returncode == AGAIN
-    assert "import 'argparse'" in err
-    last = err.splitlines()[-1]
+    with open(fifo, "r+b", buffering=0), when(has_begun, lambda: fifo.rename(large)):
+        # The interpreter names what it does, also in its cleanup.
+        words = ("--audio-path", large, "--timeout", 1, "--retries", 1, "--quiet")
+        outcome = command(*words, env={"PYTHONVERBOSE": "1"})
+    assert outcome.code == AGAIN
+    assert "import 'argparse'" in outcome.err
+    last = outcome.err.splitlines()[-1]
     assert last.startswith(f"upload_grpc: {large}: ") and "no progress for 1 s" in last
 
 
-# --- Connections that stand still ----------------------------------------------------
+# --- A service of bare HTTP/2 ----------------------------------------------------------
 
-# HTTP/2 (RFC 9113, 6): kinds of frames, flags, and the largest window.
-HEADERS, SETTINGS, WINDOW_UPDATE = 1, 4, 8
+# RFC 9113, 6: kinds of frames, flags, and the largest window.
+DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 7, 8
 END_STREAM, END_HEADERS = 1, 4
 INITIAL_WINDOW_SIZE = 4
 WINDOW_BYTES = 2**31 - 1
@@ -97,14 +92,18 @@ def header(name: str, value: str) -> bytes:
     return b"\0" + b"".join(bytes([len(text)]) + text for text in texts)
 
 
-class Peer:
-    """A service that lets a call send far more than it reads, as gRPC's own server never does.
+GRPC = header(":status", "200") + header("content-type", "application/grpc")
 
-    serve: what it does with a connection once a call has begun on it.
+
+class Peer:
+    """A service that does with a call what gRPC's own server never would.
+
+    It lets calls send far more than it reads. serve: what it does with a connection once a call
+    has begun on it.
     """
 
     def __init__(
-        self, certificate: trustme.LeafCert, serve: Callable[[PeerConnection], None]
+        self, certificate: trustme.LeafCert, serve: Callable[[PeerConnection], object]
     ) -> None:
         self._serve = serve
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -112,6 +111,7 @@ class Peer:
         certificate.configure_cert(self._context)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
+        self.endpoint = f"localhost:{self.port}"
         self._threads = [threading.Thread(target=self._accept)]
         self.connections: list[PeerConnection] = []
 
@@ -123,10 +123,8 @@ class Peer:
                 self._threads[-1].start()
 
     def _begin(self, plain: socket.socket) -> None:
-        with contextlib.suppress(OSError), contextlib.ExitStack() as open_sockets:
-            open_sockets.enter_context(plain)
-            secure = self._context.wrap_socket(plain, server_side=True)
-            open_sockets.enter_context(secure)
+        wrap = self._context.wrap_socket
+        with contextlib.suppress(OSError), plain, wrap(plain, server_side=True) as secure:
             connection = PeerConnection(secure)
             self.connections.append(connection)
             connection.wait_for_call()
@@ -157,21 +155,17 @@ class PeerConnection:
     def wait_for_call(self) -> None:
         """Open the windows wide, and read up to the headers of a call."""
         setting = INITIAL_WINDOW_SIZE.to_bytes(2, "big") + WINDOW_BYTES.to_bytes(4, "big")
-        self._send(0, SETTINGS, 0, setting)
-        self._send(0, WINDOW_UPDATE, 0, (WINDOW_BYTES - 65_535).to_bytes(4, "big"))
+        self.send(0, SETTINGS, 0, setting)
+        self.send(0, WINDOW_UPDATE, 0, (WINDOW_BYTES - 65_535).to_bytes(4, "big"))
         self._read(PREFACE_BYTES)
         kind = None
         while kind != HEADERS:
-            head = self._read(9)
-            kind, self._stream = head[3], int.from_bytes(head[5:], "big")
-            self._read(int.from_bytes(head[:3], "big"))
+            kind, _, self._stream, _ = self.read_frame()
         self.called.set()
 
-    def refuse(self) -> None:
-        """Answer UNAVAILABLE."""
-        status = header(":status", "200") + header("content-type", "application/grpc")
-        trailers = status + header("grpc-status", "14")
-        self._send(self._stream, HEADERS, END_HEADERS | END_STREAM, trailers)
+    def end(self, trailers: bytes) -> None:
+        """End the call with no more than these."""
+        self.send(self._stream, HEADERS, END_HEADERS | END_STREAM, trailers)
 
     def take(self, size_bytes: int) -> bool:
         """Read so much, waiting for it; return whether more may come."""
@@ -186,6 +180,13 @@ class PeerConnection:
         with contextlib.suppress(OSError):
             self._secure.shutdown(socket.SHUT_RDWR)
 
+    def read_frame(self) -> tuple[int, int, int, int]:
+        """Read a frame; return its kind, flags and stream, and the size of its content."""
+        head = self._read(9)
+        size_bytes = int.from_bytes(head[:3], "big")
+        self._read(size_bytes)
+        return head[3], head[4], int.from_bytes(head[5:], "big"), size_bytes
+
     def _read(self, size_bytes: int) -> bytes:
         content = b""
         while len(content) < size_bytes:
@@ -194,9 +195,12 @@ class PeerConnection:
             content += data
         return content
 
-    def _send(self, stream: int, kind: int, flags: int, content: bytes) -> None:
+    def send(self, stream: int, kind: int, flags: int, content: bytes) -> None:
         head = len(content).to_bytes(3, "big") + bytes([kind, flags])
         self._secure.sendall(head + stream.to_bytes(4, "big") + content)
+
+
+# --- Connections that stand still ----------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -235,14 +239,13 @@ def test_a_connection_that_stands_still_is_left_behind(
     """The service refused a call, and reads no more: gRPC's close() would wait for the write."""
     words = ("--audio-path", large, call, "--jobs", 1, "--retries", 1, "--quiet")
     with stuck(service, *words) as (process, proxy, connection):
-        connection.refuse()
+        connection.end(GRPC + header("grpc-status", "14"))  # UNAVAILABLE.
         out, err = process.communicate(timeout=SOON_S)
         assert len(proxy.connections) == 2
     assert (process.returncode, err) == (0, "")
     assert [line.rpartition(" ")[2] for line in out.splitlines()] == list(service.talks)
-    assert [talk.size for talk in service.talks.values()] == [
-        path.stat().st_size for path in (large, call)
-    ]
+    sizes = [path.stat().st_size for path in (large, call)]
+    assert [talk.size for talk in service.talks.values()] == sizes
 
 
 def test_a_connection_that_stands_still_does_not_hold_up_the_end(
@@ -257,27 +260,3 @@ def test_a_connection_that_stands_still_does_not_hold_up_the_end(
     failed, last = err.splitlines()
     assert f"{large}: the upload failed before it was complete" in failed
     assert "1 failed, 0 unknown, 1 not tried" in last
-
-
-def test_a_mute_service_is_given_up_beside_a_slow_line(
-    service: StandIn, large: Path, call: Path
-) -> None:
-    """What the kernel holds of one connection is no sign of life on another."""
-
-    def read_slowly(connection: PeerConnection) -> None:
-        while connection.take(100_000):
-            time.sleep(0.05)
-
-    words = ("--audio-path", large, call, "--timeout", 1, "--format", "json", "--quiet")
-    with contextlib.ExitStack() as undo:
-        peer = undo.enter_context(Peer(service.ca.issue_cert("localhost"), read_slowly))
-        endpoint = ("--endpoint", f"localhost:{peer.port}")
-        process = undo.enter_context(start(*arguments(service, *words, *endpoint)))
-        undo.callback(process.kill)
-        assert process.stdout
-        assert select.select([process.stdout], [], [], SOON_S)[0], "it was not given up"
-        result = json.loads(process.stdout.readline())
-        assert process.poll() is None
-        assert max(each.taken_bytes for each in peer.connections) < LARGE_BYTES
-    assert (result["path"], result["outcome"]) == (str(call), "unknown")
-    assert "no progress for 1 s" in result["error"]
