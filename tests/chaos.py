@@ -970,7 +970,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in FOREIGN_VARIABLES:
         os.environ.pop(name, None)
     setattr(upload_grpc, WAITS["backoff"], 0.01)
-    limit_s = SHORT_LIMIT_S if args.short else LIMIT_S
     results = Results()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         for name in args.campaign or CAMPAIGNS:
@@ -983,7 +982,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 here = Path(folder, kind.__name__)
                 with StandIn(here / "store", discard=True, certs=Path(folder, "certs")) as service:
                     campaign = kind(here, f"{args.seed} {name}", service, size)
-                    campaign.main(results, limit_s / len(CAMPAIGNS[name]))
+                    campaign.main(results, SHORT_LIMIT_S if args.short else LIMIT_S)
                 print(f"  {time.monotonic() - started_s:.0f} s")
     print(f"\n{results.passed} passed, {results.failed} failed (seed {args.seed})")
     return 1 if results.failed else 0
