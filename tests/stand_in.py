@@ -648,11 +648,14 @@ class StandIn:
             if not getattr(request, name):
                 _refuse(f"{name} is empty")
 
+    def talks_by_time(self) -> list[Talk]:
+        return sorted(self.talks.values(), key=lambda talk: talk.created_s)
+
     def indexed(self, request: SearchTalkRequest | GetTalkRequest) -> list[Talk]:
         """Return the talks that a lookup can find by now, the oldest first."""
         return [
             talk
-            for talk in sorted(self.talks.values(), key=lambda talk: talk.created_s)
+            for talk in self.talks_by_time()
             if talk.created_s + talk.lag_s <= time.time()
             and (self.search_everywhere or talk.connection_id == request.connection_id)
             and request.project_id in ("", self.project_id)
