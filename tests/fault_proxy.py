@@ -18,10 +18,9 @@ import contextlib
 import socket
 import struct
 import threading
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 HOST = "127.0.0.1"
 # Read at once; below 64 KiB the proxy, not the service, is what a benchmark measures.
@@ -73,7 +72,8 @@ class _LoopThread:
         """Run on the loop's thread, and wait for the result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(STOP_TIMEOUT_S)
 
-    async def _listen(self) -> asyncio.Server:
+    async def _listen(self) -> int:
+        """Begin to listen; return the port."""
         raise NotImplementedError
 
     async def _close(self) -> None:
@@ -81,8 +81,7 @@ class _LoopThread:
 
     def __enter__(self: Proxy) -> Proxy:
         self._thread.start()
-        self._server = self._call(self._listen())
-        self.port = int(self._server.sockets[0].getsockname()[1])
+        self.port = self._call(self._listen())
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -92,7 +91,6 @@ class _LoopThread:
         self._loop.close()
 
     async def _shut_down(self) -> None:
-        self._server.close()
         await self._close()
         current = asyncio.current_task()
         tasks = [task for task in asyncio.all_tasks() if task is not current]
@@ -112,6 +110,7 @@ class FaultProxy(_LoopThread):
         self.upstream_port = upstream_port
         self.plan = plan
         self.connections: list[Connection] = []
+        self._serving: set[asyncio.Task[None]] = set()  # Asyncio itself keeps no task alive.
 
     @property
     def endpoint(self) -> str:
@@ -121,271 +120,161 @@ class FaultProxy(_LoopThread):
     def to_server(self) -> int:
         return sum(connection.to_server for connection in self.connections)
 
-    @property
-    def to_client(self) -> int:
-        return sum(connection.to_client for connection in self.connections)
-
     def cut_all(self, *, rst: bool = True) -> None:
         """Cut every live connection now."""
 
         async def cut() -> None:
             for connection in self.connections:
                 connection.cut(rst=rst)
+            if rst and self.connections:
+                await asyncio.wait([connection.task for connection in self.connections])
 
         self._call(cut())
 
-    async def _listen(self) -> asyncio.Server:
-        return await self._loop.create_server(self._accept, HOST, 0)
+    async def _listen(self) -> int:
+        self._listener = socket.create_server((HOST, 0))
+        self._listener.setblocking(False)
+        self._accepting = self._loop.create_task(self._accept())
+        return int(self._listener.getsockname()[1])
 
     async def _close(self) -> None:
-        for connection in self.connections:
-            connection.abort()
+        self._accepting.cancel()
+        await asyncio.wait([self._accepting])
+        self._listener.close()
 
-    def _accept(self) -> _Side:
-        index = len(self.connections)
-        if callable(self.plan):
-            fault = self.plan(index)
-        else:
-            fault = self.plan[index] if index < len(self.plan) else Fault()
-        connection = Connection(index, fault, self.upstream_port)
-        self.connections.append(connection)
-        return connection.client
+    async def _accept(self) -> None:
+        while True:
+            client, _ = await self._loop.sock_accept(self._listener)
+            index = len(self.connections)
+            if callable(self.plan):
+                fault = self.plan(index)
+            else:
+                fault = self.plan[index] if index < len(self.plan) else Fault()
+            connection = Connection(fault, client, self.upstream_port)
+            self.connections.append(connection)
+            self._serving.add(connection.task)
+            connection.task.add_done_callback(self._serving.discard)
+
+
+Line = asyncio.Queue[tuple[float, bytes]]  # What was read, and when it is due.
 
 
 class Connection:
     """A client's connection, the one to the service, and the fault that befalls them."""
 
-    def __init__(self, index: int, fault: Fault, upstream_port: int) -> None:
-        self.index = index
+    def __init__(self, fault: Fault, client: socket.socket, upstream_port: int) -> None:
         self.fault = fault
-        self.to_server = 0
-        self.to_client = 0
+        self.to_server = self.to_client = 0
         self.struck = ""  # "cut", "frozen", "swallowing", once the fault has begun
-        self.client = _Side(self, "client")
-        self.server = _Side(self, "server")
+        self._client, self._server = client, socket.socket()
         self._upstream_port = upstream_port
-        self._dialling: asyncio.Task[None] | None = None
+        self._ends: asyncio.Queue[str] = asyncio.Queue()  # "frozen", "RST", "FIN", "closed"
         self._loop = asyncio.get_running_loop()
-        self._timers: list[asyncio.TimerHandle] = []
-
-    @property
-    def open(self) -> bool:
-        return self.client.open or self.server.open
-
-    def accepted(self) -> None:
-        if self.fault.silent:
-            self.freeze()
-            return
-        if self.fault.cut_after_s is not None:
-            self._timers.append(self._loop.call_later(self.fault.cut_after_s, self.cut))
-        self.client.pause()
-        self._dialling = self._loop.create_task(self._dial())
-
-    async def _dial(self) -> None:
-        try:
-            await self._loop.create_connection(lambda: self.server, HOST, self._upstream_port)
-        except OSError:
-            self.abort()
-        else:
-            self.client.resume()
-
-    def forward(self, source: _Side, data: bytes) -> None:
-        """Forward as much as the fault lets through, and strike when its count is reached."""
-        if self.struck in ("cut", "frozen"):
-            return
-        fault = self.fault
-        if source is self.client:
-            done, cut_at, freeze_at = self.to_server, fault.cut_to_server, fault.freeze_to_server
-        else:
-            done, cut_at, freeze_at = self.to_client, fault.cut_to_client, fault.freeze_to_client
-            if self.struck == "swallowing":
-                return
-        limit = min((at for at in (cut_at, freeze_at) if at is not None), default=None)
-        if limit is not None:
-            data = data[: limit - done]
-        done += len(data)
-        strike = (self.cut if limit == cut_at else self.freeze) if done == limit else None
-        # Counted first: the other side may see a cut before this thread goes on.
-        if source is self.client:
-            self.to_server = done
-            if not self.struck and fault.swallow_after is not None and done >= fault.swallow_after:
-                self.struck = "swallowing"
-        else:
-            self.to_client = done
-        source.other.write(data, strike)
-
-    def freeze(self) -> None:
-        if self.struck != "cut" and self.open:
-            self.struck = "frozen"
-            self.client.pause()
-            self.server.pause()
+        self._end = "RST"
+        self.task = self._loop.create_task(self._serve())
+        # Also if it is cancelled before it has begun, or while it waits for the last time.
+        self.task.add_done_callback(self._close)
 
     def cut(self, *, rst: bool | None = None) -> None:
-        if self.struck == "cut" or not self.open:
+        if self.struck != "cut" and not self.task.done():
+            self.struck = "cut"
+            self._ends.put_nowait("RST" if (self.fault.rst if rst is None else rst) else "FIN")
+
+    def _freeze(self) -> None:
+        if self.struck != "cut":
+            self.struck = "frozen"
+            self._ends.put_nowait("frozen")
+
+    async def _serve(self) -> None:
+        """Forward, until the fault or the end; then close both sides."""
+        for side in (self._client, self._server):
+            side.setblocking(False)
+            side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.fault.bytes_per_s:
+                # The kernel takes up to 32 MB ahead otherwise, and a line is no store.
+                side.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BUFFER_BYTES)
+        if self.fault.cut_after_s is not None:
+            self._loop.call_later(self.fault.cut_after_s, self.cut)
+        forwarding = self._loop.create_task(self._forward())
+        try:
+            self._end = await self._ends.get()
+            if self._end == "frozen":
+                forwarding.cancel()
+                self._end = await self._ends.get()
+            if self._end == "FIN":
+                for side in (self._client, self._server):
+                    with contextlib.suppress(OSError):
+                        side.shutdown(socket.SHUT_WR)
+                await asyncio.wait([forwarding], timeout=FIN_LINGER_S)
+        finally:
+            # Before the sockets are closed: the loop still watches what is read.
+            forwarding.cancel()
+            await asyncio.wait([forwarding])
+
+    def _close(self, _: asyncio.Task[None]) -> None:
+        for side in (self._client, self._server):
+            if self._end in ("RST", "frozen"):
+                side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            side.close()
+
+    async def _forward(self) -> None:
+        if self.fault.silent:
+            self._freeze()
             return
-        self.struck = "cut"
-        if self.fault.rst if rst is None else rst:
-            self.abort()
-            return
-        for side in (self.client, self.server):
-            side.finish()
-            side.resume()
-        self._timers.append(self._loop.call_later(FIN_LINGER_S, self.abort))
+        sides = (self._client, self._server, "to_server"), (self._server, self._client, "to_client")
+        tasks = []
+        try:
+            await self._loop.sock_connect(self._server, (HOST, self._upstream_port))
+            for source, target, name in sides:
+                # Without a delay no more than one piece is under way.
+                line: Line = asyncio.Queue(0 if self.fault.delay_s else 1)
+                tasks.append(self._loop.create_task(self._read(source, line)))
+                tasks.append(self._loop.create_task(self._write(target, line, name)))
+            await asyncio.gather(*tasks)
+            self._ends.put_nowait("closed")
+        except OSError:
+            self._ends.put_nowait("RST")
+        finally:
+            for task in tasks:
+                task.cancel()
 
-    def abort(self) -> None:
-        """Close both sides at once, by RST."""
-        if self._dialling:
-            self._dialling.cancel()
-        for timer in self._timers:
-            timer.cancel()
-        for side in (self.client, self.server):
-            side.abort()
+    async def _read(self, source: socket.socket, line: Line) -> None:
+        rate = self.fault.bytes_per_s
+        read_bytes = max(1, min(READ_BYTES, int(rate / 50))) if rate else READ_BYTES
+        data = b"begin"
+        while data:
+            data = await self._loop.sock_recv(source, read_bytes)
+            await line.put((self._loop.time() + self.fault.delay_s, data))
+            if rate:
+                await asyncio.sleep(len(data) / rate)
 
-
-class _Side(asyncio.Protocol):
-    """One of the two sockets of a connection."""
-
-    def __init__(self, connection: Connection, name: Literal["client", "server"]) -> None:
-        self._connection = connection
-        self._name = name
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        self._line: deque[tuple[float, bytes]] = deque()  # read, and due at the other side
-        self._when_written: Callable[[], None] | None = None
-        self._finished = False
-        self._holds = 0
-
-    @property
-    def other(self) -> _Side:
-        connection = self._connection
-        return connection.server if self is connection.client else connection.client
-
-    @property
-    def open(self) -> bool:
-        return self._transport is not None
-
-    # What asyncio calls
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(0)
-        # No public name says how much to read at once.
-        cast(Any, transport).max_size = self._read_bytes()
-        if self._connection.fault.bytes_per_s:
-            # The kernel takes up to 32 MB ahead otherwise, and a line is no store.
-            raw = transport.get_extra_info("socket")
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BUFFER_BYTES)
-        # Not at once: until Python 3.11.2 at least, asyncio begins to read after this call, whether
-        # reading is paused or not, and what comes before there is another side would be lost.
-        self._loop.call_soon(self._begin)
-
-    def _begin(self) -> None:
-        if self._transport and self._holds:
-            self._transport.pause_reading()
-        if self is self._connection.client:
-            self._connection.accepted()
-
-    def data_received(self, data: bytes) -> None:
-        fault = self._connection.fault
-        if fault.bytes_per_s:
-            self.pause()
-            self._loop.call_later(len(data) / fault.bytes_per_s, self.resume)
-        self._arrive(data)
-
-    def eof_received(self) -> bool:
-        self._arrive(b"")
-        return True
-
-    def pause_writing(self) -> None:
-        self.other.pause()
-
-    def resume_writing(self) -> None:
-        self.other.resume()
-        if self._when_written:
-            self._when_written()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
-        # FIN went through eof_received; anything else ends the connection at once.
-        if error or not self._connection.struck:
-            self._connection.abort()
-
-    # What the connection calls
-
-    def pause(self) -> None:
-        """Stop reading, until as many calls of resume()."""
-        self._holds += 1
-        if self._transport and self._holds == 1:
-            self._transport.pause_reading()
-
-    def resume(self) -> None:
-        self._holds -= 1
-        if self._connection.struck == "cut":
-            self._holds = 0
-        if self._transport and self._holds == 0 and not self._transport.is_closing():
-            self._transport.resume_reading()
-
-    def write(self, data: bytes, then: Callable[[], None] | None = None) -> None:
-        """Write, and call `then` once the kernel has taken every byte."""
-        if not self._transport:
-            return
-        self._transport.write(data)
-        if then and self._transport.get_write_buffer_size():
-            self._when_written = then
-        elif then:
-            then()
-
-    def finish(self) -> None:
-        """Send FIN, after what was written."""
-        if self._transport and not self._finished:
-            self._finished = True
-            with contextlib.suppress(OSError):
-                self._transport.write_eof()
-            if self.other._finished:
-                self._loop.call_soon(self._close)
-
-    def abort(self) -> None:
-        if self._transport:
-            raw = self._transport.get_extra_info("socket")
-            with contextlib.suppress(OSError):
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self._transport.abort()
-
-    def _close(self) -> None:
-        """Both directions are done."""
-        if self._connection.struck != "cut":
-            for side in (self, self.other):
-                if side._transport:
-                    side._transport.close()
-
-    # The line between the two sides
-
-    def _read_bytes(self) -> int:
-        rate = self._connection.fault.bytes_per_s
-        return max(1, min(READ_BYTES, int(rate / 50))) if rate else READ_BYTES
-
-    def _arrive(self, data: bytes) -> None:
-        delay_s = self._connection.fault.delay_s
-        if not delay_s:
-            self._depart(data)
-            return
-        self._line.append((self._loop.time() + delay_s, data))
-        if len(self._line) == 1:
-            self._loop.call_at(self._line[0][0], self._due)
-
-    def _due(self) -> None:
-        while self._line and self._line[0][0] <= self._loop.time():
-            self._depart(self._line.popleft()[1])
-        if self._line:
-            self._loop.call_at(self._line[0][0], self._due)
-
-    def _depart(self, data: bytes) -> None:
-        if data:
-            self._connection.forward(self, data)
-        elif self._connection.struck not in ("frozen", "cut"):
-            self.other.finish()
-        elif self._connection.struck == "cut" and self._transport:
-            self._transport.close()
+    async def _write(self, target: socket.socket, line: Line, name: str) -> None:
+        """Write as much as the fault lets through, and strike when its count is reached."""
+        cut_at, freeze_at = (getattr(self.fault, f"{what}_{name}") for what in ("cut", "freeze"))
+        limit = min((at for at in (cut_at, freeze_at) if at is not None), default=None)
+        while True:
+            due_s, data = await line.get()
+            if (wait_s := due_s - self._loop.time()) > 0:
+                await asyncio.sleep(wait_s)
+            is_swallowed = self.struck == "swallowing" and name == "to_client"
+            if is_swallowed or self.struck in ("cut", "frozen"):
+                if not data:
+                    return
+                continue
+            if not data:
+                target.shutdown(socket.SHUT_WR)
+                return
+            before = getattr(self, name)
+            data = data[: None if limit is None else limit - before]
+            done = before + len(data)
+            # Counted first: the other side may see a cut before this thread goes on.
+            setattr(self, name, done)
+            swallow_after = self.fault.swallow_after
+            if name == "to_server" and swallow_after is not None and done >= swallow_after:
+                self.struck = "swallowing"
+            await self._loop.sock_sendall(target, data)
+            if done == limit:
+                self.cut() if limit == cut_at else self._freeze()
 
 
 # --- An HTTP proxy -------------------------------------------------------------------
@@ -428,11 +317,13 @@ class HttpProxy(_LoopThread):
     def url(self) -> str:
         return f"http://{HOST}:{self.port}"
 
-    async def _listen(self) -> asyncio.Server:
-        return await asyncio.start_server(self._serve, HOST, 0)
+    async def _listen(self) -> int:
+        self._server = await asyncio.start_server(self._serve, HOST, 0)
+        return int(self._server.sockets[0].getsockname()[1])
 
     async def _close(self) -> None:
-        """The tasks that _shut_down() cancels close their own sockets."""
+        """Listen no longer; the tasks that _shut_down() cancels close their own sockets."""
+        self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._serving.add(asyncio.current_task())

@@ -11,7 +11,7 @@ import hashlib
 import os
 import random
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,23 @@ def _opened(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
         yield database
 
 
+def _read(path: Path, sql: str) -> list[dict[str, Any]]:
+    with _opened(path, "ro") as database:
+        return [dict(row) for row in database.execute(sql)]
+
+
+def _write(path: Path, sql: str, values: Iterable[object] = ()) -> int:
+    """Change a ledger; return how many rows it was."""
+    with _opened(path, "rw") as database, database:
+        return database.execute(sql, tuple(values)).rowcount
+
+
 # --- Reading -------------------------------------------------------------------------
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     """Return every row, by path; also while a run goes on."""
-    with _opened(path, "ro") as database:
-        return [dict(row) for row in database.execute(f"SELECT * FROM {TABLE} ORDER BY path")]
+    return _read(path, f"SELECT * FROM {TABLE} ORDER BY path")
 
 
 def row(path: Path) -> dict[str, Any]:
@@ -63,8 +73,17 @@ def rows_by_content(path: Path) -> dict[str, dict[str, Any]]:
 
 def runs(path: Path) -> list[dict[str, Any]]:
     """Return what is noted of every run, in order."""
-    with _opened(path, "ro") as database:
-        return [dict(row) for row in database.execute("SELECT * FROM runs ORDER BY id")]
+    return _read(path, "SELECT * FROM runs ORDER BY id")
+
+
+def problems(path: Path) -> list[dict[str, Any]]:
+    """Return what is noted as a problem, by path and cause."""
+    return _read(path, "SELECT * FROM problems ORDER BY path, exit_code, cause")
+
+
+def causes(path: Path) -> list[tuple[str, str]]:
+    """Return file name and cause of each problem."""
+    return [(Path(each["path"]).name, each["cause"]) for each in problems(path)]
 
 
 def check(path: Path) -> None:
@@ -84,10 +103,9 @@ def changed(
 
     While it is open the change is in the ledger's log.
     """
-    assignments = ", ".join(f"{name} = ?" for name in columns)
     with _opened(path, "rw") as database:
         condition, values = _condition(where)
-        statement = f"UPDATE {TABLE} SET {assignments} WHERE {condition}"
+        statement = f"UPDATE {TABLE} SET {_assignments(columns)} WHERE {condition}"
         with database:
             assert database.execute(statement, (*columns.values(), *values)).rowcount > 0
         yield
@@ -101,8 +119,21 @@ def change(path: Path, where: Mapping[str, object] | None = None, /, **columns: 
 def delete(path: Path, /, **where: object) -> None:
     """Delete all rows that have these values, one at least."""
     condition, values = _condition(where)
-    with _opened(path, "rw") as database, database:
-        assert database.execute(f"DELETE FROM {TABLE} WHERE {condition}", values).rowcount > 0
+    assert _write(path, f"DELETE FROM {TABLE} WHERE {condition}", values) > 0
+
+
+def delete_path(path: Path, table: str, call: Path) -> None:
+    """Delete the row of a file from a table."""
+    assert _write(path, f"DELETE FROM {table} WHERE path = ?", [str(call)]) == 1
+
+
+def change_problems(path: Path, /, **columns: object) -> None:
+    """Change all problems."""
+    _write(path, f"UPDATE problems SET {_assignments(columns)}", columns.values())
+
+
+def _assignments(columns: Iterable[str]) -> str:
+    return ", ".join(f"{name} = ?" for name in columns)
 
 
 def _condition(where: Mapping[str, object] | None) -> tuple[str, tuple[object, ...]]:
@@ -118,13 +149,14 @@ def add_unknown(path: Path, sha256s: Iterable[str], key: str, sent_at: str) -> N
         "state": "unknown", "error": "as before", "lookup_key": key, "sent_at": sent_at,
         "updated_at": sent_at,
     }  # fmt: skip
-    names = ", ".join(("sequence", "sha256", *columns))
-    marks = ", ".join("?" * (len(columns) + 2))
+    statement = _insert(TABLE, ("sequence", "sha256", *columns))
+    values = [(number, each, *columns.values()) for number, each in enumerate(sha256s, -9_999)]
     with _opened(path, "rw") as database, database:
-        database.executemany(
-            f"INSERT INTO {TABLE} ({names}) VALUES ({marks})",
-            [(number, sha256, *columns.values()) for number, sha256 in enumerate(sha256s, -9_999)],
-        )
+        database.executemany(statement, values)
+
+
+def _insert(table: str, names: Collection[str]) -> str:
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
 
 
 @contextlib.contextmanager
@@ -155,20 +187,7 @@ def make_foreign(path: Path) -> None:
         database.execute(f"INSERT INTO {TABLE} VALUES ('/calls/1.wav', 'uploaded')")
 
 
-# --- Problems, and time ------------------------------------------------------------------
-
-
-def problems(path: Path) -> list[dict[str, Any]]:
-    """Return what is noted as a problem, by path and cause."""
-    with _opened(path, "ro") as database:
-        found = database.execute("SELECT * FROM problems ORDER BY path, exit_code, cause")
-        return [dict(row) for row in found]
-
-
-def causes(path: Path) -> list[tuple[str, str]]:
-    """Return file name and cause of each problem."""
-    return [(Path(each["path"]).name, each["cause"]) for each in problems(path)]
-
+# --- Time ------------------------------------------------------------------------------
 
 TIMES = {
     "problems": ("since", "seen_at", "said_at"),
@@ -187,20 +206,6 @@ def pass_time(path: Path, seconds: float) -> None:
     lock = path.with_name(f"{path.name}-lock")
     status = lock.stat()
     os.utime(lock, (status.st_atime, status.st_mtime - seconds))
-
-
-def change_problems(path: Path, /, **columns: object) -> None:
-    """Change all problems."""
-    names = ", ".join(f"{name} = ?" for name in columns)
-    with _opened(path, "rw") as database, database:
-        database.execute(f"UPDATE problems SET {names}", tuple(columns.values()))
-
-
-def delete_path(path: Path, table: str, call: Path) -> None:
-    """Delete the row of a file from a table."""
-    with _opened(path, "rw") as database, database:
-        sql = f"DELETE FROM {table} WHERE path = ?"
-        assert database.execute(sql, (str(call),)).rowcount == 1
 
 
 # --- Ledgers of any content ------------------------------------------------------------
@@ -232,27 +237,19 @@ class Maker:
 
     def insert(self, table: str, **columns: Any) -> None:
         """Write one row."""
-        marks = ", ".join("?" for _ in columns)
-        sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"
-        self.db.execute(sql, tuple(columns.values()))
+        self.db.execute(_insert(table, columns), tuple(columns.values()))
 
     def recording(self, path: str, state: str = "uploaded", **columns: Any) -> None:
         """Write a recording, uploaded an hour ago unless told otherwise."""
         stem, dot, suffix = path.rpartition(".")
         digest = hashlib.sha256(path.encode() + str(columns).encode()).hexdigest()
+        file_ns = int((NOW.timestamp() - 7_200) * 1e9)
         row: dict[str, Any] = {
-            "connection_id": "conn-a",
-            "sha256": digest,
-            "stem": stem if dot else path,
-            "suffix": dot + suffix if dot else "",
-            "size_bytes": 320_044,
-            "mtime_ns": int((NOW.timestamp() - 7_200) * 1e9),
-            "ctime_ns": int((NOW.timestamp() - 7_200) * 1e9),
-            "metadata_sha256": digest,
-            "recorded_at": ago(hours=2),
-            "state": state,
-            "updated_at": ago(hours=1),
-        }
+            "connection_id": "conn-a", "sha256": digest, "stem": stem if dot else path,
+            "suffix": dot + suffix if dot else "", "size_bytes": 320_044, "mtime_ns": file_ns,
+            "ctime_ns": file_ns, "metadata_sha256": digest, "recorded_at": ago(hours=2),
+            "state": state, "updated_at": ago(hours=1),
+        }  # fmt: skip
         if state == "uploaded":
             row |= {"talk_id": f"talk{digest[:12]}", "uploaded_at": ago(hours=1)}
         self.insert(TABLE, **(row | columns))
@@ -260,14 +257,9 @@ class Maker:
     def problem(self, path: str, exit_code: int, cause: str, text: str, **columns: Any) -> None:
         """Write a problem, an hour old; of a file unless mtime_ns=None."""
         row: dict[str, Any] = {
-            "connection_id": "conn-a",
-            "path": path,
-            "exit_code": exit_code,
-            "cause": cause,
-            "text": text,
-            "since": ago(hours=1),
-            "seen_at": ago(minutes=5),
-        }
+            "connection_id": "conn-a", "path": path, "exit_code": exit_code, "cause": cause,
+            "text": text, "since": ago(hours=1), "seen_at": ago(minutes=5),
+        }  # fmt: skip
         if path:
             row |= {"size_bytes": 0, "mtime_ns": int((NOW.timestamp() - 7_200) * 1e9)}
         self.insert("problems", **(row | columns))
@@ -275,18 +267,11 @@ class Maker:
     def run(self, **columns: Any) -> None:
         """Write a --quiet run that looked at everything and ended five minutes ago."""
         row: dict[str, Any] = {
-            "connection_id": "conn-a",
-            "endpoint": "api.speechsense.yandexcloud.net:443",
-            "quiet": 1,
-            "began_at": ago(minutes=6),
-            "ended_at": ago(minutes=5),
-            "folders": '["/var/calls"]',
-            "looked_at_all": 1,
-            "found": 412,
-            "uploaded": 3,
-            "left_out": '{"already there": 409}',
-            "exit_code": 0,
-        }
+            "connection_id": "conn-a", "endpoint": "api.speechsense.yandexcloud.net:443",
+            "quiet": 1, "began_at": ago(minutes=6), "ended_at": ago(minutes=5),
+            "folders": '["/var/calls"]', "looked_at_all": 1, "found": 412, "uploaded": 3,
+            "left_out": '{"already there": 409}', "exit_code": 0,
+        }  # fmt: skip
         self.insert("runs", **(row | columns))
 
     def close(self) -> None:

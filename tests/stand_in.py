@@ -8,8 +8,7 @@ It checks what the documented service checks, stores what it is sent, and can be
         assert service.talks
 
 What becomes of a call is decided in one place, `service.on_call`: a function that each arriving
-call is shown to, and that returns a step. The list `service.script` is what it takes them from
-unless a test sets another:
+call is shown to, and that returns a step; those of `service.script` unless a test sets another:
 
     service.on_call = lambda call: Freeze() if call.method == "Search" else None
 
@@ -19,17 +18,18 @@ A talk is in the store when its `<talk_id>.json` is: that file is renamed into p
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, cast
 
 import grpc
 import trustme
@@ -43,6 +43,7 @@ from yandex.cloud.operation.operation_pb2 import Operation
 from yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
 from yandex.cloud.speechsense.v1 import talk_service_pb2_grpc
 from yandex.cloud.speechsense.v1.audio_pb2 import AudioMetadata, ContainerAudio, RawAudio
+from yandex.cloud.speechsense.v1.search_pb2 import Filter
 from yandex.cloud.speechsense.v1.talk_pb2 import FIELD_TYPE_STRING
 from yandex.cloud.speechsense.v1.talk_service_pb2 import (
     GetTalkRequest,
@@ -74,11 +75,12 @@ HEAD_BYTES = 24
 # Longer than any test waits.
 FREEZE_S = 60
 WORKERS = 16
-# The methods that look up; the poll of an operation is called Get, too.
+# The methods that look up, as they are recorded.
 LOOKUPS = ("Search", "GetTalks")
 
 Metadata = tuple[tuple[str, str | bytes], ...]
-Response = TypeVar("Response")
+# For the record of a call, and for its client.
+Answer = tuple[str, Any]
 
 
 # --- What a test can script: the steps that on_call returns --------------------------
@@ -202,9 +204,6 @@ class Talk:
     def indexed_id(self) -> str:
         return self.found_id or self.talk_id
 
-    def is_indexed(self) -> bool:
-        return self.created_s + self.lag_s <= time.time()
-
 
 @dataclass
 class Badge:
@@ -235,8 +234,8 @@ class _AnsweredEarly(Exception): ...
 class _Cancelled(Exception): ...
 
 
-def _refuse(details: str) -> NoReturn:
-    raise _Refused(grpc.StatusCode.INVALID_ARGUMENT, details)
+def _refuse(details: str, code: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT) -> NoReturn:
+    raise _Refused(code, details)
 
 
 def _kind(request: StreamTalkRequest) -> str:
@@ -247,13 +246,13 @@ def _kind(request: StreamTalkRequest) -> str:
     return {"audio_metadata": "format", "chunk": "chunk"}.get(event or "", "nothing")
 
 
-def _check_fields(fields: dict[str, str], allowed: Collection[str] | None) -> None:
+def _check_fields(fields: Mapping[str, str], allowed: Collection[str] | None) -> None:
+    limit = METADATA_VALUE_LIMIT_BYTES
     for key, value in fields.items():
         if not key or (allowed is not None and key not in allowed):
             _refuse(f"metadata key {key!r} is not configured for the connection")
         length_bytes = len(value.encode())
-        if length_bytes > METADATA_VALUE_LIMIT_BYTES:
-            limit = METADATA_VALUE_LIMIT_BYTES
+        if length_bytes > limit:
             _refuse(f"metadata value of {key!r} is {length_bytes} bytes; at most {limit}")
 
 
@@ -308,6 +307,20 @@ class _Recording:
         self._file.close()
         self._path.rename(path)
         return path
+
+    def talk(self, talk_id: str, audio: Path | None, method: str, badge_id: str = "") -> Talk:
+        return Talk(
+            talk_id,
+            self.metadata.connection_id,
+            dict(self.metadata.fields),
+            _users(self.metadata),
+            self.audio_format,
+            self.size,
+            self.sha256.hexdigest(),
+            audio,
+            method,
+            badge_id,
+        )
 
     def __enter__(self) -> _Recording:
         return self
@@ -525,11 +538,8 @@ class StandIn:
             self.ca = trustme.CA()
             self.ca.cert_pem.write_to_path(str(self.ca_file))
             self.ca.private_key_pem.write_to_path(str(ca_key_file))
-        certificate = self.ca.issue_cert(*names)
-        chain = b"".join(pem.bytes() for pem in certificate.cert_chain_pems)
-        self._credentials = grpc.ssl_server_credentials(
-            [(certificate.private_key_pem.bytes(), chain)]
-        )
+        certificate = self.ca.issue_cert(*names).private_key_and_cert_chain_pem.bytes()
+        self._credentials = grpc.ssl_server_credentials([(certificate, certificate)])
 
     def start(self) -> None:
         self._executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="stand-in")
@@ -588,8 +598,8 @@ class StandIn:
         self,
         method: str,
         context: ServicerContext,
-        work: Callable[[_LiveCall], tuple[str, Response]],
-    ) -> Response:
+        work: Callable[[_LiveCall], Answer],
+    ) -> Any:
         """Serve one call; `work` returns the ID for the record and the response."""
         call = _LiveCall(method, context)
         self.calls.append(call.record)
@@ -618,46 +628,46 @@ class StandIn:
         if not credential or (accepted is not None and credential not in accepted):
             what = {"Api-Key": "unknown API key", "Bearer": "IAM token is invalid or has expired"}
             details = what.get(scheme, "authorization is missing or of an unknown scheme")
-            raise _Refused(grpc.StatusCode.UNAUTHENTICATED, details)
+            _refuse(details, grpc.StatusCode.UNAUTHENTICATED)
 
     def check_metadata(self, metadata: TalkMetadata) -> None:
         connection_id = metadata.connection_id
         if not connection_id:
             _refuse("connection_id is empty")
         if self.connections is not None and connection_id not in self.connections:
-            raise _Refused(grpc.StatusCode.NOT_FOUND, f"connection {connection_id!r} not found")
-        _check_fields(dict(metadata.fields), self.fields)
+            _refuse(f"connection {connection_id!r} not found", grpc.StatusCode.NOT_FOUND)
+        _check_fields(metadata.fields, self.fields)
         for user in metadata.users:
-            _check_fields(dict(user.fields), None)
+            _check_fields(user.fields, None)
 
     def check_lookup(self, request: SearchTalkRequest | GetTalkRequest) -> None:
         if not self.viewer_role:
             details = "the role speech-sense.data.viewer is missing"
-            raise _Refused(grpc.StatusCode.PERMISSION_DENIED, details)
+            _refuse(details, grpc.StatusCode.PERMISSION_DENIED)
         for name in ("organization_id", "space_id", "connection_id"):
             if not getattr(request, name):
                 _refuse(f"{name} is empty")
 
     def talks_by_time(self) -> list[Talk]:
-        talks = list(self.talks.values())  # Others may be made meanwhile.
-        return sorted(talks, key=lambda talk: talk.created_s)
+        return sorted(self.talks.values(), key=lambda talk: talk.created_s)
 
-    def shows(self, talk: Talk, request: SearchTalkRequest | GetTalkRequest) -> bool:
-        ours = self.search_everywhere or talk.connection_id == request.connection_id
-        return ours and request.project_id in ("", self.project_id)
+    def indexed(self, request: SearchTalkRequest | GetTalkRequest) -> list[Talk]:
+        """Return the talks that a lookup can find by now, the oldest first."""
+        return [
+            talk
+            for talk in self.talks_by_time()
+            if talk.created_s + talk.lag_s <= time.time()
+            and (self.search_everywhere or talk.connection_id == request.connection_id)
+            and request.project_id in ("", self.project_id)
+        ]
 
-    def matches(self, talk: Talk, request: SearchTalkRequest) -> bool:
-        """Whether a search finds a talk: by one of the values of each of its filters."""
-        for each in request.filters:
-            has = talk.fields.get(each.key.removeprefix("userMeta."))
-            values = each.any_match.values
-            if has is None:
-                return False
-            if has not in values and not (
-                self.search_contains and any(value in has or has in value for value in values)
-            ):
-                return False
-        return True
+    def matches(self, talk: Talk, condition: Filter) -> bool:
+        """Whether a talk has one of the values of a filter."""
+        has = talk.fields.get(condition.key.removeprefix("userMeta."))
+        values = condition.any_match.values
+        if has is None or has in values:
+            return has is not None
+        return self.search_contains and any(value in has or has in value for value in values)
 
     # The store
 
@@ -688,77 +698,63 @@ def _users(metadata: TalkMetadata) -> list[dict[str, Any]]:
     ]
 
 
-def _talk(
-    call: _LiveCall, recording: _Recording, talk_id: str, audio: Path | None, badge_id: str = ""
-) -> Talk:
-    return Talk(
-        talk_id,
-        recording.metadata.connection_id,
-        dict(recording.metadata.fields),
-        _users(recording.metadata),
-        recording.audio_format,
-        recording.size,
-        recording.sha256.hexdigest(),
-        audio,
-        call.record.method,
-        badge_id,
-    )
+def _served(work: Callable[[Any, Any, _LiveCall], Answer]) -> Callable[[Any, Any, Any], Any]:
+    """Make a method of the API of what serves a call and returns its answer."""
+
+    @functools.wraps(work)
+    def method(self: Any, request: Any, context: ServicerContext) -> Any:
+        name = {"Get": self.get_is}.get(work.__name__, work.__name__)
+        return self.service.answer(name, context, lambda call: work(self, request, call))
+
+    return method
 
 
 class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
     """The three ways to upload, and the two to look up; method names are the API's."""
 
+    get_is = "GetTalks"
+
     def __init__(self, service: StandIn) -> None:
-        self._service = service
+        self.service = service
 
-    def Upload(self, request: UploadTalkRequest, context: ServicerContext) -> UploadTalkResponse:
-        def work(call: _LiveCall) -> tuple[str, UploadTalkResponse]:
-            if request.talk_id:
-                call.received("talk_id")
-            if request.HasField("metadata"):
-                call.received("metadata")
-            if request.audio.HasField("audio_metadata"):
-                call.received("format")
-            if request.audio.HasField("audio_data"):
-                size = len(request.audio.audio_data.data)
-                call.received(f"audio:{size}", size)
-            call.read_metadata(request.metadata)
-            self._service.check_metadata(request.metadata)
-            if request.talk_id:
-                return self._update(call, request)
-            with self._service.recording() as recording:
-                if call.record.bytes_received >= SINGLE_MESSAGE_LIMIT_BYTES:
-                    _refuse("audio of a single message must be under 128 MB; use a stream")
-                recording.metadata = request.metadata
-                recording.audio_format = request.audio.audio_metadata
-                recording.write(request.audio.audio_data.data)
-                return self._make_talk(call, recording)
+    @_served
+    def Upload(self, request: UploadTalkRequest, call: _LiveCall) -> Answer:
+        data = request.audio.audio_data.data
+        if request.talk_id:
+            call.received("talk_id")
+        if request.HasField("metadata"):
+            call.received("metadata")
+        if request.audio.HasField("audio_metadata"):
+            call.received("format")
+        if request.audio.HasField("audio_data"):
+            call.received(f"audio:{len(data)}", len(data))
+        call.read_metadata(request.metadata)
+        self.service.check_metadata(request.metadata)
+        if request.talk_id:
+            return self._update(call, request)
+        with self.service.recording() as recording:
+            if len(data) >= SINGLE_MESSAGE_LIMIT_BYTES:
+                _refuse("audio of a single message must be under 128 MB; use a stream")
+            recording.metadata = request.metadata
+            recording.audio_format = request.audio.audio_metadata
+            recording.write(data)
+            return self._make_talk(call, recording)
 
-        return self._service.answer("Upload", context, work)
-
-    def UploadAsStream(
-        self, requests: Iterator[StreamTalkRequest], context: ServicerContext
-    ) -> UploadTalkResponse:
-        def work(call: _LiveCall) -> tuple[str, UploadTalkResponse]:
-            with self._service.recording() as recording:
-                try:
-                    self._read(call, requests, recording)
-                except _AnsweredEarly:
-                    talk_id = _new_id()
-                    return talk_id, UploadTalkResponse(talk_id=talk_id)
-                return self._make_talk(call, recording)
-
-        return self._service.answer("UploadAsStream", context, work)
-
-    def UploadBadge(
-        self, requests: Iterator[StreamTalkRequest], context: ServicerContext
-    ) -> Operation:
-        def work(call: _LiveCall) -> tuple[str, Operation]:
-            with self._service.recording() as recording:
+    @_served
+    def UploadAsStream(self, requests: Iterator[StreamTalkRequest], call: _LiveCall) -> Answer:
+        with self.service.recording() as recording:
+            try:
                 self._read(call, requests, recording)
-                return self._make_badge(call, recording)
+            except _AnsweredEarly:
+                talk_id = _new_id()
+                return talk_id, UploadTalkResponse(talk_id=talk_id)
+            return self._make_talk(call, recording)
 
-        return self._service.answer("UploadBadge", context, work)
+    @_served
+    def UploadBadge(self, requests: Iterator[StreamTalkRequest], call: _LiveCall) -> Answer:
+        with self.service.recording() as recording:
+            self._read(call, requests, recording)
+            return self._make_badge(call, recording)
 
     def _read(
         self, call: _LiveCall, requests: Iterator[StreamTalkRequest], recording: _Recording
@@ -774,7 +770,7 @@ class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
             if kind == "metadata":
                 recording.metadata = request.metadata
                 call.read_metadata(recording.metadata)
-                self._service.check_metadata(recording.metadata)
+                self.service.check_metadata(recording.metadata)
                 expected = "format"
             elif kind == "format":
                 recording.audio_format = request.audio.audio_metadata
@@ -786,83 +782,75 @@ class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
         if expected != "chunk":
             _refuse("stream order: ended before the audio format")
 
-    def _make_talk(self, call: _LiveCall, recording: _Recording) -> tuple[str, UploadTalkResponse]:
+    def _make_talk(self, call: _LiveCall, recording: _Recording) -> Answer:
         """Turn a complete recording into a talk, as far as the script lets it."""
         _check_audio(recording, call.record.method)
         talk_id = _new_id()
         if call.makes_talk:
-            audio = recording.keep(self._service.store / f"{talk_id}.audio")
-            self._service.save(_talk(call, recording, talk_id, audio))
+            audio = recording.keep(self.service.store / f"{talk_id}.audio")
+            self.service.save(recording.talk(talk_id, audio, call.record.method))
         return self._finish(call, talk_id)
 
-    def _make_badge(self, call: _LiveCall, recording: _Recording) -> tuple[str, Operation]:
+    def _make_badge(self, call: _LiveCall, recording: _Recording) -> Answer:
         """Turn a complete recording into several talks that an operation will name."""
         _check_audio(recording, call.record.method)
         badge_id, operation_id = _new_id(), _new_id()
-        talk_ids = [_new_id() for _ in range(self._service.badge_talks)]
+        talk_ids = [_new_id() for _ in range(self.service.badge_talks)]
         operation = Operation(id=operation_id, description="Upload badge")
         operation.created_at.GetCurrentTime()
         operation.modified_at.GetCurrentTime()
         operation.metadata.Pack(UploadBadgeMetadata(badge_id=badge_id))
-        if self._service.badge_damaged:
+        if self.service.badge_damaged:
             operation.metadata.value = b"\xff"
         if call.makes_talk:
-            audio = recording.keep(self._service.store / f"{badge_id}.audio")
-            if self._service.badge_error is None:
+            audio = recording.keep(self.service.store / f"{badge_id}.audio")
+            if self.service.badge_error is None:
                 for talk_id in talk_ids:
-                    self._service.save(_talk(call, recording, talk_id, audio, badge_id))
+                    talk = recording.talk(talk_id, audio, call.record.method, badge_id)
+                    self.service.save(talk)
             response = UploadBadgeResponse(badge_id=badge_id, talk_ids=talk_ids)
-            polls = self._service.badge_polls
-            self._service.badges[operation_id] = Badge(operation, response, polls)
+            polls = self.service.badge_polls
+            self.service.badges[operation_id] = Badge(operation, response, polls)
         self._finish(call, badge_id)
         return operation_id, operation
 
-    def Search(self, request: SearchTalkRequest, context: ServicerContext) -> SearchTalkResponse:
-        service = self._service
+    @_served
+    def Search(self, request: SearchTalkRequest, call: _LiveCall) -> Answer:
+        service = self.service
+        service.searches.append(request)
+        service.check_lookup(request)
+        if not 0 <= request.page_size <= SEARCH_PAGE_LIMIT:
+            _refuse(f"page_size is {request.page_size}; 1 to {SEARCH_PAGE_LIMIT}")
+        if any(not each.key.startswith("userMeta.") for each in request.filters):
+            _refuse("only metadata can be searched here: userMeta.KEY")
+        found = [
+            talk.indexed_id
+            for talk in service.indexed(request)
+            if all(service.matches(talk, each) for each in request.filters)
+        ] * service.times_listed
+        start = int(request.page_token or 0)
+        end = start + min(request.page_size or 100, service.search_page)
+        response = SearchTalkResponse(talk_ids=found[start:end], talks_count=len(found))
+        if end < len(found):
+            response.next_page_token = str(end)
+        call.finish()
+        return f"{len(response.talk_ids)} talks", response
 
-        def work(call: _LiveCall) -> tuple[str, SearchTalkResponse]:
-            service.searches.append(request)
-            service.check_lookup(request)
-            if not 0 <= request.page_size <= SEARCH_PAGE_LIMIT:
-                _refuse(f"page_size is {request.page_size}; 1 to {SEARCH_PAGE_LIMIT}")
-            if any(not each.key.startswith("userMeta.") for each in request.filters):
-                _refuse("only metadata can be searched here: userMeta.KEY")
-            found = [
-                talk.indexed_id
-                for talk in service.talks_by_time()
-                if talk.is_indexed()
-                and service.shows(talk, request)
-                and service.matches(talk, request)
-            ] * service.times_listed
-            start = int(request.page_token or 0)
-            end = start + min(request.page_size or 100, service.search_page)
-            response = SearchTalkResponse(talk_ids=found[start:end], talks_count=len(found))
-            if end < len(found):
-                response.next_page_token = str(end)
-            call.finish()
-            return f"{len(response.talk_ids)} talks", response
-
-        return service.answer("Search", context, work)
-
-    def Get(self, request: GetTalkRequest, context: ServicerContext) -> GetTalkResponse:
-        service = self._service
-
-        def work(call: _LiveCall) -> tuple[str, GetTalkResponse]:
-            service.gets.append(request)
-            service.check_lookup(request)
-            if len(request.talk_ids) > GET_TALKS_LIMIT:
-                _refuse(f"{len(request.talk_ids)} talk_ids; at most {GET_TALKS_LIMIT}")
-            response = GetTalkResponse()
-            talks = {talk.indexed_id: talk for talk in service.talks_by_time()}
-            for talk_id in request.talk_ids[: service.get_talks]:
-                talk = talks.get(talk_id)
-                if talk and talk.is_indexed() and service.shows(talk, request):
-                    for _ in range(service.times_listed):
-                        self._describe(talk, request, response)
-            call.finish()
-            return f"{len(response.talk)} talks", response
-
-        return service.answer("GetTalks", context, work)
+    @_served
+    def Get(self, request: GetTalkRequest, call: _LiveCall) -> Answer:
+        service = self.service
+        service.gets.append(request)
+        service.check_lookup(request)
+        if len(request.talk_ids) > GET_TALKS_LIMIT:
+            _refuse(f"{len(request.talk_ids)} talk_ids; at most {GET_TALKS_LIMIT}")
+        response = GetTalkResponse()
+        talks = {talk.indexed_id: talk for talk in service.indexed(request)}
+        for talk_id in request.talk_ids[: service.get_talks]:
+            if talk_id in talks:
+                for _ in range(service.times_listed):
+                    self._describe(talks[talk_id], request, response)
+        call.finish()
+        return f"{len(response.talk)} talks", response
 
     def _describe(self, talk: Talk, request: GetTalkRequest, response: GetTalkResponse) -> None:
         described = response.talk.add(
@@ -870,31 +858,27 @@ class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
             organization_id=request.organization_id,
             space_id=request.space_id,
             connection_id=talk.connection_id,
-            project_ids=[self._service.project_id],
+            project_ids=[self.service.project_id],
         )
         described.created_at.FromNanoseconds(int(talk.created_s * 1e9))
-        fields = dict(talk.fields)
-        if self._service.get_padding_bytes:
-            fields["padding"] = "x" * self._service.get_padding_bytes
-        for name, value in fields.items():
+        padding = "x" * self.service.get_padding_bytes
+        for name, value in {**talk.fields, **({"padding": padding} if padding else {})}.items():
             described.talk_fields.add(name=name, value=value, type=FIELD_TYPE_STRING)
 
-    def _update(
-        self, call: _LiveCall, request: UploadTalkRequest
-    ) -> tuple[str, UploadTalkResponse]:
+    def _update(self, call: _LiveCall, request: UploadTalkRequest) -> Answer:
         """Replace the fields and users of a talk that exists."""
         if request.HasField("audio"):
             _refuse("talk_id: the audio of a talk cannot be replaced")
-        talk = self._service.talks.get(request.talk_id)
+        talk = self.service.talks.get(request.talk_id)
         if talk is None or talk.connection_id != request.metadata.connection_id:
-            raise _Refused(grpc.StatusCode.NOT_FOUND, f"talk {request.talk_id!r} not found")
+            _refuse(f"talk {request.talk_id!r} not found", grpc.StatusCode.NOT_FOUND)
         if call.makes_talk:
             talk.fields = dict(request.metadata.fields)
             talk.users = _users(request.metadata)
-            self._service.save(talk)
+            self.service.save(talk)
         return self._finish(call, talk.talk_id)
 
-    def _finish(self, call: _LiveCall, talk_id: str) -> tuple[str, UploadTalkResponse]:
+    def _finish(self, call: _LiveCall, talk_id: str) -> Answer:
         call.finish()
         if isinstance(call.step, EmptyAnswer):
             talk_id = ""
@@ -902,31 +886,31 @@ class _TalkService(talk_service_pb2_grpc.TalkServiceServicer):
 
 
 class _OperationService(operation_service_pb2_grpc.OperationServiceServicer):
+    get_is = "Get"
+
     def __init__(self, service: StandIn) -> None:
-        self._service = service
+        self.service = service
 
-    def Get(self, request: GetOperationRequest, context: ServicerContext) -> Operation:
-        def work(call: _LiveCall) -> tuple[str, Operation]:
-            call.received("operation_id")
-            badge = self._service.badges.get(request.operation_id)
-            if badge is None:
-                details = f"operation {request.operation_id!r} not found"
-                raise _Refused(grpc.StatusCode.NOT_FOUND, details)
-            call.finish()
-            badge.polls_left -= 1
-            if badge.polls_left < 0 and not badge.operation.done:
-                self._complete(badge)
-            return request.operation_id, badge.operation
+    @_served
+    def Get(self, request: GetOperationRequest, call: _LiveCall) -> Answer:
+        call.received("operation_id")
+        badge = self.service.badges.get(request.operation_id)
+        if badge is None:
+            details = f"operation {request.operation_id!r} not found"
+            _refuse(details, grpc.StatusCode.NOT_FOUND)
+        call.finish()
+        badge.polls_left -= 1
+        if badge.polls_left < 0 and not badge.operation.done:
+            self._complete(badge.operation, badge.response)
+        return request.operation_id, badge.operation
 
-        return self._service.answer("Get", context, work)
-
-    def _complete(self, badge: Badge) -> None:
-        badge.operation.done = True
-        badge.operation.modified_at.GetCurrentTime()
-        if self._service.badge_error is None:
-            badge.operation.response.Pack(badge.response)
-            if self._service.badge_damaged:
-                badge.operation.response.value = b"\xff"
+    def _complete(self, operation: Operation, response: UploadBadgeResponse) -> None:
+        operation.done = True
+        operation.modified_at.GetCurrentTime()
+        if self.service.badge_error is None:
+            operation.response.Pack(response)
+            if self.service.badge_damaged:
+                operation.response.value = b"\xff"
         else:
-            code, badge.operation.error.message = self._service.badge_error
-            badge.operation.error.code = code.value[0]
+            code, operation.error.message = self.service.badge_error
+            operation.error.code = code.value[0]

@@ -1,9 +1,10 @@
-"""The stand-in service and the proxies do what the other tests rely on."""
+"""The stand-in service and the proxies: what other tests would not notice if it were missing."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
@@ -14,20 +15,7 @@ import grpc
 import pytest
 from conftest import sha256
 from fault_proxy import Fault, FaultProxy
-from stand_in import (
-    Act,
-    AnswerEarly,
-    At,
-    Call,
-    Delay,
-    EmptyAnswer,
-    Fail,
-    Freeze,
-    Slow,
-    StandIn,
-    Step,
-    stored_talks,
-)
+from stand_in import AnswerEarly, Delay, EmptyAnswer, Slow, StandIn, stored_talks
 from yandex.cloud.speechsense.v1 import talk_service_pb2_grpc
 from yandex.cloud.speechsense.v1.audio_pb2 import AudioMetadata
 from yandex.cloud.speechsense.v1.talk_service_pb2 import StreamTalkRequest as Request
@@ -55,10 +43,8 @@ def chunk(data: bytes = AUDIO) -> Request:
 
 
 def whole() -> Iterator[Request]:
-    yield metadata(language="ru-RU")
-    yield audio_format()
-    for start in range(0, len(AUDIO), CHUNK_BYTES):
-        yield chunk(AUDIO[start : start + CHUNK_BYTES])
+    chunks = (AUDIO[at : at + CHUNK_BYTES] for at in range(0, len(AUDIO), CHUNK_BYTES))
+    yield from (metadata(language="ru-RU"), audio_format(), *map(chunk, chunks))
 
 
 @contextlib.contextmanager
@@ -76,9 +62,9 @@ def stub(service: StandIn) -> Iterator[Any]:
         yield stub
 
 
-def refusal(stub: Any, requests: Iterator[Request], **options: Any) -> grpc.RpcError:
+def refusal(stub: Any, requests: Iterator[Request]) -> grpc.RpcError:
     with pytest.raises(grpc.RpcError) as caught:
-        stub.UploadAsStream(requests, **{"metadata": AUTHORIZATION, "timeout": 20, **options})
+        stub.UploadAsStream(requests, metadata=AUTHORIZATION, timeout=20)
     return caught.value
 
 
@@ -128,32 +114,6 @@ def test_what_the_service_would_refuse_is_refused(
     assert not list(service.store.glob("*.*"))
 
 
-@pytest.mark.parametrize("after_bytes", [0, 200_000, None])
-def test_a_status_comes_when_scripted_and_once(
-    service: StandIn, stub: Any, after_bytes: int | None
-) -> None:
-    service.script.append(Fail(STATUS.ABORTED, "why", after_bytes, trailing=(("key", "value"),)))
-    error = refusal(stub, whole())
-    assert (error.code(), error.details()) == (STATUS.ABORTED, "why")
-    trailing: Any = error.trailing_metadata()
-    assert ("key", "value") in trailing
-    received = service.calls[0].bytes_received
-    assert received == len(AUDIO) if after_bytes is None else 0 <= received - after_bytes < 1 << 16
-    assert not service.talks
-    assert stub.UploadAsStream(whole(), metadata=AUTHORIZATION).talk_id in service.talks
-
-
-@pytest.mark.parametrize(("after_bytes", "store"), [(200_000, False), (None, True)])
-def test_a_frozen_call_ends_with_its_client(
-    service: StandIn, stub: Any, after_bytes: int | None, store: bool
-) -> None:
-    service.script.append(Freeze(after_bytes, store=store))
-    assert refusal(stub, whole(), timeout=0.5).code() is STATUS.DEADLINE_EXCEEDED
-    service.wait_until_idle()
-    assert service.calls[0].outcome == "cancelled"
-    assert len(stored_talks(service.store)) == store
-
-
 def test_answers_can_be_early_empty_late_or_slow(service: StandIn, stub: Any) -> None:
     service.script += [AnswerEarly(100_000), EmptyAnswer(), Delay(0.3), Slow(2_000_000)]
     assert stub.UploadAsStream(whole(), metadata=AUTHORIZATION).talk_id
@@ -164,37 +124,6 @@ def test_answers_can_be_early_empty_late_or_slow(service: StandIn, stub: Any) ->
         start = time.monotonic()
         assert stub.UploadAsStream(whole(), metadata=AUTHORIZATION).talk_id in service.talks
         assert time.monotonic() - start >= seconds
-
-
-def test_functions_run_at_moments_and_can_decide(service: StandIn, stub: Any) -> None:
-    seen: list[tuple[str, object]] = []
-
-    def look(moment: str, step: Step = None) -> Act:
-        def act(call: Call) -> Step:
-            state = (call.fields, call.bytes_received, call.half_closed, len(service.talks))
-            seen.append((moment, state))
-            return step
-
-        return act
-
-    refused = Fail(STATUS.ABORTED, "why")
-    service.script += [
-        At(look("metadata"), look("audio"), look("half-close"), look("answer", refused)),
-        At(metadata=look("metadata", Fail(STATUS.ABORTED, "why", after_bytes=0))),
-    ]
-    fields = {"language": "ru-RU"}
-    assert [refusal(stub, whole()).code() for _ in range(2)] == [STATUS.ABORTED] * 2
-    assert seen == [
-        ("metadata", (fields, 0, False, 0)),
-        ("audio", (fields, CHUNK_BYTES, False, 0)),
-        ("half-close", (fields, len(AUDIO), False, 0)),
-        ("answer", (fields, len(AUDIO), True, 1)),
-        ("metadata", (fields, 0, False, 1)),
-    ]
-    assert service.calls[1].bytes_received == 0
-
-
-# --- Calls that do not end well -------------------------------------------------------
 
 
 @pytest.mark.parametrize("rst", [True, False])
@@ -220,21 +149,16 @@ def test_a_cut_stream_makes_no_talk(service: StandIn, rst: bool) -> None:
 def echo() -> Iterator[int]:
     """Serve TCP connections that send back what they get; yield the port."""
 
-    def send_back(connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            while data := connection.recv(1 << 16):
-                connection.sendall(data)
+    class SendBack(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                while data := self.request.recv(1 << 16):
+                    self.request.sendall(data)
 
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                threading.Thread(target=send_back, args=(connection,), daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=accept, daemon=True).start()
-        yield int(listener.getsockname()[1])
-        listener.shutdown(socket.SHUT_RDWR)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), SendBack) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield int(server.server_address[1])
+        server.shutdown()
 
 
 def dial(port: int) -> socket.socket:

@@ -18,12 +18,13 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import encoders
 import trustme
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorSet, MethodDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 
@@ -40,8 +41,11 @@ ORGANIZATION_ID, SPACE_ID = "interop-organization", "interop-space"
 
 # Of these ours have only the fields that finding a dialog takes.
 REDUCED = {
-    f"yandex.cloud.speechsense.v1.{name}" for name in ("SearchTalkRequest", "Filter", "Talk")
+    f"message yandex.cloud.speechsense.v1.{name}"
+    for name in ("SearchTalkRequest", "Filter", "Talk")
 }
+
+Done = subprocess.CompletedProcess[str]
 
 
 class Report:
@@ -76,41 +80,103 @@ def without_common(some: dict[str, object], other: dict[str, object]) -> dict[st
 # --- What arrives at the SDK's service -----------------------------------------------
 
 
-def compare_uploads(sdk_python: str, report: Report) -> None:
+class Service:
+    """The SDK's service in a process of its own, and uploads to it."""
+
+    def __init__(self, sdk_python: str, folder: Path, report: Report) -> None:
+        self.folder, self.report = folder, report
+        ca = trustme.CA()
+        ca.cert_pem.write_to_path(str(folder / "ca.pem"))
+        server_pem = ca.issue_cert("localhost").private_key_and_cert_chain_pem
+        server_pem.write_to_path(str(folder / "server.pem"))
+        command = [sdk_python, f"{HERE / 'server.py'}", f"{folder}"]
+        self._server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+        )
+        assert self._server.stdout
+        self._port = int(self._server.stdout.readline())
+
+    def close(self) -> None:
+        self._server.communicate(timeout=TIMEOUT_S)  # It ends when its stdin does.
+
+    def upload(self, *options: str, recording: Path = SAMPLE) -> Done:
+        """Run upload_grpc.py as a user does."""
+        command = [sys.executable, f"{ROOT / 'upload_grpc.py'}", "--audio-path", f"{recording}"]
+        command += ["--meta-path", f"{METADATA}", "--connection-id", CONNECTION_ID]
+        command += ["--endpoint", f"localhost:{self._port}", "--ca-file", f"{self.folder}/ca.pem"]
+        # Nothing else of the environment: a proxy or a token there would change the upload.
+        env = {"API_KEY": API_KEY, "PATH": os.environ["PATH"]}
+        done = subprocess.run(
+            [*command, *options], env=env, capture_output=True, encoding="utf-8",
+            timeout=TIMEOUT_S, check=False,
+        )  # fmt: skip
+        print(done.stderr if done.returncode not in (0, 75, 76) else "", end="")
+        return done
+
+    def received(self, rpc: str) -> Any:
+        """The latest request of an rpc that the service had; None if it had none."""
+        path = self.folder / f"{rpc}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def check(
+        self, what: str, number: int, *options: str, recording: Path = SAMPLE, **expected: Any
+    ) -> None:
+        """Upload, as number so-and-so, and compare what arrived."""
+        done = self.upload(*options, recording=recording)
+        printed = (done.returncode, done.stdout)
+        self.report.check(
+            f"{what}: exit code and stdout", printed, (0, f"Dialog ID: talk-{number}\n")
+        )
+        arrived = self.received(f"{number}") or {}
+        for name, value in expected.items():
+            self.report.check(f"{what}: {name}", arrived.get(name), value)
+
+    def check_result(self, what: str, done: Done, *expected: object) -> None:
+        """Compare exit code, outcome, talk ID and found ID of a run with --format json."""
+        result = json.loads(done.stdout or "{}")
+        found = [result.get(name) for name in ("outcome", "talk_id", "found_id")]
+        self.report.check(f"{what}: exit code and result", (done.returncode, *found), expected)
+
+
+@contextmanager
+def serving(sdk_python: str, report: Report) -> Iterator[Service]:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(Service(sdk_python, Path(folder), report)) as service,
+    ):
+        yield service
+
+
+def digest(audio: bytes) -> str:
+    return hashlib.sha256(audio).hexdigest()
+
+
+def container(kind: str) -> object:
+    """The message that announces a container."""
+    return {"container_audio": {"container_audio_type": f"CONTAINER_AUDIO_TYPE_{kind}"}}
+
+
+def fields_sent(**changed: str) -> dict[str, str]:
+    """The sample's metadata; other types than strings travel as their JSON text."""
+    fields = {**json.loads(METADATA.read_text(encoding="utf-8")), **changed}
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in fields.items()}
+
+
+def compare_uploads(service: Service) -> None:
     """Upload the sample both ways and check everything that arrived."""
-    fields = json.loads(METADATA.read_text(encoding="utf-8"))
-    for key, value in fields.items():
-        # Other types than strings travel as their JSON text.
-        fields[key] = value if isinstance(value, str) else json.dumps(value)
-    expected = {
-        "talk": {"connection_id": CONNECTION_ID, "fields": fields},
-        "audio": {"container_audio": {"container_audio_type": "CONTAINER_AUDIO_TYPE_WAV"}},
-        "sha256": hashlib.sha256(SAMPLE.read_bytes()).hexdigest(),
+    expected: dict[str, Any] = {
+        "talk": {"connection_id": CONNECTION_ID, "fields": fields_sent()},
+        "audio": container("WAV"),
+        "sha256": digest(SAMPLE.read_bytes()),
         "authorization": f"Api-Key {API_KEY}",
     }
-    orders = {
-        "UploadAsStream": ["metadata", "audio_metadata", "chunk"],
-        "Upload": ["metadata", "audio"],
-    }
-    with tempfile.TemporaryDirectory() as name, serving(sdk_python, Path(name)) as port:
-        folder = Path(name)
-        for number, (rpc, order) in enumerate(orders.items(), start=1):
-            options = ["--single-message"] if rpc == "Upload" else []
-            done = upload(port, folder / "ca.pem", options)
-            printed = (done.returncode, done.stdout)
-            expected_line = f"Dialog ID: talk-{number}\n"
-            report.check(f"{rpc}: exit code and stdout", printed, (0, expected_line))
-            if done.returncode:
-                print(done.stderr, end="")
-                continue
-            arrived = json.loads((folder / f"{number}.json").read_text(encoding="utf-8"))
-            for what, value in {"rpc": rpc, "order": order, **expected}.items():
-                report.check(f"{rpc}: {what}", arrived[what], value)
-        look_up(port, folder, report)
-        update(port, folder, report)
+    order = ["metadata", "audio_metadata", "chunk"]
+    service.check("UploadAsStream", 1, rpc="UploadAsStream", order=order, **expected)
+    order = ["metadata", "audio"]
+    service.check("Upload", 2, "--single-message", rpc="Upload", order=order, **expected)
 
 
-def compare_formats(sdk_python: str, report: Report) -> None:
+def compare_formats(service: Service) -> None:
     """Upload each format that the service takes, and some that are converted."""
     wav = encoders.wav()
     pcm = ["--audio-type", "pcm", "--sample-rate", "8000", "--channels", "1"]
@@ -124,138 +190,67 @@ def compare_formats(sdk_python: str, report: Report) -> None:
         "FLAC": (encoders.sound("FLAC"), ["--convert"], container("WAV"), wav),
         "AIFF": (encoders.sound("AIFF", "PCM_16"), ["--convert"], container("WAV"), wav),
     }
-    with tempfile.TemporaryDirectory() as name, serving(sdk_python, Path(name)) as port:
-        folder = Path(name)
-        encoders.put_in_path(folder / "bin")
-        for number, (kind, (content, options, announced, wanted)) in enumerate(formats.items(), 1):
-            (folder / "call").write_bytes(content)
-            done = upload(port, folder / "ca.pem", options, folder / "call")
-            printed = (done.returncode, done.stdout)
-            report.check(
-                f"{kind}: exit code and stdout", printed, (0, f"Dialog ID: talk-{number}\n")
-            )
-            arrived = received(folder, str(number))
-            assert isinstance(arrived, dict), done.stderr
-            report.check(f"{kind}: announced", arrived["audio"], announced)
-            digest = hashlib.sha256(wanted).hexdigest()
-            report.check(f"{kind}: audio", arrived["sha256"], digest)
+    encoders.put_in_path(service.folder / "bin")
+    call = service.folder / "call"
+    for number, (kind, (content, options, audio, wanted)) in enumerate(formats.items(), 1):
+        call.write_bytes(content)
+        sha256 = digest(wanted)
+        service.check(kind, number, *options, recording=call, audio=audio, sha256=sha256)
 
 
-def container(kind: str) -> object:
-    """The message that announces a container."""
-    return {"container_audio": {"container_audio_type": f"CONTAINER_AUDIO_TYPE_{kind}"}}
-
-
-def look_up(port: int, folder: Path, report: Report) -> None:
+def look_up(service: Service) -> None:
     """Upload the sample once more, lose the answer, and have the dialog found by a later run."""
-    ledger = folder / "ledger.sqlite"
-    options = ["--ledger", f"{ledger}", "--lookup-key", LOOKUP_KEY, "--format", "json"]
-    options += ["--organization-id", ORGANIZATION_ID, "--space-id", SPACE_ID]
+    ledger = service.folder / "ledger.sqlite"
+    options = ["--ledger", f"{ledger}", "--lookup-key", LOOKUP_KEY]
+    options += ["--organization-id", ORGANIZATION_ID, "--space-id", SPACE_ID, "--format", "json"]
     place = {"organization_id": ORGANIZATION_ID, "space_id": SPACE_ID}
     place["connection_id"] = CONNECTION_ID
-    values = [hashlib.sha256(SAMPLE.read_bytes()).hexdigest()]
+    values = [digest(SAMPLE.read_bytes())]
     condition = {"key": f"userMeta.{LOOKUP_KEY}", "any_match": {"values": values}}
     # Numbers of 64 bits are strings in JSON.
     search = {**place, "filters": [condition], "page_size": "100"}
     get = {**place, "talk_ids": ["found-3"], "results_mask": ""}
-
-    (folder / "lose").touch()
-    unknown = {"outcome": "unknown", "talk_id": None, "found_id": None}
+    (service.folder / "lose").touch()
     for what in ("lost", "not found yet"):
-        done = upload(port, folder / "ca.pem", options)
-        report.check(f"{what}: exit code and result", said(done), (76, unknown))
-        report.check(f"{what}: uploads", len(list(folder.glob("[0-9].json"))), 3)
-    report.check("not found yet: Search", received(folder, "Search"), search)
-    report.check("not found yet: Get", received(folder, "Get"), None)
+        done = service.upload(*options)
+        service.check_result(what, done, 76, "unknown", None, None)
+        uploads = len(list(service.folder.glob("[0-9].json")))
+        service.report.check(f"{what}: uploads", uploads, 3)
+    service.report.check("not found yet: Search", service.received("Search"), search)
+    service.report.check("not found yet: Get", service.received("Get"), None)
 
-    found = {"outcome": "uploaded", "talk_id": "found-3", "found_id": "found-3"}
     deadline_s = time.monotonic() + TIMEOUT_S
     while done.returncode and time.monotonic() < deadline_s:
         time.sleep(1)
         with closing(sqlite3.connect(ledger)) as database, database:
             # In place of waiting 15 minutes.
             database.execute("UPDATE recordings SET looked_up_at = NULL")
-        done = upload(port, folder / "ca.pem", options)
-    report.check("found: exit code and result", said(done), (0, found))
-    report.check("found: Search", received(folder, "Search"), search)
-    report.check("found: Get", received(folder, "Get"), get)
-    if done.returncode:
-        print(done.stderr, end="")
+        done = service.upload(*options)
+    service.check_result("found", done, 0, "uploaded", "found-3", "found-3")
+    service.report.check("found: Search", service.received("Search"), search)
+    service.report.check("found: Get", service.received("Get"), get)
+    (service.folder / "lose").unlink()
 
 
-def update(port: int, folder: Path, report: Report) -> None:
+def update(service: Service) -> None:
     """Upload a copy with a JSON of its own, change that, lose the answer and send it again."""
-    copy = folder / "call.wav"
+    copy, lose = service.folder / "call.wav", service.folder / "lose"
     copy.write_bytes(SAMPLE.read_bytes())
-    copy.with_suffix(".json").write_text('{"client_id": "1", "note": "first"}', encoding="utf-8")
-    options = ["--ledger", f"{folder / 'updates.sqlite'}", "--update-metadata", "--format", "json"]
-    (folder / "lose").unlink()
-    done = upload(port, folder / "ca.pem", options, copy)
-    uploaded = {"outcome": "uploaded", "talk_id": "talk-4", "found_id": None}
-    report.check("to be updated: exit code and result", said(done), (0, uploaded))
+    options = ["--ledger", f"{service.folder / 'updates.sqlite'}", "--update-metadata"]
+    options += ["--format", "json", "--retries", "0"]
 
-    copy.with_suffix(".json").write_text('{"client_id": "2"}', encoding="utf-8")
-    fields = {**json.loads(METADATA.read_text(encoding="utf-8")), "client_id": "2"}
-    fields = {k: v if isinstance(v, str) else json.dumps(v) for k, v in fields.items()}
-    request = {"talk_id": "talk-4", "metadata": {"connection_id": CONNECTION_ID, "fields": fields}}
-    (folder / "lose").touch()
-    done = upload(port, folder / "ca.pem", [*options, "--retries", "0"], copy)
-    lost = {"outcome": "failed", "talk_id": None, "found_id": None}
-    report.check("update lost: exit code and result", said(done), (75, lost))
-    (folder / "lose").unlink()
-    done = upload(port, folder / "ca.pem", options, copy)
-    updated = {"outcome": "updated", "talk_id": "talk-4", "found_id": None}
-    report.check("updated: exit code and result", said(done), (0, updated))
-    report.check("updated: request", received(folder, "Update"), request)
-    if done.returncode:
-        print(done.stderr, end="")
+    def send(client_id: str) -> Done:
+        copy.with_suffix(".json").write_text(json.dumps({"client_id": client_id}))
+        return service.upload(*options, recording=copy)
 
-
-def said(done: subprocess.CompletedProcess[str]) -> tuple[int, dict[str, object]]:
-    """The exit code of a run, and what it said of its only recording."""
-    result = json.loads(done.stdout or "{}")
-    return done.returncode, {name: result.get(name) for name in ("outcome", "talk_id", "found_id")}
-
-
-def received(folder: Path, rpc: str) -> object:
-    """The latest request of an rpc that the SDK's service had; None if it had none."""
-    path = folder / f"{rpc}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-@contextmanager
-def serving(sdk_python: str, folder: Path) -> Iterator[int]:
-    """The SDK's service, on the port yielded; its CA is left in folder/ca.pem."""
-    ca = trustme.CA()
-    ca.cert_pem.write_to_path(str(folder / "ca.pem"))
-    server_pem = ca.issue_cert("localhost").private_key_and_cert_chain_pem
-    server_pem.write_to_path(str(folder / "server.pem"))
-    with subprocess.Popen(
-        [sdk_python, HERE / "server.py", folder],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        encoding="utf-8",
-    ) as server:
-        assert server.stdin and server.stdout
-        try:
-            yield int(server.stdout.readline())
-        finally:
-            server.stdin.close()
-            server.wait(TIMEOUT_S)
-
-
-def upload(
-    port: int, ca_file: Path, options: list[str], recording: Path = SAMPLE
-) -> subprocess.CompletedProcess[str]:
-    """Run upload_grpc.py as a user does."""
-    command = [sys.executable, f"{ROOT / 'upload_grpc.py'}", "--audio-path", f"{recording}"]
-    command += ["--meta-path", f"{METADATA}", "--connection-id", CONNECTION_ID]
-    command += ["--endpoint", f"localhost:{port}", "--ca-file", f"{ca_file}", *options]
-    # Nothing else of the environment: a proxy or a token there would change the upload.
-    env = {"API_KEY": API_KEY, "PATH": os.environ["PATH"]}
-    return subprocess.run(
-        command, env=env, capture_output=True, encoding="utf-8", timeout=TIMEOUT_S, check=False
-    )
+    service.check_result("to be updated", send("1"), 0, "uploaded", "talk-4", None)
+    lose.touch()
+    service.check_result("update lost", send("2"), 75, "failed", None, None)
+    lose.unlink()
+    service.check_result("updated", send("2"), 0, "updated", "talk-4", None)
+    metadata = {"connection_id": CONNECTION_ID, "fields": fields_sent(client_id="2")}
+    request = {"talk_id": "talk-4", "metadata": metadata}
+    service.report.check("updated: request", service.received("Update"), request)
 
 
 # --- The contract --------------------------------------------------------------------
@@ -265,22 +260,17 @@ def compare_contracts(sdk_python: str, report: Report) -> None:
     """Check each message, enum and rpc of protos/ against the SDK's of the same name."""
     ours, theirs = our_contract(), sdk_contract(sdk_python)
     our_pool, their_pool = pool_of(ours), pool_of(theirs)
-    for file in ours.file:
-        if file.name.startswith("google/protobuf/"):
+    names = {file.name for file in theirs.file}
+    for name in (file.name for file in ours.file):
+        if name.startswith("google/protobuf/"):
             continue  # Not ours: it comes with grpcio-tools.
-        mine = our_pool.FindFileByName(file.name)
-        try:
-            other = their_pool.FindFileByName(file.name)
-        except KeyError:
-            report.check(file.name, "present", "no such file")
-            continue
-        report.check(f"{file.name}: package", mine.package, other.package)
-        for name, message in mine.message_types_by_name.items():
-            compare_messages(message, other.message_types_by_name.get(name), report)
-        for name, enum in mine.enum_types_by_name.items():
-            compare_enums(enum, other.enum_types_by_name.get(name), report)
-        for name, service in mine.services_by_name.items():
-            compare_services(service, other.services_by_name.get(name), report)
+        others = described(their_pool, name) if name in names else {}
+        # The SDK's may have more, which an upload has no use for.
+        for what, mine in described(our_pool, name).items():
+            other = others.get(what, "nothing of that name")
+            if what in REDUCED and isinstance(mine, dict) and isinstance(other, dict):
+                other = {field: other[field] for field in other if field in mine}
+            report.check(what, mine, other)
 
 
 def our_contract() -> FileDescriptorSet:
@@ -308,22 +298,30 @@ def pool_of(contract: FileDescriptorSet) -> DescriptorPool:
     return pool
 
 
-def compare_messages(ours: Descriptor, theirs: Descriptor | None, report: Report) -> None:
-    """Check one message, and those declared inside it."""
-    if not theirs:
-        report.check(f"message {ours.full_name}", "present", "no such message")
-        return
-    mine, other = described(ours), described(theirs)
-    if ours.full_name in REDUCED:
-        other = {name: field for name, field in other.items() if name in mine}
-    report.check(f"message {ours.full_name}", mine, other)
-    for nested in ours.nested_types:
-        compare_messages(nested, theirs.nested_types_by_name.get(nested.name), report)
-    for enum in ours.enum_types:
-        compare_enums(enum, theirs.enum_types_by_name.get(enum.name), report)
+def described(pool: DescriptorPool, name: str) -> dict[str, object]:
+    """A file's package, messages and enums, also those inside others, and rpcs, by their names."""
+    file = pool.FindFileByName(name)
+    found: dict[str, object] = {f"{name}: package": file.package}
+    enums = list(file.enum_types_by_name.values())
+    messages = list(file.message_types_by_name.values())
+    while messages:
+        message = messages.pop()
+        messages += message.nested_types
+        enums += message.enum_types
+        found[f"message {message.full_name}"] = fields_of(message)
+    for enum in enums:
+        values = {value.name: value.number for value in enum.values}
+        found[f"enum {enum.full_name}"] = values
+    for service in file.services_by_name.values():
+        for method in service.methods:
+            proto = MethodDescriptorProto()
+            method.CopyToProto(proto)
+            proto.ClearField("options")  # For the REST gateway and for documentation.
+            found[f"rpc {service.full_name}.{method.name}"] = str(proto)
+    return found
 
 
-def described(message: Descriptor) -> dict[str, dict[str, object]]:
+def fields_of(message: Descriptor) -> dict[str, dict[str, object]]:
     """All that decides how each field of a message looks on the wire and in JSON."""
     proto = DescriptorProto()
     message.CopyToProto(proto)
@@ -344,40 +342,17 @@ def described(message: Descriptor) -> dict[str, dict[str, object]]:
     }
 
 
-def compare_enums(ours: EnumDescriptor, theirs: EnumDescriptor | None, report: Report) -> None:
-    """Check the names and numbers of an enum's values."""
-    values = {value.name: value.number for value in ours.values}
-    expected: object = "no such enum"
-    if theirs:
-        expected = {value.name: value.number for value in theirs.values}
-    report.check(f"enum {ours.full_name}", values, expected)
-
-
-def compare_services(
-    ours: ServiceDescriptor, theirs: ServiceDescriptor | None, report: Report
-) -> None:
-    """Check our rpcs; the SDK's service may have more, which an upload has no use for."""
-    for method in ours.methods:
-        name = f"rpc {ours.full_name}.{method.name}"
-        mine, other = MethodDescriptorProto(), MethodDescriptorProto()
-        method.CopyToProto(mine)
-        if not theirs or method.name not in theirs.methods_by_name:
-            report.check(name, "present", "no such rpc")
-            continue
-        theirs.methods_by_name[method.name].CopyToProto(other)
-        # Options are for the REST gateway and for documentation.
-        mine.ClearField("options")
-        other.ClearField("options")
-        report.check(name, str(mine), str(other))
-
-
 def main(argv: list[str]) -> int:
     """Make both comparisons with the SDK of the Python `argv[0]`."""
     (sdk_python,) = argv
     report = Report()
     compare_contracts(sdk_python, report)
-    compare_uploads(sdk_python, report)
-    compare_formats(sdk_python, report)
+    with serving(sdk_python, report) as service:
+        compare_uploads(service)
+        look_up(service)
+        update(service)
+    with serving(sdk_python, report) as service:
+        compare_formats(service)
     print(f"{report.passed} passed, {report.failed} failed")
     return 1 if report.failed else 0
 
