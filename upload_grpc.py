@@ -48,7 +48,6 @@ import datetime
 import enum
 import errno
 import functools
-import gc
 import importlib
 import io
 import itertools
@@ -79,9 +78,6 @@ except ImportError:
     print("upload_grpc: this system has no fcntl; use Linux, macOS or WSL", file=sys.stderr)
     sys.exit(78)
 
-# Importing grpc creates tens of thousands of objects and no garbage; collecting meanwhile would
-# cost a twentieth of the time of a short upload.
-gc.disable()
 # Before grpc is imported: cron would email its lines about failed handshakes.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 HERE = os.path.dirname(os.path.realpath(__file__))
@@ -124,11 +120,7 @@ except Exception as failure:  # Missing packages, missing stubs, or stubs of ano
         with contextlib.suppress(OSError):
             os.execv(python, [python, __file__, *sys.argv[1:]])
     import_error = failure
-gc.freeze()
-gc.enable()
 
-# grpc logs a traceback when reading the file fails; our own error line has the cause.
-logging.getLogger("grpc._channel").setLevel(logging.CRITICAL)
 # With --quiet only WARNING and above are shown; DEBUG only with --verbose.
 log = logging.getLogger("upload_grpc")
 
