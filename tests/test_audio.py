@@ -25,7 +25,7 @@ import soundfile  # type: ignore[import-untyped]
 from conftest import ROOT, WAYS, Outcome, Run, Way, sha256
 from encoders import mp3, ogg_opus, pcm, sound, wav
 from google.protobuf import json_format
-from kinds import AS_IS, GOOD, KINDS, LINES, PCM, TO_CONVERT, Kind, chunk, fmt, riff
+from kinds import AS_IS, GOOD, LINES, PCM, TO_CONVERT, Kind, chunk, fmt, make_kinds, riff
 from stand_in import StandIn, Talk
 
 Check = Callable[..., Outcome]
@@ -79,9 +79,9 @@ def files(tmp_path: Path) -> dict[str, Path]:
     folder.mkdir()
     (folder / "neighbour.wav").write_bytes(wav(seconds=3))
     paths = {}
-    for number, (name, kind) in enumerate(KINDS.items()):
-        paths[name] = folder / f"{number}{Path(kind.file_name).suffix}"
-        paths[name].write_bytes(kind.make())
+    for number, (name, kind) in enumerate(make_kinds().items()):
+        paths[name] = folder / f"{number}{kind.suffix}"
+        paths[name].write_bytes(kind.content)
     return paths
 
 
@@ -110,7 +110,7 @@ def likeness(content: bytes) -> float:
 
 def converted_well(name: str, talk: Talk) -> bool:
     """Return whether what the service received is the recording, as 16 bit WAV."""
-    kind = KINDS[name]
+    kind = make_kinds()[name]
     assert talk.audio
     content = talk.audio.read_bytes()
     info = soundfile.info(io.BytesIO(content))
@@ -148,9 +148,9 @@ def test_what_becomes_of_each_kind(
     outcome = upload(*words)
     assert outcome.code == 65
     results = {line["path"]: line for line in map(json.loads, outcome.out.splitlines())}
-    assert len(results) == len(planned) == len(KINDS) > 160
+    assert len(results) == len(planned) == len(make_kinds()) > 160
     wrong = []
-    for name, kind in KINDS.items():
+    for name, kind in make_kinds().items():
         result, plan = results[str(files[name])], planned[str(files[name])]
         talk = service.talks.get(result["talk_id"])
         expected = kind.converted or kind.plain if option else kind.plain
@@ -189,16 +189,16 @@ def test_what_loses_nothing_is_the_same_file_whatever_the_ffmpeg(
 
 def test_the_table_has_enough_of_each_outcome() -> None:
     counts = {
-        "as it is": sum(kind.plain == AS_IS for kind in KINDS.values()),
+        "as it is": sum(kind.plain == AS_IS for kind in make_kinds().values()),
         "converted": sum(bool(kind.converted) and kind.converted not in LINES
-                         for kind in KINDS.values()),
+                         for kind in make_kinds().values()),
         "not to be decoded": sum(kind.plain == TO_CONVERT and kind.converted in LINES
-                                 for kind in KINDS.values()),
+                                 for kind in make_kinds().values()),
         "refused": sum(kind.plain in LINES and kind.plain != TO_CONVERT
-                       for kind in KINDS.values()),
+                       for kind in make_kinds().values()),
     }  # fmt: skip
     assert all(count > 20 for count in counts.values()), counts
-    assert {kind.plain for kind in KINDS.values()} - {AS_IS} <= set(LINES)
+    assert {kind.plain for kind in make_kinds().values()} - {AS_IS} <= set(LINES)
 
 
 REPAIRED = (
@@ -212,7 +212,7 @@ def test_a_wav_without_its_length_is_repaired_as_readme_says(
     check: Check, tmp_path: Path, name: str
 ) -> None:
     [line] = re.findall(r"^ffmpeg .*", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
-    content = KINDS[name].make()
+    content = make_kinds()[name].content
     path = tmp_path / "call.wav"
     path.write_bytes(content)
     subprocess.run(["sh", "-c", line], cwd=tmp_path, stdin=subprocess.DEVNULL, check=True)
