@@ -111,7 +111,7 @@ damage = st.builds(
     st.integers(0, 191),
     one_of(INTERESTING) | st.binary(max_size=12),
 )
-damages = st.lists(damage, max_size=4)
+damages = st.lists(damage, max_size=3)
 
 
 def damaged(data: bytes, damages: Sequence[Damage]) -> bytes:
@@ -176,32 +176,36 @@ scalar = st.one_of(
     st.integers(1_000, 1_030).map("x".__mul__),  # 1,024 bytes is the limit.
     text,
 )
-json_value = st.recursive(
-    scalar,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(name, inner, max_size=3),
-    max_leaves=4,
-)
+
+
+def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    lists, objects = st.lists(inner, max_size=3), st.dictionaries(name, inner, max_size=3)
+    return st.one_of(scalar, lists, objects)
+
+
+json_value = nested(nested(scalar))
 json_object = st.dictionaries(name, plain_text | json_value, max_size=3)
 user = st.fixed_dictionaries(
     {"id": plain_text, "role": one_of(ROLES)}, optional={"fields": json_object}
 )
 users = st.lists(sometimes(8, json_value, user), max_size=2)
 ENCODINGS = (*["utf-8"] * 5, "utf-8-sig", "utf-16", "cp1251")
+ONCE_IN_30, ONCE_IN_5, HALF = (*[False] * 29, True), (*[False] * 4, True), (False, True)
+shape = one_of([*itertools.product(HALF, HALF, ONCE_IN_30, ENCODINGS, ONCE_IN_5)])
 
 
 @st.composite
 def metadata_files(draw: st.DrawFn) -> bytes:
     """Make JSON, mostly of the right shape, sometimes with damage, or no JSON at all."""
+    has_users, is_ascii, has_brackets, encoding, is_damaged = draw(shape)
     top = draw(sometimes(5, json_value, json_object))
-    if isinstance(top, dict) and draw(st.booleans()):
+    if isinstance(top, dict) and has_users:
         top = {**top, "users": draw(users)}
-    content = json.dumps(top, ensure_ascii=draw(st.booleans()))
-    brackets = draw(sometimes(30, st.integers(0, 2**20), st.just(0)))
-    content = content.replace(": ", f": {'[' * brackets}")
-    encoding = draw(one_of(ENCODINGS))
+    content = json.dumps(top, ensure_ascii=is_ascii)
+    if has_brackets:
+        content = content.replace(": ", f": {'[' * draw(st.integers(0, 2**20))}")
     errors = "surrogatepass" if encoding.startswith("utf") else "replace"
-    done = draw(damages) if draw(st.integers(0, 4)) == 4 else ()
-    return damaged(content.encode(encoding, errors), done)
+    return damaged(content.encode(encoding, errors), draw(damages) if is_damaged else ())
 
 
 key = st.one_of(
