@@ -74,7 +74,7 @@ INTERESTING = (
     *(b"\0" * 4, b"\xff" * 4, b"\xff" * 8, b"\xff\xff\xff\x7f", b"\0\0\0\x80"),
     *(b"OggS", b"ID3", b"\xff\xfb", b"data", b"\0\0"),
 )
-one_of = st.sampled_from
+choice = st.sampled_from
 CHARACTERS = "".join(map(chr, range(0x180))) + "Звонок\u2028\u202e\ufeff\uffff\U0001f4de"
 plain_text = st.text(CHARACTERS, max_size=20)
 # Also halves of surrogate pairs, which JSON can name.
@@ -107,9 +107,9 @@ class Damage(NamedTuple):
 
 damage = st.builds(
     Damage,
-    one_of(("overwrite", "insert", "remove", "cut", "repeat", "splice")),
+    choice(("overwrite", "insert", "remove", "cut", "repeat", "splice")),
     st.integers(0, 191),
-    one_of(INTERESTING) | st.binary(max_size=12),
+    choice(INTERESTING) | st.binary(max_size=12),
 )
 damages = st.lists(damage, max_size=3)
 
@@ -160,18 +160,18 @@ AUDIO_OPTIONS = (
     ("--audio-type", "pcm", "--sample-rate", "8000", "--channels", "1"),
 )
 # Drawn at once, because each choice takes its time.
-rest = one_of([*itertools.product(SUFFIXES, HOLES_BYTES, AUDIO_OPTIONS)])
+rest = choice([*itertools.product(SUFFIXES, HOLES_BYTES, AUDIO_OPTIONS)])
 seed = st.integers(0, 27)
 recording = st.builds(lambda *made: Recording(*made[:2], *made[2]), seed, damages, rest)
 to_convert = st.builds(
-    Recording, seed, damages, one_of(SUFFIXES), hole_bytes=st.just(0), options=st.just(())
+    Recording, seed, damages, choice(SUFFIXES), hole_bytes=st.just(0), options=st.just(())
 )
 
 NAMES = ("date", "date_from", "users", "id", "role", "fields")
 ROLES = ("operator", "client", "BOT", "USER_ROLE_BOT", "USER_ROLE_UNSPECIFIED", "USER_ROLE_")
-name = one_of(NAMES) | text
+name = choice(NAMES) | text
 scalar = st.one_of(
-    one_of((0, -1, 2**64, 10**400, 0.5, 1e308, float("nan"), float("inf"), None, True, False)),
+    choice((0, -1, 2**64, 10**400, 0.5, 1e308, float("nan"), float("inf"), None, True, False)),
     st.builds("2026-03-{:02}T10:{:02}:00+03:00".format, st.integers(0, 34), st.integers(0, 69)),
     st.integers(1_000, 1_030).map("x".__mul__),  # 1,024 bytes is the limit.
     text,
@@ -186,12 +186,12 @@ def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 json_value = nested(nested(scalar))
 json_object = st.dictionaries(name, plain_text | json_value, max_size=3)
 user = st.fixed_dictionaries(
-    {"id": plain_text, "role": one_of(ROLES)}, optional={"fields": json_object}
+    {"id": plain_text, "role": choice(ROLES)}, optional={"fields": json_object}
 )
 users = st.lists(sometimes(8, json_value, user), max_size=2)
 ENCODINGS = (*["utf-8"] * 5, "utf-8-sig", "utf-16", "cp1251")
 ONCE_IN_30, ONCE_IN_5, HALF = (*[False] * 29, True), (*[False] * 4, True), (False, True)
-shape = one_of([*itertools.product(HALF, HALF, ONCE_IN_30, ENCODINGS, ONCE_IN_5)])
+shape = choice([*itertools.product(HALF, HALF, ONCE_IN_30, ENCODINGS, ONCE_IN_5)])
 
 
 @st.composite
@@ -209,19 +209,19 @@ def metadata_files(draw: st.DrawFn) -> bytes:
 
 
 key = st.one_of(
-    one_of((SECRET, f"t1.{SECRET}")), st.tuples(plain_text, plain_text).map(SECRET.join), text
+    choice((SECRET, f"t1.{SECRET}")), st.tuples(plain_text, plain_text).map(SECRET.join), text
 )
 # The place of a key, the key, its type, and the bytes before and after it in a file.
 credential = st.tuples(
-    one_of(("--key", "--key-file", "API_KEY", "IAM_TOKEN", "none")),
+    choice(("--key", "--key-file", "API_KEY", "IAM_TOKEN", "none")),
     key,
-    one_of(("auto", "api-key", "iam-token")),
-    one_of((b"", b"\n", b"\xef\xbb\xbf", b"\xff", b"\0")),
+    choice(("auto", "api-key", "iam-token")),
+    choice((b"", b"\n", b"\xef\xbb\xbf", b"\xff", b"\0")),
 )
 vm_token = st.fixed_dictionaries(
     {
         "access_token": st.just(f"t1.{SECRET}") | key | json_value,
-        "expires_in": one_of((3600, 43_200.5)) | st.integers(0, 10**9) | json_value,
+        "expires_in": choice((3600, 43_200.5)) | st.integers(0, 10**9) | json_value,
     }
 )
 vm_answer = sometimes(3, metadata_files(), vm_token.map(json.dumps).map(str.encode))
@@ -233,9 +233,9 @@ failure = st.builds(
         *(code, details.encode(errors="replace").decode(), after_bytes),
         (("grpc-status-details-bin", damaged(RETRY_INFO, damages)),),
     ),
-    one_of([code for code in grpc.StatusCode if code.name != "OK"]),
+    choice([code for code in grpc.StatusCode if code.name != "OK"]),
     key,
-    one_of((0, None)),
+    choice((0, None)),
     damages,
 )
 
@@ -263,18 +263,18 @@ WORDS = (
     *("x" * 300, "a\0b", "\udcff", "привет.wav", "auto", "pcm", "json", "vm"),
     *("0", "1", "8000", "1e9", "nan", "-1", "localhost", "[::1]:443", "a:99999", "..:1", ":"),
 )
-word = one_of(WORDS) | text.map(lambda word: word.lstrip("/"))
+word = choice(WORDS) | text.map(lambda word: word.lstrip("/"))
 # The words of a command line, and the encoding of what it prints.
 command_line = st.tuples(
     st.tuples(
         # In front: a word may be another option's value at the end.
         st.just(()) | st.just(("--dry-run",)),
         st.just(()) | st.just(NEEDED),
-        st.lists(one_of(GROUPS) | st.tuples(one_of(OPTIONS), word) | st.tuples(word), max_size=5)
+        st.lists(choice(GROUPS) | st.tuples(choice(OPTIONS), word) | st.tuples(word), max_size=5)
         .map(itertools.chain.from_iterable)
         .map(tuple),
     ).map(lambda parts: [*parts[0], *parts[1], *parts[2]]),
-    one_of(("utf-8", "utf-8", "ascii", "koi8-r")),
+    choice(("utf-8", "utf-8", "ascii", "koi8-r")),
 )
 
 

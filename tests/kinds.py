@@ -236,22 +236,20 @@ def make_kinds() -> dict[str, Kind]:
         "WAV A-law": converts(sound("WAV", "ALAW"), "A-law 8 bit"),
         "WAV mu-law": converts(sound("WAV", "ULAW"), "mu-law 8 bit"),
         "WAV A-law, extensible": converts(
-            riff(extensible(A_LAW, 8), chunk(b"data", U8)), "A-law", ".wav", seconds=2.016
+            riff(extensible(A_LAW, 8), chunk(b"data", U8)), "A-law", seconds=2.016
         ),
         "WAV A-law stereo": converts(
             sound("WAV", "ALAW", channels=2), "2 channels", ".wav", "2 channels"
         ),
-        "WAV A-law, header counted (44)": converts(u8(A_LAW, 44), "A-law", ".wav", seconds=2.016),
-        "WAV A-law, header counted (16)": converts(u8(A_LAW, 16), "A-law", ".wav", seconds=2.016),
-        "WAV mu-law, chunk behind": converts(
-            u8(MU_LAW, 0, LIST * 900), "mu-law", ".wav", seconds=2.016
-        ),
+        "WAV A-law, header counted (44)": converts(u8(A_LAW, 44), "A-law", seconds=2.016),
+        "WAV A-law, header counted (16)": converts(u8(A_LAW, 16), "A-law", seconds=2.016),
+        "WAV mu-law, chunk behind": converts(u8(MU_LAW, 0, LIST * 900), "mu-law", seconds=2.016),
         "WAV GSM (WAV49)": converts(sound("WAV", "GSM610"), "GSM 6.10", ".WAV", seconds=1.04),
         "WAV MS ADPCM": converts(sound("WAV", "MS_ADPCM"), "format 0x0002"),
         "WAV IMA ADPCM": converts(sound("WAV", "IMA_ADPCM"), "format 0x0011"),
         "WAV G.726": converts(ffmpeg(".wav", "-c:a", "g726"), "format 0x0045"),
         "WAV with MP3": converts(
-            ffmpeg(".wav", "-c:a", "libmp3lame"), "format 0x0055", ".wav", seconds=1.15
+            ffmpeg(".wav", "-c:a", "libmp3lame"), "format 0x0055", seconds=1.15
         ),
         "WAV 6 kHz": converts(
             riff(fmt(rate_hz=6_000), DATA), "6,000 Hz", ".wav", MONO, 5120 / 12_000
