@@ -478,7 +478,7 @@ class Target:
 
 
 TARGETS = (
-    Target("recordings", 0.49, recording, try_recordings, batch=CASE),
+    Target("recordings", 0.49, recording, try_recordings, batch=75),
     Target("conversions", 0.01, to_convert, try_conversions, batch=10),
     Target("sidecars", 0.2, metadata_files(), try_sidecars, batch=CASE),
     Target("--meta-path", 0.05, metadata_files(), try_meta_path),
@@ -546,7 +546,7 @@ class Count:
 def drive(place: Workplace, target: Target, examples: int, seed: int) -> Count:
     """Feed a target with so many examples, or until one fails, and then find the smallest."""
     count, failing = Count(), list[object]()
-    cases = -(-examples // CASE)
+    cases = -(-examples // max(CASE, target.batch))
     size = -(-examples // cases)
 
     @hypothesis.seed(f"{seed} {target.name}")
