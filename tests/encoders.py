@@ -112,7 +112,3 @@ def put_in_path(folder: Path) -> None:
     folder.mkdir()
     (folder / "ffmpeg").symlink_to(DECODER)
     os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
-
-
-def duration_s(path: Path) -> float:
-    return float(soundfile.info(path).duration)

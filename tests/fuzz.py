@@ -2,12 +2,12 @@
 
     python tests/fuzz.py --examples 100000 --seed 7
 
-Each target feeds main() with made-up input: recordings (what real encoders wrote, damaged),
-metadata, credentials, a VM's metadata service, answers of the service, command lines. Whatever
+Hypothesis makes up recordings (what real encoders wrote, damaged), metadata, credentials, a VM's
+metadata service, answers of the service, and command lines; main() is fed with them. Whatever
 comes in, the program has to end with an exit code that fits, in bounded time and memory, with
-lines of its own on stderr, no traceback, and without showing a key. An example follows from
-seed, target and number alone; the one that breaks the rules is named, and its files are kept.
-The last line counts: "100,000 passed, 0 failed".
+lines of its own on stderr, no traceback, and without showing a key. Of what breaks the rules the
+smallest input is printed, as Python that test_fuzz.py can repeat, and its files are kept; the
+same seed finds it again. The last line counts: "100,000 passed, 0 failed".
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import faulthandler
 import functools
 import http.server
 import io
+import itertools
 import json
 import os
 import resource
@@ -30,10 +31,9 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 # As the program does; must stand in the environment before anybody imports grpc.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -41,11 +41,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import encoders
 import grpc
+import hypothesis
+from hypothesis import strategies as st
 from stand_in import Fail, StandIn
 
 import upload_grpc
 
 EXAMPLES = 100_000
+# So many are made at once: Hypothesis takes as long to begin a case as to make some of them.
+CASE = 25
 RUN_LIMIT_S = 5.0
 RUN_LIMIT_BYTES = 64 * 1024 * 1024
 LINE_LIMIT_CHARACTERS = 5_000
@@ -70,35 +74,48 @@ INTERESTING = (
     *(b"\0" * 4, b"\xff" * 4, b"\xff" * 8, b"\xff\xff\xff\x7f", b"\0\0\0\x80"),
     *(b"OggS", b"ID3", b"\xff\xfb", b"data", b"\0\0"),
 )
-DAMAGES = ("head", "head", "overwrite", "insert", "remove", "cut", "repeat", "splice")
+choice = st.sampled_from
 CHARACTERS = "".join(map(chr, range(0x180))) + "Звонок\u2028\u202e\ufeff\uffff\U0001f4de"
+plain_text = st.text(CHARACTERS, max_size=20)
 # Also halves of surrogate pairs, which JSON can name.
-ANY_CHARACTERS = f"{CHARACTERS}\ud800\udcff\udfff"
+text = st.text(f"{CHARACTERS}\ud800\udcff\udfff", max_size=20)
 
 
-def damaged(random: Random, data: bytes, others: Sequence[bytes] = (b"",)) -> bytes:
-    """Damage some bytes in up to four places, or nowhere."""
-    for _ in range(random.choice((0, 1, 1, 2, 4))):
-        kind = random.choice(DAMAGES)
-        given = random.choice((random.choice(INTERESTING), random.randbytes(random.randrange(12))))
-        at = random.randint(0, min(len(data), 96) if kind == "head" else len(data))
-        if kind in ("head", "overwrite"):
-            data = data[:at] + given + data[at + len(given) :]
-        elif kind == "insert":
-            data = data[:at] + given + data[at:]
-        elif kind == "remove":
-            data = data[:at] + data[at + len(given) :]
-        elif kind == "cut":
-            data = data[:at]
-        elif kind == "repeat":
-            data = data[:at] + data[max(0, at - len(given)) : at] * 50 + data[at:]
-        else:
-            data = data[:at] + random.choice(others)[at:]
-    return data
+def sometimes(share: int, other: Any, usual: Any) -> Any:
+    """Take the other strategy once in so many times."""
+    return st.integers(1, share).flatmap(lambda number: other if number == share else usual)
 
 
-def text(random: Random, characters: str = CHARACTERS) -> str:
-    return "".join(random.choices(characters, k=random.randrange(20)))
+class Damage(NamedTuple):
+    kind: str
+    place: int  # Below 96 a byte of the head, then 96 places from the beginning to the end.
+    given: bytes
+
+    def done_to(self, data: bytes) -> bytes:
+        place = self.place - 96
+        at = min(len(data), self.place) if place < 0 else len(data) * place // 95
+        before, behind, length = data[:at], data[at:], len(self.given)
+        return {
+            "overwrite": before + self.given + behind[length:],
+            "insert": before + self.given + behind,
+            "remove": before + behind[length:],
+            "cut": before,
+            "repeat": before + before[max(0, at - length) :] * 50 + behind,
+            "splice": before + seed_recordings()[length][at:],
+        }[self.kind]
+
+
+damage = st.builds(
+    Damage,
+    choice(("overwrite", "insert", "remove", "cut", "repeat", "splice")),
+    st.integers(0, 191),
+    choice(INTERESTING) | st.binary(max_size=12),
+)
+damages = st.lists(damage, max_size=3)
+
+
+def damaged(data: bytes, damages: Sequence[Damage]) -> bytes:
+    return functools.reduce(lambda data, each: each.done_to(data), damages, data)
 
 
 @functools.cache
@@ -123,109 +140,104 @@ def seed_recordings() -> tuple[bytes, ...]:
     )
 
 
+class Recording(NamedTuple):
+    seed: int
+    damages: Sequence[Damage]
+    suffix: str
+    hole_bytes: int  # A hole makes the file so long: who reads all of it is found.
+    options: tuple[str, ...]
+
+    def write(self, name: str) -> str:
+        content = damaged(seed_recordings()[self.seed], self.damages)
+        return written(f"examples/{name}{self.suffix}", content, self.hole_bytes)
+
+
+SUFFIXES = (".wav", ".mp3", ".ogg", ".opus", ".gsm", ".m4a", ".raw", "")
+HOLES_BYTES = (*[0] * 27, 2**31, 2**32 + 45, 2**40)
 AUDIO_OPTIONS = (
-    *((), ("--split",), ("--single-message",), ("--convert",)),
+    *(*[()] * 8, ("--split",), ("--single-message",), ("--convert",)),
     *(("--audio-type", kind) for kind in ("wav", "mp3", "ogg-opus")),
     ("--audio-type", "pcm", "--sample-rate", "8000", "--channels", "1"),
 )
+# Drawn at once, because each choice takes its time.
+rest = choice([*itertools.product(SUFFIXES, HOLES_BYTES, AUDIO_OPTIONS)])
+seed = st.integers(0, 27)
+recording = st.builds(lambda *made: Recording(*made[:2], *made[2]), seed, damages, rest)
+to_convert = st.builds(
+    Recording, seed, damages, choice(SUFFIXES), hole_bytes=st.just(0), options=st.just(())
+)
+
+NAMES = ("date", "date_from", "users", "id", "role", "fields")
+ROLES = ("operator", "client", "BOT", "USER_ROLE_BOT", "USER_ROLE_UNSPECIFIED", "USER_ROLE_")
+name = choice(NAMES) | text
+scalar = st.one_of(
+    choice((0, -1, 2**64, 10**400, 0.5, 1e308, float("nan"), float("inf"), None, True, False)),
+    st.builds("2026-03-{:02}T10:{:02}:00+03:00".format, st.integers(0, 34), st.integers(0, 69)),
+    st.integers(1_000, 1_030).map("x".__mul__),  # 1,024 bytes is the limit.
+    text,
+)
 
 
-def recording(random: Random) -> tuple[str, bytes, int, tuple[str, ...]]:
-    """Make a suffix, a file's content, to how many bytes a hole makes it longer, and options.
-
-    Whatever reads to the end of a file as large as a disk is found.
-    """
-    seeds = seed_recordings()
-    suffix = random.choice((".wav", ".mp3", ".ogg", ".opus", ".gsm", ".m4a", ".raw", ""))
-    hole_bytes = random.choice((2**31, 2**32 + 45, 2**40)) if random.random() < 0.1 else 0
-    options = random.choice(AUDIO_OPTIONS) if random.random() < 0.5 else ()
-    return suffix, damaged(random, random.choice(seeds), seeds), hole_bytes, options
+def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    lists, objects = st.lists(inner, max_size=3), st.dictionaries(name, inner, max_size=3)
+    return st.one_of(scalar, lists, objects)
 
 
-def to_convert(random: Random) -> tuple[str, bytes]:
-    """Make a suffix and a file's content, mostly of a kind that FFmpeg has to decode."""
-    suffix, content, _, _ = recording(random)
-    return suffix, content
+json_value = nested(nested(scalar))
+json_object = st.dictionaries(name, plain_text | json_value, max_size=3)
+user = st.fixed_dictionaries(
+    {"id": plain_text, "role": choice(ROLES)}, optional={"fields": json_object}
+)
+users = st.lists(sometimes(8, json_value, user), max_size=2)
+ENCODINGS = (*["utf-8"] * 5, "utf-8-sig", "utf-16", "cp1251")
+ONCE_IN_30, ONCE_IN_5, HALF = (*[False] * 29, True), (*[False] * 4, True), (False, True)
+shape = choice([*itertools.product(HALF, HALF, ONCE_IN_30, ENCODINGS, ONCE_IN_5)])
 
 
-def json_value(random: Random, depth: int = 3) -> object:
-    if depth and random.random() < 0.3:
-        if random.random() < 0.5:
-            return json_object(random, depth - 1)
-        return [json_value(random, depth - 1) for _ in range(random.randrange(4))]
-    number = random.choice((0, -1, 2**64, 10**400, 0.5, 1e308, float("nan"), float("inf")))
-    date = f"2026-03-{random.randrange(35):02}T10:{random.randrange(70)}:00+03:00"
-    long = "x" * random.randint(1_000, 1_030)  # 1,024 bytes is the limit.
-    other = text(random, ANY_CHARACTERS)
-    return random.choice((number, date, long, other, random.choice((None, True, False))))
-
-
-def json_object(random: Random, depth: int = 2) -> dict[str, object]:
-    made: dict[str, object] = {}
-    for _ in range(random.randrange(4)):
-        name = random.choice(("date", "date_from", "users", "id", "role", "fields"))
-        name = random.choice((name, text(random, ANY_CHARACTERS)))
-        made[name] = text(random) if random.random() < 0.7 else json_value(random, depth)
-    return made
-
-
-def user(random: Random) -> object:
-    roles = ("operator", "client", "BOT", "USER_ROLE_BOT", "USER_ROLE_UNSPECIFIED", "USER_ROLE_")
-    made: dict[str, object] = {"id": text(random), "role": random.choice(roles)}
-    if random.random() < 0.5:
-        made["fields"] = json_object(random)
-    if random.random() < 0.2:
-        made |= json_object(random)
-    return made if random.random() < 0.9 else json_value(random)
-
-
-def metadata_file(random: Random) -> bytes:
+@st.composite
+def metadata_files(draw: st.DrawFn) -> bytes:
     """Make JSON, mostly of the right shape, sometimes with damage, or no JSON at all."""
-    top = json_object(random) if random.random() < 0.8 else json_value(random)
-    if isinstance(top, dict) and random.random() < 0.5:
-        top["users"] = [user(random) for _ in range(random.randrange(3))]
-    content = json.dumps(top, ensure_ascii=random.random() < 0.5)
-    if random.random() < 0.03:
-        content = content.replace(": ", f": {'[' * random.randrange(2**20)}")
-    encoding = random.choice((*["utf-8"] * 5, "utf-8-sig", "utf-16", "cp1251"))
+    has_users, is_ascii, has_brackets, encoding, is_damaged = draw(shape)
+    top = draw(sometimes(5, json_value, json_object))
+    if isinstance(top, dict) and has_users:
+        top = {**top, "users": draw(users)}
+    content = json.dumps(top, ensure_ascii=is_ascii)
+    if has_brackets:
+        content = content.replace(": ", f": {'[' * draw(st.integers(0, 2**20))}")
     errors = "surrogatepass" if encoding.startswith("utf") else "replace"
-    data = content.encode(encoding, errors)
-    return damaged(random, data) if random.random() < 0.2 else data
+    return damaged(content.encode(encoding, errors), draw(damages) if is_damaged else ())
 
 
-def key(random: Random) -> str:
-    around, other = (text(random), text(random)), text(random, ANY_CHARACTERS)
-    return random.choice((SECRET, f"t1.{SECRET}", SECRET.join(around), other))
-
-
-def credential(random: Random) -> tuple[str, str, str, bytes]:
-    """Make the place of a key, the key, its type, and the bytes before and after it in a file."""
-    place = random.choice(("--key", "--key-file", "API_KEY", "IAM_TOKEN", "none"))
-    key_type = random.choice(("auto", "api-key", "iam-token"))
-    noise = random.choice((b"", b"\n", b"\xef\xbb\xbf", b"\xff", b"\0"))
-    return place, key(random), key_type, noise
-
-
-def vm_answer(random: Random) -> bytes:
-    if random.random() < 0.3:
-        return metadata_file(random)
-    lifetime_s = random.choice((3600, 43_200.5, random.randrange(10**9), json_value(random)))
-    token = random.choice((f"t1.{SECRET}", key(random), json_value(random)))
-    return json.dumps({"access_token": token, "expires_in": lifetime_s}).encode()
-
+key = st.one_of(
+    choice((SECRET, f"t1.{SECRET}")), st.tuples(plain_text, plain_text).map(SECRET.join), text
+)
+# The place of a key, the key, its type, and the bytes before and after it in a file.
+credential = st.tuples(
+    choice(("--key", "--key-file", "API_KEY", "IAM_TOKEN", "none")),
+    key,
+    choice(("auto", "api-key", "iam-token")),
+    choice((b"", b"\n", b"\xef\xbb\xbf", b"\xff", b"\0")),
+)
+vm_token = st.fixed_dictionaries(
+    {
+        "access_token": st.just(f"t1.{SECRET}") | key | json_value,
+        "expires_in": choice((3600, 43_200.5)) | st.integers(0, 10**9) | json_value,
+    }
+)
+vm_answer = sometimes(3, metadata_files(), vm_token.map(json.dumps).map(str.encode))
 
 # google.rpc.Status with a RetryInfo, which asks for 5 seconds.
 RETRY_INFO = b"\x08\x08\x1a\x30\x0a\x28type.googleapis.com/google.rpc.RetryInfo\x12\4\x0a\2\x08\5"
-
-
-def service_answer(random: Random) -> Fail | None:
-    if random.random() < 0.2:
-        return None
-    code = random.choice([code for code in grpc.StatusCode if code.name != "OK"])
-    details = key(random).encode(errors="replace").decode()
-    trailing = (("grpc-status-details-bin", damaged(random, RETRY_INFO)),)
-    return Fail(code, details, random.choice((0, None)), trailing)
-
+failure = st.builds(
+    lambda code, details, after_bytes, damages: Fail(
+        *(code, details.encode(errors="replace").decode(), after_bytes),
+        (("grpc-status-details-bin", damaged(RETRY_INFO, damages)),),
+    ),
+    choice([code for code in grpc.StatusCode if code.name != "OK"]),
+    key,
+    choice((0, None)),
+    damages,
+)
 
 NEEDED = ("--audio-path", "call.wav", "--connection-id", "c", "--key", SECRET)
 GROUPS = (
@@ -251,18 +263,19 @@ WORDS = (
     *("x" * 300, "a\0b", "\udcff", "привет.wav", "auto", "pcm", "json", "vm"),
     *("0", "1", "8000", "1e9", "nan", "-1", "localhost", "[::1]:443", "a:99999", "..:1", ":"),
 )
-
-
-def command_line(random: Random) -> tuple[list[str], str]:
-    """Make the words of a command line, and the encoding of what it prints."""
-    words = [*NEEDED] if random.random() < 0.5 else []
-    for _ in range(random.randrange(6)):
-        made = text(random, ANY_CHARACTERS).lstrip("/")
-        word = random.choice((random.choice(WORDS), made))
-        words += random.choice((random.choice(GROUPS), (random.choice(OPTIONS), word), (word,)))
-    # In front: a word may be another option's value at the end.
-    dry_run = ["--dry-run"] if random.random() < 0.5 else []
-    return dry_run + words, random.choice(("utf-8", "utf-8", "ascii", "koi8-r"))
+word = choice(WORDS) | text.map(lambda word: word.lstrip("/"))
+# The words of a command line, and the encoding of what it prints.
+command_line = st.tuples(
+    st.tuples(
+        # In front: a word may be another option's value at the end.
+        st.just(()) | st.just(("--dry-run",)),
+        st.just(()) | st.just(NEEDED),
+        st.lists(choice(GROUPS) | st.tuples(choice(OPTIONS), word) | st.tuples(word), max_size=5)
+        .map(itertools.chain.from_iterable)
+        .map(tuple),
+    ).map(lambda parts: [*parts[0], *parts[1], *parts[2]]),
+    choice(("utf-8", "utf-8", "ascii", "koi8-r")),
+)
 
 
 # --- Where it is fed in ------------------------------------------------------------------------
@@ -291,16 +304,18 @@ class Workplace:
 
 @contextlib.contextmanager
 def workplace(folder: Path) -> Iterator[Workplace]:
-    """Change into an empty folder, fill it, and start the services."""
+    """Change into a new folder, fill it, and start the services."""
     here, environment = os.getcwd(), dict(os.environ)
     backoff_s, upload_grpc.BACKOFF_S = upload_grpc.BACKOFF_S, 0.001
+    hypothesis.configuration.set_hypothesis_home_dir(folder / "hypothesis")
     service = StandIn(folder / "store", keys=(SECRET,), discard=True)
     service.tokens = (f"t1.{SECRET}",)
-    (folder / "calls").mkdir()
     encoders.put_in_path(folder / "bin")
     (folder / "temp").mkdir()
     os.environ["TMPDIR"] = str(folder / "temp")
-    os.chdir(folder)
+    # In a folder of its own, where `..` has no more than this.
+    (folder / "work" / "calls").mkdir(parents=True)
+    os.chdir(folder / "work")
     for number, audio in enumerate(seed_recordings()):
         written(f"calls/{number}{('.wav', '.mp3', '.ogg', '.pcm')[number % 4]}", audio)
     written("call.wav", encoders.wav(seconds=0.1))
@@ -325,17 +340,13 @@ def workplace(folder: Path) -> Iterator[Workplace]:
 
 
 def written(name: str, content: bytes, hole_bytes: int = 0) -> str:
-    """Write a file; a new one, because some disks are slow to write an old one over."""
-    Path(name).unlink(missing_ok=True)
     Path(name).write_bytes(content)
     if hole_bytes:
         os.truncate(name, hole_bytes)
     return name
 
 
-def run(
-    codes: Collection[int], *words: str, encoding: str = "utf-8", **variables: str
-) -> tuple[int, str]:
+def run(codes: set[int], *words: str, encoding: str = "utf-8", **variables: str) -> tuple[int, str]:
     """Run main() with these words and environment variables; return its exit code and stdout.
 
     Raises AssertionError if it ends with another code than those, or prints what it must not.
@@ -344,8 +355,8 @@ def run(
         io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors)
         for errors in ("strict", "backslashreplace")
     ]
-    for name in ("API_KEY", "IAM_TOKEN", "YC_METADATA_ADDR", "https_proxy"):
-        os.environ.pop(name, None)
+    for each in ("API_KEY", "IAM_TOKEN", "YC_METADATA_ADDR", "https_proxy"):
+        os.environ.pop(each, None)
     os.environ.update(variables)
     with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
         try:
@@ -370,81 +381,66 @@ def run(
 DRY_RUN = ("--dry-run", "--quiet", "--connection-id", "c", "--key", SECRET)
 
 
-def check_all(names: Sequence[str], *options: str) -> int:
-    """Check recordings in one run, in which each is answered once; return how many are taken."""
-    words = ("--format", "json", "--audio-path", *names, *options)
-    _, out = run(DATA_CODES, *DRY_RUN, *words)
+def run_all(codes: set[int], names: Sequence[str], *words: str) -> int:
+    """Run with recordings, each of which is answered once; return how many are taken."""
+    _, out = run(codes, *words, "--format", "json", "--audio-path", *names)
     answers = [json.loads(line) for line in out.splitlines()]
     assert sorted(answer["path"] for answer in answers) == sorted(names), "not one answer each"
-    assert {answer["exit_code"] for answer in answers} <= DATA_CODES
+    assert {answer["exit_code"] for answer in answers} <= codes
     return sum(answer["exit_code"] == 0 for answer in answers)
 
 
-def try_recordings(
-    place: Workplace, examples: Sequence[tuple[str, bytes, int, tuple[str, ...]]]
-) -> int:
-    names: dict[tuple[str, ...], list[str]] = {}
-    for number, (suffix, content, hole_bytes, options) in enumerate(examples):
-        name = written(f"recording{number}{suffix}", content, hole_bytes)
-        names.setdefault(options, []).append(name)
-    taken = 0
-    for options, named in names.items():
-        taken += check_all(named, "--meta-path", "fields.json", *options)
-        for name in named:  # A command line that names this folder would meet it.
-            os.unlink(name)
-    return taken
-
-
-def try_conversions(place: Workplace, examples: Sequence[tuple[str, bytes]]) -> int:
-    """What is uploaded is WAV by its header, which the service looks at; nothing is left behind."""
-    names = [
-        written(f"recording{number}{suffix}", content)
-        for number, (suffix, content) in enumerate(examples)
-    ]
+def address(place: Workplace) -> tuple[str, ...]:
     place.service.talks.clear()
     place.service.calls.clear()
-    address = ("--endpoint", place.service.endpoint, "--ca-file", str(place.service.ca_file))
-    words = ("--audio-path", *names, "--convert", "--timeout", "2", "--format", "json", "--quiet")
+    return "--endpoint", place.service.endpoint, "--ca-file", str(place.service.ca_file)
+
+
+def try_recordings(place: Workplace, examples: Sequence[Recording]) -> int:
+    names: dict[tuple[str, ...], list[str]] = {}
+    for number, example in enumerate(examples):
+        names.setdefault(example.options, []).append(example.write(str(number)))
+    words = (*DRY_RUN, "--meta-path", "fields.json")
+    return sum(run_all(DATA_CODES, named, *words, *more) for more, named in names.items())
+
+
+def try_conversions(place: Workplace, examples: Sequence[Recording]) -> int:
+    """What is uploaded is WAV by its header, which the service looks at; nothing is left behind."""
+    names = [example.write(str(number)) for number, example in enumerate(examples)]
     rest = ("--meta-path", "fields.json", "--connection-id", "c", "--key", SECRET)
-    _, out = run(CONVERSION_CODES, *words, *address, *rest)
-    answers = [json.loads(line) for line in out.splitlines()]
-    assert sorted(answer["path"] for answer in answers) == sorted(names), "not one answer each"
-    taken: int = sum(answer["exit_code"] == 0 for answer in answers)
+    words = ("--convert", "--timeout", "2", "--quiet", *rest, *address(place))
+    taken = run_all(CONVERSION_CODES, names, *words)
     assert taken == len(place.service.talks) == len(place.service.calls), "one was refused"
     assert not os.listdir(os.environ["TMPDIR"]), "a temporary file is left"
-    for name in names:
-        os.unlink(name)
     return taken
 
 
 def try_sidecars(place: Workplace, examples: Sequence[bytes]) -> int:
-    recordings = [written(f"own{number}.wav", encoders.wav()) for number in range(len(examples))]
+    names = []
     for number, content in enumerate(examples):
-        written(f"own{number}.json", content)
-    return check_all(recordings)
+        written(f"examples/{number}.json", content)
+        names.append(written(f"examples/{number}.wav", encoders.wav()))
+    return run_all(DATA_CODES, names, *DRY_RUN)
 
 
 def try_meta_path(place: Workplace, examples: Sequence[bytes]) -> int:
-    written("example.json", examples[0])
-    words = ("--audio-path", "call.wav", "--meta-path", "example.json")
+    words = ("--audio-path", "call.wav", "--meta-path", written("examples/json", examples[0]))
     return run(DATA_CODES, *DRY_RUN, *words)[0] == 0
 
 
-def upload(place: Workplace, codes: Collection[int], *words: str, **variables: str) -> int:
+def upload(place: Workplace, codes: set[int], *words: str, **variables: str) -> int:
     """Upload a recording to the service, with one try; return how many were taken."""
-    place.service.talks.clear()
-    place.service.calls.clear()
-    address = ("--endpoint", place.service.endpoint, "--ca-file", str(place.service.ca_file))
     call = ("--audio-path", "call.wav", "--meta-path", "fields.json", "--connection-id", "c")
-    code, _ = run(codes, *call, *address, "--quiet", "--retries", "0", *words, **variables)
+    given = (*call, *address(place), "--quiet", "--retries", "0", *words)
+    code, _ = run(codes, *given, **variables)
     assert len(place.service.talks) == (code == 0)
     return code == 0
 
 
 def try_credential(place: Workplace, examples: Sequence[tuple[str, str, str, bytes]]) -> int:
     [(source, value, key_type, noise)] = examples
-    written("example.key", noise + value.encode("utf-8", "surrogatepass") + noise)
-    words = {"--key": (f"--key={value}",), "--key-file": ("--key-file", "example.key")}
+    file = written("examples/key", noise + value.encode("utf-8", "surrogatepass") + noise)
+    words = {"--key": (f"--key={value}",), "--key-file": ("--key-file", file)}
     content = os.fsdecode(value.replace("\0", "").encode("utf-8", "replace"))
     variables = {source: content} if source.isupper() else {}
     options = (*words.get(source, ()), "--key-type", key_type)
@@ -476,19 +472,19 @@ class Target:
 
     name: str
     share: float
-    make: Callable[[Random], Any]
+    examples: st.SearchStrategy[Any]
     attempt: Callable[[Workplace, Sequence[Any]], int]  # returns how many were taken
     batch: int = 1
 
 
 TARGETS = (
-    Target("recordings", 0.49, recording, try_recordings, batch=100),
+    Target("recordings", 0.49, recording, try_recordings, batch=75),
     Target("conversions", 0.01, to_convert, try_conversions, batch=10),
-    Target("sidecars", 0.2, metadata_file, try_sidecars, batch=50),
-    Target("--meta-path", 0.05, metadata_file, try_meta_path),
+    Target("sidecars", 0.2, metadata_files(), try_sidecars, batch=CASE),
+    Target("--meta-path", 0.05, metadata_files(), try_meta_path),
     Target("credentials", 0.05, credential, try_credential),
     Target("VM answers", 0.02, vm_answer, try_vm_answer),
-    Target("service answers", 0.03, service_answer, try_service_answer),
+    Target("service answers", 0.03, sometimes(5, st.none(), failure), try_service_answer),
     Target("command lines", 0.15, command_line, try_command_line),
 )
 
@@ -528,9 +524,19 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def attempt(place: Workplace, target: Target, examples: Sequence[Any]) -> int:
+    """Return how many examples were taken; raise if anything is wrong, and keep their files."""
+    shutil.rmtree("examples", ignore_errors=True)
+    os.mkdir("examples")
+    with bounded():
+        taken = target.attempt(place, examples)
+    shutil.rmtree("examples")  # A command line that names this folder would meet them.
+    return taken
+
+
 @dataclasses.dataclass
 class Count:
-    """How many examples of a target passed, and what was wrong with the one that did not."""
+    """How many examples of a target passed, and what was wrong with one that did not."""
 
     passed: int = 0
     taken: int = 0
@@ -538,33 +544,45 @@ class Count:
 
 
 def drive(place: Workplace, target: Target, examples: int, seed: int) -> Count:
-    """Feed a target with so many examples, or until one fails."""
-    count = Count()
-    while count.passed < examples:
-        numbers = range(count.passed, min(count.passed + target.batch, examples))
-        batch = [target.make(Random(f"{seed} {target.name} {number}")) for number in numbers]
-        failure, taken = attempt(place, target, batch)
-        if failure:
-            count.failure = f"{failure}\n    in examples {numbers[0]} to {numbers[-1]}"
-            for number, example in zip(numbers, batch, strict=True):
-                if failure := attempt(place, target, [example])[0]:
-                    count.failure = f"{failure}\n    in example {number}: {example!r:.500}"
-                    break
-            break
-        count.passed += len(batch)
-        count.taken += taken
-    return count
+    """Feed a target with so many examples, or until one fails, and then find the smallest."""
+    count, failing = Count(), list[object]()
+    cases = -(-examples // max(CASE, target.batch))
+    size = -(-examples // cases)
 
+    @hypothesis.seed(f"{seed} {target.name}")
+    @hypothesis.settings(
+        max_examples=cases,
+        phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(st.lists(target.examples, min_size=size, max_size=size))
+    def feed(case: list[Any]) -> None:
+        case = case if failing else case[: examples - count.passed]
+        for start in range(0, len(case), target.batch):
+            batch = case[start : start + target.batch]
+            try:
+                taken = attempt(place, target, batch)
+            except Exception:
+                for each in batch:
+                    failing[:] = [each]
+                    attempt(place, target, failing)
+                failing[:] = batch
+                raise
+            if not failing:
+                count.passed += len(batch)
+                count.taken += taken
 
-def attempt(place: Workplace, target: Target, examples: Sequence[Any]) -> tuple[str, int]:
-    """Return what is wrong, if anything is, and how many examples were taken."""
     try:
-        with bounded():
-            return "", target.attempt(place, examples)
+        feed()
     except Exception as error:  # noqa: BLE001 - that there is none is what is tried.
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name}:{frame.lineno}"
-        return f"{type(error).__name__}: {error!s:.2000} ({where})", 0
+        said = f"{type(error).__name__}: {error!s:.2000} ({where})"
+        count.failure = f"{said}\n    by {', '.join(map(repr, failing)):.5000}"
+    return count
 
 
 def main(argv: Sequence[str] | None = None) -> int:

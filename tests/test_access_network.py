@@ -124,23 +124,17 @@ def listener(
 
 def test_certificates_that_are_not_trusted(send: Send, service: StandIn, tmp_path: Path) -> None:
     yesterday = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
-    for certificate in (
-        service.ca.issue_cert("other.example"),
-        service.ca.issue_cert("localhost", not_after=yesterday),
-        trustme.CA().issue_cert("localhost"),
-    ):
+    old = service.ca.issue_cert("localhost", not_after=yesterday)
+    foreign = trustme.CA().issue_cert("localhost")
+    for certificate in (service.ca.issue_cert("other.example"), old, foreign):
         with listener(certificate) as endpoint:
             outcome = send("--endpoint", endpoint, retries=2)
         assert_failed(outcome, CONFIG, "UNAVAILABLE", "certificate", "--endpoint", "--ca-file")
 
 
 def test_what_is_no_grpc_service_with_tls(send: Send, service: StandIn) -> None:
-    certificate = service.ca.issue_cert("localhost")
-    for listening in (
-        listener(certificate, ("http/1.1",)),
-        listener(),
-        listener(answer=b"SSH-2.0-OpenSSH_9.2\r\n"),
-    ):
+    web = listener(service.ca.issue_cert("localhost"), ("http/1.1",))
+    for listening in (web, listener(), listener(answer=b"SSH-2.0-OpenSSH_9.2\r\n")):
         with listening as endpoint:
             assert_failed(send("--endpoint", endpoint), CONFIG, "UNAVAILABLE", "--endpoint")
 
@@ -156,13 +150,11 @@ def test_what_may_be_better_later(send: Send) -> None:
 # --- The endpoint itself -------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("resolver", "host"), [("ares", UNKNOWN_HOST), ("ares", "no..such.host"), ("native", "a..b")]
-)
-def test_an_unknown_host(command: Run, call: Path, resolver: str, host: str) -> None:
-    words = ("--audio-path", call, "--endpoint", f"{host}:443")
-    outcome = command(*words, env={"GRPC_DNS_RESOLVER": resolver})
-    assert_failed(outcome, CONFIG, host, "--endpoint")
+def test_an_unknown_host(command: Run, call: Path) -> None:
+    for resolver, host in (("ares", UNKNOWN_HOST), ("ares", "no..such.host"), ("native", "a..b")):
+        words = ("--audio-path", call, "--endpoint", f"{host}:443")
+        outcome = command(*words, env={"GRPC_DNS_RESOLVER": resolver})
+        assert_failed(outcome, CONFIG, host, "--endpoint")
 
 
 def test_an_endpoint_that_is_none_is_refused(send: Send) -> None:

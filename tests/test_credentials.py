@@ -38,11 +38,7 @@ def service(service: StandIn) -> StandIn:
 
 
 @pytest.fixture
-def bare(
-    service: StandIn,
-    call: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> Bare:
+def bare(service: StandIn, call: Path, capfd: pytest.CaptureFixture[str]) -> Bare:
     """Call main() with some words and variables, and no other credential."""
 
     def run(*words: object, **environment: str) -> Outcome:
@@ -77,56 +73,42 @@ def assert_refused(outcome: Outcome, service: StandIn, *texts: str) -> None:
 # --- Where it comes from --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("given", "taken"),
-    [
-        (("--key", "API_KEY", "IAM_TOKEN"), "Api-Key of---key"),
-        (("--key-file", "API_KEY", "IAM_TOKEN"), "Api-Key of---key-file"),
-        (("API_KEY", "IAM_TOKEN"), "Api-Key of-API_KEY"),
-        (("IAM_TOKEN",), "Bearer of-IAM_TOKEN"),
-    ],
-)
-def test_the_first_of_several_places_counts(
-    bare: Bare, service: StandIn, tmp_path: Path, given: tuple[str, ...], taken: str
-) -> None:
-    (tmp_path / "key").write_text("of---key-file")
-    options = {"--key": ("--key", "of---key"), "--key-file": ("--key-file", tmp_path / "key")}
-    words = options.get(given[0], ())
-    variables = {name: f"of-{name}" for name in given if name not in options}
-    outcome = bare(*words, **variables)
-    assert (outcome.code, outcome.err) == (0, "")
-    assert sent(service) == [taken]
+FILE = ("--key-file", "FILE")  # Which has "of-the-file".
+BOTH = {"API_KEY": "of-API_KEY", "IAM_TOKEN": "of-IAM_TOKEN"}
+# Words, variables, and the header that is sent.
+GIVEN: list[tuple[tuple[str, ...], dict[str, str], str]] = [
+    # The first of several places counts.
+    (("--key", "of-the-line"), BOTH, "Api-Key of-the-line"),
+    (FILE, BOTH, "Api-Key of-the-file"),
+    ((), BOTH, "Api-Key of-API_KEY"),
+    ((), {"IAM_TOKEN": "of-IAM_TOKEN"}, "Bearer of-IAM_TOKEN"),
+    # An empty variable is none.
+    ((), {"API_KEY": " ", "IAM_TOKEN": TOKEN}, f"Bearer {TOKEN}"),
+    # The kind follows from the text, the variable or --key-type.
+    (("--key", TOKEN), {}, f"Bearer {TOKEN}"),
+    (("--key", TOKEN, "--key-type", "api-key"), {}, f"Api-Key {TOKEN}"),
+    (("--key", SECRET, "--key-type", "iam-token"), {}, f"Bearer {SECRET}"),
+    ((), {"API_KEY": TOKEN}, f"Bearer {TOKEN}"),
+    (("--key-type", "api-key"), {"IAM_TOKEN": SECRET}, f"Bearer {SECRET}"),
+]
 
 
-def test_an_empty_variable_is_none_but_an_empty_key_is_an_error(
-    bare: Bare, service: StandIn
+def test_where_the_credential_comes_from_and_what_kind_it_is(
+    bare: Bare, service: StandIn, tmp_path: Path
 ) -> None:
+    (tmp_path / "key").write_text("of-the-file")
+    for words, environment, header in GIVEN:
+        service.calls.clear()
+        given = [tmp_path / "key" if word == "FILE" else word for word in words]
+        outcome = bare(*given, **environment)
+        assert (outcome.code, outcome.err) == (0, "")
+        assert sent(service) == [header]
+
+
+def test_an_empty_key_is_an_error(bare: Bare, service: StandIn) -> None:
     """As with `--key "${API_KEY}"`, where API_KEY was never exported."""
     assert_refused(bare(), service, "--key-file", "API_KEY", "IAM_TOKEN")
     assert_refused(bare("--key", "", IAM_TOKEN=TOKEN), service, "--key ")
-    assert bare(API_KEY=" ", IAM_TOKEN=TOKEN).code == 0
-    assert sent(service) == [f"Bearer {TOKEN}"]
-
-
-@pytest.mark.parametrize(
-    ("words", "environment", "header"),
-    [
-        (("--key", TOKEN), {}, f"Bearer {TOKEN}"),
-        (("--key", TOKEN, "--key-type", "api-key"), {}, f"Api-Key {TOKEN}"),
-        (("--key", SECRET, "--key-type", "iam-token"), {}, f"Bearer {SECRET}"),
-        ((), {"API_KEY": TOKEN}, f"Bearer {TOKEN}"),
-        (("--key-type", "api-key"), {"IAM_TOKEN": SECRET}, f"Bearer {SECRET}"),
-    ],
-)
-def test_the_kind_follows_from_the_text_the_variable_or_key_type(
-    bare: Bare,
-    service: StandIn,
-    words: tuple[str, ...],
-    environment: dict[str, str],
-    header: str,
-) -> None:
-    assert bare(*words, **environment).code == 0
-    assert sent(service) == [header]
 
 
 # --- What surrounds it ----------------------------------------------------------------
@@ -143,39 +125,29 @@ def test_white_space_and_a_byte_order_mark_around_it_are_dropped(
     assert sent(service) == [f"Api-Key {SECRET}"] * 9
 
 
-@pytest.mark.parametrize("inside", [" ", "\n", "\r\n", "\u200b", "\u0441", "\x00"], ids=ascii)
 def test_what_cannot_be_a_key_is_refused_and_not_shown(
-    bare: Bare, service: StandIn, tmp_path: Path, inside: str
+    bare: Bare, service: StandIn, tmp_path: Path
 ) -> None:
     """Grpc would call it "Invalid metadata", and not say which."""
     first, last = SECRET[:9], SECRET[9:]
-    (tmp_path / "key").write_bytes(f"{first}{inside}{last}".encode())
-    for words in (("--key", f"{first}{inside}{last}"), ("--key-file", tmp_path / "key")):
-        outcome = bare(*words)
-        assert_refused(outcome, service, str(words[0]))
-        assert first not in outcome.err and last not in outcome.err
+    for inside in (" ", "\n", "\r\n", "\u200b", "\u0441", "\x00"):
+        (tmp_path / "key").write_bytes(f"{first}{inside}{last}".encode())
+        for words in (("--key", f"{first}{inside}{last}"), ("--key-file", tmp_path / "key")):
+            outcome = bare(*words)
+            assert_refused(outcome, service, str(words[0]))
+            assert first not in outcome.err and last not in outcome.err
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (None, "No such file or directory"),
-        (b" \r\n", "empty"),
-        (b"\xef\xbb\xbf", "empty"),
-        (SECRET.encode("utf-16"), ""),
-        (b"\x7fELF\xff\xfe", ""),
-        (b"\0" * 1_000_000, ""),
-    ],
-    ids=["missing", "white space", "BOM", "UTF-16", "binary", "zeros"],
-)
-def test_a_key_file_without_a_key_is_named(
-    bare: Bare, service: StandIn, tmp_path: Path, content: bytes | None, reason: str
-) -> None:
+def test_a_key_file_without_a_key_is_named(bare: Bare, service: StandIn, tmp_path: Path) -> None:
     path = tmp_path / "key"
-    if content is not None:
-        path.write_bytes(content)
     outcome = bare("--key-file", path, API_KEY=SECRET)
-    assert_refused(outcome, service, f"--key-file {path}", reason)
+    assert_refused(outcome, service, f"--key-file {path}", "No such file or directory")
+    for content in (b" \r\n", b"\xef\xbb\xbf"):
+        path.write_bytes(content)
+        assert_refused(bare("--key-file", path, API_KEY=SECRET), service, str(path), "empty")
+    for content in (SECRET.encode("utf-16"), b"\x7fELF\xff\xfe", b"\0" * 1_000_000):
+        path.write_bytes(content)
+        assert_refused(bare("--key-file", path, API_KEY=SECRET), service, f"--key-file {path}")
 
 
 # --- During a run ---------------------------------------------------------------------
@@ -290,36 +262,29 @@ def test_without_key_type_vm_it_is_not_asked(bare: Bare, vm: VmMetadata) -> None
     assert vm.asked == []
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        (404, b"no service account"),
-        (200, b""),
-        (200, b"<html>log in to the guest network</html>"),
-        (200, b"null"),
-        (200, b"[]"),
-        (200, b"{}"),
-        (200, b'{"access_token": null, "expires_in": 3600}'),
-        (200, b'{"access_token": "", "expires_in": 3600}'),
-        (200, b'{"access_token": "half\\nhalf", "expires_in": 3600}'),
-        (200, b"[" * 60_000),
-        (200, bytes(range(256))),
-    ],
-    ids=lambda answer: f"{answer[0]} {answer[1][:40]!a}",
-)
-def test_a_vm_that_gives_no_token_is_named(
-    bare: Bare, service: StandIn, vm: VmMetadata, answer: tuple[int, bytes]
-) -> None:
-    vm.answer = answer
-    outcome = bare("--key-type", "vm", API_KEY=SECRET)
-    assert_refused(outcome, service, "metadata service")
-    assert len(outcome.err) < 500 and "half" not in outcome.err
+NO_TOKEN = [
+    b"",
+    b"<html>log in to the guest network</html>",
+    b"null",
+    b"[]",
+    b"{}",
+    b'{"access_token": null, "expires_in": 3600}',
+    b'{"access_token": "", "expires_in": 3600}',
+    b'{"access_token": "half\\nhalf", "expires_in": 3600}',
+    b"[" * 60_000,
+    bytes(range(256)),
+]
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:99999", "http://127.0.0.1", "a\nb", "я", "/"])
-def test_a_vms_address_that_is_none_is_named(bare: Bare, service: StandIn, address: str) -> None:
-    outcome = bare("--key-type", "vm", YC_METADATA_ADDR=address)
-    assert_refused(outcome, service, "metadata service")
+def test_a_vm_that_gives_no_token_is_named(bare: Bare, service: StandIn, vm: VmMetadata) -> None:
+    for answer in ((404, b"no service account"), *((200, body) for body in NO_TOKEN)):
+        vm.answer = answer
+        outcome = bare("--key-type", "vm", API_KEY=SECRET)
+        assert_refused(outcome, service, "metadata service")
+        assert len(outcome.err) < 500 and "half" not in outcome.err
+    for address in ("127.0.0.1:99999", "http://127.0.0.1", "a\nb", "я", "/"):
+        outcome = bare("--key-type", "vm", YC_METADATA_ADDR=address)
+        assert_refused(outcome, service, "metadata service")
 
 
 @pytest.mark.parametrize("listening", [False, True])
@@ -341,68 +306,43 @@ def test_a_machine_that_is_no_cloud_vm_is_told_so_in_seconds(
 
 
 @pytest.mark.parametrize("words", [("--key", SECRET), ("--key-type", "vm")], ids=["key", "vm"])
-@pytest.mark.parametrize(
-    ("status", "code"),
-    [
-        (None, 0),
-        (STATUS.UNAUTHENTICATED, 77),
-        (STATUS.INVALID_ARGUMENT, 65),
-        (STATUS.UNAVAILABLE, 75),
-        (STATUS.NOT_FOUND, 78),
-    ],
-)
 def test_a_service_that_repeats_it_cannot_make_us_show_it(
-    bare: Bare,
-    service: StandIn,
-    vm: VmMetadata,
-    call: Path,
-    tmp_path: Path,
-    words: tuple[str, ...],
-    status: grpc.StatusCode | None,
-    code: int,
+    bare: Bare, service: StandIn, vm: VmMetadata, call: Path, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     secret = TOKEN if "vm" in words else SECRET
-    if status:
-        sparse_wav(call, LONG_BYTES)
-        step = Fail(status, f"bad {secret}", after_bytes=0, trailing=(("x-request-id", secret),))
-        service.script += [step, step]
-    output = ("--retries", 1, "--format", "json", "--verbose", "--ledger", tmp_path / "ledger")
+    ledger = tmp_path / "ledger"
+    output = ("--retries", 1, "--format", "json", "--verbose", "--ledger", ledger)
     outcome = bare(*words, *output)
-    assert outcome.code == code
-    assert service.calls
-    assert SECRET not in outcome.out + outcome.err
-    if status:
+    assert outcome.code == 0 and SECRET not in outcome.out + outcome.err
+    sparse_wav(call, LONG_BYTES)
+    for status, code in {
+        STATUS.UNAUTHENTICATED: 77,
+        STATUS.INVALID_ARGUMENT: 65,
+        STATUS.UNAVAILABLE: 75,
+        STATUS.NOT_FOUND: 78,
+    }.items():
+        step = Fail(status, f"bad {secret}", after_bytes=0, trailing=(("x-request-id", secret),))
+        service.script[:] = [step, step]
+        outcome = bare(*words, *output, "--retry-rejected")
+        assert outcome.code == code
+        assert SECRET not in outcome.out + outcome.err
         assert "bad ***" in outcome.err
         assert "bad ***" in json.loads(outcome.out)["error"]
     written = [path.read_bytes() for path in tmp_path.glob("ledger*")]
     assert any(written) and SECRET.encode() not in b"".join(written)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        (SECRET,),
-        ("-k", SECRET),
-        (f"-k{SECRET}",),
-        ("--token", SECRET),
-        (f"--token={SECRET}",),
-        (f"--ke={SECRET}",),
-        (f"--key{SECRET}",),
-        (f"--api-key:{SECRET}",),
-        ("--key-type", SECRET),
-        ("--key-type", f"it's ({SECRET})"),
-        (f"--key-type={SECRET} (choose from",),
-        ("--jobs", SECRET),
-        (f"--jobs=1 ({SECRET}",),
-        ("--timeout", f"'{SECRET}'"),
-        (f"--quiet={SECRET}",),
-        (f"--help={SECRET}",),
-    ],
-    ids=lambda words: " ".join(words).replace(SECRET, "KEY"),
+MISPLACED = (
+    *((SECRET,), ("-k", SECRET), (f"-k{SECRET}",), ("--token", SECRET), (f"--token={SECRET}",)),
+    *((f"--ke={SECRET}",), (f"--key{SECRET}",), (f"--api-key:{SECRET}",), ("--key-type", SECRET)),
+    *(("--key-type", f"it's ({SECRET})"), (f"--key-type={SECRET} (choose from",)),
+    *(("--jobs", SECRET), (f"--jobs=1 ({SECRET}",), ("--timeout", f"'{SECRET}'")),
+    *((f"--quiet={SECRET}",), (f"--help={SECRET}",)),
 )
-def test_a_key_in_the_wrong_place_is_not_repeated(
-    bare: Bare, service: StandIn, words: tuple[str, ...]
-) -> None:
-    outcome = bare(*words)
-    assert (outcome.code, outcome.out, service.calls) == (2, "", [])
-    assert outcome.err and SECRET not in outcome.err
+
+
+def test_a_key_in_the_wrong_place_is_not_repeated(bare: Bare, service: StandIn) -> None:
+    for words in MISPLACED:
+        outcome = bare(*words)
+        assert (outcome.code, outcome.out, service.calls) == (2, "", []), words
+        assert outcome.err and SECRET not in outcome.err, words

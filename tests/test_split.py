@@ -66,40 +66,36 @@ def lines(service: StandIn, *, dialogs: bool = True) -> str:
 # --- What can be split ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["WAV", "MP3"])
 def test_wav_and_mp3_of_one_channel_become_a_badge(
-    split: Run, service: StandIn, tmp_path: Path, kind: str
+    split: Run, service: StandIn, call: Path
 ) -> None:
-    path = tmp_path / "call"
-    path.write_bytes(wav() if kind == "WAV" else mp3())
-    assert split(path) == Outcome(0, lines(service, dialogs=False), "")
-    assert methods(service) == ["UploadBadge"]
-    for talk in service.talks.values():
-        assert talk.audio and talk.audio.read_bytes() == path.read_bytes()
-        assert kind in str(talk.audio_format)
-        assert talk.fields == {"language": "ru-RU"}
+    for kind, audio in {"WAV": wav(), "MP3": mp3()}.items():
+        for record in (service.calls, service.badges, service.talks):
+            record.clear()
+        call.write_bytes(audio)
+        assert split(call) == Outcome(0, lines(service, dialogs=False), "")
+        assert methods(service) == ["UploadBadge"]
+        for talk in service.talks.values():
+            assert talk.audio and talk.audio.read_bytes() == audio
+            assert kind in str(talk.audio_format)
+            assert talk.fields == {"language": "ru-RU"}
 
 
-@pytest.mark.parametrize(
-    ("audio", "found"),
-    [(lambda: wav(channels=2), "2 channels"), (ogg_opus, "OggOpus")],
-)
-def test_nothing_else_is_sent_to_be_split(
-    split: Run, service: StandIn, call: Path, audio: Callable[[], bytes], found: str
-) -> None:
-    call.write_bytes(audio())
-    outcome = split(call)
-    assert (outcome.code, outcome.out, service.calls) == (65, "", [])
-    assert f"{call}: " in outcome.err and found in outcome.err and "--split" in outcome.err
+def test_nothing_else_is_sent_to_be_split(split: Run, service: StandIn, call: Path) -> None:
+    for audio, found in ((wav(channels=2), "2 channels"), (ogg_opus(), "OggOpus")):
+        call.write_bytes(audio)
+        outcome = split(call)
+        assert (outcome.code, outcome.out, service.calls) == (65, "", [])
+        assert f"{call}: " in outcome.err and found in outcome.err and "--split" in outcome.err
 
 
-@pytest.mark.parametrize("words", [("--split", "--single-message"), ("--wait",)], ids=" ".join)
 def test_what_cannot_go_together_is_a_bad_command_line(
-    upload: Run, service: StandIn, call: Path, words: tuple[str, ...]
+    upload: Run, service: StandIn, call: Path
 ) -> None:
-    outcome = upload("--audio-path", call, *words)
-    assert (outcome.code, outcome.out, service.calls) == (2, "", [])
-    assert "--split" in outcome.err
+    for words in (("--split", "--single-message"), ("--wait",)):
+        outcome = upload("--audio-path", call, *words)
+        assert (outcome.code, outcome.out, service.calls) == (2, "", [])
+        assert "--split" in outcome.err
 
 
 def test_more_than_four_hours_are_left_to_the_service(split: Run, tmp_path: Path) -> None:
@@ -198,9 +194,9 @@ def test_each_of_several_recordings_is_followed(
     results = [json.loads(line) for line in outcome.out.splitlines()]
     assert {result["path"] for result in results} == set(map(str, calls))
     assert all(result["talk_id"] is None for result in results), "none is the recording's"
-    assert {result["badge_id"]: result["talk_ids"] for result in results} == {
-        badge.response.badge_id: list(badge.response.talk_ids) for badge in service.badges.values()
-    }
+    badges = [badge.response for badge in service.badges.values()]
+    expected = {badge.badge_id: [*badge.talk_ids] for badge in badges}
+    assert {result["badge_id"]: result["talk_ids"] for result in results} == expected
 
 
 def test_an_operation_that_fails_is_told_with_its_reason_and_never_sent_again(
@@ -232,7 +228,7 @@ def test_an_operation_that_goes_on_can_be_waited_for_later_with_a_ledger(
     remembered: bool, code: int,
 ) -> None:  # fmt: skip
     """Without one, running the command again would upload it twice."""
-    waits(split_limit=0.4)
+    waits(split_limit=0.2)
     words = ("--wait", *(("--ledger", ledger) if remembered else ()))
     service.badge_polls = 1_000
     outcome = split(call, *words)
@@ -269,25 +265,23 @@ def test_polls_that_keep_failing_end_the_wait_and_nothing_else(
     assert ledgers.row(ledger)["state"] == "uploaded"
 
 
-@pytest.mark.parametrize(
-    ("status", "code", "polls"),
-    [
+def test_a_poll_that_is_refused_is_not_repeated(
+    split: Run, service: StandIn, calls: list[Path]
+) -> None:
+    """A refused credential ends the run; an operation that nobody knows is one of several."""
+    for status, code, polls in (
         (grpc.StatusCode.PERMISSION_DENIED, 77, 1),
         (grpc.StatusCode.NOT_FOUND, 65, 7),
         (grpc.StatusCode.UNIMPLEMENTED, 65, 7),
-    ],
-)
-def test_a_poll_that_is_refused_is_not_repeated(
-    split: Run, service: StandIn, calls: list[Path], status: grpc.StatusCode, code: int, polls: int
-) -> None:
-    """A refused credential ends the run; an operation that nobody knows is one of several."""
-    service.script += [None, Fail(status, "as scripted")]
-    outcome = split(*calls, "--wait", "--jobs", 1)
-    assert outcome.code == code
-    assert f"{calls[0]}: uploaded, but not yet split: " in outcome.err
-    assert "as scripted" in outcome.err
-    assert methods(service).count("Get") == polls
-    assert outcome.out.count("Dialog ID: ") == polls // 3 * 2
+    ):
+        service.calls.clear()
+        service.script += [None, Fail(status, "as scripted")]
+        outcome = split(*calls, "--wait", "--jobs", 1)
+        assert outcome.code == code
+        assert f"{calls[0]}: uploaded, but not yet split: " in outcome.err
+        assert "as scripted" in outcome.err
+        assert methods(service).count("Get") == polls
+        assert outcome.out.count("Dialog ID: ") == polls // 3 * 2
 
 
 def test_operations_may_be_at_an_endpoint_of_their_own(
@@ -350,11 +344,9 @@ def test_a_wait_that_a_signal_ends_can_be_taken_up(
 
 
 def test_where_operations_cannot_be_reached_recordings_are_uploaded_all_the_same(
-    split: Run, service: StandIn, tmp_path: Path, ledger: Path
+    split: Run, service: StandIn, folder: Path, ledger: Path
 ) -> None:
     """Each worker waits for one only: neither for those of earlier runs nor for new ones."""
-    folder = tmp_path / "calls"
-    folder.mkdir()
     words = (folder, "--ledger", ledger, "--jobs", 1, "--retries", 0)
     for number in range(8):
         make_wav(folder / f"{number}.wav", 3_000)
@@ -385,3 +377,22 @@ def test_a_worker_that_hangs_while_it_waits_leaves_the_recording_uploaded(
     assert (process.returncode, out) == (128 + signal.SIGTERM, lines(service, dialogs=False))
     assert "1 uploaded" in err and "0 unknown" in err and "unknown:" not in err
     assert ledgers.row(ledger)["state"] == "uploaded"
+
+
+def test_a_wait_for_a_split_holds_up_nothing_in_a_run_that_begins_half_open(
+    split: Run, service: StandIn, folder: Path, ledger: Path, waits: Waits
+) -> None:
+    """And an outage is over once something is uploaded, though it is not yet split."""
+    for number in range(3):
+        make_wav(folder / f"{number}.wav", 3_000)
+    words = (folder, "--ledger", ledger, "--retries", 0, "--quiet")
+    service.on_call = lambda _: Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "quota")
+    assert split(*words).code == 75
+    assert "outage" in {problem["cause"] for problem in ledgers.problems(ledger)}
+    waits(split_limit=1)
+    service.badge_polls = 1_000
+    times: list[float] = []
+    service.on_call = lambda call: times.append(time.monotonic()) if call.method != "Get" else None
+    assert split(*words, "--wait", "--jobs", 3).code == 75
+    assert len(times) == 3 and times[2] - times[0] < 0.9
+    assert "outage" not in {problem["cause"] for problem in ledgers.problems(ledger)}
