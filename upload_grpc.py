@@ -279,10 +279,13 @@ def limit_error(error: BaseException | None) -> UploadError | None:
     return None
 
 
+FILE_CHANGED = "changed"  # Meaning.id
+
+
 def file_changed_error(what: str) -> UploadError:
     """Return the error for a file that changed after it was checked, so it must not be sent."""
     cause, advice = f"{what}, so nothing was uploaded", "run again when it is complete"
-    return UploadError(Meaning(os.EX_TEMPFAIL, "changed", cause, advice))
+    return UploadError(Meaning(os.EX_TEMPFAIL, FILE_CHANGED, cause, advice))
 
 
 def stopped_error() -> UploadError:
@@ -713,6 +716,7 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
     folders = [top]
     while folders:
         folder = folders.pop()
+        start = os.path.join(folder, "")
         try:
             status = os.stat(folder)
             with os.scandir(folder) as entries:
@@ -721,6 +725,7 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
                 visited.add((status.st_dev, status.st_ino))
                 subfolders: list[str] = []
                 names: list[tuple[str, str]] = []  # Stem and name.
+                links: set[str] = set()
                 sidecars: dict[str, str] = {}  # By stem.
                 for entry in entries:
                     name = entry.name
@@ -730,14 +735,18 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
                         sidecars[name[:-5]] = max(name, sidecars.get(name[:-5], ""))
                     elif name.lower().endswith(suffixes):
                         names.append((os.path.splitext(name)[0], name))
+                        if entry.is_symlink():
+                            links.add(start + name)
         except OSError as error:
             yield Found([folder], False, error=error)
             continue
-        start = os.path.join(folder, "")
         for stem, same in itertools.groupby(sorted(names), key=lambda pair: pair[0]):
             audio = [start + name for _, name in same]
             in_order(audio, suffixes)
-            yield Found(audio, False, start + sidecars[stem] if stem in sidecars else None)
+            sidecar = start + sidecars[stem] if stem in sidecars else None
+            if not sidecar and audio[0] in links:  # What it leads to may be found later.
+                sidecar = find_sidecar(os.path.realpath(audio[0]))
+            yield Found(audio, False, sidecar)
         folders += [start + name for name in sorted(subfolders, reverse=True)]
 
 
@@ -1363,6 +1372,8 @@ def read_sidecar(path: str, min_age_s: float) -> tuple[TalkMetadata, Json]:
         was_young = is_young(state, min_age_s)
         was_changed = FileState.of(path) != state
     except OSError as failure:
+        if not os.path.lexists(path):  # It was listed: a program may be replacing it.
+            raise json_unfinished_error("its JSON was changed while it was read") from failure
         raise unreadable_error(failure, f"metadata file {path}: ") from failure
     if was_changed or was_young:
         raise json_unfinished_error("its JSON was changed while it was read") from error
@@ -2371,7 +2382,14 @@ SELECT *, CASE
          AND p.cause IN ('lost', 'no-metadata')),
         CASE state WHEN 'rejected' THEN state ELSE 'failed' END)
     END AS outcome
-FROM recordings r WHERE NOT {TOO_SHORT}""",
+FROM recordings r WHERE NOT {TOO_SHORT}
+-- Nor what the call's file held before it was uploaded: repaired, converted, or whole by now.
+AND NOT EXISTS (
+    SELECT 1 FROM recordings u INDEXED BY recordings_by_stem
+    WHERE u.connection_id = r.connection_id AND u.stem = r.stem
+    AND u.state = 'uploaded' AND u.uploaded_at > r.updated_at
+    -- An unknown one was sent again in another format: by --retry-unknown.
+    AND (r.state IN ('failed', 'rejected') OR r.state = 'unknown' AND u.suffix <> r.suffix))""",
     # A row: a problem, with its parts: the text is "error; what to do (details)".
     "problem_parts": """
 SELECT *,
@@ -2873,14 +2891,14 @@ class Ledger(LedgerFile):
         # What is below: "/" is followed by "0".
         return bool(self._execute(sql, (self._args.connection_id, start, f"{start[:-1]}0")))
 
-    def paths_not_uploaded(self) -> list[str]:
-        """Return the paths of the recordings that are not uploaded, and may yet be."""
+    def files_not_uploaded(self) -> list[tuple[str, int, int]]:
+        """Return path, size and mtime of the recordings that are not uploaded, and may yet be."""
         sql = (
-            "SELECT path FROM recordings INDEXED BY recordings_not_uploaded "
+            "SELECT path, size_bytes, mtime_ns FROM recordings INDEXED BY recordings_not_uploaded "
             "WHERE connection_id = ? AND state IN ('failed', 'rejected') AND state <> 'uploaded' "
             f"AND NOT {TOO_SHORT}"
         )
-        return [path for (path,) in self._execute(sql, (self._args.connection_id,))]
+        return [tuple(row) for row in self._execute(sql, (self._args.connection_id,))]
 
     def exists_in_other_format(self, path: str) -> bool:
         """Return whether the call at this path is there in another format, or was sent in it."""
@@ -2936,7 +2954,7 @@ class Ledger(LedgerFile):
             (connection_id, endpoint),
         )
         half_open = bool(before and before[0]["half_open"])
-        folders = json.dumps([stored_path(path) for path in self._args.audio_path])
+        folders = self._folders()
         # Half open until the end says otherwise: if this run is killed, it has proved nothing.
         values = (connection_id, endpoint, self._args.quiet, utc(), folders, half_open)
         self._execute(
@@ -2946,6 +2964,18 @@ class Ledger(LedgerFile):
         )
         (self._run_id,) = self._execute("SELECT max(id) FROM runs")[0]
         return half_open
+
+    def last_complete_run_s(self) -> float:
+        """Return when the last run over these folders began that tried everything."""
+        sql = (
+            "SELECT max(began_at) AS at FROM runs WHERE connection_id = ? AND folders = ? "
+            "AND looked_at_all AND NOT not_tried"
+        )
+        [row] = self._execute(sql, (self._args.connection_id, self._folders()))
+        return seconds_of(row["at"]) if row["at"] else math.inf
+
+    def _folders(self) -> str:
+        return json.dumps([stored_path(path) for path in self._args.audio_path])
 
     def end_run(self, **columns: object) -> None:
         """Note how this run ended."""
@@ -3076,20 +3106,24 @@ def recorded_at(recording: Recording) -> str:
     assert recording.metadata is not None
     fields = recording.metadata.fields
     match = ISO_DATE.fullmatch(fields["date"]) if "date" in fields else None
-    with contextlib.suppress(ValueError, OverflowError, OSError):
-        if match:
-            minutes = match[4][3:].strip(":") or "00"
-            offset = "+00:00" if match[4] == "Z" else f"{match[4][:3]}:{minutes}"
+    if match:
+        minutes = match[4][3:].strip(":") or "00"
+        offset = "+00:00" if match[4] == "Z" else f"{match[4][:3]}:{minutes}"
+        with contextlib.suppress(ValueError):  # The 30th of February.
             date = datetime.datetime.fromisoformat(f"{match[1]}{offset}")
-            if 1 < date.year < 9999:  # No zero time of .NET or Go; and it has a local time.
+            if 1900 < date.year < 2200:  # The years 1 and 9999 stand for no date.
                 return utc(date.timestamp())
-        return utc(recording.file_state.mtime_ns / 1e9)
-    return utc()
+    return utc(recording.file_state.mtime_ns / 1e9)
 
 
 def seconds_of(time_text: str) -> float:
     """Convert a time in the ledger to seconds since 1970."""
     return datetime.datetime.fromisoformat(f"{time_text[:19]}+00:00").timestamp()
+
+
+def today() -> datetime.date:
+    """Return the present day in the local zone."""
+    return datetime.date.fromtimestamp(time.time())
 
 
 def utc(seconds: float | None = None) -> str:
@@ -3463,7 +3497,6 @@ class Source:
         """Yield the recordings found, and in the end those that have to come last."""
         failed_before: collections.deque[Recording] = collections.deque()
         for recording in self._found():
-            self.found += 1
             # Otherwise one that always fails could hold up the others.
             if self._breaker.half_open and has_failed(recording):
                 failed_before.append(recording)
@@ -3485,6 +3518,7 @@ class Source:
         for found, rows in self._with_rows(find_files(self._args)):
             recording = Recording(found.paths[0], found.explicit, found.sidecar)
             recording.rows = rows
+            self.found += 1
             error: Exception | None = found.error
             files: list[tuple[str, FileState]] = []
             identities: set[tuple[int, int]] = set()
@@ -3501,6 +3535,12 @@ class Source:
                 is_waiting |= is_young(state, self._args.min_age)
             if not files:
                 assert error
+                is_gone = not any(map(os.path.lexists, found.paths))
+                if is_gone and not (found.error or found.explicit):
+                    # If it was not uploaded, the end of the run says that it is lost.
+                    what = "gone since its folder was listed"
+                    self._tally.leave_out(recording, "gone", what, is_over=False)
+                    continue
                 self._tally.add(recording, result_of_error(unreadable_error(error)))
                 continue
             (recording.path, recording.file_state), *siblings = files
@@ -3510,7 +3550,7 @@ class Source:
                 self._tally.leave_out(recording, "waiting", text)
             elif seen.intersection(identities):
                 what = "another name of a file that was found before"
-                self._tally.leave_out(recording, "under another name", what)
+                self._tally.leave_out(recording, "under another name", what, is_over=False)
             else:
                 seen |= identities
                 yield recording
@@ -3633,7 +3673,9 @@ class MetadataExaminer:
         refused, again = row["json_refused"], self._args.retry_rejected
         before = row["json_size_bytes"], row["json_mtime_ns"], row["json_ctime_ns"]
         is_changed = state != before or (refused and again)
-        if is_changed and not is_young(state, self._args.min_age):
+        if is_changed and is_young(state, self._args.min_age):
+            self._tally.problems.keep(recording)
+        elif is_changed:
             collect_metadata(recording, self._args, self._common)
             assert recording.json
             fields = recording.json.sha256
@@ -3669,6 +3711,9 @@ class MetadataExaminer:
         elif row["had_meta_path"] and not self._args.meta_path:
             cause += ", but the upload had a --meta-path and this run has none"
             raise data_error("no-meta-path", cause, "add --meta-path")
+        elif not (row["talk_id"] or row["found_id"]):  # Somebody has written that it is uploaded.
+            cause += ", but the ledger has no dialog ID"
+            raise data_error("no-dialog-id", cause, "write it into the ledger's found_id")
         else:
             self.warn(recording)
             recording.metadata_sha256 = hash_metadata(recording, self._args)
@@ -3718,7 +3763,12 @@ class Examiner:
         self._tally = tally
         midnight = args.since and datetime.datetime.combine(args.since, datetime.time())
         self._since_s = midnight.timestamp() if midnight else -math.inf
+        if ledger and midnight:
+            # What came since the last run that left nothing untried, or waited then, is not old.
+            waits_s = args.min_age + (args.require_json or 0)
+            self._since_s = min(self._since_s, ledger.last_complete_run_s() - waits_s)
         self._claimed: set[str] = set()
+        self._planned: dict[str, Row] = {}  # What a dry run has in place of rows.
         self._metadata = MetadataExaminer(args, common, ledger, tally)
 
     def examine(self, recording: Recording) -> bool:
@@ -3729,21 +3779,14 @@ class Examiner:
         rows, recording.rows = recording.rows, None
         if rows is None:
             rows = self._ledger.find_by_stem(recording.path) if self._ledger else ()
-        other = None
-        known, only_ctime_differs = match_file(rows, recording)
-        if known:
-            self._choose_file(recording, recording.path, recording.file_state)
-        elif rows:
-            other = uploaded_sibling(rows, recording)
-            self._choose_sent_file(rows, recording)
-            known, only_ctime_differs = match_file(rows, recording)
+        known, gone, only_ctime_differs = self._match(rows, recording)
         if known:
             return self._act_on_row(recording, known)
         if only_ctime_differs and not self.may_rehash:
             self.to_rehash.append(recording)
             return False
         if recording.metadata is None:  # Not looked at before.
-            if self._is_left_out(recording, other, bool(rows)):
+            if self._is_left_out(recording, gone, bool(rows)):
                 return False
             if not self._check(recording, only_ctime_differs):
                 return False
@@ -3751,10 +3794,43 @@ class Examiner:
             return self._send(recording)
         if not recording.metadata_sha256:
             hash_recording(recording, self._args, self._breaker.stopping)
-        for row in sorted(rows, key=lambda row: str(row["uploaded_at"])):
-            if row["state"] == "uploaded" and is_same_path(row, recording.path):
-                recording.replaces = row["talk_id"] or row["found_id"] or ""
+        self._note_replaced(rows, recording)
         return self._claim_or_leave(recording, self._ledger)
+
+    def _match(
+        self, rows: Sequence[Row], recording: Recording
+    ) -> tuple[Row | None, Row | None, bool]:
+        """Choose one of a call's files by what the ledger has of them.
+
+        Returns its row, if it is known; the row of a file of the same call that is not there any
+        more; and whether one is known but for its ctime.
+        """
+        gone = None
+        known, only_ctime_differs = match_file(rows, recording)
+        if known:
+            self._choose_file(recording, recording.path, recording.file_state)
+        elif rows:
+            gone = uploaded_sibling(rows, recording)
+            self._choose_sent_file(rows, recording)
+            known, only_ctime_differs = match_file(rows, recording)
+            if gone and gone["state"] == "uploaded" and recording.sidecar:
+                self._choose_file(recording, recording.path, recording.file_state)
+                known = gone  # Converted since, but its JSON may have changed.
+        return known, gone, only_ctime_differs
+
+    def _note_replaced(self, rows: Sequence[Row], recording: Recording) -> None:
+        """Note what other audio had this path before."""
+        for row in sorted(rows, key=lambda row: str(row["uploaded_at"])):
+            if row["sha256"] == recording.sha256 or not is_same_path(row, recording.path):
+                continue
+            if row["state"] == "uploaded":
+                recording.replaces = row["talk_id"] or row["found_id"] or ""
+            # What had only changed under way may be the same call, complete by now.
+            changed = self._tally.problems.has(recording, FILE_CHANGED)
+            if row["state"] == "failed" and row["duration_s"] is None and not changed:
+                cause = "another recording has its name now, and the first one was not uploaded"
+                advice = "restore the first one under another name, if there is a copy"
+                self._tally.warn(recording, "name-used-again", cause, advice)
 
     def is_untried(self, recording: Recording) -> bool:
         """Return whether a run that was stopped would have sent a recording, as far as is seen."""
@@ -3771,24 +3847,24 @@ class Examiner:
     def _is_old(self, recording: Recording) -> bool:
         return max(recording.file_state[1:]) < self._since_s * 1e9
 
-    def _is_left_out(self, recording: Recording, other: Row | None, is_known: bool) -> bool:
+    def _is_left_out(self, recording: Recording, gone: Row | None, is_known: bool) -> bool:
         """Leave out what is old and new to the ledger, and what was sent in another format.
 
-        other: the ledger's row of a file of the same call that is not there any more.
+        gone: the ledger's row of a file of the same call that is not there any more.
         """
         is_old = self._is_old(recording) and not is_known
-        if not is_old and not other:
+        if not is_old and not gone:
             return False
-        decision = decide(other, recording, self._args, self._claimed) if other else None
+        decision = decide(gone, recording, self._args, self._claimed) if gone else None
         if decision and decision.action is Action.SEND:  # By --retry-unknown.
             return False
         self._choose_file(recording, recording.path, recording.file_state)
         if is_old:
             self._tally.leave_out(recording, "before --since", f"older than {self._args.since}")
-        elif other and decision and other["state"] == "unknown":
-            self._tally.add(recording, result_of_row(other, decision.reason))
-        elif other:
-            what = f"the same call as {other['path']}, which is {other['state']}"
+        elif gone and decision and gone["state"] == "unknown":
+            self._tally.add(recording, result_of_row(gone, decision.reason))
+        elif gone:
+            what = f"the same call as {gone['path']}, which is {gone['state']}"
             self._tally.leave_out(recording, "in another format", what)
         return True
 
@@ -3852,6 +3928,7 @@ class Examiner:
         a copy is another dialog.
         """
         if self._args.dry_run and recording.sha256 in self._claimed:
+            check_copy(self._planned[recording.sha256], recording)
             self._tally.add(recording, Result(Outcome.ALREADY))
             return False
         row = ledger.find_by_hash(recording.sha256)
@@ -3877,7 +3954,11 @@ class Examiner:
             if self._breaker.stopping.wait(TICK_S):  # Its row may never change again.
                 raise stopped_error()
             row = ledger.find_by_hash(recording.sha256)
-        if not self._args.dry_run:
+        if self._args.dry_run:
+            own = recording.json.sha256 if recording.json else None
+            known = {"state": "uploaded", "path": stored_path(recording.path), "json_sha256": own}
+            self._planned[recording.sha256] = known
+        else:
             ledger.claim(recording)
         self._claimed.add(recording.sha256)
         return self._send(recording)
@@ -3886,8 +3967,16 @@ class Examiner:
         """Check a recording's JSON and audio, collect its metadata; return False if it waits."""
         # What was uploaded before may have lost its JSON since.
         is_known = only_ctime_differs and self._is_known_audio(recording)
-        if not is_known and self._metadata.waits_for_json(recording):
-            return False
+        try:
+            if not is_known and self._metadata.waits_for_json(recording):
+                return False
+        except UploadError as error:
+            # What is too short needs none, nor what was moved without it after its upload.
+            if self._args.min_duration and not self._check_audio(recording):
+                return False
+            is_new = not self._tally.problems.has(recording, error.meaning.id)
+            if not (is_new and self._is_known_audio(recording)):  # Hashed only once.
+                raise
         if not self._check_audio(recording):
             return False
         self._metadata.collect(recording)
@@ -3968,11 +4057,24 @@ def is_same_path(row: Row, path: str) -> bool:
 def is_elsewhere(row: Row, recording: Recording) -> bool:
     """Return whether the row's own recording is still there, at another path than this one."""
     own = stored_path(recording.path)
-    if row["path"] == own or not os.path.exists(row["path"]):
+    if row["path"] == own or not is_still_there(row):
         return False
     # A folder may have two names.
     folders = {os.path.realpath(os.path.dirname(path)) for path in (row["path"], own)}
     return len(folders) > 1 or os.path.basename(row["path"]) != os.path.basename(own)
+
+
+def is_still_there(row: Row) -> bool:
+    """Return whether the file at a row's path has its audio: the name may have been used again."""
+    try:
+        state = FileState.of(row["path"])
+        if state[:2] == (row["size_bytes"], row["mtime_ns"]):
+            return True
+        if state.size_bytes != row["size_bytes"]:
+            return False
+        return bool(hash_file(row["path"], lambda: None) == row["sha256"])
+    except (OSError, UploadError):
+        return os.path.lexists(row["path"])
 
 
 def check_copy(row: Row, recording: Recording) -> None:
@@ -4105,9 +4207,12 @@ class Problems:
         self._has_uploaded = False
         # What failed through the service or the network.
         self._undelivered: list[tuple[str, str, FileState | None]] = []
-        # Size and mtime of files that this run has met or uploaded: what has only another name is
-        # not lost.
+        # Size and mtime of files that this run has met: what has only another name is not lost.
         self._files: set[tuple[int, int]] = set()
+        open_ones = itertools.chain.from_iterable(each.values() for each in self._open.values())
+        self._sought = {each.file_state[:2] for each in open_ones if each.file_state}
+        for _, size_bytes, mtime_ns in self._ledger.files_not_uploaded() if self._ledger else ():
+            self._sought.add((size_bytes, mtime_ns))
         self._lines: collections.Counter[str] = collections.Counter()  # By cause.
 
     def note(self, path: str, error: UploadError, file_state: FileState | None = None) -> None:
@@ -4136,12 +4241,21 @@ class Problems:
         if was_sent:
             self._has_uploaded = True
             self._clear_run(self._ledger, is_complete=False)
+        if recording.file_state[:2] in self._sought:
+            self._files.add(recording.file_state[:2])
         if len(self._open) > 1:  # Else none is of a recording.
-            if was_sent:
-                self._files.add(recording.file_state[:2])
             for key, problem in self._of(stored_path(recording.path)):
                 if not problem.is_met:
                     self._forget(self._ledger, key)
+
+    def has(self, recording: Recording, cause: str) -> bool:
+        """Return whether a recording has had this problem in an earlier run."""
+        return any(key.cause == cause for key, _ in self._of(stored_path(recording.path)))
+
+    def keep(self, recording: Recording) -> None:
+        """Take what is open of a recording as met: whether it lasts cannot be seen yet."""
+        for _, problem in self._of(stored_path(recording.path)):
+            problem.is_met = True
 
     def finish(self, is_complete: bool) -> set[int]:
         """Say what lasts or is lost; return exit codes. is_complete: all was looked at."""
@@ -4226,7 +4340,7 @@ class Problems:
 
         Returns exit codes.
         """
-        paths = {*self._open, *ledger.paths_not_uploaded()} - {""}
+        paths = {*self._open, *(path for path, _, _ in ledger.files_not_uploaded())} - {""}
         for path, problems in self._open.items():
             if any(problem.is_met for problem in problems.values()):
                 paths.discard(path)
@@ -4235,9 +4349,10 @@ class Problems:
         beside = {os.path.dirname(stored_path(path)) for path in self._args.audio_path}
         codes: set[int] = set()
         for path in sorted(paths):
-            if not was_looked_at(path, folders, beside):
-                continue
             past = Past(path, self._of(path), ledger)
+            was_renamed = past.sizes_and_times & self._files and not os.path.lexists(path)
+            if not was_renamed and not was_looked_at(path, folders, beside):
+                continue
             if self._is_over(past, ledger):
                 for key, _ in self._of(path):
                     self._forget(ledger, key)
@@ -4252,7 +4367,7 @@ class Problems:
             os.path.lexists(past.path)
             or "uploaded" in past.row_states
             or COPY_DIFFERS in past.causes  # What it is a copy of is uploaded.
-            or any(state[:2] in self._files for state in past.file_states)  # It was renamed.
+            or any(state in self._files for state in past.sizes_and_times)  # It was renamed.
             or ledger.exists_in_other_format(past.path)
             or not (past.file_states or past.row_states)  # A typing error: it never was there.
         )
@@ -4311,6 +4426,8 @@ class Past:
         sizes = {state.size_bytes for state in self.file_states}
         rows = [row for row in rows if not sizes or row["size_bytes"] in sizes]
         self.row_states = {row["state"] for row in rows}
+        self.sizes_and_times = {state[:2] for state in self.file_states}
+        self.sizes_and_times |= {(row["size_bytes"], row["mtime_ns"]) for row in rows}
         errors = [row["error"] for row in rows if row["error"]]
         errors += [problem.text.partition("; ")[0] for _, problem in problems]
         self._error = errors[0] if errors else ""
@@ -4330,7 +4447,7 @@ def was_looked_at(path: str, folders: Sequence[str], beside: set[str]) -> bool:
     folders: those given that are not empty; beside: those that hold what was given.
     """
     is_below = any(f"{path}/".startswith(f"{top.rstrip('/')}/") for top in folders)
-    if "\\" in path:  # It may stand for another character.
+    if "\\" in os.path.dirname(path):  # It may stand for another character.
         return False
     if os.path.lexists(path):
         return is_below
@@ -4343,7 +4460,7 @@ def is_of_earlier_day(problem: OpenProblem) -> bool:
     if problem.said_at is None:
         return False
     said = datetime.date.fromtimestamp(seconds_of(problem.said_at))
-    return said != datetime.date.today()
+    return said != today()
 
 
 def has_entries(folder: str) -> bool:
@@ -4374,7 +4491,7 @@ def is_said_today(ledger: str, cause: str) -> bool:
     with contextlib.suppress(OSError):
         status = os.stat(path, follow_symlinks=False)
         said_on = datetime.date.fromtimestamp(status.st_mtime)
-        if round(status.st_atime) == mark and said_on == datetime.date.today():
+        if round(status.st_atime) == mark and said_on == today():
             return True
         os.utime(path, (mark, time.time()), follow_symlinks=False)
     return False
@@ -4461,14 +4578,15 @@ class Tally:
             self._exit_codes.add(error.meaning.exit_code)
             self._breaker.stop(SAME_FOR_ALL)
 
-    def leave_out(self, recording: Recording, reason: str, text: str) -> None:
+    def leave_out(self, recording: Recording, reason: str, text: str, is_over: bool = True) -> None:
         """Count a recording that is left out, and why."""
         with self.lock:
             self.left_out[reason] += 1
             is_told = recording.explicit or self._args.dry_run
             level = logging.INFO if is_told else logging.DEBUG
             log.log(level, f"{recording.path}: left out, {text}")
-            self._clear(recording, was_sent=False)
+            if is_over:
+                self._clear(recording, was_sent=False)
 
     def add_not_tried(self, number: int) -> None:
         """Count the recordings that a stopped run did not get to."""
@@ -4836,7 +4954,7 @@ class Run:
         problems: Problems,
     ) -> None:
         common = read_metadata(args.meta_path) if args.meta_path else None
-        self._ffmpeg = find_ffmpeg() if args.convert and access else ""
+        self._ffmpeg = find_ffmpeg() if args.convert else ""
         self._args = args
         self._access = access
         self._console = console
@@ -5323,8 +5441,8 @@ def print_days(days: Mapping[str, Sequence[int]], since: datetime.date | None) -
     if not days and not since:
         return
     limit = DAYS_SHOWN_SINCE if since else DAYS_SHOWN
-    first, today = str(since or min(days)), datetime.date.today()
-    recent = (str(today - datetime.timedelta(days=ago)) for ago in range(limit))
+    first, last = str(since or min(days)), today()
+    recent = (str(last - datetime.timedelta(days=ago)) for ago in range(limit))
     every_day = sorted({*days, *(day for day in recent if day >= first)}, reverse=True)
     # What is being uploaded is in the totals only.
     widths = {word: max(len(word), 7) + 2 for word in [*OUTCOMES.values()][:-1]}
@@ -5387,9 +5505,11 @@ def day(text: str) -> datetime.date:
     days = {"today": "0d", "yesterday": "1d"}.get(text, text)
     with contextlib.suppress(ValueError, OverflowError):
         if match := re.fullmatch(r"(\d{1,5})d", days):
-            return datetime.date.today() - datetime.timedelta(days=int(match[1]))
+            return today() - datetime.timedelta(days=int(match[1]))
         found = datetime.date.fromisoformat(text)
         datetime.datetime.combine(found, datetime.time()).timestamp()  # Fails for the year 1.
+        if found > today():
+            raise argparse.ArgumentTypeError("is still to come, so it would leave out everything")
         return found
     raise argparse.ArgumentTypeError("must be YYYY-MM-DD, today, yesterday, or like 7d")
 

@@ -327,11 +327,8 @@ def test_ages_that_are_none(upload: Run, tmp_path: Path) -> None:
             assert outcome.code == 2 and f"{option}: must be" in outcome.err, age
 
 
-TOMORROW = (datetime.date.today() + datetime.timedelta(1)).isoformat()
-
-
 def test_since_leaves_out_what_is_older_unless_the_ledger_knows_it(
-    upload: Run, service: StandIn, folder: Path, ledger: Path
+    upload: Run, service: StandIn, folder: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("failed", "known", "new"):
         make_wav(folder / f"{name}.wav").with_suffix(".json").write_text("{}")
@@ -342,24 +339,27 @@ def test_since_leaves_out_what_is_older_unless_the_ledger_knows_it(
     assert upload(*words, folder / "failed.wav", "--retries", 0).code == 75
     assert upload(*words, folder / "known.wav", "--since", "today").code == 0
     assert len(service.talks) == 1
-    outcome = upload(*words, folder, "--since", TOMORROW, "--verbose")
+    tomorrow_s = time.time() + 86_400
+    monkeypatch.setattr(time, "time", lambda: tomorrow_s)
+    outcome = upload(*words, folder, "--since", "today", "--verbose")
     assert (outcome.code, len(service.talks)) == (0, 2)
-    assert f"new.wav: left out, older than {TOMORROW}" in outcome.err
+    assert f"new.wav: left out, older than {datetime.date.fromtimestamp(tomorrow_s)}" in outcome.err
     counts = "1 uploaded, 1 already there, 0 failed, 0 unknown, 1 in another format"
     assert f"{counts}, 1 before --since" in outcome.err
-    os.utime(folder / "new.wav", (time.time() + 3 * 86_400,) * 2)
-    assert upload(*words, folder, "--since", TOMORROW).code == 0
+    os.utime(folder / "new.wav", (tomorrow_s + 3 * 86_400,) * 2)
+    assert upload(*words, folder, "--since", "today").code == 0
     assert len(service.talks) == 3
 
 
 def test_days(upload: Run, tmp_path: Path) -> None:
     path = make_wav(tmp_path / "call.wav")
-    days = ("today", "yesterday", "0d", "7d", "20000d", "2026-01-31", "1970-01-01", "9999-12-31")
+    days = ("today", "yesterday", "0d", "7d", "20000d", "2026-01-31", "1970-01-01")
     for word in days:
         outcome = upload("--audio-path", path, "--dry-run", "--since", word)
         assert outcome.code == 0, word
-        assert ("would be uploaded" in outcome.out) == (word != "9999-12-31"), word
-    for word in ("31.01.2026", "2026-02-30", "7", "-1d", "tomorrow", "9999999d", "0001-01-01", ""):
+        assert "would be uploaded" in outcome.out, word
+    for word in ("31.01.2026", "2026-02-30", "7", "-1d", "tomorrow", "9999999d", "0001-01-01", "",
+                 "9999-12-31"):  # fmt: skip
         outcome = upload("--audio-path", path, "--dry-run", f"--since={word}")
         assert outcome.code == 2 and "--since" in outcome.err, word
 

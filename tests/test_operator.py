@@ -359,10 +359,9 @@ def test_summer_time_makes_no_day_longer(
         ("2026-10-24T21:59:00.000Z", october, True),
         ("2026-10-25T22:59:00.000Z", october, False),
     ):
-        day = type("Day", (datetime.date,), {"today": staticmethod(lambda today=today: today)})
         problem = upload_grpc.OpenProblem("", "", said_at, None)
         with monkeypatch.context() as patch:
-            patch.setattr(datetime, "date", day)
+            patch.setattr(upload_grpc, "today", lambda today=today: today)
             assert upload_grpc.is_of_earlier_day(problem) == is_due
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import datetime
 import fcntl
 import glob
 import itertools
@@ -264,18 +263,20 @@ def test_in_doubt_a_refusal_on_its_way_is_waited_for(in_doubt: Day, waits: Waits
     assert outcomes(outcome.out, outcome.err) == {"failed": 2, "not tried": COUNT - 2}
 
 
-def test_what_would_be_left_out_is_not_said_to_be_not_tried(day: Day) -> None:
+def test_what_would_be_left_out_is_not_said_to_be_not_tried(
+    day: Day, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither what is older than --since, nor what was rejected or is unknown."""
     new = [make_wav(day.folder / f"{name}.wav", 1_600, seed=ord(name)) for name in "yz"]
     day.service.script += [REJECTED, Fail(grpc.StatusCode.INTERNAL, "lost")]
     assert day.remember("--jobs", 1, "--retries", 0, over=new[0]).code == 65
     assert day.remember("--jobs", 1, "--retries", 0, over=new[1]).code == UNKNOWN
     ahead_s = time.time() + 30 * 86_400  # As the ctime of all of them is of today.
+    monkeypatch.setattr(time, "time", lambda: ahead_s)
     for number in range(11):
         os.utime(day.folder / f"{number:02}.wav", (ahead_s, ahead_s))
-    since = datetime.date.fromtimestamp(ahead_s - 7 * 86_400)
     day.service.on_call = lambda _: NO_QUOTA
-    outcome = day.remember("--jobs", 1, "--retries", 0, "--since", since, quiet=False)
+    outcome = day.remember("--jobs", 1, "--retries", 0, "--since", "7d", quiet=False)
     assert outcomes(outcome.out, outcome.err)["failed"] == 2
     assert ", 9 not tried" in outcome.err
 

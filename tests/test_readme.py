@@ -295,12 +295,16 @@ def test_the_ping_has_the_exit_code_of_the_report(machine: Machine) -> None:
 def test_the_report_that_is_shown(machine: Machine) -> None:
     command, *shown = block("console", "Is everything uploaded?").splitlines()
     assert command == f"$ {REPORT}"
-    yesterday = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
+    # At noon of the next day, whatever the time is now: the day before is another one.
+    now_s, day_s = time.time(), 24 * 3_600
+    noon_s = (now_s // day_s + 1) * day_s + 9 * 3_600  # 12:00 in Moscow.
+    machine.ahead_s.write_text(str(noon_s - now_s))
     for number in range(5):
-        date = yesterday + datetime.timedelta(days=number // 3)
+        date = datetime.datetime.fromtimestamp(noon_s, datetime.timezone.utc)
+        date -= datetime.timedelta(days=1 - number // 3)
         machine.call(f"{number}.wav", {"date": date.isoformat()})
     lost = machine.call("0930-vera.wav")
-    machine.ahead_s.write_text(str(2 * 3_600))  # It has waited too long for its JSON.
+    os.utime(lost, (noon_s - 2 * 3_600,) * 2)  # It has waited too long for its JSON.
     machine.upload()
     lost.unlink()
     assert machine.upload().code == os.EX_NOINPUT

@@ -1,0 +1,499 @@
+"""What happens in a folder between two runs: files are renamed, replaced, removed, linked."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import grpc
+import ledgers
+import pytest
+from conftest import Outcome, Run, make_wav
+from stand_in import At, Fail, StandIn
+from test_operator import DAY_S, HOUR_S, NO_QUOTA, REJECTED, lines, names
+
+pytestmark = pytest.mark.usefixtures("waits")
+
+
+@pytest.fixture
+def calls(folder: Path) -> Path:
+    return folder
+
+
+@pytest.fixture
+def fields(tmp_path: Path) -> Path:
+    path = tmp_path / "fields.json"
+    path.write_text('{"language": "ru-RU"}')
+    return path
+
+
+@pytest.fixture
+def hand(upload: Run, ledger: Path, calls: Path, fields: Path) -> Run:
+    given = ("--ledger", ledger, "--retries", 0, "--jobs", 1, "--meta-path", fields)
+    return lambda *more: upload(*given, "--audio-path", calls, *more)
+
+
+@pytest.fixture
+def cron(hand: Run) -> Run:
+    return lambda *more: hand("--quiet", *more)
+
+
+@pytest.fixture
+def report(upload: Run, ledger: Path) -> Run:
+    return lambda *more: upload("--report", "--ledger", ledger, *more)
+
+
+def broken(path: Path) -> Path:
+    path.write_bytes(b"RIFF")
+    return path
+
+
+# --- Rows of content that is no more -------------------------------------------------------
+
+
+def test_a_recording_that_was_being_written_leaves_no_failure(
+    cron: Run, report: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """Changed under way, uploaded whole by the next run: the report has one call, uploaded."""
+    call = make_wav(calls / "a.wav", 600_000)
+
+    def grow(_: object) -> None:
+        make_wav(call, 700_000)
+
+    service.on_call = lambda _: At(metadata=grow)
+    assert cron().code == 75
+    service.on_call = lambda _: None
+    assert cron().code == 0
+    assert len(service.talks) == 1
+    out = report()
+    assert (out.code, "Nothing needs attention" in out.out) == (0, True), out.out
+
+
+def test_a_rejected_file_that_was_replaced_is_no_failure_any_more(
+    cron: Run, report: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """Refused, repaired as advised, uploaded: the report has one call, uploaded."""
+    make_wav(calls / "a.wav", 2_000)
+    service.on_call = lambda _: REJECTED
+    assert cron().code == 65
+    service.on_call = lambda _: None
+    make_wav(calls / "a.wav", 4_000)
+    assert cron().code == 0
+    out = report()
+    assert (out.code, "Nothing needs attention" in out.out) == (0, True), out.out
+
+
+def test_a_failed_call_whose_name_was_used_again_is_lost(
+    cron: Run, report: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """Overwritten by another call before it was uploaded: named, once; no run can upload it."""
+    make_wav(calls / "a.wav", 2_000, seed=1)
+    service.on_call = lambda _: NO_QUOTA
+    assert cron().code == 75
+    service.on_call = lambda _: None
+    make_wav(calls / "a.wav", 2_000, seed=2)
+    later = cron()
+    assert names(later) == ["a.wav"], (later, report().out)
+    assert "the next run uploads it" not in report().out
+
+
+# --- Renamed or moved --------------------------------------------------------------------------
+
+
+def test_what_was_renamed_and_waits_is_not_lost(
+    cron: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """A broken one is renamed: with --min-age it is young, and not lost."""
+    call = broken(calls / "a.wav")
+    assert cron().code == 65
+    call.rename(calls / "b.wav")
+    assert cron("--min-age", 300) == Outcome(0, "", "")
+
+
+def test_what_failed_in_an_outage_and_was_moved_is_not_lost(
+    cron: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """Moved into a day's folder after an outage: with --min-age it is young, and not lost."""
+    call = make_wav(calls / "a.wav", 2_000)
+    make_wav(calls / "keep.wav", 2_000)
+    service.on_call = lambda _: NO_QUOTA
+    assert cron().code == 75
+    service.on_call = lambda _: None
+    (calls / "day").mkdir()
+    call.rename(calls / "day" / "a.wav")
+    assert cron("--min-age", 300) == Outcome(0, "", "")
+
+
+def test_what_waits_for_json_and_was_renamed_is_not_lost(
+    cron: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """Renamed so that it fits its JSON's name: it waits, or is uploaded, and is not lost."""
+    call = make_wav(calls / "a.wav", 2_000)
+    time.sleep(0.05)
+    assert names(cron("--require-json", "0.01")) == ["a.wav"]
+    call.rename(calls / "b.wav")
+    assert cron("--require-json", "1h") == Outcome(0, "", "")
+
+
+def test_an_uploaded_one_that_was_moved_is_not_lost(
+    cron: Run, report: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """Uploaded, its JSON changed, then archived below the same folder: it is not lost."""
+    call = make_wav(calls / "a.wav", 2_000)
+    call.with_suffix(".json").write_text('{"a": "1"}')
+    make_wav(calls / "keep.wav", 2_000)
+    assert cron().code == 0
+    call.with_suffix(".json").write_text('{"a": "2"}')
+    assert cron().code == 0
+    (calls / "archive").mkdir()
+    call.rename(calls / "archive" / "a.wav")
+    call.with_suffix(".json").unlink()
+    later = cron()
+    assert later == Outcome(0, "", ""), (later, report().out)
+
+
+def test_an_uploaded_one_that_was_moved_without_its_json_needs_none(
+    cron: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """With --require-json: uploaded, then archived below the same folder without its JSON."""
+    call = make_wav(calls / "a.wav", 2_000)
+    call.with_suffix(".json").write_text('{"a": "1"}')
+    assert cron("--require-json").code == 0
+    (calls / "archive").mkdir()
+    call.rename(calls / "archive" / "a.wav")
+    call.with_suffix(".json").unlink()
+    time.sleep(0.05)
+    assert cron("--require-json", "0.01") == Outcome(0, "", "")
+
+
+# --- A name that was used again ---------------------------------------------------------------
+
+
+def test_a_moved_one_is_its_own_though_its_name_was_used_again(
+    cron: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """rec.wav is moved with its JSON, another rec.wav comes: the first one's JSON still counts."""
+    call = make_wav(calls / "rec.wav", 2_000, seed=1)
+    call.with_suffix(".json").write_text('{"a": "1"}')
+    assert cron("--update-metadata").code == 0
+    (calls / "archive").mkdir()
+    call.rename(calls / "archive" / "rec1.wav")
+    call.with_suffix(".json").rename(calls / "archive" / "rec1.json")
+    make_wav(calls / "rec.wav", 2_000, seed=2)
+    call.with_suffix(".json").write_text('{"a": "b"}')
+    assert cron("--update-metadata").code == 0
+    (calls / "archive" / "rec1.json").write_text('{"a": "changed"}')
+    outcome = cron("--update-metadata")
+    assert (outcome.code, outcome.err, "metadata updated" in outcome.out) == (0, "", True), outcome
+
+
+def test_a_rejected_one_that_was_moved_is_sent_again_once_its_json_changes(
+    cron: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """Refused, moved with its JSON, its name used again: it is sent once its JSON is corrected."""
+    call = make_wav(calls / "rec.wav", 2_000, seed=1)
+    call.with_suffix(".json").write_text('{"a": "1"}')
+    service.on_call = lambda _: REJECTED
+    assert cron().code == 65
+    service.on_call = lambda _: None
+    (calls / "archive").mkdir()
+    call.rename(calls / "archive" / "rec1.wav")
+    call.with_suffix(".json").unlink()
+    (calls / "archive" / "rec1.json").write_text('{"a": "corrected"}')
+    make_wav(calls / "rec.wav", 2_000, seed=2)
+    outcome = cron()
+    assert (outcome.code, len(service.talks)) == (0, 2), outcome
+
+
+# --- Said twice, or never ---------------------------------------------------------------------
+
+
+def test_changed_metadata_are_said_once_a_day_though_the_json_is_rewritten(
+    cron: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """An export rewrites all JSON each hour: a change is not said each hour."""
+    call = make_wav(calls / "a.wav", 2_000)
+    side = call.with_suffix(".json")
+    side.write_text('{"a": "1"}')
+    assert cron().code == 0
+    side.write_text('{"a": "2"}')
+    time.sleep(1)
+    assert names(cron("--min-age", "0.8")) == ["a.wav"]
+    said = []
+    for _ in range(2):
+        side.write_text('{"a": "2"}')
+        said += names(cron("--min-age", "0.8"))  # Now it is young, but its recording is not.
+        time.sleep(1)
+        said += names(cron("--min-age", "0.8"))
+    assert said == []
+
+
+def test_a_broken_json_of_an_uploaded_one_is_said_once_a_day_though_it_is_rewritten(
+    cron: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """An export rewrites a JSON that is none each hour: that is not said each hour."""
+    call = make_wav(calls / "a.wav", 2_000)
+    side = call.with_suffix(".json")
+    side.write_text('{"a": "1"}')
+    assert cron().code == 0
+    said = []
+    for _ in range(3):
+        side.write_text("no JSON")
+        said += names(cron("--min-age", "0.8"))  # The first times, the recording is young as well.
+        time.sleep(1)
+        said += names(cron("--min-age", "0.8"))
+    assert said == ["a.wav"]
+
+
+def test_nested_folders_do_not_hide_what_lasts(
+    cron: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """With a folder and one in it: what fails for more than an hour is said."""
+    sub = calls / "sub"
+    sub.mkdir()
+    call = make_wav(sub / "a.wav", 600_000)
+    number = iter(range(100))
+
+    def grow(_: object) -> None:
+        make_wav(call, 600_000, seed=next(number))
+
+    service.on_call = lambda _: At(metadata=grow)
+    assert cron("--audio-path", calls, sub, "--jobs", 2) == Outcome(75, "", "")
+    ledgers.pass_time(ledger, 2 * HOUR_S)
+    assert names(cron("--audio-path", calls, sub, "--jobs", 2)) == ["a.wav"]
+
+
+# --- A dry run says what the real one does -----------------------------------------------------
+
+
+def test_a_dry_run_names_a_copy_with_other_metadata(
+    hand: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """Two copies with different JSON: the dry run says what the real run says."""
+    for name in "ab":
+        call = make_wav(calls / f"{name}.wav", 2_000, seed=1)
+        call.with_suffix(".json").write_text(json.dumps({"a": name}))
+    dry = hand("--dry-run")
+    real = hand()
+    assert (dry.code, lines(dry)[:1]) == (real.code, lines(real)[:1])
+
+
+# --- Gone during the run -----------------------------------------------------------------------
+
+
+def test_an_uploaded_one_that_is_removed_during_a_run_is_no_problem(
+    cron: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """A retention job removes what is uploaded while a run is at work: nobody hears of it."""
+    later = make_wav(calls / "b.wav", 2_000)
+    assert cron().code == 0
+    make_wav(calls / "a.wav", 2_000)
+    service.on_call = lambda _: At(metadata=lambda _: later.unlink(missing_ok=True))
+    outcome = cron()
+    assert (outcome.code, outcome.err) == (0, "")
+
+
+# --- Two options, links, odd names ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["short", "empty"])
+def test_what_is_too_short_needs_no_json(
+    cron: Run, service: StandIn, calls: Path, what: str
+) -> None:
+    """With --require-json and --min-duration: a call that nobody took has no JSON, ever."""
+    make_wav(calls / "a.wav", 2_000 if what == "short" else 0)
+    time.sleep(0.05)
+    assert cron("--require-json", "0.01", "--min-duration", 5) == Outcome(0, "", "")
+
+
+@pytest.mark.parametrize("way", ["symlink", "folder of links"])
+def test_a_recording_with_a_link_before_it_has_its_own_metadata(
+    cron: Run, service: StandIn, calls: Path, way: str
+) -> None:
+    """A recorder keeps a link `current.wav` to its latest recording: its own JSON counts."""
+    call = make_wav(calls / "rec.wav", 2_000)
+    call.with_suffix(".json").write_text('{"client_name": "own"}')
+    if way == "symlink":
+        (calls / "current.wav").symlink_to(call)
+    else:
+        folder = calls / "sorted" / "by-day"
+        folder.mkdir(parents=True)
+        (calls / "tree").mkdir()
+        for path in (call, call.with_suffix(".json")):
+            path.rename(calls / "tree" / path.name)
+        (folder / "x.wav").symlink_to(calls / "tree" / "rec.wav")
+    assert cron().code == 0
+    [talk] = service.talks.values()
+    assert talk.fields.get("client_name") == "own", talk.fields
+
+
+def test_a_link_to_a_recording_does_not_keep_it_from_being_uploaded(
+    cron: Run, service: StandIn, calls: Path
+) -> None:
+    """With --require-json: `current.wav` has no JSON, the recording that it leads to has one."""
+    call = make_wav(calls / "rec.wav", 2_000)
+    call.with_suffix(".json").write_text('{"client_name": "own"}')
+    (calls / "current.wav").symlink_to(call)
+    cron("--require-json")
+    assert len(service.talks) == 1
+
+
+def test_metadata_that_come_after_the_recording_was_converted_are_sent(
+    cron: Run, service: StandIn, calls: Path
+) -> None:
+    """A night job turns X.wav into X.mp3, then X.json changes: the dialog gets it."""
+    call = make_wav(calls / "a.wav", 2_000)
+    call.with_suffix(".json").write_text('{"a": "1"}')
+    assert cron("--update-metadata").code == 0
+    call.rename(calls / "a.mp3")
+    call.with_suffix(".json").write_text('{"a": "2"}')
+    outcome = cron("--update-metadata")
+    [talk] = service.talks.values()
+    assert (outcome.code, talk.fields["a"]) == (0, "2"), outcome
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.wav", b"a\nb.wav"])
+def test_a_problem_of_an_odd_name_is_over_when_its_file_is_gone(
+    cron: Run, ledger: Path, calls: Path, name: bytes
+) -> None:
+    """Said, removed as advised: it is not said each day for ever."""
+    make_wav(calls / "keep.wav", 2_000)
+    path = os.path.join(os.fsencode(calls), name)
+    with open(path, "wb") as file:
+        file.write(b"RIFF")
+    assert cron().code == 65
+    os.unlink(path)
+    cron()
+    said = []
+    for _ in range(3):
+        ledgers.pass_time(ledger, DAY_S)
+        said += lines(cron())
+    assert said == []
+
+
+def test_a_folder_that_was_renamed_takes_its_problems_with_it(
+    upload: Run, ledger: Path, calls: Path, fields: Path
+) -> None:
+    """The folder and cron's line are renamed: the old path is not said each day for ever."""
+    words = ("--ledger", ledger, "--meta-path", fields, "--quiet", "--audio-path")
+    make_wav(calls / "keep.wav", 2_000)
+    broken(calls / "a.wav")
+    assert len(lines(upload(*words, calls))) == 1
+    other = calls.parent / "other" / "calls"
+    other.parent.mkdir()
+    calls.rename(other)
+    upload(*words, other)
+    ledgers.pass_time(ledger, DAY_S)
+    assert len(lines(upload(*words, other))) == 1
+
+
+def test_a_dry_run_says_that_there_is_no_ffmpeg(
+    hand: Run, calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --convert: the dry run says what the real run says."""
+    (calls / "a.amr").write_bytes(b"#!AMR\n" + bytes(1000))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert hand("--convert").code == 78
+    assert hand("--convert", "--dry-run").code == 78
+
+
+def test_a_date_that_no_calendar_has_counts_as_none(cron: Run, ledger: Path, calls: Path) -> None:
+    """The 30th of February: the report has the call on the day of its file, not of its upload."""
+    call = make_wav(calls / "a.wav", 2_000)
+    call.with_suffix(".json").write_text('{"date": "2026-02-30T10:00:00Z"}')
+    os.utime(call, (86_400 * 365 * 50,) * 2)
+    cron()
+    assert ledgers.row(ledger)["recorded_at"].startswith("2019")
+
+
+# --- Days ------------------------------------------------------------------------------------
+
+
+def test_what_came_after_the_last_complete_run_is_not_before_since(
+    cron: Run, service: StandIn, calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key expires for longer than --since: what could not be sent then is sent."""
+    make_wav(calls / "before.wav", 2_000)
+    assert cron("--since", "7d").code == 0
+    for number in range(3):
+        make_wav(calls / f"{number}.wav", 2_000, seed=number)
+    assert cron("--since", "7d", "--key", "expired").code == 77
+    now_s = time.time() + 8 * DAY_S
+    monkeypatch.setattr(time, "time", lambda: now_s)
+    assert (cron("--since", "7d").code, len(service.talks)) == (0, 4)
+    make_wav(calls / "older than that run.wav", 2_000, seed=9)
+    assert (cron("--since", "7d").code, len(service.talks)) == (0, 4)
+
+
+def test_what_waits_is_found(cron: Run, report: Run, calls: Path) -> None:
+    """The report's line of the last run: what waits for --min-age was found, too."""
+    make_wav(calls / "a.wav")
+    cron("--min-age", "1h")
+    assert "1 found, 0 uploaded, 1 waiting" in report().out, report().out
+
+
+def test_an_unknown_one_sent_again_in_another_format_is_not_unknown_any_more(
+    cron: Run, report: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """Unknown, converted at night, then --retry-unknown: the report has one call, uploaded."""
+    call = make_wav(calls / "a.wav", 2_000)
+    service.script.append(Fail(grpc.StatusCode.UNAVAILABLE, "gone"))
+    assert cron().code == 76
+    make_wav(calls / "a.ogg", 4_000)
+    (calls / "a.ogg").rename(calls / "a.mp3")
+    call.unlink()
+    assert cron().code == 76
+    assert cron("--retry-unknown").code == 0
+    assert cron().code == 0
+    assert report().code == 0, report().out
+
+
+def test_a_failed_one_that_was_converted_and_uploaded_is_no_failure_any_more(
+    cron: Run, report: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """Failed in an outage, a night job turns X.wav into X.mp3, that is uploaded: one call."""
+    call = make_wav(calls / "a.wav", 2_000)
+    service.on_call = lambda _: NO_QUOTA
+    assert cron().code == 75
+    service.on_call = lambda _: None
+    make_wav(calls / "b.wav", 4_000).rename(calls / "a.mp3")
+    call.unlink()
+    assert cron().code == 0
+    assert len(service.talks) == 1
+    assert report().code == 0, report().out
+
+
+def test_one_that_is_removed_during_a_run_before_it_was_looked_at_is_lost(
+    cron: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """Failed before, then removed while a run uploads another: it is named as lost."""
+    later = make_wav(calls / "b.wav", 2_000)
+    service.on_call = lambda _: NO_QUOTA
+    assert cron().code == 75
+    make_wav(calls / "a.wav", 2_000)
+    service.on_call = lambda _: At(metadata=lambda _: later.unlink(missing_ok=True))
+    outcome = cron()
+    assert "gone before it was uploaded" in outcome.err, outcome
+
+
+@pytest.mark.parametrize("option", [("--since", "2199-01-01")])
+def test_a_since_that_is_still_to_come_is_refused(
+    upload: Run, calls: Path, option: tuple[str, ...]
+) -> None:
+    """A year mistyped in a crontab: nothing is left out in silence."""
+    make_wav(calls / "a.wav", 2_000)
+    assert upload("--audio-path", calls, *option).code == 2
+
+
+def test_a_json_that_is_replaced_during_a_run_is_nothing_to_email(
+    cron: Run, service: StandIn, calls: Path
+) -> None:
+    """An exporter removes and writes a JSON anew: the next run takes it, nobody hears of it."""
+    make_wav(calls / "a.wav", 2_000)
+    side = make_wav(calls / "b.wav", 2_000).with_suffix(".json")
+    side.write_text('{"a": "1"}')
+    service.on_call = lambda _: At(metadata=lambda _: side.unlink(missing_ok=True))
+    outcome = cron()
+    assert (outcome.code, outcome.err) == (75, "")
