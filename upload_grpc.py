@@ -2384,12 +2384,12 @@ SELECT *, CASE
     END AS outcome
 FROM recordings r WHERE NOT {TOO_SHORT}
 -- Nor what the call's file held before it was uploaded: repaired, converted, or whole by now.
-AND NOT EXISTS (
+AND (state NOT IN ('failed', 'rejected', 'unknown') OR NOT EXISTS (
     SELECT 1 FROM recordings u INDEXED BY recordings_by_stem
     WHERE u.connection_id = r.connection_id AND u.stem = r.stem
     AND u.state = 'uploaded' AND u.uploaded_at > r.updated_at
     -- An unknown one was sent again in another format: by --retry-unknown.
-    AND (r.state IN ('failed', 'rejected') OR r.state = 'unknown' AND u.suffix <> r.suffix))""",
+    AND (r.state <> 'unknown' OR u.suffix <> r.suffix)))""",
     # A row: a problem, with its parts: the text is "error; what to do (details)".
     "problem_parts": """
 SELECT *,
