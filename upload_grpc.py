@@ -1336,7 +1336,7 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
     of uploaded ones only a change of layer 3 is noticed (MetadataExaminer.has_changed). A layer
     that a later run may lack needs a guard like had_meta_path, as an update erases the keys that it
     leaves out: a column (LEDGER_TABLES; LEDGER_VERSION, as there is no migration), filled in by
-    Ledger._metadata_columns, looked at in MetadataExaminer.complete_update.
+    metadata_columns, looked at in MetadataExaminer.complete_update.
     """
     recording.metadata = metadata = TalkMetadata()
     recording.has_placeholders = recording.sidecar is None and common is None
@@ -2791,7 +2791,7 @@ class Ledger(LedgerFile):
             "size_bytes": recording.file_state.size_bytes,
             "mtime_ns": recording.file_state.mtime_ns,
             "ctime_ns": recording.file_state.ctime_ns,
-            **self._metadata_columns(recording),
+            **metadata_columns(recording, self._args),
             "state": "sending",
             "error": None,
             "request_id": None,
@@ -2810,20 +2810,9 @@ class Ledger(LedgerFile):
             tuple(columns.values()),
         )
 
-    def _metadata_columns(self, recording: Recording) -> dict[str, object]:
-        """Return what the ledger keeps of the metadata that is sent."""
-        return {
-            **json_columns(recording.json.state if recording.json else None),
-            "json_sha256": recording.json.sha256 if recording.json else None,
-            "json_refused": None,
-            "had_meta_path": bool(self._args.meta_path),
-            "metadata_sha256": recording.metadata_sha256,
-            "recorded_at": recorded_at(recording),
-        }
-
     def record_update(self, recording: Recording) -> None:
         """Record that the service has taken new metadata for an uploaded recording."""
-        columns = self._metadata_columns(recording)
+        columns = metadata_columns(recording, self._args)
         if self._args.lookup_key:
             columns["lookup_key"] = self._args.lookup_key
         self.update(recording, error=None, updated_at=utc(), **columns)
@@ -3037,6 +3026,18 @@ def open_read_only(path: str) -> Any:
     if os.path.exists(f"{path}-shm"):
         options += "&readonly_shm=1"
     return sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro{options}", uri=True)
+
+
+def metadata_columns(recording: Recording, args: Namespace) -> dict[str, object]:
+    """Return what the ledger keeps of the metadata that is sent."""
+    return {
+        **json_columns(recording.json.state if recording.json else None),
+        "json_sha256": recording.json.sha256 if recording.json else None,
+        "json_refused": None,
+        "had_meta_path": bool(args.meta_path),
+        "metadata_sha256": recording.metadata_sha256,
+        "recorded_at": recorded_at(recording),
+    }
 
 
 def json_columns(state: FileState | None) -> dict[str, object]:
@@ -3491,7 +3492,8 @@ class Source:
 
     def count_rest(self) -> int:
         """Return how many recordings a stopped run did not get to."""
-        return sum(map(self._examiner.is_untried, self._recordings))
+        since_s = self._examiner.since_s
+        return sum(is_untried(recording, since_s) for recording in self._recordings)
 
     def _in_order(self) -> Iterator[Recording]:
         """Yield the recordings found, and in the end those that have to come last."""
@@ -3761,12 +3763,7 @@ class Examiner:
         self._ledger = ledger
         self._breaker = breaker
         self._tally = tally
-        midnight = args.since and datetime.datetime.combine(args.since, datetime.time())
-        self._since_s = midnight.timestamp() if midnight else -math.inf
-        if ledger and midnight:
-            # What came since the last run that left nothing untried, or waited then, is not old.
-            waits_s = args.min_age + (args.require_json or 0)
-            self._since_s = min(self._since_s, ledger.last_complete_run_s() - waits_s)
+        self.since_s = since_limit_s(args, ledger)
         self._claimed: set[str] = set()
         self._planned: dict[str, Row] = {}  # What a dry run has in place of rows.
         self._metadata = MetadataExaminer(args, common, ledger, tally)
@@ -3832,27 +3829,12 @@ class Examiner:
                 advice = "restore the first one under another name, if there is a copy"
                 self._tally.warn(recording, "name-used-again", cause, advice)
 
-    def is_untried(self, recording: Recording) -> bool:
-        """Return whether a run that was stopped would have sent a recording, as far as is seen."""
-        rows, state = recording.rows or (), recording.file_state
-        if not rows:
-            return not self._is_old(recording)
-        return not any(
-            row["state"] not in ("failed", "sending")
-            and is_same_path(row, recording.path)
-            and (row["size_bytes"], row["mtime_ns"]) == state[:2]
-            for row in rows
-        )
-
-    def _is_old(self, recording: Recording) -> bool:
-        return max(recording.file_state[1:]) < self._since_s * 1e9
-
     def _is_left_out(self, recording: Recording, gone: Row | None, is_known: bool) -> bool:
         """Leave out what is old and new to the ledger, and what was sent in another format.
 
         gone: the ledger's row of a file of the same call that is not there any more.
         """
-        is_old = self._is_old(recording) and not is_known
+        is_old = max(recording.file_state[1:]) < self.since_s * 1e9 and not is_known
         if not is_old and not gone:
             return False
         decision = decide(gone, recording, self._args, self._claimed) if gone else None
@@ -4040,6 +4022,32 @@ def is_young(state: FileState, limit_s: float) -> bool:
 def shorter(duration_s: float, args: Namespace) -> str:
     """Say that a recording is too short."""
     return f"{duration_s:,.1f} s, shorter than {args.min_duration:g} s"
+
+
+def since_limit_s(args: Namespace, ledger: Ledger | None) -> float:
+    """Return the time before which a recording is older than --since, in seconds since 1970."""
+    if not args.since:
+        return -math.inf
+    limit_s: float = datetime.datetime.combine(args.since, datetime.time()).timestamp()
+    if ledger:
+        # What came since the last run that left nothing untried, or waited then, is not old: the
+        # service, cron or the share may have been away for longer.
+        waits_s = args.min_age + (args.require_json or 0)
+        limit_s = min(limit_s, ledger.last_complete_run_s() - waits_s)
+    return limit_s
+
+
+def is_untried(recording: Recording, since_s: float) -> bool:
+    """Return whether a run that was stopped would have sent a recording, as far as is seen."""
+    rows, state = recording.rows or (), recording.file_state
+    if not rows:
+        return max(state[1:]) >= since_s * 1e9
+    return not any(
+        row["state"] not in ("failed", "sending")
+        and is_same_path(row, recording.path)
+        and (row["size_bytes"], row["mtime_ns"]) == state[:2]
+        for row in rows
+    )
 
 
 def has_failed(recording: Recording) -> bool:

@@ -140,6 +140,17 @@ def test_whatever_ffmpeg_does_nothing_is_sent(
     assert talk.sha256 == sha256(wav(seconds=5))
 
 
+def test_ffmpeg_may_read_this_file_alone_and_as_what_was_seen(
+    convert: Convert, script: Script, flac: Path
+) -> None:
+    """What is refused before, such as a playlist by the name of call.flac, is refused twice."""
+    script(f'echo "$*" >{flac}.words; {REAL}')
+    assert convert().code == 0
+    words = Path(f"{flac}.words").read_text()
+    limits = "-nostdin .*-protocol_whitelist file -format_whitelist flac -f flac .*-i file:"
+    assert re.match(limits + re.escape(str(flac)), words), words
+
+
 def test_a_recording_that_changed_is_decoded_again(
     convert: Convert, script: Script, flac: Path, service: StandIn
 ) -> None:

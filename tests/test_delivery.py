@@ -199,7 +199,7 @@ def test_one_freezes_while_others_move(upload: Run, service: StandIn, tmp_path: 
     """What the kernel holds of one connection is no sign of life on another."""
     paths = [make_wav(tmp_path / f"{number}.wav", LONG_BYTES) for number in range(3)]
     service.script += [Freeze(300_000), Slow(8_000_000), Slow(8_000_000)]
-    words = ("--jobs", 2, "--timeout", 0.4, "--retries", 0, "--format", "json")
+    words = ("--jobs", 2, "--timeout", 1, "--retries", 0, "--format", "json")
     outcome = upload("--audio-path", *paths, *words)
     codes = [json.loads(line)["exit_code"] for line in outcome.out.splitlines()]
     assert sorted(codes) == [0, 0, AGAIN]

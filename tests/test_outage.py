@@ -70,7 +70,7 @@ class Day:
             make_wav(folder / f"{number:02}.wav", 1_600)
         fields = folder.with_name("fields.json")
         fields.write_text('{"language": "ru-RU"}')
-        self._words = ("--meta-path", fields, "--format", "json", "--jobs", JOBS, "--timeout", 0.5)
+        self._words = ("--meta-path", fields, "--format", "json", "--jobs", JOBS, "--timeout", 10)
         self._upload = upload
 
     def run(self, *words: object, over: object = None, quiet: bool = True) -> Outcome:
@@ -131,7 +131,7 @@ def assert_stopped(outcome: Outcome, code: int) -> collections.Counter[str]:
 def test_a_dead_connection_costs_one_recording(day: Day, dead: int) -> None:
     """It takes what it is given, and nothing comes out at the other end any more."""
     with FaultProxy(day.service.port, [Fault(freeze_to_server=12_000)] * dead) as proxy:
-        outcome = day.run("--endpoint", proxy.endpoint)
+        outcome = day.run("--endpoint", proxy.endpoint, "--timeout", 2)
         assert [connection.struck for connection in proxy.connections].count("frozen") == dead
     counts = outcomes(outcome.out)
     assert counts["unknown"] <= dead
@@ -148,7 +148,7 @@ def test_a_dead_connection_costs_one_recording(day: Day, dead: int) -> None:
 def test_a_mute_service(day: Day) -> None:
     day.service.on_call = lambda _: MUTE
     started_s = time.monotonic()
-    counts = assert_stopped(day.run(), UNKNOWN)
+    counts = assert_stopped(day.run("--timeout", 0.5), UNKNOWN)
     assert time.monotonic() - started_s < 5
     assert counts["unknown"] >= 5
     assert len(day.service.calls) <= UNKNOWN_LIMIT
@@ -464,7 +464,7 @@ def test_a_ledger_that_is_moved_stops_the_run(day: Day) -> None:
         return Delay(0.4)
 
     day.service.on_call = lambda _: At(answer=move)
-    outcome = day.remember(quiet=False)
+    outcome = day.remember("--timeout", 10, quiet=False)
     assert outcome.code == CONFIG
     counts = outcomes(outcome.out, outcome.err)
     assert 1 <= counts["uploaded"] == len(day.service.talks) <= JOBS
