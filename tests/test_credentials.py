@@ -298,7 +298,7 @@ def test_a_machine_that_is_no_cloud_vm_is_told_so_in_seconds(
             server.close()
         started_s = time.monotonic()
         outcome = bare("--key-type", "vm", YC_METADATA_ADDR=address)
-        assert time.monotonic() - started_s < 5
+        assert time.monotonic() - started_s < 10
     assert_refused(outcome, service, "--key-type vm", address)
 
 

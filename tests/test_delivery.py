@@ -190,7 +190,7 @@ def test_a_service_that_never_answers(line: Line, service: StandIn, way: Way) ->
     service.script.append(Freeze(store=True))
     started_s = time.monotonic()
     outcome = line.send(line.short, "--timeout", 0.4, *way)
-    assert 0.4 < time.monotonic() - started_s < 2
+    assert 0.4 < time.monotonic() - started_s < 8
     assert_failed(outcome, UNKNOWN, line.short, "0.4 s", *line.ids)
     assert len(service.calls) == line.stored == 1
 
@@ -198,7 +198,7 @@ def test_a_service_that_never_answers(line: Line, service: StandIn, way: Way) ->
 def test_one_freezes_while_others_move(upload: Run, service: StandIn, tmp_path: Path) -> None:
     """What the kernel holds of one connection is no sign of life on another."""
     paths = [make_wav(tmp_path / f"{number}.wav", LONG_BYTES) for number in range(3)]
-    service.script += [Freeze(300_000), Slow(8_000_000), Slow(8_000_000)]
+    service.script += [Freeze(300_000), Slow(2_500_000), Slow(2_500_000)]
     words = ("--jobs", 2, "--timeout", 1, "--retries", 0, "--format", "json")
     outcome = upload("--audio-path", *paths, *words)
     codes = [json.loads(line)["exit_code"] for line in outcome.out.splitlines()]
@@ -522,7 +522,7 @@ def interrupt(words: list[str], ready: Callable[[], Any], *names: str) -> Outcom
             for name in names:
                 time.sleep(0.05)
                 process.send_signal(signal.Signals[name])
-            out, err = process.communicate(timeout=3)
+            out, err = process.communicate(timeout=8)  # Less than the ten that a response has.
         finally:
             process.kill()
     assert process.returncode == SIGNALS[names[0]]

@@ -749,7 +749,7 @@ def test_stopped_while_it_looks_up(office: Office, waits: Waits, step: Step) -> 
     started_s = time.monotonic()
     result = office.run()
     assert (result.code, office.methods) == (143, ["Search"])
-    assert time.monotonic() - started_s < 5
+    assert time.monotonic() - started_s < 8
     last = result.err.splitlines()[-1]
     assert "SIGTERM" in last and "1 not tried" in last
 

@@ -372,7 +372,7 @@ def test_a_signal_leaves_no_dialog_without_a_line(service: StandIn, folder: Path
         wait_for(lambda: sum(call.outcome.startswith("OK") for call in service.calls) == 4)
         time.sleep(0.05)
         process.send_signal(signal.SIGTERM)  # Ends the waiting for the one that never comes.
-        out, err = process.communicate(timeout=3)
+        out, err = process.communicate(timeout=8)  # Less than the ten that a response has.
     assert process.returncode == 128 + signal.SIGTERM
     assert "SIGTERM" in err and "Traceback" not in err
     ids = dialog_ids(out)

@@ -210,4 +210,4 @@ def test_delay_and_rate_are_kept(echo: int) -> None:
                 connection.sendall(bytes(count))
                 connection.shutdown(socket.SHUT_WR)
                 assert read(connection) == (count, "FIN")
-                assert seconds <= time.monotonic() - start < seconds + 2
+                assert seconds <= time.monotonic() - start < seconds + 8
