@@ -208,8 +208,9 @@ class Meaning(NamedTuple):
     is_outage   the service or the network, not this recording: CircuitBreaker.record counts it.
                 With 75, Problems.note has one problem for all, OUTAGE, even if stops_run is set
     pauses_run  other workers back off too (_retrying)
-    stops_run   every other recording would meet the same: CircuitBreaker.record ends the run, and
-                Problems.note has it as a problem of the run, by its id
+    stops_run   every other recording would meet the same: CircuitBreaker.record ends the run (the
+                next one is half open only with is_outage), and Problems.note has it as a problem
+                of the run, by its id; with 75 it is said after an hour
 
     What is no upload has meanings of its own, by update_meaning (an update's error is 75, perhaps
     an outage, or 65; only UNAVAILABLE and UNAUTHENTICATED keep theirs, and may stop the run),
@@ -443,7 +444,8 @@ def update_meaning(error: CallError, row: Row) -> Meaning:
     in between has answered is no refusal by the service.
     """
     meaning, cause = error.meaning, f"its metadata could not be updated: {error.meaning.cause}"
-    age_s = abs(time.time() - seconds_of(row["uploaded_at"]))
+    # Somebody may have written by hand that it is uploaded.
+    age_s = abs(time.time() - seconds_of(row["uploaded_at"] or row["updated_at"]))
     is_lost = re.match(f"[A-Z_]+: ({LOST_ANSWER})", error.details)
     if meaning.exit_code == os.EX_TEMPFAIL or is_lost:
         is_outage = meaning.is_outage or bool(is_lost)
@@ -651,7 +653,7 @@ class Recording:
         self.has_placeholders = False  # collect_metadata
         self.sha256 = ""  # hash_recording
         self.metadata_sha256 = ""  # hash_recording
-        self.rows: Sequence[Row] | None = None  # Source: of this path; None: they may have changed.
+        self.rows: Sequence[Row] | None = None  # Source: of this path; None: to be read (again).
         self.row: Row | None = None  # Source: what the ledger has, unless it is to be sent.
         self.action = Action.LEAVE  # Source: what a worker has to do.
         self.replaces = ""  # Source: the dialog ID of other audio that had this path before.
@@ -659,7 +661,7 @@ class Recording:
         self.attempts = 0  # Uploader
         self.call: Call | None = None  # Uploader: the latest attempt.
         self.received: Result | None = None  # Uploader: though the ledger may not have it yet.
-        self.is_recorded = False  # Worker: the ledger has it.
+        self.is_recorded = False  # Worker: the ledger has it, if there is one.
         self.result: Result | None = None  # Tally.add
 
     @property
@@ -738,7 +740,8 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
                         if entry.is_symlink():
                             links.add(start + name)
         except OSError as error:
-            yield Found([folder], False, error=error)
+            if folder == top or not isinstance(error, FileNotFoundError):  # Removed meanwhile.
+                yield Found([folder], False, error=error)
             continue
         for stem, same in itertools.groupby(sorted(names), key=lambda pair: pair[0]):
             audio = [start + name for _, name in same]
@@ -2975,11 +2978,16 @@ class Ledger(LedgerFile):
 
 def check_wal(path: str) -> None:
     """Raise LedgerError if a ledger is missing, or empty, but not its write-ahead log."""
-    with contextlib.suppress(FileNotFoundError):
-        if os.stat(f"{path}-wal").st_size:
-            cause = "missing or empty, though its -wal file is there"
-            advice = f"put the ledger back beside it ({NEW_LEDGER})"
-            raise LedgerError(path, "wal", cause, advice)
+    try:
+        has_log = os.stat(f"{path}-wal").st_size > 0
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise LedgerError.of(path, error) from error
+    if has_log:
+        cause = "missing or empty, though its -wal file is there"
+        advice = f"put the ledger back beside it ({NEW_LEDGER})"
+        raise LedgerError(path, "wal", cause, advice)
 
 
 def create_in_memory() -> Any:
@@ -3460,7 +3468,8 @@ class Source:
     ) -> None:
         self.under_way: set[Recording] = set()
         self.found = 0
-        self.is_exhausted = False  # All was looked at.
+        self.is_exhausted = False  # All that is there was looked at.
+        self.missed_path = False  # A path given is not there, or looks like a lost share.
         self._args = args
         self._ledger = ledger
         self._breaker = breaker
@@ -3493,11 +3502,13 @@ class Source:
     def count_rest(self) -> int:
         """Return how many recordings a stopped run did not get to."""
         since_s = self._examiner.since_s
-        return sum(is_untried(recording, since_s) for recording in self._recordings)
+        # What was looked at, and put off, is known, or a copy of what is under way.
+        rest = (recording for recording in self._recordings if not recording.started_s)
+        return sum(is_untried(recording, since_s) for recording in rest)
 
     def _in_order(self) -> Iterator[Recording]:
         """Yield the recordings found, and in the end those that have to come last."""
-        failed_before: collections.deque[Recording] = collections.deque()
+        failed_before: list[Recording] = []
         for recording in self._found():
             # Otherwise one that always fails could hold up the others.
             if self._breaker.half_open and has_failed(recording):
@@ -3505,7 +3516,8 @@ class Source:
             else:
                 yield recording
         examiner = self._examiner
-        yield from drained(failed_before)
+        # Nor those that failed less often.
+        yield from sorted(failed_before, key=attempts_before)
         examiner.may_rehash = True
         yield from drained(examiner.to_rehash)
         examiner.may_wait = True
@@ -3543,6 +3555,7 @@ class Source:
                     what = "gone since its folder was listed"
                     self._tally.leave_out(recording, "gone", what, is_over=False)
                     continue
+                self.missed_path |= found.paths[0] in self._args.audio_path
                 self._tally.add(recording, result_of_error(unreadable_error(error)))
                 continue
             (recording.path, recording.file_state), *siblings = files
@@ -3579,6 +3592,7 @@ class Source:
             if ledger and next(entries, None) is None and ledger.knows_below(folder):
                 cause = "the folder is empty, though there were recordings in it"
                 meaning = Meaning(os.EX_NOINPUT, "empty-folder", cause, "is it mounted?")
+                self.missed_path = True
                 self._tally.add(Recording(folder), result_of_error(UploadError(meaning)))
 
     def _choose(self) -> Iterator[Recording]:
@@ -3965,9 +3979,10 @@ class Examiner:
         return True
 
     def _is_known_audio(self, recording: Recording) -> bool:
-        """Hash a file that may have been replaced; return whether the ledger knows its audio."""
+        """Hash a file that may have been replaced; return whether its audio is uploaded."""
         hash_audio(recording, self._breaker.stopping)
-        return bool(self._ledger and self._ledger.find_by_hash(recording.sha256))
+        row = self._ledger.find_by_hash(recording.sha256) if self._ledger else None
+        return bool(row and row["state"] == "uploaded")
 
     def _send(self, recording: Recording) -> bool:
         self._metadata.warn(recording)
@@ -3988,7 +4003,7 @@ class Examiner:
             self._metadata.complete_update(recording, row)
         updates = self._tally.updates_breaker
         if recording.action is Action.UPDATE_METADATA and updates.stopping.is_set():
-            self._tally.leave_out(recording, "not updated", updates.cause)
+            self._tally.leave_out(recording, "not updated", updates.cause, is_over=False)
             return False
         if recording.action in (Action.FOLLOW, Action.UPDATE_METADATA):
             return True
@@ -4054,6 +4069,11 @@ def has_failed(recording: Recording) -> bool:
     """Return whether the recording at this path failed before."""
     rows = recording.rows or ()
     return any(row["state"] == "failed" and is_same_path(row, recording.path) for row in rows)
+
+
+def attempts_before(recording: Recording) -> int:
+    """Return how often earlier runs have tried to upload the recording at this path."""
+    return max((row["attempts"] for row in recording.rows or ()), default=0)
 
 
 def is_same_path(row: Row, path: str) -> bool:
@@ -4533,9 +4553,9 @@ class Tally:
             recording.result = result
             is_update = recording.action is Action.UPDATE_METADATA
             # What was uploaded before is no sign that uploads work.
-            is_there = is_update or recording.action is Action.FOLLOW
-            (self.updates_breaker if is_there else self._breaker).record(result)
-            if is_there and result.error and result.error.meaning.stops_run:
+            was_uploaded_before = is_update or recording.action is Action.FOLLOW
+            (self.updates_breaker if was_uploaded_before else self._breaker).record(result)
+            if was_uploaded_before and result.error and result.error.meaning.stops_run:
                 self._breaker.stop(SAME_FOR_ALL)
             if result.outcome is Outcome.LEFT_OUT:
                 self.leave_out(recording, "too short", result.description)
@@ -4552,8 +4572,8 @@ class Tally:
                 self._exit_codes.add(result.error.meaning.exit_code)
                 self._note(recording.path, result.error, recording.file_state)
             else:
-                is_upload = result.outcome is Outcome.UPLOADED and not (is_there or was_found)
-                self._clear(recording, was_sent=is_upload)
+                is_new = not (was_uploaded_before or was_found)
+                self._clear(recording, was_sent=is_new and result.outcome is Outcome.UPLOADED)
             self._console.result(recording, result)
             if self._console.output_lost:
                 self._exit_codes.add(os.EX_IOERR)
@@ -4942,7 +4962,7 @@ class Worker:
         try:
             if self._ledger:
                 self._ledger.record_result(recording, result)
-                recording.is_recorded = True
+            recording.is_recorded = True
         except LedgerError as error:
             self._tally.add_error(error)
             # What was recorded before, and is being split, is asked for again.
@@ -5177,7 +5197,7 @@ class Run:
     def _note_end(self, ledger: Ledger, is_complete: bool) -> None:
         try:
             ledger.end_run(
-                looked_at_all=is_complete,
+                looked_at_all=is_complete and not self._source.missed_path,
                 found=self._source.found,
                 uploaded=self._tally.counts["uploaded"],
                 left_out=json.dumps(self._tally.left_out),

@@ -11,8 +11,10 @@ import grpc
 import ledgers
 import pytest
 from conftest import Outcome, Run, make_wav
-from stand_in import At, Fail, StandIn
+from stand_in import At, Call, Fail, StandIn, Step
 from test_operator import DAY_S, HOUR_S, NO_QUOTA, REJECTED, lines, names
+
+import upload_grpc
 
 pytestmark = pytest.mark.usefixtures("waits")
 
@@ -497,3 +499,104 @@ def test_a_json_that_is_replaced_during_a_run_is_nothing_to_email(
     service.on_call = lambda _: At(metadata=lambda _: side.unlink(missing_ok=True))
     outcome = cron()
     assert (outcome.code, outcome.err) == (75, "")
+
+
+def test_what_came_while_the_share_was_away_is_not_before_since(
+    cron: Run, report: Run, service: StandIn, calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is away for longer than --since: a run that finds it empty, or not at all, is no look."""
+    make_wav(calls / "before.wav", 2_000)
+    assert cron("--since", "7d").code == 0
+    share = calls.with_name("away")
+    calls.rename(share)
+    make_wav(share / "meanwhile.wav", 2_000, seed=1)
+    now_s = time.time() + 8 * DAY_S
+    monkeypatch.setattr(time, "time", lambda: now_s)
+    assert cron("--since", "7d").code == 66
+    calls.mkdir()
+    assert cron("--since", "7d").code == 66
+    assert "none for 24 h looked at everything" in report().out
+    calls.rmdir()
+    share.rename(calls)
+    assert (cron("--since", "7d").code, len(service.talks)) == (0, 2)
+
+
+@pytest.mark.parametrize("state", ["failed", "rejected"])
+def test_what_is_not_uploaded_still_needs_its_json(
+    cron: Run, service: StandIn, calls: Path, state: str
+) -> None:
+    """It was tried with its JSON, which has been removed since, or has not been moved with it."""
+    call = make_wav(calls / "a.wav", 2_000)
+    call.with_suffix(".json").write_text('{"a": "1"}')
+    service.on_call = lambda _: NO_QUOTA if state == "failed" else REJECTED
+    assert cron("--require-json").code == (75 if state == "failed" else 65)
+    service.on_call = lambda _: None
+    call.with_suffix(".json").unlink()
+    call.rename(calls / "b.wav")
+    time.sleep(0.05)
+    outcome = cron("--require-json", "0.01")
+    assert (outcome.code, names(outcome), len(service.talks)) == (66, ["b.wav"], 0)
+
+
+def test_an_update_of_what_somebody_wrote_into_the_ledger(
+    cron: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """Uploaded, says a person; with a wrong ID, or with none."""
+    call = make_wav(calls / "a.wav", 2_000)
+    call.with_suffix(".json").write_text('{"a": "1"}')
+    service.script.append(Fail(grpc.StatusCode.UNAVAILABLE, "gone"))
+    assert cron().code == 76
+    call.with_suffix(".json").write_text('{"a": "2"}')
+    ledgers.change(ledger, state="uploaded", found_id="mistyped", error=None)
+    service.script.append(Fail(grpc.StatusCode.NOT_FOUND, "no such talk"))
+    assert cron("--update-metadata").code == 75
+    ledgers.change(ledger, found_id=None)
+    sent = len(service.calls)
+    outcome = cron("--update-metadata")
+    assert outcome.code == 65 and "the ledger has no dialog ID" in outcome.err
+    assert len(service.calls) == sent
+
+
+def test_of_those_that_failed_the_ones_tried_least_go_first(
+    cron: Run, service: StandIn, calls: Path
+) -> None:
+    """Five that can never be uploaded do not keep out one that failed once in an outage."""
+    cut = Fail(grpc.StatusCode.UNAVAILABLE, "cut", after_bytes=1_000)
+    works: set[str] = set()
+
+    def step(call: Call) -> Step:
+        return None if call.fields["call"] in works else cut
+
+    service.on_call = lambda _: At(metadata=step)
+    for name in ("0", "1", "2", "3", "4", "innocent"):
+        call = make_wav(calls / f"{name}.wav", 600_000, seed=len(works) + ord(name[0]))
+        call.with_suffix(".json").write_text(json.dumps({"call": name}))
+        for _ in range(4 if name == "4" else 1):
+            assert cron().code == 75
+    works.add("innocent")
+    assert cron().code == 75
+    assert [talk.fields["call"] for talk in service.talks.values()] == ["innocent"]
+
+
+def test_a_folder_that_is_removed_during_a_search_is_no_problem(calls: Path) -> None:
+    """A retention job; a long run searches while it uploads."""
+    (calls / "z").mkdir()
+    make_wav(calls / "a.wav", 2_000)
+    search = upload_grpc.find_in_folder(str(calls), (".wav",))
+    assert next(search).paths == [str(calls / "a.wav")]
+    (calls / "z").rmdir()
+    assert list(search) == []
+
+
+def test_what_has_new_ctimes_is_not_said_to_be_not_tried(
+    hand: Run, service: StandIn, calls: Path
+) -> None:
+    """A backup by hard links, and an outage."""
+    paths = [make_wav(calls / f"x{number}.wav", 2_000, seed=number) for number in range(9)]
+    assert hand().code == 0
+    for path in paths:
+        path.chmod(0o600)
+    for number in range(5):
+        make_wav(calls / f"a{number}.wav", 2_000, seed=100 + number)
+    service.on_call = lambda _: NO_QUOTA
+    assert "not tried" not in hand("--jobs", 1).err.replace(", 0 not tried", "")
