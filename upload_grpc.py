@@ -2020,6 +2020,7 @@ class Uploader:
         self._channel: grpc.Channel | None = None
         self._user_timeout_ms = 0
         self._wait_error: UploadError | None = None
+        self._failed_waits = 0  # In a row.
 
     def upload_talk(self, recording: Recording, ledger: Ledger | None = None) -> Result:
         """Send a recording; retry only if that cannot create a second dialog; raise UploadError."""
@@ -2068,9 +2069,9 @@ class Uploader:
     def follow(self, recording: Recording, result: Result, has_ledger: bool) -> Result:
         """Wait until a recording has been split; return the result with its dialogs' IDs.
 
-        Not if operations cannot be reached, as an earlier wait has found.
+        Not if operations cannot be reached, as two waits in a row have found.
         """
-        if self._wait_error:
+        if self._wait_error and self._failed_waits >= FAILURES_LIMIT_HALF_OPEN:
             return result._replace(error=self._wait_error)
         if self._endpoint == ENDPOINT:
             self._move_to(OPERATIONS_ENDPOINT)
@@ -2089,9 +2090,9 @@ class Uploader:
             elif meaning.exit_code == os.EX_TEMPFAIL and not has_ledger:
                 # Running this again would upload it twice.
                 meaning = meaning._replace(exit_code=os.EX_PROTOCOL, advice=LOOK_FOR_IT)
-            not_split = UploadError(meaning, error.details)
-            self._wait_error = not_split if error.meaning.is_outage else None
-            return result._replace(error=not_split)
+            self._failed_waits = self._failed_waits + 1 if error.meaning.is_outage else 0
+            self._wait_error = UploadError(meaning)
+            return result._replace(error=UploadError(meaning, error.details))
         finally:
             self._move_to(self._access.endpoint)
 
@@ -2392,7 +2393,10 @@ AND (state NOT IN ('failed', 'rejected', 'unknown') OR NOT EXISTS (
     WHERE u.connection_id = r.connection_id AND u.stem = r.stem
     AND u.state = 'uploaded' AND u.uploaded_at > r.updated_at
     -- An unknown one was sent again in another format: by --retry-unknown.
-    AND (r.state <> 'unknown' OR u.suffix <> r.suffix)))""",
+    AND (r.state <> 'unknown' OR u.suffix <> r.suffix)
+    -- Other endings tell calls apart, as in find_files: rec.103000 and rec.104500.
+    AND (u.suffix = r.suffix
+         OR lower(u.suffix) IN {SUFFIXES} AND lower(r.suffix) IN {SUFFIXES})))""",
     # A row: a problem, with its parts: the text is "error; what to do (details)".
     "problem_parts": """
 SELECT *,
@@ -2957,14 +2961,14 @@ class Ledger(LedgerFile):
         (self._run_id,) = self._execute("SELECT max(id) FROM runs")[0]
         return half_open
 
-    def last_complete_run_s(self) -> float:
-        """Return when the last run over these folders began that tried everything."""
+    def complete_runs_s(self) -> tuple[float, float]:
+        """Return when the first and the last run over these folders began that tried everything."""
         sql = (
-            "SELECT max(began_at) AS at FROM runs WHERE connection_id = ? AND folders = ? "
+            "SELECT min(began_at), max(began_at) FROM runs WHERE connection_id = ? AND folders = ? "
             "AND looked_at_all AND NOT not_tried"
         )
-        [row] = self._execute(sql, (self._args.connection_id, self._folders()))
-        return seconds_of(row["at"]) if row["at"] else math.inf
+        [(first, last)] = self._execute(sql, (self._args.connection_id, self._folders()))
+        return (seconds_of(first), seconds_of(last)) if first else (math.inf, math.inf)
 
     def _folders(self) -> str:
         return json.dumps([stored_path(path) for path in self._args.audio_path])
@@ -3499,6 +3503,10 @@ class Source:
         """Return everything that would be sent, for a dry run."""
         return self._to_send
 
+    def warn_of_replaced(self) -> None:
+        """Warn of recordings that failed, and whose names others have; may raise LedgerError."""
+        self._examiner.warn_of_replaced()
+
     def count_rest(self) -> int:
         """Return how many recordings a stopped run did not get to."""
         since_s = self._examiner.since_s
@@ -3549,7 +3557,8 @@ class Source:
                 is_waiting |= is_young(state, self._args.min_age)
             if not files:
                 assert error
-                is_gone = not any(map(os.path.lexists, found.paths))
+                is_gone = isinstance(error, FileNotFoundError)  # Not a share that went away.
+                is_gone &= not any(map(os.path.lexists, found.paths))
                 if is_gone and not (found.error or found.explicit):
                     # If it was not uploaded, the end of the run says that it is lost.
                     what = "gone since its folder was listed"
@@ -3562,7 +3571,8 @@ class Source:
             recording.siblings = tuple(siblings)
             if is_waiting:  # Another program may be converting it.
                 text = f"younger than {self._args.min_age:g} s"
-                self._tally.leave_out(recording, "waiting", text)
+                self._tally.problems.keep(recording)
+                self._tally.leave_out(recording, "waiting", text, is_over=False)
             elif seen.intersection(identities):
                 what = "another name of a file that was found before"
                 self._tally.leave_out(recording, "under another name", what, is_over=False)
@@ -3713,9 +3723,13 @@ class MetadataExaminer:
         """
         assert recording.metadata is not None and recording.json and self._ledger
         cause = "its metadata has changed since the upload"
-        if row["split"]:
+        # The file in another format is most likely the same call, but that is no proof.
+        stem, suffix = os.path.splitext(stored_path(recording.path))
+        is_converted = row["stem"] == stem and row["suffix"] != suffix
+        if row["split"] or is_converted:
+            why = "its file has another format now" if is_converted else "it was split"
             advice = "update its dialogs with --talk-id"
-            self._tally.warn(recording, "split-metadata", f"{cause}; it was split", advice)
+            self._tally.warn(recording, "split-metadata", f"{cause}; {why}", advice)
             if not self._args.dry_run:  # Said once.
                 columns = json_columns(recording.json.state)
                 self._ledger.update(recording, json_sha256=recording.json.sha256, **columns)
@@ -3780,6 +3794,7 @@ class Examiner:
         self.since_s = since_limit_s(args, ledger)
         self._claimed: set[str] = set()
         self._planned: dict[str, Row] = {}  # What a dry run has in place of rows.
+        self._replaced: dict[str, Recording] = {}  # By SHA-256 of what failed before.
         self._metadata = MetadataExaminer(args, common, ledger, tally)
 
     def examine(self, recording: Recording) -> bool:
@@ -3836,12 +3851,25 @@ class Examiner:
                 continue
             if row["state"] == "uploaded":
                 recording.replaces = row["talk_id"] or row["found_id"] or ""
-            # What had only changed under way may be the same call, complete by now.
-            changed = self._tally.problems.has(recording, FILE_CHANGED)
-            if row["state"] == "failed" and row["duration_s"] is None and not changed:
-                cause = "another recording has its name now, and the first one was not uploaded"
-                advice = "restore the first one under another name, if there is a copy"
-                self._tally.warn(recording, "name-used-again", cause, advice)
+            # What had changed under way, or was not complete, is the same call.
+            is_same = self._tally.problems.has(recording, FILE_CHANGED) or row["duration_s"]
+            if row["state"] == "failed" and not is_same and not is_beginning(row, recording.path):
+                self._replaced[row["sha256"]] = recording
+
+    def warn_of_replaced(self) -> None:
+        """Warn of recordings that failed, and whose names others have that are uploaded now."""
+        lost: set[Recording] = set()
+        for sha256, recording in self._replaced.items():
+            row = self._ledger and self._ledger.find_by_hash(sha256)
+            result = recording.result
+            # It may have been uploaded by another name.
+            is_lost = row and row["state"] == "failed"
+            if is_lost and result and result.outcome is Outcome.UPLOADED:
+                lost.add(recording)
+        for recording in lost:
+            cause = "another recording has its name now, and the first one was not uploaded"
+            advice = "restore the first one under another name, if there is a copy"
+            self._tally.warn(recording, "name-used-again", cause, advice)
 
     def _is_left_out(self, recording: Recording, gone: Row | None, is_known: bool) -> bool:
         """Leave out what is old and new to the ledger, and what was sent in another format.
@@ -3980,8 +4008,10 @@ class Examiner:
 
     def _is_known_audio(self, recording: Recording) -> bool:
         """Hash a file that may have been replaced; return whether its audio is uploaded."""
+        if not self._ledger:
+            return False
         hash_audio(recording, self._breaker.stopping)
-        row = self._ledger.find_by_hash(recording.sha256) if self._ledger else None
+        row = self._ledger.find_by_hash(recording.sha256)
         return bool(row and row["state"] == "uploaded")
 
     def _send(self, recording: Recording) -> bool:
@@ -4012,8 +4042,12 @@ class Examiner:
         return False
 
     def _remember_path(self, recording: Recording, row: Row, ledger: Ledger) -> None:
-        """Give a row the path where its audio is now: it spares the next run a hash."""
-        if not self._args.dry_run:
+        """Give a row the path where its audio is now: it spares the next run a hash.
+
+        Not while the call is at its path in another format, which would then be another call.
+        """
+        others = (row["stem"] + suffix for suffix in SUFFIXES if suffix != row["suffix"].lower())
+        if not self._args.dry_run and not any(map(os.path.exists, others)):
             stem, suffix = os.path.splitext(stored_path(recording.path))
             _, mtime_ns, ctime_ns = recording.file_state
             ledger.update(recording, stem=stem, suffix=suffix, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
@@ -4046,9 +4080,11 @@ def since_limit_s(args: Namespace, ledger: Ledger | None) -> float:
     limit_s: float = datetime.datetime.combine(args.since, datetime.time()).timestamp()
     if ledger:
         # What came since the last run that left nothing untried, or waited then, is not old: the
-        # service, cron or the share may have been away for longer.
+        # service, cron or the share may have been away for longer. What the first one left out
+        # stays out.
         waits_s = args.min_age + (args.require_json or 0)
-        limit_s = min(limit_s, ledger.last_complete_run_s() - waits_s)
+        first_s, last_s = ledger.complete_runs_s()
+        limit_s = min(limit_s, max(first_s, last_s - waits_s))
     return limit_s
 
 
@@ -4076,6 +4112,15 @@ def attempts_before(recording: Recording) -> int:
     return max((row["attempts"] for row in recording.rows or ()), default=0)
 
 
+def is_beginning(row: Row, path: str) -> bool:
+    """Return whether a file begins with a row's audio: it has only grown since."""
+    import hashlib
+
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return bool(hashlib.sha256(file.read(row["size_bytes"])).hexdigest() == row["sha256"])
+    return False
+
+
 def is_same_path(row: Row, path: str) -> bool:
     """Return whether a row of find_by_stem is of this path."""
     suffix: str = row["suffix"]
@@ -4101,8 +4146,10 @@ def is_still_there(row: Row) -> bool:
         if state.size_bytes != row["size_bytes"]:
             return False
         return bool(hash_file(row["path"], lambda: None) == row["sha256"])
+    except FileNotFoundError:
+        return False
     except (OSError, UploadError):
-        return os.path.lexists(row["path"])
+        return True
 
 
 def check_copy(row: Row, recording: Recording) -> None:
@@ -4148,7 +4195,7 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
     # As in find_files.
     suffixes = {os.path.splitext(path)[1].lower() for path in present}
     sent = [row for row in sent if {row["suffix"].lower(), *suffixes} <= {*SUFFIXES}]
-    return next(iter(sent), None)
+    return max(sent, key=lambda row: row["sequence"] or 0, default=None)
 
 
 def drained(queue: collections.deque[Recording]) -> Iterator[Recording]:
@@ -4235,12 +4282,17 @@ class Problems:
         self._has_uploaded = False
         # What failed through the service or the network.
         self._undelivered: list[tuple[str, str, FileState | None]] = []
-        # Size and mtime of files that this run has met: what has only another name is not lost.
-        self._files: set[tuple[int, int]] = set()
-        open_ones = itertools.chain.from_iterable(each.values() for each in self._open.values())
-        self._sought = {each.file_state[:2] for each in open_ones if each.file_state}
-        for _, size_bytes, mtime_ns in self._ledger.files_not_uploaded() if self._ledger else ():
+        # The files that an earlier run left open: size and mtime, and their paths.
+        self._sought: set[tuple[int, int]] = set()
+        self._sought_paths = {*self._open} - {""}
+        for problems in self._open.values():
+            self._sought |= {p.file_state[:2] for p in problems.values() if p.file_state}
+        for path, size_bytes, mtime_ns in self._ledger.files_not_uploaded() if self._ledger else ():
+            self._sought_paths.add(path)
             self._sought.add((size_bytes, mtime_ns))
+        # Of those, what this run has met: by its path, or by another one, so that it is not lost.
+        self._met_paths: set[str] = set()
+        self._met_elsewhere: set[tuple[int, int]] = set()
         self._lines: collections.Counter[str] = collections.Counter()  # By cause.
 
     def note(self, path: str, error: UploadError, file_state: FileState | None = None) -> None:
@@ -4250,7 +4302,7 @@ class Problems:
             stored, code = stored_path(path) if path else "", meaning.exit_code
             state = file_state if file_state and any(file_state) else None
             if state and meaning.id != LOST:
-                self._files.add(state[:2])
+                self._meet(stored, state)
             key = ProblemKey(stored, code, self._cause(stored, meaning))
             # That an update failed does not show that uploads do.
             if meaning.is_outage and code == os.EX_TEMPFAIL and meaning.id != UPDATE_FAILED:
@@ -4269,12 +4321,20 @@ class Problems:
         if was_sent:
             self._has_uploaded = True
             self._clear_run(self._ledger, is_complete=False)
-        if recording.file_state[:2] in self._sought:
-            self._files.add(recording.file_state[:2])
-        if len(self._open) > 1:  # Else none is of a recording.
-            for key, problem in self._of(stored_path(recording.path)):
+        if self._sought_paths or len(self._open) > 1:  # Else none is of a recording.
+            row, stored = recording.row, stored_path(recording.path)
+            if row is None or row["path"] != stored:
+                self._meet(stored, recording.file_state)
+            for key, problem in self._of(stored):
                 if not problem.is_met:
                     self._forget(self._ledger, key)
+
+    def _meet(self, path: str, file_state: FileState) -> None:
+        """Remember a file that this run has met, if an earlier one left it open."""
+        if path in self._sought_paths:
+            self._met_paths.add(path)
+        elif file_state[:2] in self._sought:
+            self._met_elsewhere.add(file_state[:2])
 
     def has(self, recording: Recording, cause: str) -> bool:
         """Return whether a recording has had this problem in an earlier run."""
@@ -4282,7 +4342,9 @@ class Problems:
 
     def keep(self, recording: Recording) -> None:
         """Take what is open of a recording as met: whether it lasts cannot be seen yet."""
-        for _, problem in self._of(stored_path(recording.path)):
+        stored = stored_path(recording.path)
+        self._meet(stored, recording.file_state)
+        for _, problem in self._of(stored):
             problem.is_met = True
 
     def finish(self, is_complete: bool) -> set[int]:
@@ -4372,13 +4434,13 @@ class Problems:
         for path, problems in self._open.items():
             if any(problem.is_met for problem in problems.values()):
                 paths.discard(path)
-        paths -= {path for path, _, _ in self._undelivered}
+        paths -= self._met_paths.union(path for path, _, _ in self._undelivered)
         folders = [stored_path(path) for path in self._args.audio_path if has_entries(path)]
         beside = {os.path.dirname(stored_path(path)) for path in self._args.audio_path}
         codes: set[int] = set()
         for path in sorted(paths):
             past = Past(path, self._of(path), ledger)
-            was_renamed = past.sizes_and_times & self._files and not os.path.lexists(path)
+            was_renamed = past.sizes_and_times & self._met_elsewhere and not os.path.lexists(path)
             if not was_renamed and not was_looked_at(path, folders, beside):
                 continue
             if self._is_over(past, ledger):
@@ -4395,7 +4457,9 @@ class Problems:
             os.path.lexists(past.path)
             or "uploaded" in past.row_states
             or COPY_DIFFERS in past.causes  # What it is a copy of is uploaded.
-            or any(state in self._files for state in past.sizes_and_times)  # It was renamed.
+            or any(
+                state in self._met_elsewhere for state in past.sizes_and_times
+            )  # It was renamed.
             or ledger.exists_in_other_format(past.path)
             or not (past.file_states or past.row_states)  # A typing error: it never was there.
         )
@@ -5166,6 +5230,8 @@ class Run:
         if self._ledger and self._is_ending():
             self._ledger.be_quick()
         is_complete = self._source.is_exhausted and not self._is_ending()
+        with contextlib.suppress(LedgerError):
+            self._source.warn_of_replaced()
         tally.finish(is_complete)
         if self._ledger and self._access:
             self._note_end(self._ledger, is_complete)
@@ -5187,12 +5253,10 @@ class Run:
         return self._exit_code()
 
     def _exit_code(self) -> int:
-        if self._signals:
-            return 128 + self._signals[0]
         if self._bug:
             limit = limit_error(self._bug)
             return limit.meaning.exit_code if limit else os.EX_SOFTWARE
-        return self._tally.exit_code
+        return 128 + self._signals[0] if self._signals else self._tally.exit_code
 
     def _note_end(self, ledger: Ledger, is_complete: bool) -> None:
         try:
@@ -5536,8 +5600,6 @@ def day(text: str) -> datetime.date:
             return today() - datetime.timedelta(days=int(match[1]))
         found = datetime.date.fromisoformat(text)
         datetime.datetime.combine(found, datetime.time()).timestamp()  # Fails for the year 1.
-        if found > today():
-            raise argparse.ArgumentTypeError("is still to come, so it would leave out everything")
         return found
     raise argparse.ArgumentTypeError("must be YYYY-MM-DD, today, yesterday, or like 7d")
 

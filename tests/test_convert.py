@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -79,6 +80,12 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def is_the_child(command_line: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return command_line.read_bytes() == b"sleep\x00987\x00"
+    return False
+
+
 # --- What FFmpeg may do -----------------------------------------------------------------
 
 BROKEN = r"FFmpeg cannot decode the whole recording; check that it plays to its end; .*"
@@ -97,7 +104,7 @@ FAKES = {
     "controls the terminal": (r"printf '\033[3m\abad\n' >&2; exit 1", 65, rf"{BROKEN} \(\\x1b\[3m"),
     "sleeps": ("sleep 100", 75, "FFmpeg decoded nothing for 0.4 s and was ended; run again"),
     "closes stderr and sleeps": ("exec 2>&-; sleep 100", 75, "FFmpeg decoded nothing for 0.4 s"),
-    "has a child that sleeps": ("sleep 100 & wait", 75, "FFmpeg decoded nothing for 0.4 s"),
+    "has a child that sleeps": ("sleep 987 & wait", 75, "FFmpeg decoded nothing for 0.4 s"),
     "has a full disk": (
         "echo 'x: No space left on device' >&2; exit 228",
         *(75, "no space left for the converted recording; free some space, or set TMPDIR"),
@@ -129,6 +136,7 @@ def test_whatever_ffmpeg_does_nothing_is_sent(
     assert row["state"] == ("rejected" if code == 65 else "failed")
     assert row["sha256"] == sha256(flac)
     assert not any(is_running(int(pid)) for pid in started.read_text().split())
+    assert not any(map(is_the_child, Path("/proc").glob("[0-9]*/cmdline")))
     assert before == (upload_grpc.FileState.of(str(flac)), flac.read_bytes())
     # What was refused is not decoded again, until the file changes, or by --retry-rejected.
     script(REAL)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
+import encoders
 import grpc
 import ledgers
 import pytest
@@ -342,10 +345,10 @@ def test_a_link_to_a_recording_does_not_keep_it_from_being_uploaded(
     assert len(service.talks) == 1
 
 
-def test_metadata_that_come_after_the_recording_was_converted_are_sent(
+def test_metadata_that_come_after_the_recording_was_converted_are_said_once(
     cron: Run, service: StandIn, calls: Path
 ) -> None:
-    """A night job turns X.wav into X.mp3, then X.json changes: the dialog gets it."""
+    """A night job turns X.wav into X.mp3, then X.json changes: most likely of the same call."""
     call = make_wav(calls / "a.wav", 2_000)
     call.with_suffix(".json").write_text('{"a": "1"}')
     assert cron("--update-metadata").code == 0
@@ -353,7 +356,9 @@ def test_metadata_that_come_after_the_recording_was_converted_are_sent(
     call.with_suffix(".json").write_text('{"a": "2"}')
     outcome = cron("--update-metadata")
     [talk] = service.talks.values()
-    assert (outcome.code, talk.fields["a"]) == (0, "2"), outcome
+    assert (outcome.code, names(outcome), talk.fields["a"]) == (0, ["a.mp3"], "1")
+    assert "another format now; update its dialogs with --talk-id" in outcome.err
+    assert cron("--update-metadata") == Outcome(0, "", "")
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9.wav", b"a\nb.wav"])
@@ -480,15 +485,6 @@ def test_one_that_is_removed_during_a_run_before_it_was_looked_at_is_lost(
     assert "gone before it was uploaded" in outcome.err, outcome
 
 
-@pytest.mark.parametrize("option", [("--since", "2199-01-01")])
-def test_a_since_that_is_still_to_come_is_refused(
-    upload: Run, calls: Path, option: tuple[str, ...]
-) -> None:
-    """A year mistyped in a crontab: nothing is left out in silence."""
-    make_wav(calls / "a.wav", 2_000)
-    assert upload("--audio-path", calls, *option).code == 2
-
-
 def test_a_json_that_is_replaced_during_a_run_is_nothing_to_email(
     cron: Run, service: StandIn, calls: Path
 ) -> None:
@@ -600,3 +596,155 @@ def test_what_has_new_ctimes_is_not_said_to_be_not_tried(
         make_wav(calls / f"a{number}.wav", 2_000, seed=100 + number)
     service.on_call = lambda _: NO_QUOTA
     assert "not tried" not in hand("--jobs", 1).err.replace(", 0 not tried", "")
+
+
+# --- What must not follow from the above --------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [(1, 2), (2, 1)])
+def test_a_reused_name_that_is_converted_updates_no_dialog_of_the_first(
+    cron: Run, service: StandIn, calls: Path, seeds: tuple[int, int]
+) -> None:
+    call = calls / "rec.wav"
+    for seed, client in zip(seeds, ("first", "second"), strict=True):
+        make_wav(call, 2_000 + 4 * seed, seed=seed)
+        call.with_suffix(".json").write_text(json.dumps({"client_name": client}))
+        assert cron("--update-metadata").code == 0
+    call.rename(calls / "rec.mp3")
+    assert cron("--update-metadata") == Outcome(0, "", "")
+    assert {talk.fields["client_name"] for talk in service.talks.values()} == {"first", "second"}
+
+
+def test_a_conversion_that_stays_where_the_original_was_is_no_new_call(
+    cron: Run, service: StandIn, calls: Path
+) -> None:
+    call = make_wav(calls / "a.wav", 2_000)
+    assert cron().code == 0
+    (calls / "archive").mkdir()
+    call.rename(calls / "archive" / "a.wav")
+    make_wav(calls / "z.wav", 3_000).rename(calls / "a.mp3")
+    for _ in range(3):
+        assert cron().code == 0
+    assert len(service.talks) == 1
+
+
+def test_what_the_first_run_left_out_stays_out(
+    cron: Run, service: StandIn, calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wav(calls / "old.wav", 2_000).with_suffix(".json").write_text("{}")
+    now_s = time.time() + DAY_S
+    monkeypatch.setattr(time, "time", lambda: now_s)
+    for _ in range(2):
+        assert cron("--since", "today", "--require-json", "2d") == Outcome(0, "", "")
+    assert service.calls == []
+
+
+def test_a_share_that_dies_during_a_run_is_said(
+    cron: Run, calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As sshfs does: its files are neither there nor gone."""
+    for name in "abc":
+        make_wav(calls / f"{name}.wav", 2_000)
+
+    def dying(stat: Any) -> Any:
+        def look(path: Any, *more: Any, **options: Any) -> Any:
+            if str(path).endswith(("b.wav", "c.wav")):
+                raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+            return stat(path, *more, **options)
+
+        return look
+
+    monkeypatch.setattr(os, "stat", dying(os.stat))
+    monkeypatch.setattr(os, "lstat", dying(os.lstat))
+    outcome = cron()
+    assert (outcome.code, names(outcome)) == (66, ["b.wav", "c.wav"])
+
+
+@pytest.mark.parametrize("code", [65, 76])
+def test_the_report_has_calls_that_only_their_endings_tell_apart(
+    upload: Run, report: Run, service: StandIn, ledger: Path, calls: Path, code: int
+) -> None:
+    paths = [calls / "rec.103000", calls / "rec.104500"]
+    for number, path in enumerate(paths):
+        make_wav(path, 2_000, seed=number)
+    lost = Fail(grpc.StatusCode.UNAVAILABLE, "gone")
+    service.script.append(REJECTED if code == 65 else lost)
+    words = ("--ledger", ledger, "--retries", 0, "--jobs", 1, "--audio-path", *paths)
+    assert upload(*words).code == code
+    outcome = report("--format", "csv")
+    assert outcome.code == code and all(path.name in outcome.out for path in paths)
+
+
+def test_another_file_of_the_same_size_and_time_is_no_other_name_of_a_lost_one(
+    cron: Run, service: StandIn, calls: Path
+) -> None:
+    """Two legs of a call, with times in whole seconds, as FTP and FAT have them."""
+    paths = [make_wav(calls / f"1-{leg}.wav", 2_000, seed=ord(leg[0])) for leg in ("in", "out")]
+    for path in paths:
+        os.utime(path, (1_000, 1_000))
+    service.script.append(NO_QUOTA)
+    assert cron().code == 75
+    paths[0].unlink()
+    outcome = cron()
+    assert (outcome.code, names(outcome)) == (66, ["1-in.wav"])
+
+
+@pytest.mark.parametrize("how", ["rotated", "a link to the latest"])
+def test_what_failed_and_is_uploaded_by_another_name_is_not_said_to_be_replaced(
+    cron: Run, service: StandIn, calls: Path, how: str
+) -> None:
+    latest, kept = calls / "current.wav", calls / "rec.1.wav"
+    if how == "rotated":
+        make_wav(latest, 2_000, seed=1)
+    else:
+        latest.symlink_to(make_wav(kept, 2_000, seed=1))
+    service.on_call = lambda _: NO_QUOTA
+    assert cron().code == 75
+    service.on_call = lambda _: None
+    if how == "rotated":
+        latest.rename(kept)
+        make_wav(latest, 4_000, seed=2)
+    else:
+        latest.unlink()
+        latest.symlink_to(make_wav(calls / "rec.2.wav", 4_000, seed=2))
+    outcome = cron()
+    assert (outcome.code, outcome.err, len(service.talks)) == (0, "", 2)
+
+
+def test_a_recording_that_changed_and_is_young_then_is_not_said_to_be_replaced(
+    cron: Run, service: StandIn, calls: Path
+) -> None:
+    call = make_wav(calls / "a.wav", 600_000)
+    service.on_call = lambda _: At(metadata=lambda _: grow(call))
+    assert cron().code == 75
+    assert cron("--min-age", "1h") == Outcome(0, "", "")
+    service.on_call = lambda _: None
+    outcome = cron()
+    assert (outcome.code, outcome.err, len(service.talks)) == (0, "", 1)
+
+
+def grow(path: Path) -> None:
+    make_wav(path, 700_000)
+
+
+def test_a_recording_that_only_grew_is_not_said_to_be_replaced(
+    cron: Run, service: StandIn, calls: Path
+) -> None:
+    call = calls / "a.mp3"
+    call.write_bytes(encoders.mp3())
+    service.on_call = lambda _: NO_QUOTA
+    assert cron().code == 75
+    call.write_bytes(encoders.mp3() * 2)
+    service.on_call = lambda _: None
+    outcome = cron()
+    assert (outcome.code, outcome.err, len(service.talks)) == (0, "", 1)
+
+
+def test_what_waits_under_an_odd_name_is_not_lost(cron: Run, service: StandIn, calls: Path) -> None:
+    """Refused, and repaired in place: with --min-age it is young."""
+    path = Path(os.fsdecode(os.fsencode(calls) + b"/caf\xe9.wav"))
+    make_wav(path, 2_000, seed=1)
+    service.script.append(REJECTED)
+    assert cron().code == 65
+    make_wav(path, 3_000, seed=1)
+    assert cron("--min-age", 300) == Outcome(0, "", "")

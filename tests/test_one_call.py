@@ -358,8 +358,7 @@ def test_days(upload: Run, tmp_path: Path) -> None:
         outcome = upload("--audio-path", path, "--dry-run", "--since", word)
         assert outcome.code == 0, word
         assert "would be uploaded" in outcome.out, word
-    for word in ("31.01.2026", "2026-02-30", "7", "-1d", "tomorrow", "9999999d", "0001-01-01", "",
-                 "9999-12-31"):  # fmt: skip
+    for word in ("31.01.2026", "2026-02-30", "7", "-1d", "tomorrow", "9999999d", "0001-01-01", ""):
         outcome = upload("--audio-path", path, "--dry-run", f"--since={word}")
         assert outcome.code == 2 and "--since" in outcome.err, word
 

@@ -246,7 +246,7 @@ STORIES = {
         call a.wav                                          : 0
         broken a.wav                                        : 65 a.wav
         --min-age=1h                                        : 0
-                                                            : 65 a.wav
+                                                            : 65
         call a.wav, --min-duration=1                        : 0
         in the end                                          :
     """,
