@@ -3479,6 +3479,7 @@ class Source:
         self._breaker = breaker
         self._tally = tally
         self._examiner = Examiner(args, common, ledger, breaker, tally)
+        self.replaced = self._examiner.replaced
         self._recordings = self._in_order()
         self._to_send = self._choose()
         self._lock = threading.Lock()
@@ -3502,10 +3503,6 @@ class Source:
     def plan(self) -> Iterator[Recording]:
         """Return everything that would be sent, for a dry run."""
         return self._to_send
-
-    def warn_of_replaced(self) -> None:
-        """Warn of recordings that failed, and whose names others have; may raise LedgerError."""
-        self._examiner.warn_of_replaced()
 
     def count_rest(self) -> int:
         """Return how many recordings a stopped run did not get to."""
@@ -3769,6 +3766,41 @@ class MetadataExaminer:
                 self._tally.warn(None, "common-date", cause, advice)
 
 
+class ReplacedNames:
+    """Recordings that failed in an earlier run, and whose names others have by now."""
+
+    def __init__(self, ledger: Ledger | None, tally: Tally) -> None:
+        self._ledger = ledger
+        self._tally = tally
+        self._replaced: dict[str, Recording] = {}  # By the SHA-256 of what failed.
+
+    def note(self, rows: Sequence[Row], recording: Recording) -> None:
+        """Note what other audio the ledger has of a recording's path."""
+        for row in sorted(rows, key=lambda row: str(row["uploaded_at"])):
+            if row["sha256"] == recording.sha256 or not is_same_path(row, recording.path):
+                continue
+            if row["state"] == "uploaded":
+                recording.replaces = row["talk_id"] or row["found_id"] or ""
+            # What had changed under way, or was not complete, is the same call.
+            is_same = self._tally.problems.has(recording, FILE_CHANGED) or row["duration_s"]
+            if row["state"] == "failed" and not is_same and not is_beginning(row, recording.path):
+                self._replaced[row["sha256"]] = recording
+
+    def warn(self) -> None:
+        """Warn of those that nothing can upload any more; may raise LedgerError."""
+        lost: set[Recording] = set()
+        for sha256, recording in self._replaced.items():
+            row = self._ledger and self._ledger.find_by_hash(sha256)
+            result = recording.result
+            # It may have been uploaded by another name.
+            if row and row["state"] == "failed" and result and result.outcome is Outcome.UPLOADED:
+                lost.add(recording)
+        for recording in lost:
+            cause = "another recording has its name now, and the first one was not uploaded"
+            advice = "restore the first one under another name, if there is a copy"
+            self._tally.warn(recording, "name-used-again", cause, advice)
+
+
 class Examiner:
     """Looks at one recording after the other: leaves it out, reports what is known, or claims it.
 
@@ -3794,7 +3826,7 @@ class Examiner:
         self.since_s = since_limit_s(args, ledger)
         self._claimed: set[str] = set()
         self._planned: dict[str, Row] = {}  # What a dry run has in place of rows.
-        self._replaced: dict[str, Recording] = {}  # By SHA-256 of what failed before.
+        self.replaced = ReplacedNames(ledger, tally)
         self._metadata = MetadataExaminer(args, common, ledger, tally)
 
     def examine(self, recording: Recording) -> bool:
@@ -3820,7 +3852,7 @@ class Examiner:
             return self._send(recording)
         if not recording.metadata_sha256:
             hash_recording(recording, self._args, self._breaker.stopping)
-        self._note_replaced(rows, recording)
+        self.replaced.note(rows, recording)
         return self._claim_or_leave(recording, self._ledger)
 
     def _match(
@@ -3843,33 +3875,6 @@ class Examiner:
                 self._choose_file(recording, recording.path, recording.file_state)
                 known = gone  # Converted since, but its JSON may have changed.
         return known, gone, only_ctime_differs
-
-    def _note_replaced(self, rows: Sequence[Row], recording: Recording) -> None:
-        """Note what other audio had this path before."""
-        for row in sorted(rows, key=lambda row: str(row["uploaded_at"])):
-            if row["sha256"] == recording.sha256 or not is_same_path(row, recording.path):
-                continue
-            if row["state"] == "uploaded":
-                recording.replaces = row["talk_id"] or row["found_id"] or ""
-            # What had changed under way, or was not complete, is the same call.
-            is_same = self._tally.problems.has(recording, FILE_CHANGED) or row["duration_s"]
-            if row["state"] == "failed" and not is_same and not is_beginning(row, recording.path):
-                self._replaced[row["sha256"]] = recording
-
-    def warn_of_replaced(self) -> None:
-        """Warn of recordings that failed, and whose names others have that are uploaded now."""
-        lost: set[Recording] = set()
-        for sha256, recording in self._replaced.items():
-            row = self._ledger and self._ledger.find_by_hash(sha256)
-            result = recording.result
-            # It may have been uploaded by another name.
-            is_lost = row and row["state"] == "failed"
-            if is_lost and result and result.outcome is Outcome.UPLOADED:
-                lost.add(recording)
-        for recording in lost:
-            cause = "another recording has its name now, and the first one was not uploaded"
-            advice = "restore the first one under another name, if there is a copy"
-            self._tally.warn(recording, "name-used-again", cause, advice)
 
     def _is_left_out(self, recording: Recording, gone: Row | None, is_known: bool) -> bool:
         """Leave out what is old and new to the ledger, and what was sent in another format.
@@ -5231,7 +5236,7 @@ class Run:
             self._ledger.be_quick()
         is_complete = self._source.is_exhausted and not self._is_ending()
         with contextlib.suppress(LedgerError):
-            self._source.warn_of_replaced()
+            self._source.replaced.warn()
         tally.finish(is_complete)
         if self._ledger and self._access:
             self._note_end(self._ledger, is_complete)
