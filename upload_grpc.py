@@ -3881,6 +3881,7 @@ class Examiner:
 
         gone: the ledger's row of a file of the same call that is not there any more.
         """
+        is_known = is_known or self._tally.problems.has(recording)
         is_old = max(recording.file_state[1:]) < self.since_s * 1e9 and not is_known
         if not is_old and not gone:
             return False
@@ -4312,6 +4313,9 @@ class Problems:
             # That an update failed does not show that uploads do.
             if meaning.is_outage and code == os.EX_TEMPFAIL and meaning.id != UPDATE_FAILED:
                 self._undelivered.append((stored, text, state))
+                for other, problem in self._of(stored):
+                    if other.exit_code and other.cause != UNDELIVERED and not problem.is_met:
+                        self._forget(self._ledger, other)  # It would have been met before.
                 key = ProblemKey("", code, OUTAGE)
             elif meaning.stops_run:
                 key = ProblemKey("", code, meaning.id)
@@ -4341,9 +4345,10 @@ class Problems:
         elif file_state[:2] in self._sought:
             self._met_elsewhere.add(file_state[:2])
 
-    def has(self, recording: Recording, cause: str) -> bool:
-        """Return whether a recording has had this problem in an earlier run."""
-        return any(key.cause == cause for key, _ in self._of(stored_path(recording.path)))
+    def has(self, recording: Recording, cause: str = "") -> bool:
+        """Return whether a recording has had a problem in an earlier run, or one of this cause."""
+        keys = self._open.get(stored_path(recording.path), {})
+        return any(key.cause == cause or not cause for key in keys)
 
     def keep(self, recording: Recording) -> None:
         """Take what is open of a recording as met: whether it lasts cannot be seen yet."""
@@ -4467,6 +4472,7 @@ class Problems:
             )  # It was renamed.
             or ledger.exists_in_other_format(past.path)
             or not (past.file_states or past.row_states)  # A typing error: it never was there.
+            or not past.causes.isdisjoint({"empty", "zeros"})  # Removed, as advised.
         )
 
     def _is_lost(self, past: Past) -> bool:
@@ -5074,7 +5080,11 @@ class Run:
         self._collect_signals()
         self._look_up()
         for worker in workers if not self._is_ending() else ():
-            worker.start()
+            try:
+                worker.start()
+            except RuntimeError as bug:  # A limit on threads.
+                self._bug = bug
+                break
         while not self._is_ending() and self._wait_a_tick(workers):
             pass
         if self._is_ending():
@@ -5826,6 +5836,10 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
             "--connection-id has characters that no ID has",
         ),
         (not (args.lookup_key or "-").isprintable(), "--lookup-key has characters that no key has"),
+        (
+            not all((getattr(args, name) or "-").isprintable() for name in about_lookup),
+            "--organization-id, --space-id or --project-id has characters that no ID has",
+        ),
         (not (args.talk_id or "-").isprintable(), "--talk-id has characters that no ID has"),
     )
     for is_wrong, reason in wrong:

@@ -80,10 +80,17 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def is_the_child(command_line: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return command_line.read_bytes() == b"sleep\x00987\x00"
-    return False
+def child_of(pid: int) -> bytes:
+    """Return the command line of the child of the one that has a child."""
+    return b"sleep\0%d\0" % (100_000 + pid)
+
+
+def command_lines() -> set[bytes]:
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.add(path.read_bytes())
+    return found
 
 
 # --- What FFmpeg may do -----------------------------------------------------------------
@@ -104,7 +111,11 @@ FAKES = {
     "controls the terminal": (r"printf '\033[3m\abad\n' >&2; exit 1", 65, rf"{BROKEN} \(\\x1b\[3m"),
     "sleeps": ("sleep 100", 75, "FFmpeg decoded nothing for 0.4 s and was ended; run again"),
     "closes stderr and sleeps": ("exec 2>&-; sleep 100", 75, "FFmpeg decoded nothing for 0.4 s"),
-    "has a child that sleeps": ("sleep 987 & wait", 75, "FFmpeg decoded nothing for 0.4 s"),
+    "has a child that sleeps": (
+        "sleep $((100000 + $$)) & wait",
+        75,
+        "FFmpeg decoded nothing for 0.4 s",
+    ),
     "has a full disk": (
         "echo 'x: No space left on device' >&2; exit 228",
         *(75, "no space left for the converted recording; free some space, or set TMPDIR"),
@@ -135,8 +146,8 @@ def test_whatever_ffmpeg_does_nothing_is_sent(
     [row] = ledgers.rows(ledger)
     assert row["state"] == ("rejected" if code == 65 else "failed")
     assert row["sha256"] == sha256(flac)
-    assert not any(is_running(int(pid)) for pid in started.read_text().split())
-    assert not any(map(is_the_child, Path("/proc").glob("[0-9]*/cmdline")))
+    pids = [int(pid) for pid in started.read_text().split()]
+    assert not any(map(is_running, pids)) and not {child_of(pid) for pid in pids} & command_lines()
     assert before == (upload_grpc.FileState.of(str(flac)), flac.read_bytes())
     # What was refused is not decoded again, until the file changes, or by --retry-rejected.
     script(REAL)

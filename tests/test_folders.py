@@ -748,3 +748,42 @@ def test_what_waits_under_an_odd_name_is_not_lost(cron: Run, service: StandIn, c
     assert cron().code == 65
     make_wav(path, 3_000, seed=1)
     assert cron("--min-age", 300) == Outcome(0, "", "")
+
+
+def test_what_is_named_already_is_no_old_file_that_nobody_knows(
+    cron: Run, report: Run, service: StandIn, calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its JSON comes after --since: it stays in the report, and is uploaded then."""
+    call = make_wav(calls / "a.wav", 2_000)
+    words = ("--since", "7d", "--require-json", "1h")
+    now_s = time.time()
+    monkeypatch.setattr(time, "time", lambda: now_s)
+    for days in (0, 1, 8):
+        now_s += days * DAY_S
+        assert cron(*words).code == (66 if days else 0)
+    assert report().code == 66
+    call.with_suffix(".json").write_text('{"client_name": "own"}')
+    assert (cron(*words).code, len(service.talks)) == (0, 1)
+
+
+def test_what_is_removed_as_advised_is_not_lost(cron: Run, calls: Path) -> None:
+    make_wav(calls / "b.wav", 2_000)
+    (calls / "a.wav").touch()
+    outcome = cron()
+    assert (outcome.code, names(outcome)) == (65, ["a.wav"]) and "or remove it" in outcome.err
+    (calls / "a.wav").unlink()
+    assert cron() == Outcome(0, "", "")
+
+
+def test_an_error_that_was_met_before_an_outage_is_over(
+    cron: Run, service: StandIn, ledger: Path, calls: Path
+) -> None:
+    """It is not said on the next day, as what is wrong has been repaired."""
+    call = make_wav(calls / "a.wav", 2_000)
+    call.with_suffix(".json").write_text("no JSON")
+    assert names(cron()) == ["a.wav"]
+    call.with_suffix(".json").write_text("{}")
+    service.on_call = lambda _: NO_QUOTA
+    assert cron() == Outcome(75, "", "")
+    ledgers.pass_time(ledger, DAY_S)
+    assert "not JSON" not in cron().err

@@ -167,6 +167,7 @@ def test_the_options_go_together(
         (("--project-id", "p", *ledger), ("--lookup-key",)),
         (("--lookup-key", "", *LOOKUP[2:], *ledger), ("--lookup-key",)),
         ((*LOOKUP, "--project-id", "", *ledger), ("--project-id",)),
+        ((*LOOKUP, "--project-id", "a\udcff", *ledger), ("--project-id",)),
     ):
         result = upload("--audio-path", call, *words)
         assert (result.code, result.out, len(result.err.splitlines())) == (2, "", 1)
