@@ -2076,9 +2076,9 @@ class Uploader:
         if self._endpoint == ENDPOINT:
             self._move_to(OPERATIONS_ENDPOINT)
         try:
-            return result_of_operation(
-                result, self._finished_operation(recording.path, result.operation_id)
-            )
+            operation = self._finished_operation(recording.path, result.operation_id)
+            self._failed_waits = 0
+            return result_of_operation(result, operation)
         except UploadError as error:
             # No outage: uploads may work all the same.
             cause = f"uploaded, but not yet split: {error.meaning.cause}"
@@ -4122,9 +4122,12 @@ def is_beginning(row: Row, path: str) -> bool:
     """Return whether a file begins with a row's audio: it has only grown since."""
     import hashlib
 
+    digest, left_bytes = hashlib.sha256(), row["size_bytes"]
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        return bool(hashlib.sha256(file.read(row["size_bytes"])).hexdigest() == row["sha256"])
-    return False
+        while left_bytes and (data := file.read(min(left_bytes, SMALL_FILE_LIMIT_BYTES))):
+            left_bytes -= len(data)
+            digest.update(data)
+    return bool(digest.hexdigest() == row["sha256"])
 
 
 def is_same_path(row: Row, path: str) -> bool:
