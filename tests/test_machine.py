@@ -129,11 +129,9 @@ def test_a_limit_that_is_met_in_mid_run_is_no_recordings_fault(
     words: tuple[object, ...], said: str,
 ) -> None:  # fmt: skip
     site(code)
-    service.on_call = lambda _: Delay(0.2)
     given = ("--audio-path", folder, "--ledger", ledger, "--quiet", *words)
     outcome = command(*given)
     assert outcome.code == CONFIG and said in outcome.err
-    assert {"sending", "finishing"}.isdisjoint(ledgers.states(ledger)), "waited for"
     assert "cannot be read" not in outcome.err and "Traceback" not in outcome.err
     if code == NO_MORE_MEMORY:
         assert "stopped by a limit of this process" in outcome.err

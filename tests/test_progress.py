@@ -110,7 +110,8 @@ def test_a_bar_counts_the_bytes_of_the_files_not_those_they_are_converted_to(
     words = ("--convert", "--timeout", "1", "--retries", "0")
     code, received = on_terminal(*words_for(service, folder), *words)
     assert (code, service.talks) == (os.EX_TEMPFAIL, {})
-    assert 45 < max(percentages(received)) < 65
+    # It may be drawn once more when all is done.
+    assert 45 < max(each for each in percentages(received) if each < 100) < 65
 
 
 def test_a_bar_moves_below_the_lines_and_goes_away(service: StandIn, folder: Path) -> None:
