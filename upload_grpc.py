@@ -3900,10 +3900,10 @@ class Examiner:
 
     def _choose_sent_file(self, rows: Sequence[Row], recording: Recording) -> None:
         """Of a call's files take the one of which there may be a dialog, if it has not changed."""
-        for path, state in ((recording.path, recording.file_state), *recording.siblings):
+        files = ((recording.path, recording.file_state), *recording.siblings)
+        for path, state in files if recording.siblings else ():
             for row in rows:
-                before = row["size_bytes"], row["mtime_ns"]
-                if row["state"] in SENT and is_same_path(row, path) and before == state[:2]:
+                if row["state"] in SENT and is_same_path(row, path) and has_audio(row, path):
                     self._choose_file(recording, path, state)
                     return
 
@@ -4139,22 +4139,22 @@ def is_same_path(row: Row, path: str) -> bool:
 def is_elsewhere(row: Row, recording: Recording) -> bool:
     """Return whether the row's own recording is still there, at another path than this one."""
     own = stored_path(recording.path)
-    if row["path"] == own or not is_still_there(row):
+    if row["path"] == own or not has_audio(row, row["path"]):
         return False
     # A folder may have two names.
     folders = {os.path.realpath(os.path.dirname(path)) for path in (row["path"], own)}
     return len(folders) > 1 or os.path.basename(row["path"]) != os.path.basename(own)
 
 
-def is_still_there(row: Row) -> bool:
-    """Return whether the file at a row's path has its audio: the name may have been used again."""
+def has_audio(row: Row, path: str) -> bool:
+    """Return whether a file has a row's audio: its name may have been used again, or it touched."""
     try:
-        state = FileState.of(row["path"])
+        state = FileState.of(path)
         if state[:2] == (row["size_bytes"], row["mtime_ns"]):
             return True
         if state.size_bytes != row["size_bytes"]:
             return False
-        return bool(hash_file(row["path"], lambda: None) == row["sha256"])
+        return bool(hash_file(path, lambda: None) == row["sha256"])
     except FileNotFoundError:
         return False
     except (OSError, UploadError):

@@ -787,3 +787,18 @@ def test_an_error_that_was_met_before_an_outage_is_over(
     assert cron() == Outcome(75, "", "")
     ledgers.pass_time(ledger, DAY_S)
     assert "not JSON" not in cron().err
+
+
+def test_a_touched_file_that_was_sent_goes_before_another_format_of_it(
+    cron: Run, service: StandIn, calls: Path
+) -> None:
+    """Or the call would be there twice."""
+    call = make_wav(calls / "a.wav", 2_000)
+    call.rename(calls / "a.mp3")
+    (calls / "a.mp3").write_bytes(encoders.mp3())
+    assert cron().code == 0
+    make_wav(calls / "a.wav", 3_000)
+    os.utime(calls / "a.mp3", (1_000, 1_000))
+    for _ in range(2):
+        assert cron() == Outcome(0, "", "")
+    assert len(service.talks) == 1
