@@ -54,10 +54,10 @@ cloudapi: ## Clone or update yandex-cloud/cloudapi, and make the stubs from it.
 test: $(TESTING) $(STUBS) ## Run the tests; PYTEST_ARGS="-k name" chooses.
 	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
-chaos: $(TESTING) $(STUBS) ## Cut connections and kill runs at random, and count the dialogs (5 minutes).
+chaos: $(TESTING) $(STUBS) ## Cut connections and kill runs at random, and count the dialogs (10 minutes).
 	@$(VENV)/bin/python tests/chaos.py $(CHAOS_ARGS)
 
-fuzz: $(TESTING) $(STUBS) ## Feed 100,000 generated inputs to all that reads what others wrote (3 minutes).
+fuzz: $(TESTING) $(STUBS) ## Feed 100,000 generated inputs to all that reads what others wrote (5 minutes).
 	@$(VENV)/bin/python tests/fuzz.py $(FUZZ_ARGS)
 
 bench: $(TESTING) $(STUBS) ## Measure, against the barest client, curl and others.
