@@ -3792,20 +3792,22 @@ class ReplacedNames:
                 continue
             if row["state"] == "uploaded":
                 recording.replaces = row["talk_id"] or row["found_id"] or ""
+            if row["state"] != "failed" or row["duration_s"]:
+                continue
             # What had changed under way, or was not complete, is the same call.
-            is_same = self._tally.problems.has(recording, FILE_CHANGED) or row["duration_s"]
-            if row["state"] == "failed" and not is_same and not is_beginning(row, recording.path):
+            has_changed = self._tally.problems.has(recording, FILE_CHANGED)
+            if not has_changed and not is_beginning(row, recording.path):
                 self._replaced[row["sha256"]] = recording
 
     def warn(self) -> None:
         """Warn of those that nothing can upload any more; may raise LedgerError."""
-        lost: set[Recording] = set()
+        lost: dict[Recording, None] = {}  # In order, each once.
         for sha256, recording in self._replaced.items():
             row = self._ledger and self._ledger.find_by_hash(sha256)
             result = recording.result
             # It may have been uploaded by another name.
             if row and row["state"] == "failed" and result and result.outcome is Outcome.UPLOADED:
-                lost.add(recording)
+                lost[recording] = None
         for recording in lost:
             cause = "another recording has its name now, and the first one was not uploaded"
             advice = "restore the first one under another name, if there is a copy"
@@ -3893,7 +3895,7 @@ class Examiner:
         gone: the ledger's row of a file of the same call that is not there any more.
         """
         is_known = is_known or self._tally.problems.has(recording)
-        is_old = max(recording.file_state[1:]) < self.since_s * 1e9 and not is_known
+        is_old = is_before(recording.file_state, self.since_s) and not is_known
         if not is_old and not gone:
             return False
         decision = decide(gone, recording, self._args, self._claimed) if gone else None
@@ -4105,15 +4107,20 @@ def since_limit_s(args: Namespace, ledger: Ledger | None) -> float:
     return limit_s
 
 
+def is_before(state: FileState, since_s: float) -> bool:
+    """Return whether a file is older than a time, by the later of its mtime and ctime."""
+    return max(state.mtime_ns, state.ctime_ns) < since_s * 1e9
+
+
 def is_untried(recording: Recording, since_s: float) -> bool:
     """Return whether a run that was stopped would have sent a recording, as far as is seen."""
     rows, state = recording.rows or (), recording.file_state
     if not rows:
-        return max(state[1:]) >= since_s * 1e9
+        return not is_before(state, since_s)
     return not any(
         row["state"] not in ("failed", "sending")
         and is_same_path(row, recording.path)
-        and (row["size_bytes"], row["mtime_ns"]) == state[:2]
+        and is_same_version(row, state)
         for row in rows
     )
 
@@ -4147,6 +4154,11 @@ def is_same_path(row: Row, path: str) -> bool:
     return suffix == printable(os.path.splitext(path)[1])
 
 
+def is_same_version(row: Row, state: FileState) -> bool:
+    """Return whether a file is as a row has it, but for its ctime."""
+    return (row["size_bytes"], row["mtime_ns"]) == state[:2]
+
+
 def is_elsewhere(row: Row, recording: Recording) -> bool:
     """Return whether the row's own recording is still there, at another path than this one."""
     own = stored_path(recording.path)
@@ -4161,7 +4173,7 @@ def has_audio(row: Row, path: str) -> bool:
     """Return whether a file has a row's audio: its name may have been used again, or it touched."""
     try:
         state = FileState.of(path)
-        if state[:2] == (row["size_bytes"], row["mtime_ns"]):
+        if is_same_version(row, state):
             return True
         if state.size_bytes != row["size_bytes"]:
             return False
@@ -4195,7 +4207,7 @@ def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, b
     for row in rows:
         if row["state"] != "uploaded" or not is_same_path(row, recording.path):
             continue
-        if (row["size_bytes"], row["mtime_ns"]) == state[:2]:
+        if is_same_version(row, state):
             if row["ctime_ns"] == state.ctime_ns:
                 return row, False
             only_ctime_differs = True
