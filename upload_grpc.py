@@ -719,6 +719,8 @@ def in_order(paths: list[str], suffixes: tuple[str, ...]) -> None:
 def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
     """Yield the audio files in a folder, then those in its subfolders, through symlinks too."""
     visited = set()
+    # Come last, so that a recording is known by its own name.
+    links: list[Found] = []
     # A list instead of recursion: people nest folders deeper than Python nests calls.
     folders = [top]
     while folders:
@@ -732,7 +734,7 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
                 visited.add((status.st_dev, status.st_ino))
                 subfolders: list[str] = []
                 names: list[tuple[str, str]] = []  # Stem and name.
-                links: set[str] = set()
+                linked: set[str] = set()
                 sidecars: dict[str, str] = {}  # By stem.
                 for entry in entries:
                     name = entry.name
@@ -743,7 +745,7 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
                     elif name.lower().endswith(suffixes):
                         names.append((os.path.splitext(name)[0], name))
                         if entry.is_symlink():
-                            links.add(start + name)
+                            linked.add(start + name)
         except OSError as error:
             if folder == top or not isinstance(error, FileNotFoundError):  # Removed meanwhile.
                 yield Found([folder], False, error=error)
@@ -752,10 +754,14 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
             audio = [start + name for _, name in same]
             in_order(audio, suffixes)
             sidecar = start + sidecars[stem] if stem in sidecars else None
-            if not sidecar and audio[0] in links:  # What it leads to may be found later.
-                sidecar = find_sidecar(os.path.realpath(audio[0]))
-            yield Found(audio, False, sidecar)
+            if audio[0] in linked:
+                links.append(
+                    Found(audio, False, sidecar or find_sidecar(os.path.realpath(audio[0])))
+                )
+            else:
+                yield Found(audio, False, sidecar)
         folders += [start + name for name in sorted(subfolders, reverse=True)]
+    yield from links
 
 
 def leads_to_folder(entry: os.DirEntry[str]) -> bool:
@@ -2398,11 +2404,11 @@ SELECT *, CASE
         CASE state WHEN 'rejected' THEN state ELSE 'failed' END)
     END AS outcome
 FROM recordings r WHERE NOT {TOO_SHORT}
--- Nor what the call's file held before it was uploaded: repaired, converted, or whole by now.
+-- Nor what the call's file held before it was sent: repaired, converted, or whole by now.
 AND (state NOT IN ('failed', 'rejected', 'unknown') OR NOT EXISTS (
     SELECT 1 FROM recordings u INDEXED BY recordings_by_stem
     WHERE u.connection_id = r.connection_id AND u.stem = r.stem
-    AND u.state = 'uploaded' AND u.uploaded_at > r.updated_at
+    AND u.state IN ('uploaded', 'unknown') AND coalesce(u.uploaded_at, u.updated_at) > r.updated_at
     -- An unknown one was sent again in another format: by --retry-unknown.
     AND (r.state <> 'unknown' OR u.suffix <> r.suffix)
     -- Other endings tell calls apart, as in find_files: rec.103000 and rec.104500.
@@ -2436,7 +2442,9 @@ SELECT connection_id, path, recorded_at, uploaded_at, outcome, talk_id AS dialog
 FROM recording_outcomes
 UNION ALL
 SELECT connection_id, path, coalesce(file_time, since), NULL,
-    CASE WHEN cause IN ('lost', 'no-metadata') THEN cause ELSE 'failed' END, NULL, NULL, text
+    CASE WHEN cause IN ('lost', 'no-metadata') THEN cause
+         WHEN exit_code = 76 THEN 'unknown'  -- A copy of an unknown one.
+         ELSE 'failed' END, NULL, NULL, text
 FROM refused""",
     # A row: a day of a connection, with the number of calls by outcome.
     "days": f"""
@@ -4492,10 +4500,8 @@ class Problems:
         return (
             os.path.lexists(past.path)
             or "uploaded" in past.row_states
-            or COPY_DIFFERS in past.causes  # What it is a copy of is uploaded.
-            or any(
-                state in self._met_elsewhere for state in past.sizes_and_times
-            )  # It was renamed.
+            or past.is_copy  # What it is a copy of has its own row.
+            or not past.sizes_and_times.isdisjoint(self._met_elsewhere)  # It was renamed.
             or ledger.exists_in_other_format(past.path)
             or not (past.file_states or past.row_states)  # A typing error: it never was there.
             or not past.causes.isdisjoint({"empty", "zeros"})  # Removed, as advised.
@@ -4555,6 +4561,8 @@ class Past:
         sizes = {state.size_bytes for state in self.file_states}
         rows = [row for row in rows if not sizes or row["size_bytes"] in sizes]
         self.row_states = {row["state"] for row in rows}
+        is_of_unknown = not rows and any(key.exit_code == os.EX_PROTOCOL for key, _ in problems)
+        self.is_copy = is_of_unknown or COPY_DIFFERS in self.causes
         self.sizes_and_times = {state[:2] for state in self.file_states}
         self.sizes_and_times |= {(row["size_bytes"], row["mtime_ns"]) for row in rows}
         errors = [row["error"] for row in rows if row["error"]]

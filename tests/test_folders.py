@@ -802,3 +802,55 @@ def test_a_touched_file_that_was_sent_goes_before_another_format_of_it(
     for _ in range(2):
         assert cron() == Outcome(0, "", "")
     assert len(service.talks) == 1
+
+
+# --- Links, copies and formats of what is unknown ------------------------------------------------
+
+
+def test_a_recording_is_known_by_its_own_name_though_a_link_comes_first(
+    cron: Run, service: StandIn, calls: Path
+) -> None:
+    """`current.wav` leads to the latest recording, which a night job turns into an MP3."""
+    (calls / "day").mkdir()
+    call = make_wav(calls / "day" / "rec.wav", 2_000)
+    (calls / "current.wav").symlink_to(call)
+    assert cron().out == f"{call}: Dialog ID: {next(iter(service.talks))}\n"
+    make_wav(calls / "keep.wav", 4_000).rename(call.with_suffix(".mp3"))
+    call.unlink()
+    (calls / "current.wav").unlink()
+    assert cron() == Outcome(0, "", "")
+    assert len(service.talks) == 1
+
+
+@pytest.mark.parametrize("step", [NO_QUOTA, REJECTED], ids=["failed", "rejected"])
+def test_a_call_that_is_unknown_in_another_format_is_one_call(
+    cron: Run, report: Run, service: StandIn, calls: Path, step: Step
+) -> None:
+    """Not uploaded as WAV, then converted, and unknown as MP3: no run sends the WAV again."""
+    call = make_wav(calls / "a.wav", 2_000)
+    service.script.append(step)
+    assert cron().code in (75, 65)
+    make_wav(calls / "keep.wav", 4_000).rename(calls / "a.mp3")
+    call.unlink()
+    service.script.append(Fail(grpc.StatusCode.UNAVAILABLE, "gone"))
+    assert cron().code == 76
+    out = report("--format", "json").out
+    assert [json.loads(line)["outcome"] for line in out.splitlines()] == ["unknown"]
+    assert (report().code, report().out.count("a.wav")) == (76, 0)
+
+
+def test_a_copy_of_an_unknown_one_is_unknown_and_not_lost_when_both_are_gone(
+    cron: Run, report: Run, service: StandIn, calls: Path
+) -> None:
+    make_wav(calls / "keep.wav", 2_000)
+    assert cron().code == 0
+    paths = [make_wav(calls / f"{name}.wav", 2_000, seed=1) for name in "ab"]
+    service.script.append(Fail(grpc.StatusCode.UNAVAILABLE, "gone"))
+    assert (cron().code, cron().code) == (76, 76)
+    out = report("--format", "json").out
+    outcomes = sorted(json.loads(line)["outcome"] for line in out.splitlines())
+    assert outcomes == ["unknown", "unknown", "uploaded"]
+    for path in paths:
+        path.unlink()
+    assert cron() == Outcome(0, "", "")
+    assert (report().code, report().out.count("b.wav")) == (76, 0)
