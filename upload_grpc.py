@@ -652,6 +652,8 @@ class Recording:
         self.file_state = NO_STATE  # Source; compared again at the commit point.
         self.started_s = 0.0  # Source, when it looks at the recording for the first time.
         self.siblings = siblings  # The same call in other formats, until Examiner has chosen one.
+        self.identities: set[tuple[int, int]] = set()  # Source: device and inode of each.
+        self.waits_for_json = False  # Source
         self.audio: Audio | None = None  # Source: what its header says.
         self.metadata: TalkMetadata | None = None  # collect_metadata
         self.json: Json | None = None  # collect_metadata: the sidecar, as it was read.
@@ -3499,6 +3501,9 @@ class Source:
         self._tally = tally
         self._examiner = Examiner(args, common, ledger, breaker, tally)
         self.replaced = self._examiner.replaced
+        # Device and inode of what was found: without a ledger, only this keeps a file with two
+        # names from becoming two dialogs.
+        self._seen: set[tuple[int, int]] = set()
         self._recordings = self._in_order()
         self._to_send = self._choose()
         self._lock = threading.Lock()
@@ -3551,8 +3556,6 @@ class Source:
         """Yield each file found once, whatever its names; report what cannot be looked at."""
         for folder in self._args.audio_path if self._ledger else ():
             self._check_mount(folder, self._ledger)
-        # Without a ledger, only this keeps a file with two names from becoming two dialogs.
-        seen: set[tuple[int, int]] = set()
         for found, rows in self._with_rows(find_files(self._args)):
             recording = Recording(found.paths[0], found.explicit, found.sidecar)
             recording.rows = rows
@@ -3589,11 +3592,12 @@ class Source:
                 text = f"younger than {self._args.min_age:g} s"
                 self._tally.problems.keep(recording)
                 self._tally.leave_out(recording, "waiting", text, is_over=False)
-            elif seen.intersection(identities):
+            elif self._seen.intersection(identities):
                 what = "another name of a file that was found before"
                 self._tally.leave_out(recording, "under another name", what, is_over=False)
             else:
-                seen |= identities
+                self._seen |= identities
+                recording.identities = identities
                 yield recording
 
     def _with_rows(self, found: Iterator[Found]) -> Iterator[tuple[Found, list[Row] | None]]:
@@ -3627,6 +3631,8 @@ class Source:
             for recording in self._recordings:
                 if self._is_wanted(recording):
                     yield recording
+                elif recording.waits_for_json:  # Another name of it may have one.
+                    self._seen -= recording.identities
                 if self._breaker.stopping.is_set():
                     return
         except LedgerError as error:  # While looking for them.
@@ -3686,6 +3692,7 @@ class MetadataExaminer:
             advice = "find out why it was not written; or leave out --require-json"
             meaning = Meaning(os.EX_NOINPUT, "no-metadata", f"no metadata yet: {name}", advice)
             raise UploadError(meaning)
+        recording.waits_for_json = True
         self._tally.leave_out(recording, "waiting", "it has no JSON yet")
         return True
 
@@ -3983,6 +3990,8 @@ class Examiner:
             self._tally.add(recording, Result(Outcome.ALREADY))
             return False
         row = ledger.find_by_hash(recording.sha256)
+        if row:
+            self._tally.problems.meet_audio(row)
         while row:
             decision = decide(row, recording, self._args, self._claimed)
             if decision.action is Action.SEND:
@@ -4371,6 +4380,10 @@ class Problems:
             for key, problem in self._of(stored):
                 if not problem.is_met:
                     self._forget(self._ledger, key)
+
+    def meet_audio(self, row: Row) -> None:
+        """Remember that the audio of a row is there, by whatever name and with whatever times."""
+        self._met_elsewhere.add((row["size_bytes"], row["mtime_ns"]))
 
     def _meet(self, path: str, file_state: FileState) -> None:
         """Remember a file that this run has met, if an earlier one left it open."""

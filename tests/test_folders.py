@@ -854,3 +854,29 @@ def test_a_copy_of_an_unknown_one_is_unknown_and_not_lost_when_both_are_gone(
         path.unlink()
     assert cron() == Outcome(0, "", "")
     assert (report().code, report().out.count("b.wav")) == (76, 0)
+
+
+def test_a_hard_link_without_json_does_not_keep_its_recording_from_being_uploaded(
+    cron: Run, service: StandIn, calls: Path
+) -> None:
+    """By day and by agent, as hard links: one of the names has the JSON."""
+    call = make_wav(calls / "b.wav", 2_000)
+    os.link(call, calls / "a.wav")
+    call.with_suffix(".json").write_text('{"a": "1"}')
+    assert cron("--require-json").code == 0
+    assert [talk.fields.get("a") for talk in service.talks.values()] == ["1"]
+    time.sleep(0.05)
+    assert cron("--require-json", "0.01") == Outcome(0, "", "")
+
+
+def test_a_refused_one_that_is_sent_by_another_name_and_with_another_time_is_not_lost(
+    cron: Run, service: StandIn, calls: Path
+) -> None:
+    """Refused, then copied to its right name by a tool that keeps no times."""
+    call = make_wav(calls / "a.wav", 2_000)
+    service.script.append(REJECTED)
+    assert cron().code == 65
+    (calls / "b.wav").write_bytes(call.read_bytes())
+    call.unlink()
+    outcome = cron()
+    assert (outcome.code, outcome.err, len(service.talks)) == (0, "", 1)
