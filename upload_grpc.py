@@ -520,7 +520,7 @@ def result_of_response(response: Any, call: Call) -> Result:
     dialog_id = talk_id or operation_id
     if call.phase is not Phase.COMMITTED or not dialog_id:
         early = f"before it had the whole file (ID: {dialog_id})" if dialog_id else "without an ID"
-        cause = f"the service responded {early}; the dialog may be missing or incomplete"
+        cause = f"the service responded {early}, so the dialog may be missing or incomplete"
         raise CallError(UNKNOWN._replace(cause=cause), "OK", call)
     badge = talk_service_pb2.UploadBadgeMetadata()
     if operation_id:
@@ -3735,7 +3735,7 @@ class MetadataExaminer:
                 columns = json_columns(recording.json.state)
                 self._ledger.update(recording, json_refused=refused, **columns)
         if refused:
-            cause = f"its metadata was not updated; that was refused before: {row['error']}"
+            cause = f"its metadata was not updated, as that was refused before: {row['error']}"
             raise data_error(UPDATE_REFUSED, cause, UPDATE_ADVICE)
         return False
 
@@ -3752,7 +3752,7 @@ class MetadataExaminer:
         if row["split"] or is_converted:
             why = "its file has another format now" if is_converted else "it was split"
             advice = "update its dialogs with --talk-id"
-            self._tally.warn(recording, "split-metadata", f"{cause}; {why}", advice)
+            self._tally.warn(recording, "split-metadata", f"{cause}, but {why}", advice)
             if not self._args.dry_run:  # Said once.
                 columns = json_columns(recording.json.state)
                 self._ledger.update(recording, json_sha256=recording.json.sha256, **columns)
@@ -5946,7 +5946,7 @@ def check_files_limit(jobs: int, converts: bool) -> None:
     if not 0 <= hard < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
         return
-    cause = f"the limit on open files is {hard}; {needed} are needed"
+    cause = f"the limit on open files is {hard}, and {needed} are needed"
     raise config_error("files", cause, RAISE_FILES)
 
 

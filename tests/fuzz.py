@@ -41,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import encoders
 import grpc
+import histories
 import hypothesis
 from hypothesis import strategies as st
 from stand_in import Fail, StandIn
@@ -467,19 +468,33 @@ def try_command_line(place: Workplace, examples: Sequence[tuple[list[str], str]]
     return run(COMMAND_CODES, *trusted, *words, encoding=encoding, **variables)[0] == 0
 
 
+def try_history(place: Workplace, examples: Sequence[tuple[str, histories.Steps]]) -> int:
+    [(options, steps)] = examples
+    address(place)
+    try:
+        uploaded = histories.play(Path("examples").resolve(), place.service, SECRET, options, steps)
+    finally:
+        place.service.on_call = place.service.next_step
+    return uploaded > 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A part of the program, its share of all examples, and how many go into one run."""
+    """A part of the program, its share of all examples, and how many go into one run.
+
+    is_long: an example takes longer than to begin a case.
+    """
 
     name: str
     share: float
     examples: st.SearchStrategy[Any]
     attempt: Callable[[Workplace, Sequence[Any]], int]  # returns how many were taken
     batch: int = 1
+    is_long: bool = False
 
 
 TARGETS = (
-    Target("recordings", 0.49, recording, try_recordings, batch=75),
+    Target("recordings", 0.48, recording, try_recordings, batch=75),
     Target("conversions", 0.01, to_convert, try_conversions, batch=10),
     Target("sidecars", 0.2, metadata_files(), try_sidecars, batch=CASE),
     Target("--meta-path", 0.05, metadata_files(), try_meta_path),
@@ -487,6 +502,7 @@ TARGETS = (
     Target("VM answers", 0.02, vm_answer, try_vm_answer),
     Target("service answers", 0.03, sometimes(5, st.none(), failure), try_service_answer),
     Target("command lines", 0.15, command_line, try_command_line),
+    Target("histories", 0.01, histories.history, try_history, is_long=True),
 )
 
 
@@ -547,7 +563,7 @@ class Count:
 def drive(place: Workplace, target: Target, examples: int, seed: int) -> Count:
     """Feed a target with so many examples, or until one fails, and then find the smallest."""
     count, failing = Count(), list[object]()
-    cases = -(-examples // max(CASE, target.batch))
+    cases = -(-examples // (1 if target.is_long else max(CASE, target.batch)))
     size = -(-examples // cases)
 
     @hypothesis.seed(f"{seed} {target.name}")

@@ -81,6 +81,11 @@ def problems(path: Path) -> list[dict[str, Any]]:
     return _read(path, "SELECT * FROM problems ORDER BY path, exit_code, cause")
 
 
+def attention(path: Path) -> list[dict[str, Any]]:
+    """Return what is open, as the report has it."""
+    return _read(path, "SELECT * FROM attention")
+
+
 def causes(path: Path) -> list[tuple[str, str]]:
     """Return file name and cause of each problem."""
     return [(Path(each["path"]).name, each["cause"]) for each in problems(path)]

@@ -70,7 +70,9 @@ def test_a_small_limit_on_open_files_is_one_line_or_raised(
     outcome = command("--audio-path", folder, "--ledger", ledger, "--quiet", under=under)
     if hard < 40:
         assert (outcome.code, outcome.out, service.calls) == (CONFIG, "", [])
-        assert f"the limit on open files is {hard}; " in outcome.err and "ulimit -n" in outcome.err
+        assert (
+            f"the limit on open files is {hard}, and " in outcome.err and "ulimit -n" in outcome.err
+        )
         assert outcome.err.count("\n") == 1
     else:
         assert (outcome.code, outcome.err, len(service.talks)) == (OK, "", 12)
