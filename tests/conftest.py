@@ -17,7 +17,7 @@ import time
 import wave
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -27,6 +27,9 @@ import encoders
 from stand_in import StandIn
 
 import upload_grpc
+
+if TYPE_CHECKING:
+    from stories import Cron
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "upload_grpc.py"
@@ -251,6 +254,14 @@ def ledger(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def fields(tmp_path: Path) -> Path:
+    """Make metadata for --meta-path, which give no warning."""
+    path = tmp_path / "fields.json"
+    path.write_text('{"language": "ru-RU"}')
+    return path
+
+
+@pytest.fixture
 def recording(tmp_path: Path) -> Path:
     """Make a recording larger than what gRPC could send again from a buffer of its own."""
     return make_wav(tmp_path / "call.wav", 600_000)
@@ -268,6 +279,20 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr("builtins.open", watched_open)
     return names
+
+
+@pytest.fixture
+def cron(
+    upload: Run,
+    service: StandIn,
+    folder: Path,
+    ledger: Path,
+    fields: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Cron:
+    from stories import Cron
+
+    return Cron(upload, service, folder, ledger, fields, monkeypatch)
 
 
 # The two ways to send a recording.

@@ -33,14 +33,6 @@ pytestmark = pytest.mark.usefixtures("temp")
 
 
 @pytest.fixture
-def fields(tmp_path: Path) -> Path:
-    """Make metadata that give no warning."""
-    path = tmp_path / "fields.json"
-    path.write_text('{"language": "ru-RU"}')
-    return path
-
-
-@pytest.fixture
 def send(upload: Run, tmp_path: Path, fields: Path) -> Check:
     """Upload a file of that name, made of these bytes unless it is there."""
 

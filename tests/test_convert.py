@@ -201,6 +201,8 @@ def test_without_ffmpeg_nothing_is_sent(
     outcome = convert("--quiet", "--jobs", 1)
     assert (outcome.code, service.talks) == (78, {})
     assert "--convert needs FFmpeg, which is not installed or cannot be run;" in outcome.err
+    # A dry run looks whether there is one, and runs none.
+    assert convert("--dry-run").code == (0 if program else 78)
 
 
 def test_a_dry_run_runs_nothing(

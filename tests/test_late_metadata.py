@@ -28,7 +28,6 @@ STATUS = grpc.StatusCode
 MINUTE_S, HOUR_S, DAY_S = 60, 3_600, 86_400
 OLD = {"client_id": "old"}
 NEW = {"client_id": "new"}
-LOOKUP = ("--lookup-key", "digest", "--organization-id", "o", "--space-id", "s")
 NOTHING = Outcome(0, "", "")
 HAS_CHANGED = "its metadata has changed since the upload; "
 
@@ -602,6 +601,19 @@ def test_what_every_upload_would_meet_is_no_refusal(
     assert ledgers.rows(office.ledger)[0] == before
     assert office.update().code == 0
     assert len(office.fields) == 2
+
+
+def test_an_update_of_what_somebody_wrote_into_the_ledger(office: Office, changed: Path) -> None:
+    """Uploaded, says a person; with a wrong ID, or with none."""
+    columns = {"talk_id": None, "uploaded_at": None}
+    ledgers.change(office.ledger, found_id="mistyped", **columns)
+    office.service.script = [NOT_FOUND]
+    assert office.update("--retries", 0).code == 75
+    ledgers.change(office.ledger, found_id=None)
+    office.service.calls.clear()
+    outcome = office.update()
+    assert outcome.code == 65 and "the ledger has no dialog ID" in outcome.err
+    assert office.service.calls == []
 
 
 def failing(uploads: bool, status: grpc.StatusCode = STATUS.UNAVAILABLE) -> Callable[[Call], Step]:

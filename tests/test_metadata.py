@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import ledgers
 import pytest
 from conftest import ROOT, Outcome, Run, make_wav
 from stand_in import METADATA_VALUE_LIMIT_BYTES, Fail, StandIn, Talk
@@ -385,3 +386,11 @@ def test_a_date_of_nowhere_is_uploaded_as_it_is(
     for form in ("text", "json", "csv"):
         outcome = upload("--report", "--ledger", ledger, "--format", form)
         assert outcome.code == 0 and "Traceback" not in outcome.err
+
+
+def test_a_date_that_no_calendar_has_counts_as_none(upload: Run, call: Path, ledger: Path) -> None:
+    """The 30th of February: the report has the call on the day of its file, not of its upload."""
+    call.with_suffix(".json").write_text('{"date": "2026-02-30T10:00:00Z"}')
+    os.utime(call, (86_400 * 365 * 50,) * 2)
+    assert upload("--audio-path", call, "--ledger", ledger).code == 0
+    assert ledgers.row(ledger)["recorded_at"].startswith("2019")

@@ -13,13 +13,14 @@ import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import ledgers
 import pytest
 from conftest import Outcome, Run
 from stand_in import Fail, StandIn
-from test_operator import LOOKUP, REJECTED, Cron, zone_at
+from stories import LOOKUP, REJECTED, Cron, zone_at
 
 import upload_grpc
 
@@ -38,8 +39,8 @@ class Month(Cron):
     recorded = 0
     is_full = False
 
-    def __init__(self, upload: Run, service: StandIn, folder: Path, ledger: Path) -> None:
-        super().__init__(upload, service, folder, ledger)
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
         self.emails: list[tuple[int, int, str]] = []
 
     def run_at(self, day: int, at: str, *words: object) -> Outcome:
@@ -74,8 +75,15 @@ class Month(Cron):
 
 
 @pytest.fixture
-def month(upload: Run, service: StandIn, folder: Path, ledger: Path) -> Iterator[Month]:
-    machine = Month(upload, service, folder, ledger)
+def month(
+    upload: Run,
+    service: StandIn,
+    folder: Path,
+    ledger: Path,
+    fields: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Month]:
+    machine = Month(upload, service, folder, ledger, fields, monkeypatch)
     machine.by_hand(*LOOKUP)
     yield machine
     os.environ.pop("TZ", None)

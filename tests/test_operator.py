@@ -8,9 +8,7 @@ from __future__ import annotations
 import datetime
 import fcntl
 import json
-import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,93 +24,27 @@ from conftest import (
     arguments,
     before_command,
     begin_ledger,
-    closed_port,
     make_wav,
     sha256,
     start,
 )
-from stand_in import At, Call, Fail, StandIn, Step
+from stand_in import At, Fail, StandIn
+from stories import (
+    DAY_S,
+    HOUR_S,
+    LOOKUP,
+    LOST_ANSWER,
+    NO_QUOTA,
+    REJECTED,
+    Cron,
+    lines,
+    names,
+    zone_at,
+)
 
 import upload_grpc
 
 pytestmark = pytest.mark.usefixtures("waits")
-
-HOUR_S = 3600
-DAY_S = 24 * HOUR_S
-REJECTED = Fail(grpc.StatusCode.INVALID_ARGUMENT, "not this one")
-NO_QUOTA = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED)
-LOST_ANSWER = Fail(grpc.StatusCode.UNAVAILABLE, "gone", store=True)
-LOOKUP = ("--lookup-key", "upload_sha256", "--organization-id", "o", "--space-id", "s")
-
-
-class Cron:
-    """A folder of calls, and runs over it with a ledger."""
-
-    def __init__(self, upload: Run, service: StandIn, folder: Path, ledger: Path) -> None:
-        self.service = service
-        self.folder = folder
-        self.ledger = ledger
-        self.fields = folder.with_name("fields.json")
-        self.fields.write_text('{"language": "ru-RU"}')
-        self.away = ("--endpoint", f"localhost:{closed_port()}")
-        self._upload = upload
-
-    def over(self, path: Path, *words: object) -> Outcome:
-        """Run over another folder, or a file."""
-        given = ("--ledger", self.ledger, "--retries", 0, "--jobs", 1, "--meta-path", self.fields)
-        return self._upload(*given, "--audio-path", path, *words)
-
-    def by_hand(self, *words: object) -> Outcome:
-        """Run without --quiet."""
-        return self.over(self.folder, *words)
-
-    def run(self, *words: object) -> Outcome:
-        """Run as cron does."""
-        return self.by_hand(*words, "--quiet")
-
-    def said(self, *words: object) -> tuple[int, list[str]]:
-        """Run as cron does; return the exit code, and the names of files that were spoken of."""
-        outcome = self.run(*words)
-        return outcome.code, names(outcome)
-
-    def call(self, name: str, size_bytes: int = 2_000) -> Path:
-        """Record a call; its audio follows from its name."""
-        path = self.folder / name
-        path.parent.mkdir(exist_ok=True)
-        return make_wav(path, size_bytes)
-
-    def broken(self, name: str) -> Path:
-        """Make a file that is refused before anything is sent."""
-        path = self.call(name)
-        path.write_bytes(b"RIFF")
-        return path
-
-    def json(self, name: str, client: str) -> None:
-        """Write a recording's JSON."""
-        fields = {"client_name": client}
-        (self.folder / name).with_suffix(".json").write_text(json.dumps(fields))
-
-    def pass_time(self, seconds: float) -> None:
-        ledgers.pass_time(self.ledger, seconds)
-
-    def problems(self) -> list[dict[str, object]]:
-        return ledgers.problems(self.ledger)
-
-    def causes(self) -> list[tuple[str, str]]:
-        return ledgers.causes(self.ledger)
-
-
-@pytest.fixture
-def cron(upload: Run, service: StandIn, folder: Path, ledger: Path) -> Cron:
-    return Cron(upload, service, folder, ledger)
-
-
-def zone_at(hour: float) -> str:
-    """Return a TZ in which it is so many hours after midnight."""
-    now = datetime.datetime.now(datetime.timezone.utc)
-    ahead_s = round(hour * HOUR_S) - (now.hour * HOUR_S + now.minute * 60 + now.second)
-    hours, rest = divmod(abs(ahead_s), HOUR_S)
-    return f"XXX{'-' if ahead_s > 0 else '+'}{hours:02}:{rest // 60:02}:{rest % 60:02}"
 
 
 @pytest.fixture
@@ -127,76 +59,10 @@ def set_zone() -> Iterator[Callable[[str], None]]:
     time.tzset()
 
 
-def lines(outcome: Outcome) -> list[str]:
-    """Return what was said, with file names for paths."""
-    words = [line.removeprefix("upload_grpc: ") for line in outcome.err.splitlines()]
-    return [re.sub(r"^/\S*/", "", line) for line in words]
-
-
-def names(outcome: Outcome) -> list[str]:
-    """Return the names of the files of which something was said."""
-    return [line.partition(": ")[0] for line in lines(outcome)]
-
-
 # --- Stories ----------------------------------------------------------------------------------
 
 
-class Story(Cron):
-    """What can happen in a story, besides the methods of Cron."""
-
-    def refuse(self) -> None:
-        """Have the service refuse everything, with another text each time."""
-        refusal = grpc.StatusCode.INVALID_ARGUMENT
-        self.service.on_call = lambda _: Fail(refusal, f"at {time.time()}")
-
-    def lose(self) -> None:
-        self.service.script.append(LOST_ANSWER)
-
-    def find(self) -> None:
-        """Note in the ledger what was unknown, as README says."""
-        ledgers.change(self.ledger, {"state": "unknown"}, state="uploaded", talk_id="seen")
-
-    def copy(self, name: str, target: str) -> None:
-        shutil.copy(self.folder / name, self.folder / target)
-
-    def touch(self, name: str) -> None:
-        os.utime(self.folder / name, (1, 1))
-
-    def rename(self, name: str, target: str) -> None:
-        (self.folder / name).rename(self.folder / target)
-
-    def remove(self, name: str) -> None:
-        path = self.folder / name
-        if path.is_dir():
-            path.rmdir()
-        else:
-            path.unlink()
-
-    def unmount(self, way: str) -> None:
-        self.folder.rename(self.folder.with_name("share"))
-        if way == "empty":
-            self.folder.mkdir()
-
-    def mount(self) -> None:
-        self.folder.with_name("share").rename(self.folder)
-
-    def day(self) -> None:
-        """Let a day pass."""
-        self.pass_time(DAY_S)
-
-    def said_in(self, year: str) -> None:
-        ledgers.change_problems(self.ledger, said_at=f"{year}-01-01T00:00:00.000Z")
-
-    def elsewhere(self) -> None:
-        """Run over another folder."""
-        other = self.folder.with_name("other")
-        other.mkdir()
-        make_wav(other / "b.wav", 2_000)
-        assert self.over(other, "--quiet").code == 0
-
-
-# What happens, then the exit code of a run of cron's, and the files that it speaks of. In the end:
-# what the ledger has as problems.
+# For Cron.tell().
 STORIES = {
     "a problem is said once, whatever its text, and the first cause is kept": """
         refuse, call a.wav                                  : 65 a.wav
@@ -228,6 +94,10 @@ STORIES = {
                                                             : 65
         said_in 1970                                        : 65 a.wav
                                                             : 65
+    """,
+    "what changed under way is said once that has lasted an hour": """
+        call a.wav 600000, while_it changes a.wav           : 75
+        hours 1                                             : 75 a.wav
     """,
     "an unknown one is said at once": """
         call a.wav, lose                                    : 76 a.wav
@@ -313,24 +183,8 @@ STORIES = {
 
 
 @pytest.mark.parametrize("title", STORIES)
-def test_story(upload: Run, service: StandIn, folder: Path, ledger: Path, title: str) -> None:
-    cron = Story(upload, service, folder, ledger)
-    for line in STORIES[title].strip().splitlines():
-        deeds, _, expected = line.rpartition(":")
-        if deeds.strip() == "in the end":
-            assert " ".join(map(" ".join, cron.causes())) == expected.strip(), line
-            continue
-        words: list[object] = []
-        for deed in filter(None, map(str.strip, deeds.split(","))):
-            name, *more = deed.split()
-            if deed.startswith("--"):
-                words.append(deed)
-            elif deed == "away":
-                words += cron.away
-            else:
-                getattr(cron, name)(*more)
-        code, *said = expected.split()
-        assert cron.said(*words) == (int(code), said), line
+def test_story(cron: Cron, title: str) -> None:
+    cron.tell(STORIES[title])
 
 
 # --- Days, and clocks -------------------------------------------------------------------------
@@ -488,21 +342,6 @@ def test_one_that_fails_is_still_the_same_problem_after_an_outage(one_fails: Cro
     assert one_fails.run().code == 75
     after = {problem["cause"]: problem["since"] for problem in one_fails.problems()}
     assert after["undelivered"] == before["since"]
-
-
-def test_what_changed_under_way_is_said_once_it_has_lasted_an_hour(cron: Cron) -> None:
-    call = cron.call("a.wav", 600_000)
-
-    def grow(_: Call) -> Step | None:
-        with call.open("ab") as file:
-            file.write(b"xx")
-        return None
-
-    cron.service.on_call = lambda _: At(metadata=grow)
-    assert cron.run() == Outcome(75, "", "")
-    make_wav(call, 600_000)
-    cron.pass_time(HOUR_S)
-    assert cron.said() == (75, ["a.wav"])
 
 
 # --- What is unknown --------------------------------------------------------------------------
