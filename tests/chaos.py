@@ -365,7 +365,7 @@ class Cuts(Campaign):
     Each carries 300 KB to 12 MB, for a run without a ledger.
     """
 
-    full, short = (0, 500), (0, 24)
+    full, short = (0, 500), (0, 16)
     sizes = (300_000, 12_000_000)
 
     def begin(self) -> None:
@@ -447,7 +447,7 @@ WAITING = 40
 class Kills(Campaign):
     """Runs over a growing folder, with a ledger, are killed (SIGKILL) at random moments."""
 
-    full, short = (500, 200), (40, 6)
+    full, short = (500, 200), (40, 4)
     sizes = (3_000, 300_000)
 
     def done(self) -> int:
@@ -488,7 +488,7 @@ class Clock(Kills):
     By other audio of the same name, size and mtime, in place or by renaming, between and in runs.
     """
 
-    full, short = (150, 100), (40, 6)
+    full, short = (150, 100), (40, 4)
 
     def begin(self) -> None:
         super().begin()
@@ -571,7 +571,7 @@ class Pairs(Campaign):
 class First(Campaign):
     """Runs are killed while they begin a ledger; what cron and a person do then must end well."""
 
-    full, short = (0, 120), (0, 5)
+    full, short = (0, 120), (0, 3)
     begun = False
 
     def begin(self) -> None:
@@ -644,7 +644,7 @@ class Lookups(Campaign):
     rest.
     """
 
-    full, short = (500, 60), (30, 6)
+    full, short = (500, 60), (30, 4)
     options: Sequence[object] = (
         "--timeout", TIMEOUT_S, "--lookup-key", LOOKUP_KEY, "--organization-id", "o",
         "--space-id", "s",
@@ -774,7 +774,7 @@ class Updates(Campaign):
     After one run left alone every dialog has the fields of its JSON, or the refusal is named.
     """
 
-    full, short = (150, 60), (25, 6)
+    full, short = (150, 60), (25, 4)
     sizes = (2_000, 2_000)
     options = ("--update-metadata", "--timeout", TIMEOUT_S, "--retries", 1)
     start = ("-c", QUICK_START + GO)
@@ -881,7 +881,7 @@ def running_below(folder: Path) -> list[int]:
 class Conversions(Campaign):
     """FFmpeg is killed, stuck, missing, out of space or cuts a call, and runs are ended."""
 
-    full, short = (166, 50), (13, 6)
+    full, short = (166, 50), (13, 5)
     options = ("--convert", "--quiet", "--jobs", 8, "--timeout", 1)
     again = ("--retry-rejected",)
 

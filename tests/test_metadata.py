@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import ledgers
 import pytest
-from conftest import ROOT, Outcome, Run, make_wav
+from conftest import ROOT, Outcome, Run, Waits, make_wav
 from stand_in import METADATA_VALUE_LIMIT_BYTES, Fail, StandIn, Talk
 
 LIMIT = METADATA_VALUE_LIMIT_BYTES
@@ -369,7 +369,7 @@ def test_a_terminal_of_another_encoding_is_no_reason_to_fail(command: Run, call:
     ],
 )
 def test_a_date_of_nowhere_is_uploaded_as_it_is(
-    upload: Run, service: StandIn, tmp_path: Path, ledger: Path, date: str,
+    upload: Run, service: StandIn, tmp_path: Path, ledger: Path, date: str, waits: Waits,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("TZ", "Asia/Vladivostok")
