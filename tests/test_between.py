@@ -437,7 +437,7 @@ def test_a_lock_is_waited_for_and_that_is_no_silence_of_the_service(
         with held:
             if not lock.is_held:
                 lock.hold()
-                threading.Timer(2.2, lock.release).start()
+                threading.Timer(1.6, lock.release).start()
 
     at = At(audio=hold) if moment == "commit points" else At(answer=hold)
     service.on_call = lambda _: at

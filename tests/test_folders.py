@@ -271,15 +271,6 @@ def test_nested_folders_do_not_hide_what_lasts(cron: Cron) -> None:
     assert cron.said(*both) == (75, ["a.wav"])
 
 
-def test_a_dry_run_names_a_copy_with_other_metadata(cron: Cron) -> None:
-    """As the real run does."""
-    for name in ("a.wav", "b.wav"):
-        cron.call(name, seed=1)
-        cron.json(name, name)
-    dry, real = cron.by_hand("--dry-run"), cron.by_hand()
-    assert (dry.code, lines(dry)[:1]) == (real.code, lines(real)[:1])
-
-
 @pytest.mark.parametrize("name", [b"caf\xe9.wav", b"a\nb.wav"])
 def test_an_odd_name_is_not_lost_while_it_waits_and_over_when_it_is_gone(
     cron: Cron, name: bytes

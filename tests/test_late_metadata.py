@@ -250,6 +250,8 @@ IN_RU = {"language": "ru-RU"}
 REFUSED = Fail(STATUS.INVALID_ARGUMENT, "no such field")
 NOT_FOUND = Fail(STATUS.NOT_FOUND, "no such talk")
 WAITS = "no metadata yet: call.json; "
+EMPTY = "its JSON is empty, or is just being written; run again"
+CSV = "--require-json 36h --min-age 1m"
 
 
 class Do(NamedTuple):
@@ -317,6 +319,18 @@ SCENES: dict[str, list[Do]] = {
     "found after all": [UPLOADED, Do(NEW, code=75, steps=[NOT_FOUND]), Do(None, NEW)],
     "an empty answer to an update": [UPLOADED, Do(NEW, NEW, steps=[EmptyAnswer(store=True)])],
     "repeated within a run": [UPLOADED, Do(NEW, NEW, steps=[LOST])],
+    "the CSV that comes a day later": [
+        *(Do(words=CSV, hours=hours) for hours in (0, 0.1, 1, 8, 24, 35.9)),
+        Do(OLD, OLD, CSV, hours=35.95),
+    ],
+    "the CSV that has no line for it": [
+        Do(words=CSV, hours=35.95), Do(words=CSV, code=66, says=WAITS, hours=36.1),
+        Do(words=CSV, code=66, hours=36.2),
+    ],
+    "an empty JSON, which may be one that is being written": [
+        Do("empty", code=75), Do(code=75, hours=0.9), Do(code=75, says=EMPTY, hours=1.1),
+        Do(OLD, OLD),
+    ],
     "how long one may wait": [
         Do(words="--require-json", hours=0.99), Do(words="--require-json 2d", hours=47),
         Do(words="--require-json", code=66, says=WAITS, hours=1.01), Do(OLD, OLD),
@@ -331,6 +345,9 @@ def put(path: Path, content: object) -> None:
         os.mkfifo(path)
     elif content == "folder":
         path.mkdir()
+    elif content == "empty":  # File systems show a truncation's size before its times.
+        path.touch()
+        os.utime(path, (1, 1))
     elif content == "link":
         path.symlink_to("nowhere")
     elif content != "gone":

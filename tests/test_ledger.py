@@ -243,6 +243,9 @@ def test_of_two_names_with_other_metadata_the_first_by_path_counts(
     Path("calls").mkdir()
     for path in make_calls("calls/b", "calls/a", seed=1):
         path.with_suffix(".json").write_text(f'{{"client_name": "{path.stem}"}}')
+    said = r"upload_grpc: \S+/b\.wav: not sent: same audio as \S+/a\.wav, .*--talk-id.*\n"
+    dry = remember(Path("calls"), "--dry-run", "--quiet")
+    assert (dry.code, bool(re.fullmatch(said, dry.err))) == (os.EX_DATAERR, True), dry.err
     for number in range(5):
         service.talks.clear()
         words = ("--jobs", 4, "--quiet", "--ledger", f"{number}.sqlite")
@@ -250,7 +253,6 @@ def test_of_two_names_with_other_metadata_the_first_by_path_counts(
         [talk] = service.talks.values()
         assert (outcome.code, talk.fields["client_name"]) == (os.EX_DATAERR, "a")
         assert re.fullmatch(r"\S+/calls/a.wav: Dialog ID: \w+\n", outcome.out)
-        said = r"upload_grpc: \S+/b\.wav: not sent: same audio as \S+/a\.wav, .*--talk-id.*\n"
         assert re.fullmatch(said, outcome.err)
 
 

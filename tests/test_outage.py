@@ -61,15 +61,15 @@ MUTE = Freeze()
 class Day:
     """The recordings of a day, and runs over them."""
 
-    def __init__(self, upload: Run, service: StandIn, folder: Path, ledger: Path) -> None:
+    def __init__(
+        self, upload: Run, service: StandIn, folder: Path, ledger: Path, fields: Path
+    ) -> None:
         self.service = service
         self.folder = folder
         self.ledger = ledger
         self.first = folder / "00.wav"
         for number in range(COUNT):
             make_wav(folder / f"{number:02}.wav", 1_600)
-        fields = folder.with_name("fields.json")
-        fields.write_text('{"language": "ru-RU"}')
         self._words = ("--meta-path", fields, "--format", "json", "--jobs", JOBS, "--timeout", 10)
         self._upload = upload
 
@@ -95,8 +95,8 @@ class Day:
 
 
 @pytest.fixture
-def day(upload: Run, service: StandIn, folder: Path, ledger: Path) -> Day:
-    return Day(upload, service, folder, ledger)
+def day(upload: Run, service: StandIn, folder: Path, ledger: Path, fields: Path) -> Day:
+    return Day(upload, service, folder, ledger, fields)
 
 
 def outcomes(out: str, err: str = "") -> collections.Counter[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import json
-import os
 import random
 import threading
 import time
@@ -13,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import encoders
-import ledgers
 import pytest
-from conftest import NOTHING_AHEAD, Outcome, arguments, make_wav, own_clock, sha256, start, wait_for
+from conftest import NOTHING_AHEAD, Outcome, arguments, make_wav, sha256, start, wait_for
 from stand_in import StandIn
 
 # How a day is scaled: a minute is 1 s, so that --min-age 2 stands for two minutes.
@@ -152,8 +150,8 @@ def live_a_day(tmp_path: Path) -> bool:
     return True
 
 
-def run(words: list[str], **env: str) -> Outcome:
-    with start(*words, env=env) as process:
+def run(words: list[str]) -> Outcome:
+    with start(*words) as process:
         out, err = process.communicate(timeout=120)
     return Outcome(process.returncode, out, err)
 
@@ -169,55 +167,3 @@ def check_talks(service: StandIn, day: Day) -> None:
     assert set(updated) <= day.changed and set(updated.values()) <= {1}
     assert len(sent) == updated.total()
     assert updated.total() > 5, "too few were uploaded before they changed"
-
-
-def test_the_csv_that_comes_a_day_later(tmp_path: Path) -> None:
-    """--require-json 36h: nothing is said meanwhile, and all are uploaded with their metadata."""
-    folder, ledger = tmp_path / "calls", tmp_path / "ledger.sqlite"
-    folder.mkdir()
-    (tmp_path / "common.json").write_text('{"language": "ru-RU"}')
-    paths = [make_wav(folder / f"{number:02}.wav", 2_000) for number in range(20)]
-    with StandIn(tmp_path / "store") as service:
-        words = arguments(
-            service, "--audio-path", folder, "--ledger", ledger, "--require-json", "36h",
-            "--min-age", "1m", "--meta-path", tmp_path / "common.json", "--quiet",
-        )  # fmt: skip
-
-        def run_at(hours: float) -> Outcome:
-            return run(words, **own_clock(tmp_path / "clock", hours * 3600)[0])
-
-        for hours in (0, 0.1, 1, 8, 24, 35.9):
-            assert run_at(hours) == Outcome(0, "", "")
-        assert service.calls == []
-        for path in paths[1:]:
-            path.with_suffix(".json").write_text(json.dumps({"call": path.stem}))
-        outcome = run_at(35.95)
-        assert (outcome.code, outcome.err, len(service.talks)) == (0, "", 19)
-        for talk in service.talks.values():
-            [path] = [path for path in paths if sha256(path) == talk.sha256]
-            assert talk.fields == {"call": path.stem, "language": "ru-RU"}
-        # One is missing in the CSV.
-        outcome = run_at(36.1)
-        assert (outcome.code, outcome.out, outcome.err.count("\n")) == (66, "", 1)
-        assert f"{paths[0]}: no metadata yet: 00.json" in outcome.err
-        assert run_at(36.2) == Outcome(66, "", "")
-
-
-def test_an_empty_json_may_be_one_that_is_being_written(tmp_path: Path) -> None:
-    """Its times may be the old ones, as file systems show a truncation's size before its times."""
-    path = make_wav(tmp_path / "call.wav", 2_000)
-    sidecar, ledger = path.with_suffix(".json"), tmp_path / "ledger.sqlite"
-    sidecar.touch()
-    os.utime(sidecar, (1, 1))
-    with StandIn(tmp_path / "store") as service:
-        words = arguments(service, "--audio-path", path, "--ledger", ledger)
-        outcome = run(words)
-        assert (outcome.code, outcome.out, service.calls) == (75, "", [])
-        assert "its JSON is empty, or is just being written; run again" in outcome.err
-        assert run([*words, "--quiet"]) == Outcome(75, "", "")
-        ledgers.pass_time(ledger, 3600)
-        outcome = run([*words, "--quiet"])
-        assert outcome.code == 75 and "its JSON is empty" in outcome.err
-        sidecar.write_text('{"a": "b"}')
-        assert run([*words, "--quiet"]).code == 0
-        assert [talk.fields for talk in service.talks.values()] == [{"a": "b"}]

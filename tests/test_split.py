@@ -43,11 +43,9 @@ def calls(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def split(upload: Run, tmp_path: Path, waits: Waits) -> Run:
+def split(upload: Run, fields: Path, waits: Waits) -> Run:
     """Upload with --split, and ask fifty times as often as the program does."""
     waits(split_limit=20)
-    fields = tmp_path / "fields.json"
-    fields.write_text('{"language": "ru-RU"}')
     return lambda *words: upload("--split", "--meta-path", fields, "--audio-path", *words)
 
 
