@@ -404,17 +404,15 @@ def test_fields_from_file_names(machine: Machine) -> None:
 
 
 def test_a_broken_wav(machine: Machine) -> None:
-    for announced_bytes in (90_000, 10, 0xFFFFFFFF):
-        path = machine.call("call.wav", {})
-        make_wav(path, 40_000, seed=announced_bytes)
-        whole = path.read_bytes()
-        path.write_bytes(whole[:40] + announced_bytes.to_bytes(4, "little") + whole[44:])
-        if announced_bytes != 0xFFFFFFFF:  # What a recorder writes while it goes on.
-            assert machine.upload().code == os.EX_DATAERR
-        assert machine.run(block("sh", "A broken WAV")) == Outcome(0, "", "")
-        assert machine.upload() == Outcome(0, "", "")
-        *_, talk = machine.service.talks.values()
-        assert talk.audio and talk.audio.read_bytes()[-40_000:] == whole[44:]
+    """Other lengths than this one are in test_audio.py."""
+    path = make_wav(machine.call("call.wav", {}), 40_000)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:40] + (90_000).to_bytes(4, "little") + whole[44:])
+    assert machine.upload().code == os.EX_DATAERR
+    assert machine.run(block("sh", "A broken WAV")) == Outcome(0, "", "")
+    assert machine.upload() == Outcome(0, "", "")
+    [talk] = machine.service.talks.values()
+    assert talk.audio and talk.audio.read_bytes()[-40_000:] == whole[44:]
 
 
 @pytest.mark.skipif(not shutil.which("rclone"), reason="no rclone: apt-get install rclone")
