@@ -173,6 +173,9 @@ class Cron:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to(self.folder / target)
 
+    def hard_link(self, name: str, target: str) -> None:
+        os.link(self.folder / target, self.folder / name)
+
     def rename(self, name: str, target: str) -> None:
         path = self.folder / target
         path.parent.mkdir(exist_ok=True)
@@ -233,8 +236,9 @@ class Cron:
 
         What happens, or an option, with commas between, then what a run of cron's does: its exit
         code, and the files that it speaks of (an asterisk: whatever it says); after a bar, part of
-        what it says. `report` has the report's exit code, and part of it; `in the store` the client
-        of each dialog (a dash: none), in order; `in the end` what the ledger has as problems.
+        what it says. `report` has the report's exit code, and part of it; `its calls` each with its
+        outcome; `in the store` the client of each dialog (a dash: none), in order; `in the end`
+        what the ledger has as problems.
         """
         for line in filter(str.strip, story.replace(",\n", ",").splitlines()):
             deeds, _, expected = line.partition(" :")
@@ -244,6 +248,10 @@ class Cron:
             elif deeds.strip() == "in the store":
                 clients = [talk.fields.get("client_name", "-") for talk in self._talks()]
                 found = " ".join(clients)
+            elif deeds.strip() == "its calls":
+                rows = map(json.loads, self.report("--format", "json").out.splitlines())
+                calls = sorted((os.path.basename(row["path"]), row["outcome"]) for row in rows)
+                found = " ".join(map(" ".join, calls))
             elif deeds.strip() == "report":
                 outcome = self.report()
                 found = str(outcome.code)

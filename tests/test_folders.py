@@ -140,6 +140,18 @@ STORIES = {
         in the store                                        : -
         report                                              : 0 |
     """,
+    "failed as WAV and unknown as MP3, it is one call": """
+        call a.wav, fail_one                                : 75
+        call a.mp3 4000, remove a.wav, lose                 : 76 a.mp3
+        report                                              : 76 | Needs attention: 2
+        its calls                                           : a.mp3 unknown
+    """,
+    "rejected as WAV and unknown as MP3, it is one call": """
+        call a.wav, refuse                                  : 65 a.wav
+        call a.mp3 4000, remove a.wav, works, lose          : 76 a.mp3
+        report                                              : 76 | Needs attention: 1
+        its calls                                           : a.mp3 unknown
+    """,
     "what stays where the original was is no new call": """
         call a.wav                                          : 0
         rename a.wav archive/a.wav, call a.mp3 3000         : 0
@@ -161,6 +173,19 @@ STORIES = {
     "another file of the same size and time is no other name of a lost one": """
         call 1-in.wav, call 1-out.wav, touch 1-in.wav, touch 1-out.wav, fail_one : 75
         remove 1-in.wav                                     : 66 1-in.wav
+    """,
+    "what was refused, copied by a tool that keeps no times, and sent is not lost": """
+        call a.wav, refuse                                  : 65 a.wav
+        copy a.wav b.wav, remove a.wav, works               : 0
+        in the store                                        : -
+    """,
+    "a copy of an unknown one is unknown, and not lost when both are gone": """
+        call keep.wav                                       : 0
+        call a.wav 2000 1, call b.wav 2000 1, lose          : 76 a.wav b.wav
+                                                            : 76
+        its calls                                 : a.wav unknown b.wav unknown keep.wav uploaded
+        remove a.wav, remove b.wav                          : 0
+        report                                              : 76 | Needs attention: 1
     """,
     "what is uploaded may be removed during a run": """
         call b.wav                                          : 0
@@ -185,6 +210,11 @@ STORIES = {
     "a link without JSON does not keep it from being uploaded": """
         call rec.wav, json rec.wav own, link current.wav rec.wav, --require-json : 0
         in the store                                        : own
+    """,
+    "a hard link without JSON, as of names by day and by agent, does not either": """
+        call b.wav, hard_link a.wav b.wav, json b.wav own, --require-json : 0
+        in the store                                        : own
+        --require-json=0s                                   : 0
     """,
     # --since, and a key that expired, or a share that was away, for longer.
     "what came after the last complete run is not before --since": """
@@ -239,6 +269,18 @@ def test_story(cron: Cron, title: str) -> None:
 
 
 # --- What no story tells ---------------------------------------------------------------------
+
+
+def test_a_recording_is_known_by_its_own_name_though_a_link_comes_first(cron: Cron) -> None:
+    """`current.wav` leads to the latest recording, which a night job turns into an MP3."""
+    call = cron.call("day/rec.wav")
+    cron.link("current.wav", "day/rec.wav")
+    assert cron.run().out == f"{call}: Dialog ID: {next(iter(cron.service.talks))}\n"
+    cron.call("day/rec.mp3", 4_000)
+    cron.remove("day/rec.wav")
+    cron.remove("current.wav")
+    assert cron.run() == Outcome(0, "", "")
+    assert len(cron.service.talks) == 1
 
 
 def test_what_was_said_of_a_json_is_not_said_again_when_an_export_rewrites_it(cron: Cron) -> None:
