@@ -98,10 +98,10 @@ def test_the_smallest_input_is_printed_and_only_the_files_of_a_failure_are_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert fuzz.main(["--examples", "60", "--seed", "5"]) == 0
+    assert fuzz.main(["--examples", "100", "--seed", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("seed 5, files in ")
-    assert lines[-1] == "60 passed, 0 failed"
+    assert lines[-1] == "100 passed, 0 failed"
     assert [line.partition(":")[0] for line in lines[1:-1]] == [each.name for each in TARGETS]
     assert [*tmp_path.iterdir()] == []
 
