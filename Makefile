@@ -5,10 +5,10 @@ PYTHON ?= python3
 # A clone of yandex-cloud/cloudapi to make the stubs from, in place of protos/.
 CLOUDAPI ?=
 CLOUDAPI_URL ?= https://github.com/yandex-cloud/cloudapi
-# Four tests at a time, also with fewer cores, as most of their time is spent waiting; each is
+# Six tests at a time, also with fewer cores, as much of their time is spent waiting; each is
 # given out when its turn comes. What is given on the command line takes the place of that: -k
 # name or --pdb runs in one process.
-PYTEST_ARGS ?= -n 4 --maxschedchunk 1
+PYTEST_ARGS ?= -n 6 --maxschedchunk 1
 CHAOS_ARGS ?=
 FUZZ_ARGS ?=
 BENCH_ARGS ?=
@@ -57,7 +57,7 @@ test: $(TESTING) $(STUBS) ## Run the tests; PYTEST_ARGS="-k name" chooses.
 chaos: $(TESTING) $(STUBS) ## Cut connections and kill runs at random, and count the dialogs (10 minutes).
 	@$(VENV)/bin/python tests/chaos.py $(CHAOS_ARGS)
 
-fuzz: $(TESTING) $(STUBS) ## Feed 100,000 generated inputs to all that reads what others wrote (5 minutes).
+fuzz: $(TESTING) $(STUBS) ## Feed 100,000 generated inputs to all that reads what others wrote (8 minutes).
 	@$(VENV)/bin/python tests/fuzz.py $(FUZZ_ARGS)
 
 bench: $(TESTING) $(STUBS) ## Measure, against the barest client, curl and others.
