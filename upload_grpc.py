@@ -1674,8 +1674,9 @@ class Access:
         """Return the authorization header, with a VM's token fetched anew each hour."""
         age_s = time.monotonic() - self._fetched_s
         if self._args.key_type == "vm" and age_s > VM_TOKEN_AGE_LIMIT_S:
-            self._authorization = authorization(self._args)
-            self._fetched_s = time.monotonic()
+            with contextlib.suppress(UploadError):  # The old one lasts for hours.
+                self._authorization = authorization(self._args)
+                self._fetched_s = time.monotonic()
         return "authorization", self._authorization
 
     def open_channel(self, endpoint: str) -> tuple[grpc.Channel, int]:

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import grpc
 import pytest
 from conftest import LONG_BYTES, Outcome, Waits, make_wav, sparse_wav
-from stand_in import Fail, StandIn
+from stand_in import Call, Fail, StandIn, Step
 
 import upload_grpc
 
@@ -245,6 +245,23 @@ def test_the_token_of_a_vm_is_fetched_anew_when_it_is_old(
     outcome = bare("--key-type", "vm", "--audio-path", make_wav(call.with_name("b.wav"), 1_000))
     assert outcome.code == 0
     assert sorted(sent(service)) == ["Bearer t1.2", "Bearer t1.3"]
+
+
+def test_a_token_that_cannot_be_renewed_is_used_on(
+    bare: Bare, service: StandIn, vm: VmMetadata, call: Path, waits: Waits
+) -> None:
+    waits(vm_token_age=0.0)
+    vm.answer = (200, b'{"access_token": "t1.NUMBER"}')
+
+    def break_metadata(_: Call) -> Step:
+        vm.answer = (500, b"")
+        return None
+
+    service.on_call = break_metadata
+    words = ("--key-type", "vm", "--jobs", 1, "--audio-path")
+    outcome = bare(*words, make_wav(call.with_name("b.wav"), 1_000))
+    assert outcome.code == 0
+    assert sent(service) == ["Bearer t1.2", "Bearer t1.2"]
 
 
 def test_a_dry_run_needs_no_credential_and_asks_nobody(
