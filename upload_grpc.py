@@ -312,7 +312,7 @@ class CallError(UploadError):
 
     def __init__(self, meaning: Meaning, details: str, call: Call, status: str = "") -> None:
         meaning = meaning._replace(advice=call.advice.get(meaning.id, meaning.advice))
-        super().__init__(meaning, f"{details}, request {call.request_id}{call.server_ids()}")
+        super().__init__(meaning, f"{details}, {call.ids()}")
         self.status = status
         self.idle_s = call.watch.idle_s()
 
@@ -324,54 +324,38 @@ CHECK_PROXY = "check https_proxy (http://USER:PASSWORD@HOST:PORT) and no_proxy"
 CHECK_TLS = "check --endpoint, --ca-file and the clock"
 FIX_IT = "fix the recording or its metadata"
 
+# fmt: off
 # Calls that never got a connection, so that nothing was sent:
-UNTRUSTED = Meaning(
-    78, "untrusted", "the server's certificate is not trusted", CHECK_TLS, stops_run=True
-)
-NO_GRPC = Meaning(
-    78, "no-grpc", "no gRPC service with TLS at this endpoint", CHECK_HOST, stops_run=True
-)
+UNTRUSTED = Meaning(78, "untrusted", "the server's certificate is not trusted", CHECK_TLS,
+                    stops_run=True)
+NO_GRPC = Meaning(78, "no-grpc", "no gRPC service with TLS at this endpoint", CHECK_HOST,
+                  stops_run=True)
 NO_HOST = Meaning(78, "no-host", "there is no such host", CHECK_HOST, stops_run=True)
 NO_PROXY = Meaning(78, "proxy", "the proxy refused the connection", CHECK_PROXY, stops_run=True)
-NO_CONNECTION = Meaning(
-    *(75, "no-connection", "no connection to the service", AGAIN),
-    may_retry=True,
-    is_outage=True,
-    pauses_run=True,
-)
+NO_CONNECTION = Meaning(75, "no-connection", "no connection to the service", AGAIN,
+                        may_retry=True, is_outage=True, pauses_run=True)
 # Refusals by the service:
 BAD_KEY = Meaning(77, "credential", "the service refused the credential", CHECK_KEY, stops_run=True)
-NOT_KNOWN = Meaning(
-    78, "not-known", "not known to the service", "check --connection-id, --talk-id", stops_run=True
-)
-NO_METHOD = Meaning(
-    *(78, "no-method", "this server does not offer this method", "check --endpoint"),
-    stops_run=True,
-)
+NOT_KNOWN = Meaning(78, "not-known", "not known to the service", "check --connection-id, --talk-id",
+                    stops_run=True)
+NO_METHOD = Meaning(78, "no-method", "this server does not offer this method", "check --endpoint",
+                    stops_run=True)
 BAD_FILE = Meaning(65, "refused", "the service refused the recording", FIX_IT)
 EXISTS = Meaning(65, "exists", "the service has this dialog already", LOOK_FOR_IT)
 TOO_LARGE_BETWEEN = Meaning(
-    *(65, "too-large", "the recording is too large for something between here and the service"),
-    "raise the limit of the proxy or gateway there",
-)
+    65, "too-large", "the recording is too large for something between here and the service",
+    "raise the limit of the proxy or gateway there")
 TOO_LARGE = Meaning(65, "too-large", "the message is too large for the service", STREAM_IT)
-QUOTA = Meaning(
-    *(75, "quota", "the quota is used up", "run again later"),
-    may_retry=True,
-    is_outage=True,
-    pauses_run=True,
-)
+QUOTA = Meaning(75, "quota", "the quota is used up", "run again later",
+                may_retry=True, is_outage=True, pauses_run=True)
 # Everything else, including calls that we gave up: the status may be the service's or gRPC's own.
 # Before the commit point no dialog exists; after it one may, so the outcome is unknown.
-FAILED = Meaning(
-    *(75, "failed", "the upload failed before it was complete", AGAIN),
-    may_retry=True,
-    is_outage=True,
-)
+FAILED = Meaning(75, "failed", "the upload failed before it was complete", AGAIN,
+                 may_retry=True, is_outage=True)
 BROKE = "the connection broke, or the service failed, after the whole recording was sent"
-UNKNOWN = Meaning(
-    *(76, "unknown", f"{BROKE}, so the dialog may or may not exist", LOOK_FOR_IT), is_outage=True
-)
+UNKNOWN = Meaning(76, "unknown", f"{BROKE}, so the dialog may or may not exist", LOOK_FOR_IT,
+                  is_outage=True)
+# fmt: on
 
 # The policy: a pattern for "STATUS: details", and what it means; the first match counts. None of
 # these calls created a dialog. A new meaning needs its line here and its flags, no more: see
@@ -528,9 +512,8 @@ def result_of_response(response: Any, call: Call) -> Result:
             response.metadata.Unpack(badge)
     talk_ids = (talk_id,) if talk_id else ()
     result = Result(Outcome.UPLOADED, talk_ids, badge.badge_id, operation_id)
-    if not (operation_id and response.done):
-        return result
-    result = result_of_operation(result, response)
+    if operation_id and response.done:
+        result = result_of_operation(result, response)
     return result._replace(outcome=Outcome.REJECTED) if result.error else result
 
 
@@ -616,16 +599,12 @@ class FileState(NamedTuple):
         """Return the state that a stat has read; raise OSError if it is not a regular file."""
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
-        mtime_ns, ctime_ns = within_64_bits(status.st_mtime_ns), within_64_bits(status.st_ctime_ns)
-        return cls(status.st_size, mtime_ns, ctime_ns)
+        # The nearest times that SQLite can store: a file may be dated 2300.
+        times_ns = (status.st_mtime_ns, status.st_ctime_ns)
+        return cls(status.st_size, *(max(-(2**63), min(ns, 2**63 - 1)) for ns in times_ns))
 
 
 NO_STATE = FileState(0, 0, 0)
-
-
-def within_64_bits(number: int) -> int:
-    """Return the nearest number that SQLite can store: a file may be dated 2300."""
-    return max(-(2**63), min(number, 2**63 - 1))
 
 
 class Json(NamedTuple):
@@ -639,19 +618,14 @@ class Json(NamedTuple):
 class Recording:
     """One recording, from its file's name to its result. Each field says which step fills it."""
 
-    def __init__(
-        self,
-        path: str,
-        explicit: bool = True,
-        sidecar: str | None = None,
-        siblings: tuple[tuple[str, FileState], ...] = (),
-    ) -> None:
+    def __init__(self, path: str, explicit: bool = True, sidecar: str | None = None) -> None:
         self.path = path  # Source, if it takes one of the siblings.
         self.explicit = explicit  # Named on the command line, not found in a folder.
         self.sidecar = sidecar  # find_files: the JSON beside it.
         self.file_state = NO_STATE  # Source; compared again at the commit point.
         self.started_s = 0.0  # Source, when it looks at the recording for the first time.
-        self.siblings = siblings  # The same call in other formats, until Examiner has chosen one.
+        # Source: the same call in other formats, until Examiner has chosen one.
+        self.siblings: Sequence[tuple[str, FileState]] = ()
         self.identities: set[tuple[int, int]] = set()  # Source: device and inode of each.
         self.waits_for_json = False  # Source
         self.audio: Audio | None = None  # Source: what its header says.
@@ -676,11 +650,6 @@ class Recording:
         """The size of what is sent: of the file, or of what it was converted to."""
         return self.converted.size_bytes if self.converted else self.file_state.size_bytes
 
-    @property
-    def ids(self) -> str:
-        """The IDs that the service's support asks for."""
-        return f"request {self.call.request_id}{self.call.server_ids()}" if self.call else ""
-
 
 # --- 4. Finding files -------------------------------------------------------------------------
 
@@ -702,9 +671,8 @@ def find_files(args: Namespace) -> Iterator[Found]:
         # Other endings may tell calls apart: rec.103000 and rec.104500.
         is_audio = suffix.lower() in args.suffixes and not os.path.isdir(path)
         calls.setdefault((stem, True) if is_audio else (path, False), []).append(path)
-    for (_, is_audio), paths in calls.items():
-        if is_audio:
-            in_order(paths, args.suffixes)
+    for paths in calls.values():
+        in_order(paths, args.suffixes)
         if os.path.isdir(paths[0]):
             yield from find_in_folder(paths[0], args.suffixes)
         else:
@@ -757,9 +725,8 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
             in_order(audio, suffixes)
             sidecar = start + sidecars[stem] if stem in sidecars else None
             if audio[0] in linked:
-                links.append(
-                    Found(audio, False, sidecar or find_sidecar(os.path.realpath(audio[0])))
-                )
+                sidecar = sidecar or find_sidecar(os.path.realpath(audio[0]))
+                links.append(Found(audio, False, sidecar))
             else:
                 yield Found(audio, False, sidecar)
         folders += [start + name for name in sorted(subfolders, reverse=True)]
@@ -1418,12 +1385,11 @@ def read_metadata(path: str) -> TalkMetadata:
         if not path.startswith("/dev/fd/"):  # --meta-path <(jq ...)
             FileState.of(path)  # Raises OSError for a FIFO: opening it would wait for a writer.
         with open(path, "rb") as file:
-            metadata = parse_metadata(file.read(SMALL_FILE_LIMIT_BYTES + 1))
+            return parse_metadata(file.read(SMALL_FILE_LIMIT_BYTES + 1))
     except OSError as error:
         raise unreadable_error(error, f"metadata file {path}: ") from error
     except (ValueError, RecursionError) as error:
         raise data_error("metadata", f"metadata file {path}: {error}", "fix the file") from error
-    return metadata
 
 
 def parse_metadata(content: bytes) -> TalkMetadata:
@@ -1506,8 +1472,6 @@ def quoted(value: object) -> str:
 ISO_DATE = re.compile(
     r"(\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?)([.,]\d+)?(Z|[+-]([01]\d|2[0-3])(:?[0-5]\d)?)", re.ASCII
 )
-
-
 DATE_ADVICE = "write it like 2026-01-31T09:30:00+03:00"
 
 
@@ -1557,10 +1521,7 @@ def read_certificates(path: str) -> bytes:
     """Read the certificates to trust; raise UploadError (EX_CONFIG) if they are not PEM."""
     content = read_option_file("--ca-file", path)
     # A mark may also be within, where several files were put into one.
-    has_mark = re.search(rb"^\xef\xbb\xbf", content, re.M) or content[:2] in (
-        b"\xff\xfe",
-        b"\xfe\xff",
-    )
+    has_mark = re.search(rb"^\xef\xbb\xbf|\A(\xff\xfe|\xfe\xff)", content, re.M)
     if has_mark or not re.search(rb"^-----BEGIN [A-Z0-9 ]*CERTIFICATE-----", content, re.M):
         advice = "convert it: openssl x509 -inform der; or save it without a byte order mark"
         raise config_error("ca-file", f"--ca-file {path} is not PEM", advice)
@@ -1638,10 +1599,8 @@ def find_proxy(host: str, port: str) -> str:
     match = re.fullmatch(r"http://(?:([^/@:?#\s]*)(?::([^/@?#\s]*))?@)?([^/@?#\s]+:\d+)/?", url)
     if not match:
         cause = "gRPC cannot use the proxy in https_proxy or all_proxy"
-        advice = (
-            "write http://HOST:PORT or http://USER:PASSWORD@HOST:PORT, with %23 for # and the like"
-        )
-        raise config_error("proxy-url", cause, advice)
+        form = "http://HOST:PORT or http://USER:PASSWORD@HOST:PORT"
+        raise config_error("proxy-url", cause, f"write {form}, with %23 for # and the like")
     if match[2]:
         from urllib.parse import unquote
 
@@ -1701,9 +1660,6 @@ class Access:
         )
         credentials = grpc.ssl_channel_credentials(root_certificates=self._roots)
         return grpc.secure_channel(endpoint, credentials, options), user_timeout_ms
-
-
-NO_SOCKET = -1  # No socket has this user timeout.
 
 
 def unacknowledged_bytes(user_timeout_ms: int) -> int:
@@ -1839,14 +1795,15 @@ class Call:
         """Return whether the response to a whole recording is still expected."""
         return self.phase is Phase.COMMITTED and not (self.grpc_call and self.grpc_call.done())
 
-    def server_ids(self) -> str:
-        """Return the IDs that the service gave to a call that has ended, if any, for messages."""
+    def ids(self) -> str:
+        """Return the IDs that the service's support asks for: ours, and in the end its own."""
+        ids = f"request {self.request_id}"
         if not (self.grpc_call and self.grpc_call.done()):
-            return ""
+            return ids
         metadata = (self.grpc_call.initial_metadata(), self.grpc_call.trailing_metadata())
         pairs = itertools.chain.from_iterable(filter(None, metadata))
         names = ("x-request-id", "x-server-trace-id")
-        return masked("".join(f", {key} {value!s}" for key, value in pairs if key in names))
+        return ids + masked("".join(f", {key} {value!s}" for key, value in pairs if key in names))
 
 
 def check_unchanged(recording: Recording, moved: Callable[[], None]) -> None:
@@ -1854,23 +1811,19 @@ def check_unchanged(recording: Recording, moved: Callable[[], None]) -> None:
 
     moved: called now and then, where that takes long.
     """
+    before = recording.file_state
     try:
         # Of the path: another file may have replaced ours while we had it open.
         present = FileState.of(recording.path)
-        if present != recording.file_state and was_only_touched(recording, present, moved):
-            recording.file_state = present
+        # Perhaps only the ctime is new (chmod, a backup's hard link), not the content.
+        if present != before and present[:2] == before[:2] and recording.sha256:
+            is_same = hash_file(recording.path, moved) == recording.sha256
+            if is_same and FileState.of(recording.path) == present:
+                recording.file_state = present
     except OSError as error:
         raise file_changed_error(f"became unreadable ({error_text(error)})") from error
     if present != recording.file_state:
         raise file_changed_error("changed or was replaced while it was being uploaded")
-
-
-def was_only_touched(recording: Recording, present: FileState, moved: Callable[[], None]) -> bool:
-    """Return whether only the ctime is new (chmod, a backup's hard link), not the content."""
-    if present[:2] != recording.file_state[:2] or not recording.sha256:
-        return False
-    sha256 = hash_file(recording.path, moved)
-    return sha256 == recording.sha256 and FileState.of(recording.path) == present
 
 
 class Transfer(Call):
@@ -2029,12 +1982,10 @@ class CircuitBreaker:
 class Uploader:
     """One worker's connection to the service: its own channel, replaced after a failed call."""
 
-    def __init__(
-        self, args: Namespace, access: Access, breaker: CircuitBreaker | None = None
-    ) -> None:
+    def __init__(self, args: Namespace, access: Access, breaker: CircuitBreaker) -> None:
         self._args = args
         self._access = access
-        self._breaker = breaker or CircuitBreaker()
+        self._breaker = breaker
         self._stopping = self._breaker.stopping
         self._endpoint = access.endpoint
         self._channel: grpc.Channel | None = None
@@ -2194,7 +2145,7 @@ class Uploader:
         if self._channel is None:
             self._channel, self._user_timeout_ms = self._access.open_channel(self._endpoint)
         if limit_s < self._args.timeout:
-            return StallWatch(limit_s, NO_SOCKET)
+            return StallWatch(limit_s, -1)  # No socket has this user timeout.
         return StallWatch(self._args.timeout, self._user_timeout_ms)
 
     def _call(self, call: Call, method: str, requests: Callable[[], Any], what: str) -> Any:
@@ -2533,19 +2484,10 @@ class LedgerError(UploadError):
 
     def level(self, args: Namespace) -> int:
         """Return how loudly to say it: with --quiet once a day."""
+        if self.meaning.id == "ledger-in-use":  # Nothing that cron should email.
+            return logging.INFO
         is_old = args.quiet and not args.dry_run and is_said_today(args.ledger, self.meaning.id)
         return logging.INFO if is_old else logging.ERROR
-
-
-class LedgerInUse(LedgerError):
-    """Another run has the ledger: nothing that cron should email every few minutes."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path, "in-use", "another run is using it", AGAIN, os.EX_TEMPFAIL)
-
-    def level(self, args: Namespace) -> int:
-        """Return how loudly to say it."""
-        return logging.INFO
 
 
 class ProblemKey(NamedTuple):
@@ -2577,7 +2519,12 @@ class LedgerFile:
                 if args.dry_run:
                     self._db = sqlite3.connect(":memory:") if is_new else open_read_only(self.path)
                 else:
-                    undo.callback(os.close, self._lock_file())
+                    # Until this process ends, however it ends.
+                    undo.callback(os.close, self._take_lock())
+                    # SQLite gives its -wal and -shm files the permissions of this one.
+                    os.close(os.open(self.path, LEDGER_FLAGS, 0o600))
+                    status = os.stat(self.path)
+                    self._identity = status.st_dev, status.st_ino
                     self._db = sqlite3.connect(
                         self.path,
                         timeout=LEDGER_LOCK_LIMIT_S,
@@ -2586,10 +2533,10 @@ class LedgerFile:
                     )
                 # Not that of today: a dry run may replace it.
                 undo.callback(lambda: self._db.close())  # noqa: PLW0108
-                self._db.row_factory = sqlite3.Row
                 if self._prepare():
                     what = "none there" if args.dry_run else "begins a new ledger"
                     log.info(f"ledger {self.path}: {what}")
+                self._db.row_factory = sqlite3.Row
             except (OSError, sqlite3.Error) as error:
                 raise LedgerError.of(self.path, error) from error
             self._undo = undo.pop_all()
@@ -2629,7 +2576,7 @@ class LedgerFile:
             raise LedgerError(self.path, "missing", cause, BEGIN_LEDGER)
 
     def _take_lock(self) -> int:
-        """Lock a file beside the ledger, and return its descriptor; raise LedgerInUse."""
+        """Lock a file beside the ledger, and return its descriptor; raise LedgerError."""
         # A file of its own: SQLite's locks on the ledger itself are lost when any descriptor of
         # the ledger is closed (sqlite.org/howtocorrupt.html, 2.2).
         lock_file = os.open(f"{self.path}-lock", LEDGER_FLAGS, 0o600)
@@ -2637,31 +2584,25 @@ class LedgerFile:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock_file)
-            raise LedgerInUse(self.path) from None
-        return lock_file
-
-    def _lock_file(self) -> int:
-        """Keep other runs out until this process ends, however it ends."""
-        lock_file = self._take_lock()
-        # SQLite gives its -wal and -shm files the permissions of this one.
-        os.close(os.open(self.path, LEDGER_FLAGS, 0o600))
-        status = os.stat(self.path)
-        self._identity = status.st_dev, status.st_ino
+            cause = "another run is using it"
+            raise LedgerError(self.path, "in-use", cause, AGAIN, os.EX_TEMPFAIL) from None
         return lock_file
 
     def _prepare(self) -> bool:
-        """Check the layout, or create it and return True."""
-        execute = self._db.execute
-        (tables,) = execute("SELECT count(*) FROM sqlite_master").fetchone()
+        """Check the layout, or create it and return True; for a dry run in memory."""
+        import sqlite3
+
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables:
             check_layout(self._db, self.path)
         else:  # Perhaps SQLite has just undone what a killed first run had begun.
             self._refuse_to_begin("empty")
         if self._args.dry_run:
-            if not tables:
-                self._db.close()
-                self._db = create_in_memory()
-            return not tables
+            if tables:
+                return False
+            self._db.close()
+            self._db = sqlite3.connect(":memory:")
+        execute = self._db.execute
         execute("BEGIN IMMEDIATE")
         # In one transaction of a file without -wal: a run killed in it leaves an empty file.
         for statement in () if tables else LEDGER_TABLES:
@@ -2704,11 +2645,7 @@ class LedgerFile:
             )
 
     def _execute(
-        self,
-        sql: str,
-        values: tuple[object, ...] = (),
-        synced: bool = False,
-        must_change: bool = False,
+        self, sql: str, values: Sequence[Any] = (), synced: bool = False, must_change: bool = False
     ) -> list[Any]:
         """Execute a statement and return its rows; synced: wait until it is on disk.
 
@@ -2765,12 +2702,9 @@ class Ledger(LedgerFile):
         """Give the rows that a killed run left the state that is known of them."""
         ended = "the run ended before its result was recorded"
         for state, after in (("sending", "failed"), ("finishing", "unknown")):
-            self._execute(
-                f"UPDATE recordings SET state = '{after}', error = ? "
-                # The second condition lets SQLite use recordings_not_uploaded.
-                f"WHERE state = '{state}' AND state <> 'uploaded'",
-                (ended,),
-            )
+            sql = f"UPDATE recordings SET state = '{after}', error = ? WHERE state = '{state}'"
+            # The second condition lets SQLite use recordings_not_uploaded.
+            self._execute(f"{sql} AND state <> 'uploaded'", (ended,))
 
     def find_by_stem(self, path: str) -> list[Row]:
         """Return the rows of files with this path, whatever their suffix."""
@@ -2817,27 +2751,20 @@ class Ledger(LedgerFile):
             "sha256": recording.sha256,
             "stem": stem,
             "suffix": suffix,
-            "size_bytes": recording.file_state.size_bytes,
-            "mtime_ns": recording.file_state.mtime_ns,
-            "ctime_ns": recording.file_state.ctime_ns,
+            **recording.file_state._asdict(),
             **metadata_columns(recording, self._args),
             "state": "sending",
-            "error": None,
-            "request_id": None,
             # Of an earlier sending; what is looked up is this one.
             **dict.fromkeys(("lookup_key", "looked_up_at", "sequence", "sent_at")),
+            **dict.fromkeys(("error", "request_id", "duration_s")),
             "is_missing": False,
-            "duration_s": None,
             "updated_at": utc(),
         }
         names = ", ".join(columns)
         marks = ", ".join("?" for _ in columns)
         renewed = ", ".join(f"{name} = excluded.{name}" for name in columns)
-        self._execute(
-            f"INSERT INTO recordings ({names}) VALUES ({marks}) "
-            f"ON CONFLICT DO UPDATE SET {renewed}",
-            tuple(columns.values()),
-        )
+        sql = f"INSERT INTO recordings ({names}) VALUES ({marks})"
+        self._execute(f"{sql} ON CONFLICT DO UPDATE SET {renewed}", tuple(columns.values()))
 
     def record_update(self, recording: Recording) -> None:
         """Record that the service has taken new metadata for an uploaded recording."""
@@ -2877,17 +2804,15 @@ class Ledger(LedgerFile):
         now, is_uploaded = utc(), result.outcome is Outcome.UPLOADED
         attempts = 0 if recording.is_recorded else recording.attempts
         columns: dict[str, object] = {"attempts": attempts}
-        if is_uploaded or result.talk_ids:
-            columns["talk_id"] = one_line(" ".join(result.talk_ids)) or None
         if is_uploaded:
+            columns["talk_id"] = one_line(" ".join(result.talk_ids)) or None
             columns["uploaded_at"] = now
         for name in ("badge_id", "operation_id", "found_id"):
             if getattr(result, name):
                 columns[name] = one_line(getattr(result, name))
         error = clean(result.error.error_text) if result.error else None
-        self.update(
-            recording, state=str(result.outcome.value), error=error, updated_at=now, **columns
-        )
+        state = str(result.outcome.value)
+        self.update(recording, state=state, error=error, updated_at=now, **columns)
 
     def update(self, recording: Recording, **columns: object) -> None:
         """Update columns of a recording's row; attempts are added, uploaded_at stays the first."""
@@ -2933,9 +2858,8 @@ class Ledger(LedgerFile):
             "FROM problems WHERE connection_id = ?"
         )
         problems = {}
-        for *key, text, since, said_at, size, mtime, ctime in self._execute(
-            sql, (self._args.connection_id,)
-        ):
+        rows = self._execute(sql, (self._args.connection_id,))
+        for *key, text, since, said_at, size, mtime, ctime in rows:
             state = None if mtime is None else FileState(size, mtime, ctime)
             problems[ProblemKey(*key)] = OpenProblem(text, since, said_at, state)
         return problems
@@ -2965,20 +2889,15 @@ class Ledger(LedgerFile):
 
     def begin_run(self, endpoint: str) -> bool:
         """Note that a run has begun; return whether the latest one before it ended half open."""
-        connection_id = self._args.connection_id
-        before = self._execute(
-            "SELECT half_open FROM runs WHERE connection_id = ? AND endpoint = ? "
-            "ORDER BY id DESC LIMIT 1",
-            (connection_id, endpoint),
-        )
+        of_run = (self._args.connection_id, endpoint)
+        where = "connection_id = ? AND endpoint = ? ORDER BY id DESC LIMIT 1"
+        before = self._execute(f"SELECT half_open FROM runs WHERE {where}", of_run)
         half_open = bool(before and before[0]["half_open"])
-        folders = self._folders()
         # Half open until the end says otherwise: if this run is killed, it has proved nothing.
-        values = (connection_id, endpoint, self._args.quiet, utc(), folders, half_open)
         self._execute(
             "INSERT INTO runs (connection_id, endpoint, quiet, began_at, folders, half_open) "
             "VALUES (?, ?, ?, ?, ?, ?)",
-            values,
+            (*of_run, self._args.quiet, utc(), self._folders(), half_open),
         )
         (self._run_id,) = self._execute("SELECT max(id) FROM runs")[0]
         return half_open
@@ -3014,17 +2933,6 @@ def check_wal(path: str) -> None:
         cause = "missing or empty, though its -wal file is there"
         advice = f"put the ledger back beside it ({NEW_LEDGER})"
         raise LedgerError(path, "wal", cause, advice)
-
-
-def create_in_memory() -> Any:
-    """Return an empty ledger for a dry run."""
-    import sqlite3
-
-    db = sqlite3.connect(":memory:")
-    db.row_factory = sqlite3.Row
-    for statement in LEDGER_TABLES:
-        db.execute(statement)
-    return db
 
 
 def check_layout(db: Any, path: str) -> None:
@@ -3163,9 +3071,8 @@ def today() -> datetime.date:
 
 def utc(seconds: float | None = None) -> str:
     """Return a time, by default the present one, as ISO 8601 in UTC, to the millisecond."""
-    when = datetime.datetime.fromtimestamp(
-        time.time() if seconds is None else seconds, datetime.timezone.utc
-    )
+    seconds = time.time() if seconds is None else seconds
+    when = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
     return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -3212,27 +3119,22 @@ class Lookup:
         uploader: Uploader,
         ledger: Ledger,
         signals: Sequence[int],
-        warn: Callable[[Recording | None, str, str, str], None],
+        tally: Tally,
     ) -> None:
-        self.has_worked = False  # Or nothing is unknown any more.
         self._args = args
         self._uploader = uploader
         self._ledger = ledger
         self._signals = signals
-        self._tell = warn
+        self._tally = tally
         self._calls = 0
         self._next_call_s = 0.0
         self._has_warned = False
 
-    def run(self) -> Iterator[tuple[Recording, Result]]:
-        """Look up the unknown recordings; yield those that were found, with their results.
-
-        Raises UploadError for a refused credential.
-        """
-        now_s = time.time()
-        rows = [row for row in self._ledger.unknown_with_key() if is_due_for_lookup(row, now_s)]
+    def run(self) -> None:
+        """Look up the unknown recordings; raise UploadError for a refused credential."""
+        rows = [row for row in self._ledger.unknown_with_key() if is_due_for_lookup(row)]
         rows.sort(key=lambda row: row["looked_up_at"] or "")  # A run may not get to all of them.
-        for batch in batches(rows, self._controls):
+        for batch in self._batches(rows):
             try:
                 found, is_complete = self._find(batch)
             except CallError as error:
@@ -3248,9 +3150,24 @@ class Lookup:
                 return
             else:
                 for row, controls in batch.items():
-                    yield from self._take(row, found, is_complete and found.keys() & controls)
+                    self._take(row, found, is_complete and found.keys() & controls)
         is_over = bool(self._calls) or not self._ledger.unknown_with_key()
-        self.has_worked = is_over and not self._has_warned
+        self._tally.problems.has_looked_up = is_over and not self._has_warned
+
+    def _batches(self, rows: Sequence[Row]) -> Iterator[dict[Row, set[str]]]:
+        """Divide rows, each with its controls, so that a batch has at most LOOKUP_BATCH values."""
+        batch: dict[Row, set[str]] = {}
+        values: set[str] = set()
+        for row in rows:
+            controls = self._controls(row)
+            more = controls | {row["sha256"]}
+            if batch and len(values | more) > LOOKUP_BATCH:
+                yield batch
+                batch, values = {}, set()
+            batch[row] = controls
+            values |= more
+        if batch:
+            yield batch
 
     def _controls(self, row: Row) -> set[str]:
         """Return the SHA-256 of what would be found by now if the row's recording could be.
@@ -3263,10 +3180,8 @@ class Lookup:
             return set()
         return {each["sha256"] for each in self._ledger.uploaded_next(row, CONTROLS)}
 
-    def _take(
-        self, row: Row, found: Mapping[str, Mapping[str, float]], is_proof: object
-    ) -> Iterator[tuple[Recording, Result]]:
-        """Record what a search says of one row; yield its recording if it was found."""
+    def _take(self, row: Row, found: Mapping[str, Mapping[str, float]], is_proof: object) -> None:
+        """Record what a search says of one row; report its recording if it was found."""
         recording = recording_of(row)
         created_s = found.get(row["sha256"], {})
         # Not found proves nothing by itself.
@@ -3282,10 +3197,10 @@ class Lookup:
         elif ids[1:]:
             others = ", ".join(ids[1:])
             advice = "remove them in the console"
-            self._tell(recording, "duplicates", f"{ids[0]} has duplicates: {others}", advice)
+            self._tally.warn(recording, "duplicates", f"{ids[0]} has duplicates: {others}", advice)
         result = Result(Outcome.UPLOADED, returned, found_id=ids[0])
         self._ledger.record_result(recording, result)
-        yield recording, result
+        self._tally.add(recording, result)
 
     def _find(self, batch: Mapping[Row, set[str]]) -> tuple[dict[str, dict[str, float]], bool]:
         """Return when the dialogs with these values under the key were created, by value and ID.
@@ -3347,7 +3262,7 @@ class Lookup:
         advice = LOOKUP_ADVICE.get(error.status, "a later run looks again")
         if not self._has_warned:
             cause = "unknown recordings could not be looked up"
-            self._tell(None, LOOKUP_FAILED, cause, f"{advice} ({error.details})")
+            self._tally.warn(None, LOOKUP_FAILED, cause, f"{advice} ({error.details})")
         self._has_warned = True
 
 
@@ -3367,10 +3282,10 @@ def would_repeat(error: CallError) -> bool:
     return not has_answer or is_for_all
 
 
-def is_due_for_lookup(row: Row, now_s: float) -> bool:
+def is_due_for_lookup(row: Row) -> bool:
     """Return whether a recording may be looked up again; a clock may jump either way."""
     looked_up_at = row["looked_up_at"]
-    return not looked_up_at or abs(now_s - seconds_of(looked_up_at)) >= LOOKUP_INTERVAL_S
+    return not looked_up_at or abs(time.time() - seconds_of(looked_up_at)) >= LOOKUP_INTERVAL_S
 
 
 def why_not_missing(row: Row, key: str) -> str:
@@ -3386,24 +3301,6 @@ def why_not_missing(row: Row, key: str) -> str:
     needed = f"one of the {CONTROLS} recordings uploaded next after it, but not it"
     check = f"if there are any, check that the connection has the key {quoted(key)}"
     return f"no lookup has found {needed}; {check}, --project-id and earlier warnings"
-
-
-def batches(
-    rows: Sequence[Row], controls_of: Callable[[Row], set[str]]
-) -> Iterator[dict[Row, set[str]]]:
-    """Divide rows, each with its controls, so that a batch has at most LOOKUP_BATCH values."""
-    batch: dict[Row, set[str]] = {}
-    values: set[str] = set()
-    for row in rows:
-        controls = controls_of(row)
-        more = controls | {row["sha256"]}
-        if batch and len(values | more) > LOOKUP_BATCH:
-            yield batch
-            batch, values = {}, set()
-        batch[row] = controls
-        values |= more
-    if batch:
-        yield batch
 
 
 # --- 13. Choosing what to send ----------------------------------------------------------------
@@ -3432,11 +3329,7 @@ class Decision(NamedTuple):
 
 
 def decide(  # noqa: PLR0911 - a return a case reads best.
-    row: Row,
-    recording: Recording,
-    args: Namespace,
-    claimed: set[str],
-    has_new_metadata: bool = False,
+    row: Row, recording: Recording, args: Namespace, claimed: set[str], has_new_json: bool = False
 ) -> Decision:
     """Say what to do with a recording of which the ledger has a row. Does nothing else.
 
@@ -3447,10 +3340,9 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
     if state in ("sending", "finishing") and not args.dry_run:
         return Decision(Action.WAIT, "the same audio is being uploaded")
     if state == "uploaded":
-        is_being_split = row["operation_id"] and not row["talk_id"]
-        if args.wait and is_being_split:
+        if args.wait and row["operation_id"] and not row["talk_id"]:
             return Decision(Action.FOLLOW, "it is being split")
-        if has_new_metadata and args.update_metadata:
+        if has_new_json and args.update_metadata:
             return Decision(Action.UPDATE_METADATA, "its JSON has changed")
         return Decision(Action.LEAVE, "uploaded")
     if state == "failed" and (row["duration_s"] or math.inf) < args.min_duration:
@@ -3492,7 +3384,7 @@ class Source:
         breaker: CircuitBreaker,
         tally: Tally,
     ) -> None:
-        self.under_way: set[Recording] = set()
+        self.under_way: set[Recording] = set()  # Until the breaker knows their results.
         self.found = 0
         self.is_exhausted = False  # All that is there was looked at.
         self.missed_path = False  # A path given is not there, or looks like a lost share.
@@ -3506,7 +3398,7 @@ class Source:
         # names from becoming two dialogs.
         self._seen: set[tuple[int, int]] = set()
         self._recordings = self._in_order()
-        self._to_send = self._choose()
+        self.to_send = self._choose()
         self._lock = threading.Lock()
 
     def take(self) -> Recording | None:
@@ -3514,20 +3406,12 @@ class Source:
         with self._lock:
             while not self._breaker.stopping.is_set():
                 if self._breaker.may_begin(is_first=not self.under_way):
-                    recording = next(self._to_send, None)
+                    recording = next(self.to_send, None)
                     if recording:
                         self.under_way.add(recording)
                     return recording
                 self._breaker.stopping.wait(TICK_S)
         return None
-
-    def release(self, recording: Recording) -> None:
-        """Note that a recording has its result, and that the breaker knows of it."""
-        self.under_way.discard(recording)
-
-    def plan(self) -> Iterator[Recording]:
-        """Return everything that would be sent, for a dry run."""
-        return self._to_send
 
     def count_rest(self) -> int:
         """Return how many recordings a stopped run did not get to."""
@@ -3549,9 +3433,11 @@ class Source:
         # Nor those that failed less often.
         yield from sorted(failed_before, key=attempts_before)
         examiner.may_rehash = True
-        yield from drained(examiner.to_rehash)
+        while examiner.to_rehash:
+            yield examiner.to_rehash.popleft()
         examiner.may_wait = True
-        yield from drained(examiner.copies)
+        while examiner.copies:
+            yield examiner.copies.popleft()
 
     def _found(self) -> Iterator[Recording]:
         """Yield each file found once, whatever its names; report what cannot be looked at."""
@@ -3563,7 +3449,6 @@ class Source:
             self.found += 1
             error: Exception | None = found.error
             files: list[tuple[str, FileState]] = []
-            identities: set[tuple[int, int]] = set()
             is_waiting = False
             for path in () if error else found.paths:
                 try:
@@ -3573,7 +3458,7 @@ class Source:
                     error = error or problem
                     continue
                 files.append((path, state))
-                identities.add((status.st_dev, status.st_ino))
+                recording.identities.add((status.st_dev, status.st_ino))
                 is_waiting |= is_young(state, self._args.min_age)
             if not files:
                 assert error
@@ -3587,18 +3472,16 @@ class Source:
                 self.missed_path |= found.paths[0] in self._args.audio_path
                 self._tally.add(recording, result_of_error(unreadable_error(error)))
                 continue
-            (recording.path, recording.file_state), *siblings = files
-            recording.siblings = tuple(siblings)
+            (recording.path, recording.file_state), *recording.siblings = files
             if is_waiting:  # Another program may be converting it.
                 text = f"younger than {self._args.min_age:g} s"
                 self._tally.problems.keep(recording)
                 self._tally.leave_out(recording, "waiting", text, is_over=False)
-            elif self._seen.intersection(identities):
+            elif self._seen.intersection(recording.identities):
                 what = "another name of a file that was found before"
                 self._tally.leave_out(recording, "under another name", what, is_over=False)
             else:
-                self._seen |= identities
-                recording.identities = identities
+                self._seen |= recording.identities
                 yield recording
 
     def _with_rows(self, found: Iterator[Found]) -> Iterator[tuple[Found, list[Row] | None]]:
@@ -3615,7 +3498,7 @@ class Source:
         """Report a folder that is empty, though the ledger knows recordings in it: 66, at once.
 
         A folder that is missing is 66, too (find_files). A mount point further below is not
-        noticed, but nothing in it counts as lost (Problems._is_lost); nor is one that never held
+        noticed, but nothing in it counts as lost (was_looked_at); nor is one that never held
         recordings, or without a ledger.
         """
         # What is wrong with it is reported when it is searched.
@@ -3658,11 +3541,7 @@ class MetadataExaminer:
     """Looks at the metadata of one recording after the other: waited for, complete, changed."""
 
     def __init__(
-        self,
-        args: Namespace,
-        common: TalkMetadata | None,
-        ledger: Ledger | None,
-        tally: Tally,
+        self, args: Namespace, common: TalkMetadata | None, ledger: Ledger | None, tally: Tally
     ) -> None:
         self._args = args
         self._common = common
@@ -3696,10 +3575,6 @@ class MetadataExaminer:
         recording.waits_for_json = True
         self._tally.leave_out(recording, "waiting", "it has no JSON yet")
         return True
-
-    def collect(self, recording: Recording) -> None:
-        """Collect a recording's metadata; raise UploadError."""
-        collect_metadata(recording, self._args, self._common)
 
     def has_changed(self, recording: Recording, row: Row) -> bool:
         """Return whether the JSON beside an uploaded recording has other fields than were sent.
@@ -3849,6 +3724,7 @@ class Examiner:
         self.copies: collections.deque[Recording] = collections.deque()
         self.may_rehash = self.may_wait = False
         self._args = args
+        self._common = common
         self._ledger = ledger
         self._breaker = breaker
         self._tally = tally
@@ -4040,7 +3916,7 @@ class Examiner:
                 raise
         if not self._check_audio(recording):
             return False
-        self._metadata.collect(recording)
+        collect_metadata(recording, self._args, self._common)
         return True
 
     def _is_known_audio(self, recording: Recording) -> bool:
@@ -4248,12 +4124,6 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
     return max(sent, key=lambda row: row["sequence"] or 0, default=None)
 
 
-def drained(queue: collections.deque[Recording]) -> Iterator[Recording]:
-    """Yield and remove what is in a queue, also what is added meanwhile."""
-    while queue:
-        yield queue.popleft()
-
-
 # --- 14. Counting and reporting ---------------------------------------------------------------
 
 
@@ -4300,7 +4170,7 @@ class Problems:
       65, 66, 76                   at once        each day  it is uploaded or left out, or meets
       75, may pass by itself       after an hour  each day  another error; or a run that looked at
       unknown, with --lookup-key   after a day    each day  everything has not met it, and it is
-      undelivered, though other    after a day    each day  not lost (_is_over, _is_lost)
+      undelivered, though other    after a day    each day  not lost (_clear_or_lose)
         uploads worked
       update of a new dialog       after a day    each day  as above
       lost: gone, not uploaded     at once        never     it is uploaded, or its row is deleted
@@ -4468,20 +4338,18 @@ class Problems:
 
     def _clear_run(self, ledger: Ledger, is_complete: bool) -> None:
         for key, problem in self._of(""):
-            if self._is_over_for_run(key, problem, is_complete):
+            if key.cause == OUTAGE:  # What fails in a run with uploads is undelivered.
+                is_over = self._has_uploaded
+            elif problem.is_met:
+                is_over = False
+            elif key.cause == LOOKUP_FAILED:
+                is_over = self.has_looked_up
+            elif key.exit_code:
+                is_over = self._has_uploaded or is_complete
+            else:  # Most warnings are of what is uploaded.
+                is_over = self._has_uploaded and is_complete
+            if is_over:
                 self._forget(ledger, key)
-
-    def _is_over_for_run(self, key: ProblemKey, problem: OpenProblem, is_complete: bool) -> bool:
-        """Return whether a problem of the run is over."""
-        if key.cause == OUTAGE:  # What fails in a run with uploads is undelivered.
-            return self._has_uploaded
-        if problem.is_met:
-            return False
-        if key.cause == LOOKUP_FAILED:
-            return self.has_looked_up
-        if key.exit_code:
-            return self._has_uploaded or is_complete
-        return self._has_uploaded and is_complete  # Most warnings are of what is uploaded.
 
     def _clear_or_lose(self, ledger: Ledger) -> set[int]:
         """Decide on each path that a run has not met, although it looked at everything.
@@ -4504,7 +4372,8 @@ class Problems:
             if self._is_over(past, ledger):
                 for key, _ in self._of(path):
                     self._forget(ledger, key)
-            elif self._is_lost(past):
+            # What may be in the service is to be looked for there.
+            elif not past.row_states & {"unknown", "finishing"} and LOST not in past.causes:
                 self.note(path, past.lost(), past.file_states[0] if past.file_states else None)
                 codes.add(os.EX_NOINPUT)
         return codes
@@ -4520,11 +4389,6 @@ class Problems:
             or not (past.file_states or past.row_states)  # A typing error: it never was there.
             or not past.causes.isdisjoint({"empty", "zeros"})  # Removed, as advised.
         )
-
-    def _is_lost(self, past: Past) -> bool:
-        """Return whether a file that is gone, and not over, has to be noted as lost."""
-        may_be_there = past.row_states & {"unknown", "finishing"}  # To be looked for.
-        return not may_be_there and LOST not in past.causes
 
     # What is said
 
@@ -4598,12 +4462,18 @@ def was_looked_at(path: str, folders: Sequence[str], beside: set[str]) -> bool:
     folders: those given that are not empty; beside: those that hold what was given.
     """
     is_below = any(f"{path}/".startswith(f"{top.rstrip('/')}/") for top in folders)
-    if "\\" in os.path.dirname(path):  # It may stand for another character.
+    folder = os.path.dirname(path)
+    if "\\" in folder:  # It may stand for another character.
         return False
     if os.path.lexists(path):
         return is_below
     # What a shell's *.wav no longer finds is beside what it found.
-    return (is_below or os.path.dirname(path) in beside) and has_nearest_folder(path)
+    if not is_below and folder not in beside:
+        return False
+    # The nearest folder that exists has entries, or a share has gone.
+    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    return has_entries(folder)
 
 
 def is_of_earlier_day(problem: OpenProblem) -> bool:
@@ -4621,14 +4491,6 @@ def has_entries(folder: str) -> bool:
             return next(entries, None) is not None
     except OSError:
         return False
-
-
-def has_nearest_folder(path: str) -> bool:
-    """Return whether the folder of a file, or the nearest one above it that exists, has entries."""
-    folder = os.path.dirname(path)
-    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
-        folder = os.path.dirname(folder)
-    return has_entries(folder)
 
 
 def is_said_today(ledger: str, cause: str) -> bool:
@@ -4693,7 +4555,7 @@ class Tally:
                 self.add_error(result.error, recording.path)
             elif result.error:
                 self._exit_codes.add(result.error.meaning.exit_code)
-                self._note(recording.path, result.error, recording.file_state)
+                self._note(recording, result.error)
             else:
                 is_new = not (was_uploaded_before or was_found)
                 self._clear(recording, was_sent=is_new and result.outcome is Outcome.UPLOADED)
@@ -4710,12 +4572,8 @@ class Tally:
 
     def warn(self, recording: Recording | None, id: str, cause: str, advice: str) -> None:
         """Take a warning, of a recording or of the run."""
-        error = UploadError(Meaning(os.EX_OK, id, cause, advice))
         with self.lock:
-            if recording:
-                self._note(recording.path, error, recording.file_state)
-            else:
-                self._note("", error, None)
+            self._note(recording, UploadError(Meaning(os.EX_OK, id, cause, advice)))
 
     def add_error(self, error: UploadError, path: str = "") -> None:
         """Take an error of the run itself, which ends it; path: of the recording that met it."""
@@ -4725,7 +4583,7 @@ class Tally:
             if is_new and isinstance(error, LedgerError):
                 log.log(error.level(self._args), f"{path}: {error}" if path else str(error))
             elif is_new:
-                self._note("", error, None)
+                self._note(None, error)
             self._exit_codes.add(error.meaning.exit_code)
             self._breaker.stop(SAME_FOR_ALL)
 
@@ -4762,23 +4620,20 @@ class Tally:
     def summary(self) -> str:
         """Return the counts in words."""
         counts = self.counts
-        parts = []
-        if self._args.dry_run:
-            parts.append(f"{counts['checked']:,} would be uploaded")
-        else:
-            parts.append(f"{counts['uploaded']:,} uploaded")
+        would_be, to_be = ("would be ", "to be ") if self._args.dry_run else ("", "")
+        parts = [f"{counts['checked'] + counts['uploaded']:,} {would_be}uploaded"]
         parts.append(f"{counts['already']:,} already there")
         if counts["found"]:
             parts.append(f"{counts['found']:,} found in the service")
         if counts["updated"]:
-            will = "to be " if self._args.dry_run else ""
-            parts.append(f"{counts['updated']:,} with metadata {will}updated")
+            parts.append(f"{counts['updated']:,} with metadata {to_be}updated")
         parts.append(f"{counts['failed'] + counts['rejected']:,} failed")
         parts.append(f"{counts['unknown']:,} unknown")
         parts += [f"{number:,} {reason}" for reason, number in self.left_out.items()]
         return ", ".join(parts)
 
-    def _note(self, path: str, error: UploadError, file_state: FileState | None) -> None:
+    def _note(self, recording: Recording | None, error: UploadError) -> None:
+        path, file_state = (recording.path, recording.file_state) if recording else ("", None)
         try:
             self.problems.note(path, error, file_state)
         except LedgerError as failure:
@@ -4821,14 +4676,12 @@ class Console(logging.Handler):
         self._done_bytes += recording.file_state.size_bytes
         path, outcome = recording.path, result.outcome
         is_new = outcome in (Outcome.UPLOADED, Outcome.UPDATED)
-        if recording.replaces and outcome is Outcome.UPLOADED:
+        if (other := recording.replaces) and outcome is Outcome.UPLOADED:
             ids = ", ".join(result.dialog_ids)
-            log.info(
-                f"{path}: uploaded as {ids}; other audio of this name was {recording.replaces}"
-            )
-        if recording.attempts and not result.error:
+            log.info(f"{path}: uploaded as {ids}; other audio of this name was {other}")
+        if recording.call and not result.error:
             seconds = f"{seconds_since(recording):.2f}"
-            log.debug(f"{path}: {outcome.value} in {seconds} s ({recording.ids})")
+            log.debug(f"{path}: {outcome.value} in {seconds} s ({recording.call.ids()})")
         if self._args.format == "json":
             self._print(as_json(recording, result), is_new)
         elif outcome is Outcome.CHECKED:
@@ -4895,8 +4748,7 @@ class Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a log message to stderr, without secrets."""
-        line = one_line(masked(f"upload_grpc: {record.getMessage()}"))
-        line = shortened(line)
+        line = shortened(one_line(masked(f"upload_grpc: {record.getMessage()}")))
         # If stderr is closed or full there is nowhere to report it.
         with contextlib.suppress(OSError, ValueError), self._above_bar(sys.stderr):
             sys.stderr.write(f"{line}\n")
@@ -5144,7 +4996,7 @@ class Run:
 
     def plan(self) -> int:
         """Report what main() would do; return the exit code."""
-        for recording in self._source.plan():
+        for recording in self._source.to_send:
             if recording.action is Action.FOLLOW:
                 self._tally.add(recording, result_of_row(recording.row))
                 continue
@@ -5168,13 +5020,10 @@ class Run:
         if not (self._args.lookup_key and self._ledger and self._access):
             return
         with contextlib.closing(Uploader(self._args, self._access, self._breaker)) as uploader:
-            lookup = Lookup(self._args, uploader, self._ledger, self._signals, self._tally.warn)
             try:
-                for recording, result in lookup.run():
-                    self._tally.add(recording, result)
+                Lookup(self._args, uploader, self._ledger, self._signals, self._tally).run()
             except UploadError as error:
                 self._tally.add_error(error)
-            self._tally.problems.has_looked_up = lookup.has_worked
 
     def _work(self) -> None:
         """Send one recording after the other over this worker's own channel."""
@@ -5186,7 +5035,7 @@ class Run:
             with contextlib.closing(uploader):
                 while recording := self._source.take():
                     self._tally.add(recording, worker.deliver(recording))
-                    self._source.release(recording)
+                    self._source.under_way.discard(recording)
         except BaseException as bug:  # noqa: BLE001 - raised again by the main thread.
             self._bug = self._bug or bug
 
@@ -5239,9 +5088,7 @@ class Run:
     def _cause(self) -> str:
         if self._signals:
             return f"stopped by {signal.Signals(self._signals[0]).name}"
-        return (
-            "stopped by a limit of this process" if limit_error(self._bug) else "stopped by a bug"
-        )
+        return f"stopped by {'a limit of this process' if limit_error(self._bug) else 'a bug'}"
 
     def _calls(self) -> list[Call]:
         # Of a copy, as workers change the set meanwhile.
@@ -5303,8 +5150,7 @@ class Run:
             is_told = self._is_ending() or not self._ledger
             level = logging.WARNING if is_told else logging.INFO
             number = f"{tally.not_tried:,}" if self._has_counted else "the others"
-            text = f"{self._breaker.cause}; {tally.summary()}, {number} not tried"
-            log.log(level, text)
+            log.log(level, f"{self._breaker.cause}; {tally.summary()}, {number} not tried")
         elif not tally.counts and not tally.left_out:
             looked_for = ", ".join(self._args.suffixes)
             folders = ", ".join(self._args.audio_path)
@@ -5349,14 +5195,15 @@ def update_talk(args: Namespace, access: Access | None, console: Console) -> int
     metadata = read_metadata(args.meta_path)
     metadata.connection_id = args.connection_id
     request = talk_service_pb2.UploadTalkRequest(talk_id=args.talk_id, metadata=metadata)
-    tally = Tally(args, console, Problems(args, None), CircuitBreaker())
+    breaker = CircuitBreaker()
+    tally = Tally(args, console, Problems(args, None), breaker)
     for text in date_warnings(args.meta_path, metadata):
         tally.warn(None, "date", text, DATE_ADVICE)
     if access is None:
         tally.add(recording, Result(Outcome.CHECKED, description=described(metadata)))
     else:
         try:
-            tally.add(recording, Uploader(args, access).update_talk(recording, request))
+            tally.add(recording, Uploader(args, access, breaker).update_talk(recording, request))
         except UploadError as error:
             tally.add(recording, result_of_error(error))
     return tally.exit_code
@@ -5540,7 +5387,8 @@ def print_calls(db: Any, chosen: Filter, output_format: str) -> None:
     sql = f"SELECT {columns} FROM calls WHERE {chosen.calls} ORDER BY calls.recorded_at, path"
     cursor = db.execute(sql, chosen.values)
     names = [name for name, *_ in cursor.description]
-    rows = safe_rows(cursor)
+    # Nothing in a call may move a terminal's cursor.
+    rows = (tuple(value and one_line(value) for value in row) for row in cursor)
     stdout = sys.stdout
     if isinstance(stdout, io.TextIOWrapper):  # Whatever the locale is.
         stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -5556,14 +5404,6 @@ def print_calls(db: Any, chosen: Filter, output_format: str) -> None:
     writer.writerows(
         (*row[:-1], f"'{row[-1]}") if row[-1] and row[-1][0] in "=+-@" else row for row in rows
     )
-
-
-def safe_rows(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-    """Yield rows of text or None with control and bidi characters escaped."""
-    for row in rows:
-        # str.isprintable is quick, and few rows have anything to escape.
-        is_safe = "".join(filter(None, row)).isprintable()
-        yield row if is_safe else tuple(value and one_line(value) for value in row)
 
 
 def print_text(db: Any, args: Namespace, chosen: Filter, last_runs: list[LastRun]) -> None:
@@ -5716,15 +5556,13 @@ class Parser(argparse.ArgumentParser):
         import textwrap
 
         lines = []
+        text = textwrap.TextWrapper(
+            terminal_width(), break_long_words=False, break_on_hyphens=False
+        )
         for line in (__doc__ or "").splitlines():
-            indent = line[: len(line) - len(line.lstrip())]
-            options: dict[str, Any] = {
-                "initial_indent": indent,
-                "subsequent_indent": indent * 3,
-                "break_long_words": False,
-                "break_on_hyphens": False,
-            }
-            lines += textwrap.wrap(line.strip(), terminal_width(), **options) or [""]
+            text.initial_indent = line[: len(line) - len(line.lstrip())]
+            text.subsequent_indent = text.initial_indent * 3
+            lines += text.wrap(line.strip()) or [""]
         self.description, _, self.epilog = "\n".join(lines).partition("\n\n")
         return super().format_help()
 
@@ -5879,20 +5717,14 @@ def parse_arguments(argv: Sequence[str] | None) -> Namespace:
         (args.retry_rejected and not args.ledger, "--retry-rejected needs --ledger"),
         (args.lookup_key and missing, f"--lookup-key needs {missing}"),
         (about_lookup and not args.lookup_key, "--lookup-key is missing"),
-        (
-            not (args.connection_id or "-").isprintable(),
-            "--connection-id has characters that no ID has",
-        ),
-        (not (args.lookup_key or "-").isprintable(), "--lookup-key has characters that no key has"),
-        (
-            not all((getattr(args, name) or "-").isprintable() for name in about_lookup),
-            "--organization-id, --space-id or --project-id has characters that no ID has",
-        ),
-        (not (args.talk_id or "-").isprintable(), "--talk-id has characters that no ID has"),
     )
     for is_wrong, reason in wrong:
         if is_wrong:
             parser.error(reason)
+    for name in ("connection_id", "lookup_key", *sorted(about_lookup), "talk_id"):
+        if not (getattr(args, name) or "-").isprintable():
+            what = "key" if name == "lookup_key" else "ID"
+            parser.error(f"--{name.replace('_', '-')} has characters that no {what} has")
     args.suffixes = PCM.suffixes if pcm else SUFFIXES
     return args
 
