@@ -2849,7 +2849,7 @@ class Ledger(LedgerFile):
         if any(os.path.exists(stem + suffix) for suffix in SUFFIXES):
             return True
         rows = self.find_by_stem(path)
-        return any(row["state"] in SENT and row["path"] != path for row in rows)
+        return any(row["state"] in MAY_BE_IN_SERVICE and row["path"] != path for row in rows)
 
     def problems(self) -> dict[ProblemKey, OpenProblem]:
         """Return the problems that were noted."""
@@ -3307,7 +3307,7 @@ def why_not_missing(row: Row, key: str) -> str:
 
 
 # The states of what may be in the service.
-SENT = ("uploaded", "unknown", "finishing", "sending")
+MAY_BE_IN_SERVICE = ("uploaded", "unknown", "finishing", "sending")
 
 
 class Action(enum.Enum):
@@ -3786,19 +3786,21 @@ class Examiner:
 
         gone: the ledger's row of a file of the same call that is not there any more.
         """
-        is_known = is_known or self._tally.problems.has(recording)
-        is_old = is_before(recording.file_state, self.since_s) and not is_known
-        if not is_old and not gone:
-            return False
-        decision = decide(gone, recording, self._args, self._claimed) if gone else None
-        if decision and decision.action is Action.SEND:  # By --retry-unknown.
+        if not gone:
+            is_known = is_known or self._tally.problems.has(recording)
+            is_old = is_before(recording.file_state, self.since_s) and not is_known
+            if is_old:
+                self._choose_file(recording, recording.path, recording.file_state)
+                text = f"older than {self._args.since}"
+                self._tally.leave_out(recording, "before --since", text)
+            return is_old
+        decision = decide(gone, recording, self._args, self._claimed)
+        if decision.action is Action.SEND:  # By --retry-unknown.
             return False
         self._choose_file(recording, recording.path, recording.file_state)
-        if is_old:
-            self._tally.leave_out(recording, "before --since", f"older than {self._args.since}")
-        elif gone and decision and gone["state"] == "unknown":
+        if gone["state"] == "unknown":
             self._tally.add(recording, result_of_row(gone, decision.reason))
-        elif gone:
+        else:
             what = f"the same call as {gone['path']}, which is {gone['state']}"
             self._tally.leave_out(recording, "in another format", what)
         return True
@@ -3808,7 +3810,11 @@ class Examiner:
         files = ((recording.path, recording.file_state), *recording.siblings)
         for path, state in files if recording.siblings else ():
             for row in rows:
-                if row["state"] in SENT and is_same_path(row, path) and has_audio(row, path):
+                if (
+                    row["state"] in MAY_BE_IN_SERVICE
+                    and is_same_path(row, path)
+                    and has_audio(row, path)
+                ):
                     self._choose_file(recording, path, state)
                     return
 
@@ -4115,7 +4121,7 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
     is there, either that file was sent, or its name has been used again, for another call.
     """
     present = {recording.path, *(path for path, _ in recording.siblings)}
-    sent = [row for row in rows if row["state"] in SENT]
+    sent = [row for row in rows if row["state"] in MAY_BE_IN_SERVICE]
     if any(is_same_path(row, path) for row in sent for path in present):
         return None
     # As in find_files.
@@ -4365,29 +4371,29 @@ class Problems:
         beside = {os.path.dirname(stored_path(path)) for path in self._args.audio_path}
         codes: set[int] = set()
         for path in sorted(paths):
-            past = Past(path, self._of(path), ledger)
-            was_renamed = past.sizes_and_times & self._met_elsewhere and not os.path.lexists(path)
+            unmet = UnmetFile(path, self._of(path), ledger)
+            was_renamed = unmet.sizes_and_times & self._met_elsewhere and not os.path.lexists(path)
             if not was_renamed and not was_looked_at(path, folders, beside):
                 continue
-            if self._is_over(past, ledger):
+            if self._is_over(unmet, ledger):
                 for key, _ in self._of(path):
                     self._forget(ledger, key)
             # What may be in the service is to be looked for there.
-            elif not past.row_states & {"unknown", "finishing"} and LOST not in past.causes:
-                self.note(path, past.lost(), past.file_states[0] if past.file_states else None)
+            elif not unmet.row_states & {"unknown", "finishing"} and LOST not in unmet.causes:
+                self.note(path, unmet.lost(), unmet.file_states[0] if unmet.file_states else None)
                 codes.add(os.EX_NOINPUT)
         return codes
 
-    def _is_over(self, past: Past, ledger: Ledger) -> bool:
+    def _is_over(self, unmet: UnmetFile, ledger: Ledger) -> bool:
         """Return whether nobody has to care for a file that this run has not met."""
         return (
-            os.path.lexists(past.path)
-            or "uploaded" in past.row_states
-            or past.is_copy  # What it is a copy of has its own row.
-            or not past.sizes_and_times.isdisjoint(self._met_elsewhere)  # It was renamed.
-            or ledger.exists_in_other_format(past.path)
-            or not (past.file_states or past.row_states)  # A typing error: it never was there.
-            or not past.causes.isdisjoint({"empty", "zeros"})  # Removed, as advised.
+            os.path.lexists(unmet.path)
+            or "uploaded" in unmet.row_states
+            or unmet.is_copy  # What it is a copy of has its own row.
+            or not unmet.sizes_and_times.isdisjoint(self._met_elsewhere)  # It was renamed.
+            or ledger.exists_in_other_format(unmet.path)
+            or not (unmet.file_states or unmet.row_states)  # A typing error: it never was there.
+            or not unmet.causes.isdisjoint({"empty", "zeros"})  # Removed, as advised.
         )
 
     # What is said
@@ -4424,7 +4430,7 @@ class Problems:
             log.log(logging.ERROR if exit_code else logging.WARNING, line)
 
 
-class Past:
+class UnmetFile:
     """What the ledger knows of a file that a run has not met."""
 
     def __init__(
