@@ -57,7 +57,6 @@ import logging
 import math
 import os
 import re
-import shlex
 import signal
 import socket
 import stat
@@ -73,13 +72,14 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO
 
 try:
     import fcntl
-    import termios
 except ImportError:
     print("upload_grpc: this system has no fcntl; use Linux, macOS or WSL", file=sys.stderr)
     sys.exit(78)
 
 # Importing grpc creates tens of thousands of objects and no garbage: 3 ms of 130.
 gc.disable()
+# argparse would look for translations of its words, of which there are none: 2 ms.
+vars(argparse)["_"] = str
 # Before grpc is imported: cron would email its lines about failed handshakes.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 HERE = os.path.dirname(os.path.realpath(__file__))
@@ -1668,6 +1668,8 @@ def unacknowledged_bytes(user_timeout_ms: int) -> int:
     grpc counts a chunk as sent once the kernel has it, and the kernel buffers several MB: only this
     tells a slow line from a silent service. Linux only (TIOCOUTQ, tcp(7)); 0 elsewhere.
     """
+    import termios
+
     held_bytes = 0
     with contextlib.suppress(OSError):  # No /proc.
         for name in os.listdir("/proc/self/fd"):
@@ -5754,6 +5756,8 @@ def import_problem(error: Exception) -> UploadError:
     if not os.path.exists(os.path.join(HERE, "Makefile")):
         cause = f"{HERE} has no packages: upload_grpc.py is away from its clone"
         return config_error("clone", cause, "put it back, and make a link to it: ln -s")
+    import shlex
+
     return config_error("stubs", cause, f"run: make -C {shlex.quote(HERE)}")
 
 

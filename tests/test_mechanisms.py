@@ -48,7 +48,7 @@ def test_modules_that_grpc_does_not_need_are_not_loaded(command: Run, call: Path
     # What stands before "site" was loaded by the interpreter, or by what is installed there.
     ours = set(loaded[loaded.index("site") + 1 :])
     assert {"grpc", "grpc._channel", "google.protobuf.message"} <= ours
-    unused = {"asyncio", "calendar", "grpc.aio", "inspect"}
+    unused = {"asyncio", "calendar", "grpc.aio", "inspect", "locale"}
     unused |= {"google.protobuf.internal.python_message"}
     assert not unused & ours
 
