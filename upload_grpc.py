@@ -3876,7 +3876,8 @@ class Examiner:
             return False
         row = ledger.find_by_hash(recording.sha256)
         if row:
-            self._tally.problems.meet_audio(row)
+            with self._tally.lock:
+                self._tally.problems.forget_moved(row, recording.path)
         while row:
             decision = decide(row, recording, self._args, self._claimed)
             if decision.action is Action.SEND:
@@ -4260,9 +4261,11 @@ class Problems:
                 if not problem.is_met:
                     self._forget(self._ledger, key)
 
-    def meet_audio(self, row: Row) -> None:
-        """Remember that the audio of a row is there, by whatever name and with whatever times."""
-        self._met_elsewhere.add((row["size_bytes"], row["mtime_ns"]))
+    def forget_moved(self, row: Row, path: str) -> None:
+        """Forget what is open of a row's own path if its audio is only at another one by now."""
+        if self._ledger and row["path"] != stored_path(path) and not os.path.lexists(row["path"]):
+            for key, _ in self._of(row["path"]):
+                self._forget(self._ledger, key)
 
     def _meet(self, path: str, file_state: FileState) -> None:
         """Remember a file that this run has met, if an earlier one left it open."""

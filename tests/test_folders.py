@@ -179,6 +179,12 @@ STORIES = {
         copy a.wav b.wav, remove a.wav, works               : 0
         in the store                                        : -
     """,
+    "nor if a run that an outage ends early is the first to meet it": """
+        call b.wav, refuse                                  : 65 b.wav
+        copy b.wav a.wav, remove b.wav, call 1.wav, call 2.wav, call 3.wav, call c.wav, call d.wav,
+            call e.wav, fail                                : 75
+        works                                               : 0
+    """,
     "a copy of an unknown one is unknown, and not lost when both are gone": """
         call keep.wav                                       : 0
         call a.wav 2000 1, call b.wav 2000 1, lose          : 76 a.wav b.wav
