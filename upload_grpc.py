@@ -626,8 +626,6 @@ class Recording:
         self.started_s = 0.0  # Source, when it looks at the recording for the first time.
         # Source: the same call in other formats, until Examiner has chosen one.
         self.siblings: Sequence[tuple[str, FileState]] = ()
-        self.identities: set[tuple[int, int]] = set()  # Source: device and inode of each.
-        self.waits_for_json = False  # Source
         self.audio: Audio | None = None  # Source: what its header says.
         self.metadata: TalkMetadata | None = None  # collect_metadata
         self.json: Json | None = None  # collect_metadata: the sidecar, as it was read.
@@ -643,6 +641,7 @@ class Recording:
         self.call: Call | None = None  # Uploader: the latest attempt.
         self.received: Result | None = None  # Uploader: though the ledger may not have it yet.
         self.is_recorded = False  # Worker: the ledger has it, if there is one.
+        self.is_waiting = False  # Worker: it is there, and is being split.
         self.result: Result | None = None  # Tally.add
 
     @property
@@ -689,7 +688,7 @@ def in_order(paths: list[str], suffixes: tuple[str, ...]) -> None:
 def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
     """Yield the audio files in a folder, then those in its subfolders, through symlinks too."""
     visited = set()
-    # Come last, so that a recording is known by its own name.
+    # Without a JSON of their own; they come last, so that a recording is known by its own name.
     links: list[Found] = []
     # A list instead of recursion: people nest folders deeper than Python nests calls.
     folders = [top]
@@ -724,9 +723,8 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
             audio = [start + name for _, name in same]
             in_order(audio, suffixes)
             sidecar = start + sidecars[stem] if stem in sidecars else None
-            if audio[0] in linked:
-                sidecar = sidecar or find_sidecar(os.path.realpath(audio[0]))
-                links.append(Found(audio, False, sidecar))
+            if audio[0] in linked and not sidecar:
+                links.append(Found(audio, False, find_sidecar(os.path.realpath(audio[0]))))
             else:
                 yield Found(audio, False, sidecar)
         folders += [start + name for name in sorted(subfolders, reverse=True)]
@@ -1496,6 +1494,7 @@ VM_TOKEN_PATH = "/computeMetadata/v1/instance/service-accounts/default/token"
 VM_METADATA_TIMEOUT_S = 3.0
 # The documentation asks for a new token at least once an hour; it lives up to 12 hours.
 VM_TOKEN_AGE_LIMIT_S = 60 * 60.0
+VM_TOKEN_PAUSE_S = 60.0
 # Every credential used in this run; none is ever printed or stored.
 SECRETS: list[str] = []
 
@@ -1633,9 +1632,12 @@ class Access:
         """Return the authorization header, with a VM's token fetched anew each hour."""
         age_s = time.monotonic() - self._fetched_s
         if self._args.key_type == "vm" and age_s > VM_TOKEN_AGE_LIMIT_S:
-            with contextlib.suppress(UploadError):  # The old one lasts for hours.
+            try:
                 self._authorization = authorization(self._args)
                 self._fetched_s = time.monotonic()
+            except UploadError as error:
+                log.info(f"the old token is used on: {error}")
+                self._fetched_s += VM_TOKEN_PAUSE_S
         return "authorization", self._authorization
 
     def open_channel(self, endpoint: str) -> tuple[grpc.Channel, int]:
@@ -2053,13 +2055,12 @@ class Uploader:
             self._failed_waits = 0
             return result_of_operation(result, operation)
         except UploadError as error:
-            # No outage: uploads may work all the same.
+            # Uploads may work all the same, unless the credential is refused.
             cause = f"uploaded, but not yet split: {error.meaning.cause}"
-            meaning = error.meaning._replace(cause=cause, is_outage=False)
-            if meaning.id in ("not-known", "no-method"):  # This recording's fault, not the run's.
-                meaning = meaning._replace(
-                    exit_code=os.EX_DATAERR, advice=LOOK_FOR_IT, stops_run=False
-                )
+            meaning, stops_run = error.meaning, error.meaning.exit_code == os.EX_NOPERM
+            meaning = meaning._replace(cause=cause, is_outage=False, stops_run=stops_run)
+            if meaning.id in ("not-known", "no-method"):
+                meaning = meaning._replace(exit_code=os.EX_DATAERR, advice=LOOK_FOR_IT)
             elif meaning.exit_code == os.EX_TEMPFAIL and not has_ledger:
                 # Running this again would upload it twice.
                 meaning = meaning._replace(exit_code=os.EX_PROTOCOL, advice=LOOK_FOR_IT)
@@ -2365,8 +2366,8 @@ AND (state NOT IN ('failed', 'rejected', 'unknown') OR NOT EXISTS (
     SELECT 1 FROM recordings u INDEXED BY recordings_by_stem
     WHERE u.connection_id = r.connection_id AND u.stem = r.stem
     AND u.state IN ('uploaded', 'unknown') AND coalesce(u.uploaded_at, u.updated_at) > r.updated_at
-    -- An unknown one was sent again in another format: by --retry-unknown.
-    AND (r.state <> 'unknown' OR u.suffix <> r.suffix)
+    -- An unknown one of the same name is another call, or was sent again by --retry-unknown.
+    AND ('unknown' NOT IN (r.state, u.state) OR u.suffix <> r.suffix)
     -- Other endings tell calls apart, as in find_files: rec.103000 and rec.104500.
     AND (u.suffix = r.suffix
          OR lower(u.suffix) IN {SUFFIXES} AND lower(r.suffix) IN {SUFFIXES})))""",
@@ -3396,9 +3397,6 @@ class Source:
         self._tally = tally
         self._examiner = Examiner(args, common, ledger, breaker, tally)
         self.replaced = self._examiner.replaced
-        # Device and inode of what was found: without a ledger, only this keeps a file with two
-        # names from becoming two dialogs.
-        self._seen: set[tuple[int, int]] = set()
         self._recordings = self._in_order()
         self.to_send = self._choose()
         self._lock = threading.Lock()
@@ -3407,7 +3405,8 @@ class Source:
         """Return the next recording to send, once the run may begin one; None at the end."""
         with self._lock:
             while not self._breaker.stopping.is_set():
-                if self._breaker.may_begin(is_first=not self.under_way):
+                is_first = all(each.is_waiting for each in list(self.under_way))
+                if self._breaker.may_begin(is_first):
                     recording = next(self.to_send, None)
                     if recording:
                         self.under_way.add(recording)
@@ -3445,12 +3444,16 @@ class Source:
         """Yield each file found once, whatever its names; report what cannot be looked at."""
         for folder in self._args.audio_path if self._ledger else ():
             self._check_mount(folder, self._ledger)
+        # Device and inode: without a ledger, only this keeps a file with two names from becoming
+        # two dialogs.
+        seen: set[tuple[int, int]] = set()
         for found, rows in self._with_rows(find_files(self._args)):
             recording = Recording(found.paths[0], found.explicit, found.sidecar)
             recording.rows = rows
             self.found += 1
             error: Exception | None = found.error
             files: list[tuple[str, FileState]] = []
+            identities: set[tuple[int, int]] = set()
             is_waiting = False
             for path in () if error else found.paths:
                 try:
@@ -3460,7 +3463,7 @@ class Source:
                     error = error or problem
                     continue
                 files.append((path, state))
-                recording.identities.add((status.st_dev, status.st_ino))
+                identities.add((status.st_dev, status.st_ino))
                 is_waiting |= is_young(state, self._args.min_age)
             if not files:
                 assert error
@@ -3479,11 +3482,12 @@ class Source:
                 text = f"younger than {self._args.min_age:g} s"
                 self._tally.problems.keep(recording)
                 self._tally.leave_out(recording, "waiting", text, is_over=False)
-            elif self._seen.intersection(recording.identities):
+            elif seen.intersection(identities):
                 what = "another name of a file that was found before"
                 self._tally.leave_out(recording, "under another name", what, is_over=False)
             else:
-                self._seen |= recording.identities
+                if found.sidecar or self._args.require_json is None:  # Else another may have one.
+                    seen |= identities
                 yield recording
 
     def _with_rows(self, found: Iterator[Found]) -> Iterator[tuple[Found, list[Row] | None]]:
@@ -3517,8 +3521,6 @@ class Source:
             for recording in self._recordings:
                 if self._is_wanted(recording):
                     yield recording
-                elif recording.waits_for_json:  # Another name of it may have one.
-                    self._seen -= recording.identities
                 if self._breaker.stopping.is_set():
                     return
         except LedgerError as error:  # While looking for them.
@@ -3574,7 +3576,6 @@ class MetadataExaminer:
             advice = "find out why it was not written; or leave out --require-json"
             meaning = Meaning(os.EX_NOINPUT, "no-metadata", f"no metadata yet: {name}", advice)
             raise UploadError(meaning)
-        recording.waits_for_json = True
         self._tally.leave_out(recording, "waiting", "it has no JSON yet")
         return True
 
@@ -3875,13 +3876,11 @@ class Examiner:
             self._tally.add(recording, Result(Outcome.ALREADY))
             return False
         row = ledger.find_by_hash(recording.sha256)
-        if row:
-            with self._tally.lock:
-                self._tally.problems.forget_moved(row, recording.path)
         while row:
             decision = decide(row, recording, self._args, self._claimed)
             if decision.action is Action.SEND:
                 log.info(f"{recording.path}: sent again; {decision.reason}")
+                self._tally.forget_moved(row)
                 break
             if decision.action is Action.LEAVE_OUT:
                 what = shorter(row["duration_s"], self._args)
@@ -4192,11 +4191,12 @@ class Problems:
       warning                      at once        each day  not met by a run that has done both
     of the ledger: not kept here   at once        each day  (LedgerError.level, is_said_today)
 
-    SAID_AFTER_S is the second column; "each day" is at the end of the first run of a local day, for
-    all that lasts. So of a service that is down from 02:00 to 05:00 the first run after 03:00 with
-    anything to upload says one line; no other run says anything, but of responses that were lost
-    and of updates of metadata. Said again on the same day: what was over and came back, a path with
-    another error, a second warning of one kind; and everything, in each run, once the ledger fails.
+    _remember says it first, by SAID_AFTER_S; _say_again each day, at the end of the first run of a
+    local day, all that lasts. So of a service that is down from 02:00 to 05:00 the first run after
+    03:00 with anything to upload says one line; no other run says anything, but of responses that
+    were lost and of updates of metadata. Said again on the same day: what was over and came back, a
+    path with another error, a second warning of one kind (_remember); and everything, in each run,
+    once the ledger fails (Tally._note).
     The ledger keeps what is open, for --report. Every method may raise LedgerError.
     """
 
@@ -4261,11 +4261,12 @@ class Problems:
                 if not problem.is_met:
                     self._forget(self._ledger, key)
 
-    def forget_moved(self, row: Row, path: str) -> None:
-        """Forget what is open of a row's own path if its audio is only at another one by now."""
-        if self._ledger and row["path"] != stored_path(path) and not os.path.lexists(row["path"]):
-            for key, _ in self._of(row["path"]):
-                self._forget(self._ledger, key)
+    def forget_moved(self, row: Row) -> None:
+        """Forget what is open of the file that a row had, if it is sent by another name now."""
+        if self._ledger and not os.path.lexists(row["path"]):
+            for key, problem in self._of(row["path"]):
+                if problem.file_state and is_same_version(row, problem.file_state):
+                    self._forget(self._ledger, key)
 
     def _meet(self, path: str, file_state: FileState) -> None:
         """Remember a file that this run has met, if an earlier one left it open."""
@@ -4608,6 +4609,11 @@ class Tally:
             if is_over:
                 self._clear(recording, was_sent=False)
 
+    def forget_moved(self, row: Row) -> None:
+        """Take that the audio of a row is sent, perhaps by another name than before."""
+        with self.lock:
+            self.problems.forget_moved(row)
+
     def add_not_tried(self, number: int) -> None:
         """Count the recordings that a stopped run did not get to."""
         self.not_tried += number
@@ -4696,7 +4702,7 @@ class Console(logging.Handler):
         if self._args.format == "json":
             self._print(as_json(recording, result), is_new)
         elif outcome is Outcome.CHECKED:
-            what = "updated" if recording.row else "uploaded"
+            what = "updated" if recording.row or self._args.talk_id else "uploaded"
             self._print(f"{path}: would be {what}: {result.description}", is_new)
         elif is_new or result.error or recording.explicit or self._args.verbose:
             # What a lookup found may not be the recording that was named.
@@ -4877,6 +4883,7 @@ class Worker:
             return result
         if recording.action is Action.SEND:
             self._tally.add_upload(recording, result)
+        recording.is_waiting = True
         result = self._uploader.follow(recording, result, has_ledger=bool(self._ledger))
         if not result.error:
             return self._recorded(recording, result)

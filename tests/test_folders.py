@@ -222,6 +222,26 @@ STORIES = {
         in the store                                        : own
         --require-json=0s                                   : 0
     """,
+    "a JSON that is written for that name later counts": """
+        call b.wav, hard_link a.wav b.wav, json b.wav own, --require-json : 0
+        json b.wav new, --require-json=0s, --update-metadata : 0
+        in the store                                        : new
+    """,
+    "a JSON beside a link counts where the recording has none": """
+        call raw/1.wav, link by/anna.wav raw/1.wav, json by/anna.wav anna, --require-json=0s : 0
+        in the store                                        : anna
+    """,
+    "a broken one whose name was used again is lost though what had the name is sent": """
+        call keep.wav, call 1.wav 2000 1, fail              : 75
+        rename 1.wav x.txt, broken 1.wav, works             : 65 1.wav
+        rename x.txt old/2.wav, remove 1.wav                : 66 1.wav
+        in the store                                        : - -
+    """,
+    "a failed one whose name was used again is not hidden by what is unknown": """
+        call 1.wav, fail                                    : 75
+        call 1.wav 4000, works, lose                        : 76 1.wav
+        its calls                                           : 1.wav failed 1.wav unknown
+    """,
     # --since, and a key that expired, or a share that was away, for longer.
     "what came after the last complete run is not before --since": """
         call before.wav, --since=7d                         : 0

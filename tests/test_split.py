@@ -394,3 +394,45 @@ def test_a_wait_for_a_split_holds_up_nothing_in_a_run_that_begins_half_open(
     assert split(*words, "--wait", "--jobs", 3).code == 75
     assert len(times) == 3 and times[2] - times[0] < 0.9
     assert "outage" not in {problem["cause"] for problem in ledgers.problems(ledger)}
+
+
+def test_nor_does_the_wait_for_one_of_an_earlier_run(
+    split: Run, service: StandIn, folder: Path, ledger: Path, waits: Waits
+) -> None:
+    service.badge_polls = 1_000
+    make_wav(folder / "0.wav", 3_000)
+    words = (folder, "--ledger", ledger, "--retries", 0, "--quiet")
+    assert split(*words).code == 0
+    for number in range(1, 4):
+        make_wav(folder / f"{number}.wav", 3_000)
+    service.script[:] = [Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "quota")] * 9
+    assert split(*words).code == 75
+    service.script.clear()
+    waits(split_limit=10)
+    uploads: list[Call] = []
+
+    def finish_after_three(call: Call) -> None:
+        uploads.extend([call] if call.method != "Get" else [])
+        for badge in service.badges.values() if len(uploads) == 3 else ():
+            badge.polls_left = 0
+
+    service.badge_polls = 0
+    service.on_call = finish_after_three
+    started_s = time.monotonic()
+    assert split(*words, "--wait", "--jobs", 3).code == 0
+    assert time.monotonic() - started_s < 6
+
+
+def test_operations_that_cannot_be_asked_for_stop_no_upload(
+    split: Run, service: StandIn, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are at an address of their own, which a proxy or firewall may not let through."""
+    for number in range(2):
+        make_wav(folder / f"{number}.wav", 3_000)
+    service.badge_polls = 1_000
+    monkeypatch.setattr(upload_grpc, "ENDPOINT", service.endpoint)
+    with StandIn(tmp_path / "untrusted") as other:
+        monkeypatch.setattr(upload_grpc, "OPERATIONS_ENDPOINT", other.endpoint)
+        outcome = split(folder, "--wait", "--jobs", 1)
+    assert (outcome.code, len(service.badges)) == (78, 2)
+    assert outcome.err.count("not yet split: the server's certificate is not trusted") == 2

@@ -64,7 +64,8 @@ def test_metadata_alone_is_sent_and_takes_the_place_of_what_is_there(
 def test_a_dry_run_says_what_would_be_sent(update: Run, service: StandIn, talk: Talk) -> None:
     outcome = update("--dry-run")
     assert (outcome.code, outcome.err, service.calls) == (0, "", [])
-    assert talk.talk_id in outcome.out and "ru-RU" in outcome.out and "1 user" in outcome.out
+    assert outcome.out.startswith(f"{talk.talk_id}: would be updated: ")
+    assert "ru-RU" in outcome.out and "1 user" in outcome.out
     assert json.loads(update("--dry-run", "--format", "json").out)["outcome"] == "checked"
     assert talk.fields == FIRST
 
