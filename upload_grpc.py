@@ -219,7 +219,8 @@ class Meaning(NamedTuple):
 
     What is no upload has meanings of its own, by update_meaning (an update's error is 75, perhaps
     an outage, or 65; only UNAVAILABLE and UNAUTHENTICATED keep theirs, and may stop the run),
-    Uploader.follow (a wait for a split is no outage) and would_repeat (whether lookups go on).
+    Uploader.follow (a wait for a split is no outage, and stops the run only for a refused
+    credential) and would_repeat (whether lookups go on).
     """
 
     exit_code: int
@@ -1963,7 +1964,7 @@ class CircuitBreaker:
         self._resume_s = max(self._resume_s, time.monotonic() + delay_s)
 
     def may_begin(self, is_first: bool) -> bool:
-        """Return whether a recording may begin now; is_first: no other is under way."""
+        """Return whether a recording may begin now; is_first: no other is being sent."""
         return (is_first or not self.half_open) and time.monotonic() >= self._resume_s
 
     def record(self, result: Result) -> None:

@@ -773,7 +773,7 @@ def test_the_options_have_every_flag_and_no_other() -> None:
     assert re.findall(r"--[a-z-]+", first_cells).__len__() == len(flags)
     assert set(re.findall(r"--[a-z-]+", first_cells)) == flags
     others = {"--system", "--nonall", "--tag", "--joblog", "--sshlogin", "--now", "--rm"}
-    others |= {"--max-age", "--retry", "--no-install-recommends"}
+    others |= {"--max-age", "--retry", "--no-install-recommends", "--home-dir"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) <= flags | others
 
 
