@@ -215,7 +215,8 @@ class Meaning(NamedTuple):
     pauses_run  other workers back off too (_retrying)
     stops_run   every other recording would meet the same: CircuitBreaker.record ends the run (the
                 next one is half open only with is_outage), and Problems.note has it as a problem
-                of the run, by its id; with 75 it is said after an hour
+                of the run, by its id; with 75 it is said after an hour. --report lists it so, and
+                is itself 75 at least, as something was not tried (find_last_runs)
 
     What is no upload has meanings of its own, by update_meaning (an update's error is 75, perhaps
     an outage, or 65; only UNAVAILABLE and UNAUTHENTICATED keep theirs, and may stop the run),
@@ -469,8 +470,9 @@ class Result(NamedTuple):
     Uploader.follow       with --wait: with its dialogs, recorded once more (result_of_operation);
                           or with an error, which the ledger has only as a problem
     Of the others: Worker._convert (left out), Worker._update (updated, or update_meaning's error),
-    Lookup._take (found, recorded), result_of_row (known), result_of_error (Source), Run.plan and
-    Examiner (in a dry run), Run._result_of_abandoned (where a worker hangs).
+    Worker.deliver (a wait for one of an earlier run), update_talk, Lookup._take (found, recorded),
+    result_of_row (known), result_of_error (Source), Run.plan and Examiner (in a dry run),
+    Run._result_of_abandoned (where a worker hangs).
     """
 
     outcome: Outcome
@@ -3045,7 +3047,8 @@ def hash_metadata(recording: Recording, args: Namespace) -> str:
     if recording.has_placeholders:  # Their date changes each time.
         del sent.fields["date"]
     way = f"{args.audio_type}{' split' * args.split}{' single' * args.single_message}"
-    return f"{sha256_of(sent)} {way}"
+    pcm = f" {args.sample_rate} {args.channels}" if args.audio_type == "pcm" else ""
+    return f"{sha256_of(sent)} {way}{pcm}"
 
 
 def recorded_at(recording: Recording) -> str:
@@ -3587,6 +3590,10 @@ class MetadataExaminer:
         same size and times  nothing; it is not read         the same
         rewritten, equal     its new times are remembered    the same
         other fields         warned of, in each run          sent; then the row takes its hash
+
+        "Sent" is: decide, complete_update (which refuses what was split or has another format now,
+        had a --meta-path that is missing, or has no dialog ID), then Worker._update, which records
+        it, or, if the service refused it, json_refused.
 
         Only a JSON of another size, mtime or ctime is read, as a nightly export may write all of
         them anew. Raises UploadError for one that cannot be read, or was refused before.
@@ -4476,7 +4483,8 @@ def was_looked_at(path: str, folders: Sequence[str], beside: set[str]) -> bool:
     """
     is_below = any(f"{path}/".startswith(f"{top.rstrip('/')}/") for top in folders)
     folder = os.path.dirname(path)
-    if "\\" in folder:  # It may stand for another character.
+    # It may stand for another character; of a file below a folder its run has met the very name.
+    if "\\" in folder or ("\\" in path and not is_below):
         return False
     if os.path.lexists(path):
         return is_below

@@ -359,6 +359,25 @@ def test_an_odd_name_is_not_lost_while_it_waits_and_over_when_it_is_gone(
         assert cron.said() == (0, [])
 
 
+def test_an_odd_name_beside_a_named_file_is_not_lost(cron: Cron) -> None:
+    odd = os.path.join(os.fsencode(cron.folder), b"caf\xe9.wav")
+    with open(odd, "wb") as file:
+        file.write(b"RIFF")
+    assert cron.run().code == 65
+    outcome = cron.over(cron.call("other.wav"), "--quiet")
+    assert (outcome.code, outcome.err) == (0, "")
+
+
+def test_a_refused_raw_recording_is_sent_again_with_the_rate_that_it_has(cron: Cron) -> None:
+    (cron.folder / "x.pcm").write_bytes(bytes(range(100)) * 100)
+    words = ("--audio-type", "pcm", "--channels", 1, "--sample-rate")
+    cron.refuse()
+    assert cron.said(*words, 8_000) == (65, ["x.pcm"])
+    cron.works()
+    assert cron.said(*words, 8_000) == (65, [])
+    assert cron.said(*words, 16_000) == (0, [])
+
+
 def test_a_folder_that_was_renamed_takes_its_problems_with_it(cron: Cron) -> None:
     """The folder and cron's line are renamed: the old path is not said each day for ever."""
     cron.call("keep.wav")
