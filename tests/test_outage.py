@@ -12,6 +12,7 @@ import fcntl
 import glob
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -285,18 +286,19 @@ def test_what_would_be_left_out_is_not_said_to_be_not_tried(
 
 
 def test_a_quota_delays_and_loses_nothing(day: Day, waits: Waits) -> None:
-    """A token bucket: ten calls at once, then 60 a second."""
+    """25 calls, then none for a moment that the first refusal begins."""
     waits(backoff=0.1)
-    tokens, filled_s = 10.0, time.monotonic()
+    left, refilled_s = 25, math.inf
 
     def step(_: Call) -> Step:
-        nonlocal tokens, filled_s
-        now_s = time.monotonic()
-        tokens, filled_s = min(10, tokens + (now_s - filled_s) * 60), now_s
-        if tokens < 1:
-            return NO_QUOTA
-        tokens -= 1
-        return None
+        nonlocal left, refilled_s
+        if time.monotonic() >= refilled_s:
+            left, refilled_s = 25, math.inf
+        if left:
+            left -= 1
+            return None
+        refilled_s = min(refilled_s, time.monotonic() + 0.15)
+        return NO_QUOTA
 
     day.service.on_call = step
     outcome = day.run()
