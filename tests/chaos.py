@@ -882,7 +882,7 @@ class Conversions(Campaign):
     """FFmpeg is killed, stuck, missing, out of space or cuts a call, and runs are ended."""
 
     full, short = (166, 50), (13, 5)
-    options = ("--convert", "--quiet", "--jobs", 8, "--timeout", 1)
+    options = ("--convert", "--jobs", 8, "--timeout", 1)
     again = ("--retry-rejected",)
 
     def begin(self) -> None:
@@ -914,7 +914,7 @@ class Conversions(Campaign):
         return {digest: rows.get(sha256(path), NO_ROW) for digest, path in self.recordings.items()}
 
     def break_run(self) -> None:
-        end, more = self.noise.choice(RUN_ENDS), self.noise.choice([(), self.again])
+        end, more = self.noise.choice(RUN_ENDS), ["--quiet", *self.noise.choice([(), self.again])]
         if isinstance(end, signal.Signals):
             self.run(*more, kill_after_s=self.noise.uniform(0.1, 1.5), end=end)
         else:
