@@ -302,10 +302,13 @@ SINGLE: Way = ("--single-message",)
 WAYS = pytest.mark.parametrize("way", [STREAM, SINGLE], ids=["stream", "single"])
 
 
+CLOSED = socket.socket()
+CLOSED.bind(("127.0.0.1", 0))
+
+
 def closed_port() -> int:
-    """Return a port of this machine that nobody listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
+    """Return a port at which nobody listens, nor will: while it is bound no other test gets it."""
+    return int(CLOSED.getsockname()[1])
 
 
 def begin_ledger(path: str) -> None:
