@@ -115,9 +115,9 @@ class World:
                 assert number == str(call.number), f"call {call.number} has metadata of {number}"
         return code, err.getvalue(), len(self.service.calls) - before
 
-    def name(self, kind: str, suffix: str = ".wav") -> Path:
+    def name(self, kind: str) -> Path:
         self.count += 1
-        return self.folders[self.count % 2] / f"{kind}{self.count}{suffix}"
+        return self.folders[self.count % 2] / f"{kind}{self.count}.wav"
 
     def pick(self, number: int, fits: Callable[[Call], object]) -> Iterator[Call]:
         """Yield one of the calls that are there and fit, if there is one."""
