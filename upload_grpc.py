@@ -3,13 +3,15 @@
 
 from a shell:
   export API_KEY=...
-  python3 upload_grpc.py --audio-path call.wav --meta-path metadata_example.json \\
-      --connection-id ID
-from cron (one line, after a first run by hand without --quiet):
-  */5 * * * *  /opt/upload_grpc/upload_grpc.py --quiet --audio-path /var/calls --min-age 300
-      --since 7d --require-json --convert --meta-path /etc/speechsense.json
-      --connection-id ID --key-file /etc/speechsense.key
-      --ledger /var/lib/speechsense/ledger.sqlite >>/var/lib/speechsense/uploaded.log
+  python3 upload_grpc.py --audio-path call.wav \\
+      --meta-path metadata_example.json --connection-id ID
+from cron (all in one line; README.md has the first run by hand):
+  */5 * * * *  timeout 6h /opt/upload_grpc/upload_grpc.py --quiet
+      --audio-path /var/calls --require-json --convert --since 7d
+      --min-age 300 --meta-path /etc/speechsense.json --connection-id ID
+      --key-file /etc/speechsense.key
+      --ledger /var/lib/speechsense/ledger.sqlite
+      >>/var/lib/speechsense/uploaded.log
 
 exit codes:
   0   everything is uploaded            2    bad command line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import hashlib
 import logging
 import os
@@ -51,6 +52,19 @@ FOREIGN_VARIABLES = (
     *("grpc_proxy", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
 )
+
+
+def zone_at(hour: float) -> str:
+    """Return a TZ in which it is so many hours after midnight."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    ahead_s = round(hour * 3_600) - (now.hour * 3_600 + now.minute * 60 + now.second)
+    hours, rest = divmod(abs(ahead_s), 3_600)
+    return f"XXX{'-' if ahead_s > 0 else '+'}{hours:02}:{rest // 60:02}:{rest % 60:02}"
+
+
+# It is about noon, whenever the tests run: no day ends while one of them is under way.
+os.environ["TZ"] = zone_at(12)
+time.tzset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +195,7 @@ def _own_environment() -> Iterator[None]:
         signal.signal(each, handler)
     os.environ.clear()
     os.environ.update(before)
+    time.tzset()
 
 
 Waits = Callable[..., None]

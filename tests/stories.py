@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import fnmatch
 import itertools
 import json
@@ -39,14 +38,6 @@ def lines(outcome: Outcome) -> list[str]:
 def names(outcome: Outcome) -> list[str]:
     """Return the names of the files of which something was said."""
     return [line.partition(": ")[0] for line in lines(outcome)]
-
-
-def zone_at(hour: float) -> str:
-    """Return a TZ in which it is so many hours after midnight."""
-    now = datetime.datetime.now(datetime.timezone.utc)
-    ahead_s = round(hour * HOUR_S) - (now.hour * HOUR_S + now.minute * 60 + now.second)
-    hours, rest = divmod(abs(ahead_s), HOUR_S)
-    return f"XXX{'-' if ahead_s > 0 else '+'}{hours:02}:{rest // 60:02}:{rest % 60:02}"
 
 
 class Cron:

@@ -343,4 +343,14 @@ def test_help_shows_a_command_and_a_cron_line(capfd: pytest.CaptureFixture[str])
     text = read_help(capfd)
     for option in ("export API_KEY=", "--audio-path call.wav", "--connection-id ID"):
         assert option in text
-    assert re.search(r"\n +[\d*/]+( [\d*/]+){4} +\S*upload_grpc.py .*(\n .*)*--key-file", text)
+    cron_line = r"\n +[\d*/]+( [\d*/]+){4} +timeout \w+ \S*upload_grpc.py .*(\n .*)*--key-file"
+    assert re.search(cron_line, text)
+
+
+def test_the_command_in_the_help_can_be_pasted(capfd: pytest.CaptureFixture[str]) -> None:
+    os.environ["COLUMNS"] = "80"
+    _, _, text = read_help(capfd).partition("from a shell:\n")
+    command, _, _ = text.partition("from cron")
+    outcome = run("sh", "-c", 'python3() { echo "$API_KEY $*"; }\n' + command)
+    words = "--audio-path call.wav --meta-path metadata_example.json --connection-id ID"
+    assert outcome == Outcome(0, f"... upload_grpc.py {words}\n", "")

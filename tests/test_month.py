@@ -11,16 +11,15 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import ledgers
 import pytest
-from conftest import Outcome, Run
+from conftest import Outcome, Run, zone_at
 from stand_in import Fail, StandIn
-from stories import LOOKUP, REJECTED, Cron, zone_at
+from stories import LOOKUP, REJECTED, Cron
 
 import upload_grpc
 
@@ -82,12 +81,10 @@ def month(
     ledger: Path,
     fields: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Month]:
+) -> Month:
     machine = Month(upload, service, folder, ledger, fields, monkeypatch)
     machine.by_hand(*LOOKUP)
-    yield machine
-    os.environ.pop("TZ", None)
-    time.tzset()
+    return machine
 
 
 def a_file_is_refused(month: Month) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import datetime
 import fcntl
 import json
+import os
 import re
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -27,6 +27,7 @@ from conftest import (
     make_wav,
     sha256,
     start,
+    zone_at,
 )
 from stand_in import At, Fail, StandIn
 from stories import (
@@ -39,7 +40,6 @@ from stories import (
     Cron,
     lines,
     names,
-    zone_at,
 )
 
 import upload_grpc
@@ -47,15 +47,8 @@ import upload_grpc
 pytestmark = pytest.mark.usefixtures("waits")
 
 
-@pytest.fixture
-def set_zone() -> Iterator[Callable[[str], None]]:
-    with pytest.MonkeyPatch.context() as patch:
-
-        def set_one(zone: str) -> None:
-            patch.setenv("TZ", zone)
-            time.tzset()
-
-        yield set_one
+def set_zone(zone: str) -> None:
+    os.environ["TZ"] = zone
     time.tzset()
 
 
@@ -190,7 +183,7 @@ def test_story(cron: Cron, title: str) -> None:
 # --- Days, and clocks -------------------------------------------------------------------------
 
 
-def test_a_day_is_the_local_one(cron: Cron, set_zone: Callable[[str], None]) -> None:
+def test_a_day_is_the_local_one(cron: Cron) -> None:
     cron.broken("a.wav")
     set_zone(zone_at(12))
     cron.run()
@@ -201,9 +194,7 @@ def test_a_day_is_the_local_one(cron: Cron, set_zone: Callable[[str], None]) -> 
     assert cron.said() == (65, [])
 
 
-def test_summer_time_makes_no_day_longer(
-    monkeypatch: pytest.MonkeyPatch, set_zone: Callable[[str], None]
-) -> None:
+def test_summer_time_makes_no_day_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no 02:30 on the one day in Berlin, and there are two on the other."""
     set_zone("Europe/Berlin")
     march, october = datetime.date(2026, 3, 29), datetime.date(2026, 10, 25)
