@@ -220,10 +220,12 @@ class Meaning(NamedTuple):
                 of the run, by its id; with 75 it is said after an hour. --report lists it so, and
                 is itself 75 at least, as something was not tried (find_last_runs)
 
-    What is no upload has meanings of its own, by update_meaning (an update's error is 75, perhaps
-    an outage, or 65; only UNAVAILABLE and UNAUTHENTICATED keep theirs, and may stop the run),
-    Uploader.follow (a wait for a split is no outage, and stops the run only for a refused
-    credential) and would_repeat (whether lookups go on).
+    What is no upload is judged from these by a function of its own:
+
+    update of metadata  update_meaning: 65, or 75, perhaps an outage; only what nothing could be
+                        sent with stays as it is, and may stop the run
+    wait for a split    Uploader.follow: no outage; stops the run if the credential is refused
+    lookup              would_repeat: whether more of them are tried
     """
 
     exit_code: int
@@ -644,9 +646,9 @@ class Recording:
         self.converted: Converted | None = None  # Run, if it has to be.
         self.attempts = 0  # Uploader
         self.call: Call | None = None  # Uploader: the latest attempt.
-        self.received: Result | None = None  # Uploader: though the ledger may not have it yet.
-        self.is_recorded = False  # Worker: the ledger has it, if there is one.
-        self.is_waiting = False  # Worker: it is there, and is being split.
+        self.received: Result | None = None  # Uploader: the response; the ledger may not have it.
+        self.is_recorded = False  # Worker: the ledger has the result, if there is one.
+        self.is_waiting = False  # Worker: the service is being asked whether it is split.
         self.result: Result | None = None  # Tally.add
 
     @property
@@ -748,6 +750,15 @@ def find_sidecar(path: str) -> str | None:
     """Return the path of the JSON file beside a recording, if there is one."""
     stem = os.path.splitext(path)[0]
     return next(filter(os.path.lexists, (f"{stem}.json", f"{stem}.JSON")), None)
+
+
+def formats_of_call(stem: str) -> set[str]:
+    """Return the suffixes of the files that there are of a call, in lower case."""
+    return {
+        suffix
+        for suffix in SUFFIXES
+        if os.path.exists(stem + suffix) or os.path.exists(stem + suffix.upper())
+    }
 
 
 def read_header(path: str, args: Namespace) -> tuple[Audio, FileState]:
@@ -1938,11 +1949,12 @@ SAME_FOR_ALL = "stopped, because every other recording would meet the same error
 class CircuitBreaker:
     """Decides whether workers may begin another recording; one for the whole run.
 
-    Tally.add records each result once, after its last attempt. A failure is one whose error
-    is_outage (NO_CONNECTION, QUOTA, FAILED, UNKNOWN; not what was cancelled or is unknown from an
-    earlier run); uploads reset the count, everything else leaves it. What stops_run ends the run at
-    once, as do the ledger's errors and a stdout that cannot be written. What was uploaded before
-    has a breaker of its own (Tally.updates_breaker), which ends only updates.
+    Tally records each result after its last attempt; an upload whose split is waited for counts
+    before the wait. A failure is one whose error is_outage (NO_CONNECTION, QUOTA, FAILED, UNKNOWN;
+    not what was cancelled or is unknown from an earlier run); uploads reset the count, everything
+    else leaves it. What stops_run ends the run at once, as do the ledger's errors and a stdout that
+    cannot be written. What was uploaded before has a breaker of its own (Tally.updates_breaker),
+    which ends only updates.
 
     closed     recordings are sent by all workers; FAILURES_LIMIT failures of the service or the
                network in a row end the run
@@ -1975,7 +1987,7 @@ class CircuitBreaker:
         """Stop the run if a result shows an outage, or an error that all would meet."""
         error = result.error
         has_worked = result.outcome in (Outcome.UPLOADED, Outcome.UPDATED)
-        if has_worked and not result.found_id:
+        if has_worked and not (result.found_id or error):  # A wait for its split may fail later.
             self._failures = 0
             self.half_open = self._began_half_open = False
         elif error and error.meaning.is_outage:
@@ -2578,8 +2590,10 @@ class LedgerFile:
     def _refuse_to_begin(self, cause: str) -> None:
         """Raise LedgerError with --quiet: cron must not upload everything again."""
         if self._args.quiet and not self._args.dry_run:
-            if self._identity is None and os.path.exists(f"{self.path}-lock"):
-                os.close(self._take_lock())  # A first run may be about to begin it.
+            if self._identity is None:
+                # A first run may be about to begin it; and this file says when it was said.
+                with contextlib.suppress(OSError):
+                    os.close(self._take_lock())
             cause = f"{cause}, and --quiet begins none"
             raise LedgerError(self.path, "missing", cause, BEGIN_LEDGER)
 
@@ -2764,7 +2778,7 @@ class Ledger(LedgerFile):
             "state": "sending",
             # Of an earlier sending; what is looked up is this one.
             **dict.fromkeys(("lookup_key", "looked_up_at", "sequence", "sent_at")),
-            **dict.fromkeys(("error", "request_id", "duration_s")),
+            **dict.fromkeys(("badge_id", "operation_id", "error", "request_id", "duration_s")),
             "is_missing": False,
             "updated_at": utc(),
         }
@@ -2853,8 +2867,7 @@ class Ledger(LedgerFile):
 
     def exists_in_other_format(self, path: str) -> bool:
         """Return whether the call at this path is there in another format, or was sent in it."""
-        stem = os.path.splitext(path)[0]
-        if any(os.path.exists(stem + suffix) for suffix in SUFFIXES):
+        if formats_of_call(os.path.splitext(path)[0]):
             return True
         rows = self.find_by_stem(path)
         return any(row["state"] in MAY_BE_IN_SERVICE and row["path"] != path for row in rows)
@@ -3349,7 +3362,8 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
     if state in ("sending", "finishing") and not args.dry_run:
         return Decision(Action.WAIT, "the same audio is being uploaded")
     if state == "uploaded":
-        if args.wait and row["operation_id"] and not row["talk_id"]:
+        is_split = not (row["talk_id"] or sent_by_this_run)  # Else a worker waits, or has waited.
+        if args.wait and row["operation_id"] and is_split:
             return Decision(Action.FOLLOW, "it is being split")
         if has_new_json and args.update_metadata:
             return Decision(Action.UPDATE_METADATA, "its JSON has changed")
@@ -3362,7 +3376,7 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
         before = row["size_bytes"], row["mtime_ns"], row["metadata_sha256"]
         is_changed = (*recording.file_state[:2], recording.metadata_sha256) != before
         # A copy differs from its original, which is there, in each run anew.
-        if is_changed and not sent_by_this_run and not is_elsewhere(row, recording):
+        if is_changed and not sent_by_this_run and not original_is_there(row, recording):
             return Decision(Action.SEND, "the file or its metadata has changed since")
         if args.retry_rejected and not sent_by_this_run:
             return Decision(Action.SEND, "--retry-rejected")
@@ -3485,9 +3499,7 @@ class Source:
                 continue
             (recording.path, recording.file_state), *recording.siblings = files
             if is_waiting:  # Another program may be converting it.
-                text = f"younger than {self._args.min_age:g} s"
-                self._tally.problems.keep(recording)
-                self._tally.leave_out(recording, "waiting", text, is_over=False)
+                self._tally.put_off(recording, f"younger than {self._args.min_age:g} s")
             elif seen.intersection(identities):
                 what = "another name of a file that was found before"
                 self._tally.leave_out(recording, "under another name", what, is_over=False)
@@ -3572,7 +3584,7 @@ class MetadataExaminer:
             with contextlib.suppress(OSError):  # collect_metadata says so.
                 if is_young(FileState.of(recording.sidecar), args.min_age):
                     what = f"its JSON is younger than {args.min_age:g} s"
-                    self._tally.leave_out(recording, "waiting", what)
+                    self._tally.put_off(recording, what)
                     return True
             return False
         if args.require_json is None:
@@ -3582,7 +3594,7 @@ class MetadataExaminer:
             advice = "find out why it was not written; or leave out --require-json"
             meaning = Meaning(os.EX_NOINPUT, "no-metadata", f"no metadata yet: {name}", advice)
             raise UploadError(meaning)
-        self._tally.leave_out(recording, "waiting", "it has no JSON yet")
+        self._tally.put_off(recording, "it has no JSON yet")
         return True
 
     def has_changed(self, recording: Recording, row: Row) -> bool:
@@ -3897,7 +3909,7 @@ class Examiner:
                 self._tally.leave_out(recording, "too short", what)
                 return False
             if decision.action is not Action.WAIT:
-                is_copy = is_elsewhere(row, recording)
+                is_copy = original_is_there(row, recording)
                 if is_copy:
                     check_copy(row, recording)
                 else:
@@ -3977,8 +3989,8 @@ class Examiner:
 
         Not while the call is at its path in another format, which would then be another call.
         """
-        others = (row["stem"] + suffix for suffix in SUFFIXES if suffix != row["suffix"].lower())
-        if not self._args.dry_run and not any(map(os.path.exists, others)):
+        others = formats_of_call(row["stem"]) - {row["suffix"].lower()}
+        if not (self._args.dry_run or others):
             stem, suffix = os.path.splitext(stored_path(recording.path))
             _, mtime_ns, ctime_ns = recording.file_state
             ledger.update(recording, stem=stem, suffix=suffix, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
@@ -4071,7 +4083,7 @@ def is_same_version(row: Row, state: FileState) -> bool:
     return (row["size_bytes"], row["mtime_ns"]) == state[:2]
 
 
-def is_elsewhere(row: Row, recording: Recording) -> bool:
+def original_is_there(row: Row, recording: Recording) -> bool:
     """Return whether the row's own recording is still there, at another path than this one."""
     own = stored_path(recording.path)
     if row["path"] == own or not has_audio(row, row["path"]):
@@ -4147,7 +4159,7 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
 
 # Meaning.id of what is noted for the run, whichever recording met it, and of some special cases.
 OUTAGE = "outage"
-UNDELIVERED = "undelivered"  # Failed as in an outage, in runs in which another upload worked.
+UNDELIVERED = "undelivered"  # By the service or the network, though another upload worked.
 LOST = "lost"
 COPY_DIFFERS = "copy-differs"
 LOOKUP_FAILED = "lookup"
@@ -4199,7 +4211,8 @@ class Problems:
       other errors (77, 78, ...)   at once        each day  not met by a run that has uploaded,
                                                             or has looked at everything
       warning                      at once        each day  not met by a run that has done both
-    of the ledger: not kept here   at once        each day  (LedgerError.level, is_said_today)
+    of the ledger: not kept here   at once        each day  (LedgerError.level, is_said_today);
+                                                  in each run, if its folder is not there
 
     _remember says it first, by SAID_AFTER_S; _say_again each day, at the end of the first run of a
     local day, all that lasts. So of a service that is down from 02:00 to 05:00 the first run after
@@ -4237,24 +4250,29 @@ class Problems:
     def note(self, path: str, error: UploadError, file_state: FileState | None = None) -> None:
         """Take a problem of a recording, or with path "" of the run."""
         meaning, text = error.meaning, clean(masked(str(error)))
-        if self._ledger:
-            stored, code = stored_path(path) if path else "", meaning.exit_code
-            state = file_state if file_state and any(file_state) else None
-            if state and meaning.id != LOST:
-                self._meet(stored, state)
-            key = ProblemKey(stored, code, self._cause(stored, meaning))
-            # That an update failed does not show that uploads do.
-            if meaning.is_outage and code == os.EX_TEMPFAIL and meaning.id != UPDATE_FAILED:
-                self._undelivered.append((stored, text, state))
-                for other, problem in self._of(stored):
-                    if other.exit_code and other.cause != UNDELIVERED and not problem.is_met:
-                        self._forget(self._ledger, other)  # It would have been met before.
-                key = ProblemKey("", code, OUTAGE)
-            elif meaning.stops_run:
-                key = ProblemKey("", code, meaning.id)
-            self._remember(self._ledger, key, text, state)
-        if not (self._ledger and self._args.quiet):
-            self._say(meaning.exit_code, meaning.id, f"{path}: {text}" if path else text)
+        try:
+            if self._ledger:
+                stored, code = stored_path(path) if path else "", meaning.exit_code
+                state = file_state if file_state and any(file_state) else None
+                if state and meaning.id != LOST:
+                    self._meet(stored, state)
+                key = ProblemKey(stored, code, self._cause(stored, meaning))
+                # That an update failed does not show that uploads do.
+                if meaning.is_outage and code == os.EX_TEMPFAIL and meaning.id != UPDATE_FAILED:
+                    self._undelivered.append((stored, text, state))
+                    for other, problem in self._of(stored):
+                        if other.exit_code and other.cause != UNDELIVERED and not problem.is_met:
+                            self._forget(self._ledger, other)  # It would have been met before.
+                    key = ProblemKey("", code, OUTAGE)
+                elif meaning.stops_run:
+                    key = ProblemKey("", code, meaning.id)
+                self._remember(self._ledger, key, text, state)
+        except LedgerError:
+            self.forget_ledger()
+            raise
+        finally:  # The line comes all the same.
+            if not (self._ledger and self._args.quiet):
+                self._say(meaning.exit_code, meaning.id, f"{path}: {text}" if path else text)
 
     def clear(self, recording: Recording, was_sent: bool) -> None:
         """Forget what is over, as a recording was uploaded (was_sent), updated or left out."""
@@ -4620,6 +4638,12 @@ class Tally:
             if is_over:
                 self._clear(recording, was_sent=False)
 
+    def put_off(self, recording: Recording, text: str) -> None:
+        """Count a recording that waits; whether what is open of it lasts cannot be seen yet."""
+        with self.lock:
+            self.problems.keep(recording)
+            self.leave_out(recording, "waiting", text, is_over=False)
+
     def forget_moved(self, row: Row) -> None:
         """Take that the audio of a row is sent, perhaps by another name than before."""
         with self.lock:
@@ -4665,9 +4689,6 @@ class Tally:
         try:
             self.problems.note(path, error, file_state)
         except LedgerError as failure:
-            # The line has to come all the same.
-            self.problems.forget_ledger()
-            self.problems.note(path, error, file_state)
             self.add_error(failure)
 
     def _clear(self, recording: Recording, was_sent: bool) -> None:
@@ -5081,8 +5102,8 @@ class Run:
         1 s later: the process ends, though a worker may hang in a disk or in grpc (_abandon)
         If no worker hangs, another second at most for counting what was not tried, and one for a
         ledger that another program has locked: 13 s in all. Without a limit: a ledger whose disk
-        hangs, and a terminal or pipe that takes no lines. All this begins after a lookup's call
-        (LOOKUP_TIMEOUT_S) or search for files that is under way.
+        hangs, and a terminal or pipe that takes no lines. All this begins once the main thread is
+        back from a lookup's call (LOOKUP_TIMEOUT_S) that is under way.
         """
         self._breaker.stop(self._cause())
         for call in self._calls():

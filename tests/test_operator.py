@@ -168,6 +168,16 @@ STORIES = {
         find                                                : 0
         in the end                                          :
     """,
+    "nor is one that was refused, and replaced by another format that waits": """
+        refuse, call A.WAV, call stays.wav                  : 65 A.WAV stays.wav
+        remove A.WAV, broken A.MP3                          : 65 A.MP3
+        in the end                                          : A.MP3 no-mp3-audio stays.wav refused
+    """,
+    "what is open of one stays so while it waits for its JSON": """
+        call a.wav, json a.wav x, lose                      : 76 a.wav
+        remove a.json, --require-json=2d                    : 0
+        in the end                                          : a.wav unknown
+    """,
     "runs over other folders leave it": """
         broken a.wav                                        : 65 a.wav
         elsewhere                                           : 65
