@@ -2450,7 +2450,9 @@ WITH unnamed AS (
     )
 )
 SELECT connection_id, since, path, cause, exit_code, what_to_do, error,
-    coalesce((SELECT max(recorded_at) FROM {SAME_PATH}), file_time) AS recorded_at, seen_at
+    coalesce((SELECT max(recorded_at) FROM {SAME_PATH}
+        AND (r.state <> 'uploaded' OR coalesce(p.size_bytes, r.size_bytes) = r.size_bytes)),
+        file_time) AS recorded_at, seen_at
 FROM problem_parts p
 UNION ALL
 SELECT connection_id, updated_at, path, outcome,
@@ -2923,14 +2925,14 @@ class Ledger(LedgerFile):
         (self._run_id,) = self._execute("SELECT max(id) FROM runs")[0]
         return half_open
 
-    def complete_runs_s(self) -> tuple[float, float]:
-        """Return when the first and the last run over these folders began that tried everything."""
+    def first_complete_run_s(self) -> float:
+        """Return when the first run over these folders began that tried everything."""
         sql = (
-            "SELECT min(began_at), max(began_at) FROM runs WHERE connection_id = ? AND folders = ? "
-            "AND looked_at_all AND NOT not_tried"
+            "SELECT began_at FROM runs WHERE connection_id = ? AND folders = ? "
+            "AND looked_at_all AND NOT not_tried ORDER BY id LIMIT 1"
         )
-        [(first, last)] = self._execute(sql, (self._args.connection_id, self._folders()))
-        return (seconds_of(first), seconds_of(last)) if first else (math.inf, math.inf)
+        rows = self._execute(sql, (self._args.connection_id, self._folders()))
+        return seconds_of(rows[0]["began_at"]) if rows else math.inf
 
     def _folders(self) -> str:
         return json.dumps([stored_path(path) for path in self._args.audio_path])
@@ -3580,6 +3582,8 @@ class MetadataExaminer:
         Raises UploadError for what waits too long.
         """
         args = self._args
+        if not (recording.sidecar or recording.explicit):  # It may have come since the listing.
+            recording.sidecar = find_sidecar(recording.path)
         if recording.sidecar:
             with contextlib.suppress(OSError):  # collect_metadata says so.
                 if is_young(FileState.of(recording.sidecar), args.min_age):
@@ -3722,7 +3726,8 @@ class ReplacedNames:
             row = self._ledger and self._ledger.find_by_hash(sha256)
             result = recording.result
             # It may have been uploaded by another name.
-            if row and row["state"] == "failed" and result and result.outcome is Outcome.UPLOADED:
+            is_there = result and result.outcome not in (Outcome.FAILED, Outcome.REJECTED)
+            if row and row["state"] == "failed" and is_there:
                 lost[recording] = None
         for recording in lost:
             cause = "another recording has its name now, and the first one was not uploaded"
@@ -3835,11 +3840,7 @@ class Examiner:
         files = ((recording.path, recording.file_state), *recording.siblings)
         for path, state in files if recording.siblings else ():
             for row in rows:
-                if (
-                    row["state"] in MAY_BE_IN_SERVICE
-                    and is_same_path(row, path)
-                    and has_audio(row, path)
-                ):
+                if was_sent([row], path) and has_audio(row, path):
                     self._choose_file(recording, path, state)
                     return
 
@@ -3865,6 +3866,10 @@ class Examiner:
                 audio, state = read_header(path, self._args)
             except UploadError as error:
                 first_error = first_error or error
+                rows = self._ledger.find_by_stem(path) if self._ledger else ()
+                if was_sent(rows, path):  # What is beside it may have been made of it.
+                    best = None
+                    break
                 continue
             if not best or not audio.needs_conversion:
                 best = audio, path, state
@@ -4022,12 +4027,9 @@ def since_limit_s(args: Namespace, ledger: Ledger | None) -> float:
         return -math.inf
     limit_s: float = datetime.datetime.combine(args.since, datetime.time()).timestamp()
     if ledger:
-        # What came since the last run that left nothing untried, or waited then, is not old: the
-        # service, cron or the share may have been away for longer. What the first one left out
-        # stays out.
-        waits_s = args.min_age + (args.require_json or 0)
-        first_s, last_s = ledger.complete_runs_s()
-        limit_s = min(limit_s, max(first_s, last_s - waits_s))
+        # What came after the first run is not old, and if it has no row, somebody waits for it: the
+        # service, cron, a share or a JSON may have been away for longer.
+        limit_s = min(limit_s, ledger.first_complete_run_s())
     return limit_s
 
 
@@ -4078,6 +4080,11 @@ def is_same_path(row: Row, path: str) -> bool:
     return suffix == printable(os.path.splitext(path)[1])
 
 
+def was_sent(rows: Sequence[Row], path: str) -> bool:
+    """Return whether there may be a dialog of what was at this path; rows: of find_by_stem."""
+    return any(row["state"] in MAY_BE_IN_SERVICE and is_same_path(row, path) for row in rows)
+
+
 def is_same_version(row: Row, state: FileState) -> bool:
     """Return whether a file is as a row has it, but for its ctime."""
     return (row["size_bytes"], row["mtime_ns"]) == state[:2]
@@ -4112,6 +4119,10 @@ def check_copy(row: Row, recording: Recording) -> None:
     """Raise UploadError if a copy of an uploaded recording has a JSON with other fields."""
     is_uploaded = row["state"] == "uploaded"
     if is_uploaded and recording.json and recording.json.sha256 != row["json_sha256"]:
+        with contextlib.suppress(UploadError):  # Both may have changed alike.
+            own = find_sidecar(row["path"])
+            if own and sha256_of(read_metadata(own)) == recording.json.sha256:
+                return
         cause = f"not sent: same audio as {row['path']}, other metadata"
         advice = "move one of them away, or correct the dialog with --talk-id"
         raise data_error(COPY_DIFFERS, cause, advice)
@@ -4144,12 +4155,13 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
     A night job may have turned X.wav into X.mp3 after the upload. If there is a row of a file that
     is there, either that file was sent, or its name has been used again, for another call.
     """
-    present = {recording.path, *(path for path, _ in recording.siblings)}
-    sent = [row for row in rows if row["state"] in MAY_BE_IN_SERVICE]
-    if any(is_same_path(row, path) for row in sent for path in present):
+    files = ((recording.path, recording.file_state), *recording.siblings)
+    present = {path for path, state in files if state.size_bytes}  # Emptied is as good as gone.
+    if any(was_sent(rows, path) for path in present):
         return None
     # As in find_files.
     suffixes = {os.path.splitext(path)[1].lower() for path in present}
+    sent = [row for row in rows if row["state"] in MAY_BE_IN_SERVICE]
     sent = [row for row in sent if {row["suffix"].lower(), *suffixes} <= {*SUFFIXES}]
     return max(sent, key=lambda row: row["sequence"] or 0, default=None)
 
@@ -4206,7 +4218,7 @@ class Problems:
       lost: gone, not uploaded     at once        never     it is uploaded, or its row is deleted
       warning                      at once        each day  as above
     of the run, path "":
-      outage: no upload works      after an hour  each day  an upload works
+      outage: no upload works      after an hour  each day  an upload works, or none is left to try
       lookup failed                after an hour  each day  a lookup works
       other errors (77, 78, ...)   at once        each day  not met by a run that has uploaded,
                                                             or has looked at everything
@@ -4379,7 +4391,7 @@ class Problems:
     def _clear_run(self, ledger: Ledger, is_complete: bool) -> None:
         for key, problem in self._of(""):
             if key.cause == OUTAGE:  # What fails in a run with uploads is undelivered.
-                is_over = self._has_uploaded
+                is_over = self._has_uploaded or (is_complete and not problem.is_met)
             elif problem.is_met:
                 is_over = False
             elif key.cause == LOOKUP_FAILED:
@@ -4447,6 +4459,8 @@ class Problems:
             is_due = is_of_earlier_day(problem)
             if key.cause == LOST:  # Perhaps found by a run without --quiet.
                 is_due = problem.said_at is None
+            elif key.cause == UNKNOWN.id and problem.said_at is None:  # Its file may be gone.
+                is_due = self._has_lasted(key, problem)
             if is_due and not problem.is_said:
                 self._say_quietly(ledger, key, problem)
 
@@ -5677,7 +5691,7 @@ def make_parser() -> Parser:
            help="send a JSON that changed after the upload to the dialog; needs --ledger")
     option("--since", type=day, metavar="DAY",
            help="leave out recordings older than YYYY-MM-DD, today, yesterday or 7d, unless the "
-                "ledger knows them; with --report: begin there")
+                "ledger knows them, or they came after its first run; with --report: begin there")
     option("--min-age", type=age, default=0.0, metavar="AGE",
            help="leave out files that changed less than AGE ago (90, 5m, 1h): they may still be "
                 "written to")

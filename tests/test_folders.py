@@ -143,7 +143,7 @@ STORIES = {
     "failed as WAV and unknown as MP3, it is one call": """
         call a.wav, fail_one                                : 75
         call a.mp3 4000, remove a.wav, lose                 : 76 a.mp3
-        report                                              : 76 | Needs attention: 2
+        report                                              : 76 | Needs attention: 1
         its calls                                           : a.mp3 unknown
     """,
     "rejected as WAV and unknown as MP3, it is one call": """
@@ -239,17 +239,43 @@ STORIES = {
     """,
     "a failed one whose name was used again is not hidden by what is unknown": """
         call 1.wav, fail                                    : 75
-        call 1.wav 4000, works, lose                        : 76 1.wav
+        call 1.wav 4000, works, lose                        : 76 1.wav 1.wav | has its name now
         its calls                                           : 1.wav failed 1.wav unknown
     """,
+    "nor is one whose name another has by now that was uploaded before": """
+        call a.wav, call 2.wav, call 9.wav, fail            : 75
+        works                                               : 0
+        call 2.wav 2000 7, call 8.wav, fail                 : 75
+        works, rename a.wav 2.wav                           : 0 2.wav | has its name now
+    """,
     # --since, and a key that expired, or a share that was away, for longer.
-    "what came after the last complete run is not before --since": """
+    "what came after the first run is not before --since": """
         call before.wav, --since=7d                         : 0
         call 0.wav, call 1.wav, call 2.wav, --since=7d, --key=expired : 77 *
         days_ahead 8, --since=7d                            : 0
         in the store                                        : - - - -
-        call older-than-that-run.wav, --since=7d            : 0
+        call of-that-day.wav, --since=7d                    : 0
+        in the store                                        : - - - - -
+    """,
+    "nor if the clock was wrong in a run since": """
+        call before.wav, --since=7d                         : 0
+        days_ahead 400, --since=7d                          : 0
+        days_ahead 0, call 0.wav, call 1.wav, call 2.wav, --since=7d, --key=expired : 77 *
+        days_ahead 8, --since=7d                            : 0
         in the store                                        : - - - -
+    """,
+    "nor if its folder was renamed": """
+        call keep.wav, broken day/a.wav, --since=7d         : 65 a.wav
+        days_ahead 9, --since=7d                            : 65 a.wav
+        rename day archive, --since=7d                      : 65 a.wav
+        report                                              : 65 |
+    """,
+    "nor if a part of the folder was away": """
+        call keep.wav, call sub/old.wav, --since=7d         : 0
+        call sub/new.wav, rename sub ../away, --since=7d    : 0
+        days_ahead 9, --since=7d                            : 0
+        rename ../away sub, --since=7d                      : 0
+        in the store                                        : - - -
     """,
     "a run that does not find the share, or finds it empty, is no look": """
         call before.wav, --since=7d                         : 0
@@ -271,6 +297,27 @@ STORIES = {
         report                                              : 66 |
         json a.wav own, --since=7d, --require-json=1h       : 0
         in the store                                        : own
+    """,
+    "a copy whose JSON changed like that of its original is no other call": """
+        call b.wav 2000 1, json b.wav 1, --update-metadata  : 0
+        copy b.wav a.wav, json a.wav 1, --update-metadata   : 0
+        json a.wav 2, json b.wav 2, --update-metadata       : 0
+        in the store                                        : 2
+    """,
+    "one that is emptied beside its conversion is not sent once more": """
+        call a.wav                                          : 0
+        mp3 a.mp3, empty a.wav                              : 0
+        in the store                                        : -
+    """,
+    "nor one that a stub is left of": """
+        call a.wav                                          : 0
+        mp3 a.mp3, broken a.wav                             : 65 a.wav
+        remove a.wav                                        : 0
+        in the store                                        : -
+    """,
+    "a JSON that comes while others are uploaded counts": """
+        call a.wav, json a.wav anna, call b.wav, while_it writes b.wav : 0
+        in the store                                        : anna boris
     """,
     # What waits, and what is over.
     "what waits is found": """

@@ -178,6 +178,13 @@ STORIES = {
         remove a.json, --require-json=2d                    : 0
         in the end                                          : a.wav unknown
     """,
+    "an outage is over once nothing is left that it keeps": """
+        call stays.wav                                      : 0
+        call a.wav, fail                                    : 75
+        hours 2                                             : 75 *
+        works, remove a.wav                                 : 66 a.wav
+        day                                                 : 0
+    """,
     "runs over other folders leave it": """
         broken a.wav                                        : 65 a.wav
         elsewhere                                           : 65
@@ -357,6 +364,16 @@ def test_with_a_lookup_key_it_is_said_after_a_day(cron: Cron) -> None:
     assert code == 76 and "a.wav" not in said
     cron.pass_time(600)
     assert "a.wav" in cron.said(*LOOKUP)[1]
+
+
+def test_so_it_is_if_its_file_is_gone(cron: Cron) -> None:
+    cron.service.script += [Fail(grpc.StatusCode.UNAVAILABLE, "gone")]
+    cron.call("a.wav")
+    assert cron.run(*LOOKUP) == Outcome(76, "", "")
+    cron.remove("a.wav")
+    cron.day()
+    cron.call("b.wav")
+    assert cron.said(*LOOKUP) == (0, ["a.wav"])
 
 
 def test_with_a_lookup_key_it_is_said_when_it_is_proved_missing(cron: Cron) -> None:

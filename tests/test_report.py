@@ -328,6 +328,12 @@ def test_since_is_by_the_time_recorded(made: Made) -> None:
     assert made.report("--since", "0002-01-01").code == 76
 
 
+def test_a_problem_is_no_older_than_its_file_whoever_had_its_name_before(made: Made) -> None:
+    made.recording("/a/1.wav", recorded_at=ago(days=99))
+    made.problem("/a/1.wav", 65, "empty", "empty; remove it")
+    assert made.report("--since", str(TODAY)).code == 65
+
+
 def test_days_without_calls_show_0(made: Made) -> None:
     made.recording("/a/1.wav", recorded_at=ago(days=5))
     made.recording("/a/0.wav", recorded_at="1970-01-01T00:00:00.000Z")
