@@ -3364,8 +3364,8 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
     if state in ("sending", "finishing") and not args.dry_run:
         return Decision(Action.WAIT, "the same audio is being uploaded")
     if state == "uploaded":
-        is_split = not (row["talk_id"] or sent_by_this_run)  # Else a worker waits, or has waited.
-        if args.wait and row["operation_id"] and is_split:
+        # For what this run has sent a worker waits, or has waited.
+        if args.wait and row["operation_id"] and not (row["talk_id"] or sent_by_this_run):
             return Decision(Action.FOLLOW, "it is being split")
         if has_new_json and args.update_metadata:
             return Decision(Action.UPDATE_METADATA, "its JSON has changed")
@@ -3817,7 +3817,7 @@ class Examiner:
         gone: the ledger's row of a file of the same call that is not there any more.
         """
         if not gone:
-            is_known = is_known or self._tally.problems.has(recording)
+            is_known = is_known or self._tally.problems.seeks(recording)
             is_old = is_before(recording.file_state, self.since_s) and not is_known
             if is_old:
                 self._choose_file(recording, recording.path, recording.file_state)
@@ -4315,10 +4315,14 @@ class Problems:
         elif file_state[:2] in self._sought:
             self._met_elsewhere.add(file_state[:2])
 
-    def has(self, recording: Recording, cause: str = "") -> bool:
-        """Return whether a recording has had a problem in an earlier run, or one of this cause."""
-        keys = self._open.get(stored_path(recording.path), {})
-        return any(key.cause == cause or not cause for key in keys)
+    def has(self, recording: Recording, cause: str) -> bool:
+        """Return whether a recording had a problem of this cause in an earlier run."""
+        return any(key.cause == cause for key in self._open.get(stored_path(recording.path), ()))
+
+    def seeks(self, recording: Recording) -> bool:
+        """Return whether an earlier run left a recording open, perhaps by another name."""
+        path, file_state = stored_path(recording.path), recording.file_state
+        return path in self._sought_paths or file_state[:2] in self._sought
 
     def keep(self, recording: Recording) -> None:
         """Take what is open of a recording as met: whether it lasts cannot be seen yet."""

@@ -265,7 +265,7 @@ STORIES = {
         in the store                                        : - - - -
     """,
     "nor if its folder was renamed": """
-        call keep.wav, broken day/a.wav, --since=7d         : 65 a.wav
+        broken day/a.wav, sleep 1, call keep.wav, --since=7d : 65 a.wav
         days_ahead 9, --since=7d                            : 65 a.wav
         rename day archive, --since=7d                      : 65 a.wav
         report                                              : 65 |
