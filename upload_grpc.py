@@ -1987,7 +1987,7 @@ class CircuitBreaker:
         """Stop the run if a result shows an outage, or an error that all would meet."""
         error = result.error
         has_worked = result.outcome in (Outcome.UPLOADED, Outcome.UPDATED)
-        if has_worked and not (result.found_id or error):  # A wait for its split may fail later.
+        if has_worked and not result.found_id:
             self._failures = 0
             self.half_open = self._began_half_open = False
         elif error and error.meaning.is_outage:
@@ -2592,10 +2592,8 @@ class LedgerFile:
     def _refuse_to_begin(self, cause: str) -> None:
         """Raise LedgerError with --quiet: cron must not upload everything again."""
         if self._args.quiet and not self._args.dry_run:
-            if self._identity is None:
-                # A first run may be about to begin it; and this file says when it was said.
-                with contextlib.suppress(OSError):
-                    os.close(self._take_lock())
+            if self._identity is None and os.path.exists(f"{self.path}-lock"):
+                os.close(self._take_lock())  # A first run may be about to begin it.
             cause = f"{cause}, and --quiet begins none"
             raise LedgerError(self.path, "missing", cause, BEGIN_LEDGER)
 
@@ -3358,7 +3356,7 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
     """Say what to do with a recording of which the ledger has a row. Does nothing else.
 
     The one place to read for "can a later run create a second dialog?"; what is_missing proves is
-    said in Lookup. claimed: the SHA-256 of what this run has sent or is sending.
+    said in Lookup. claimed: the SHA-256 of what this run has sent, updated, or asks for.
     """
     state, sent_by_this_run = row["state"], row["sha256"] in claimed
     if state in ("sending", "finishing") and not args.dry_run:
@@ -3596,7 +3594,7 @@ class MetadataExaminer:
         if recording.explicit or not is_young(recording.file_state, args.require_json):
             name = f"{os.path.splitext(os.path.basename(recording.path))[0]}.json"
             advice = "find out why it was not written; or leave out --require-json"
-            meaning = Meaning(os.EX_NOINPUT, "no-metadata", f"no metadata yet: {name}", advice)
+            meaning = Meaning(os.EX_NOINPUT, NO_METADATA, f"no metadata yet: {name}", advice)
             raise UploadError(meaning)
         self._tally.put_off(recording, "it has no JSON yet")
         return True
@@ -3726,8 +3724,7 @@ class ReplacedNames:
             row = self._ledger and self._ledger.find_by_hash(sha256)
             result = recording.result
             # It may have been uploaded by another name.
-            is_there = result and result.outcome not in (Outcome.FAILED, Outcome.REJECTED)
-            if row and row["state"] == "failed" and is_there:
+            if row and row["state"] == "failed" and result and result.outcome is Outcome.UPLOADED:
                 lost[recording] = None
         for recording in lost:
             cause = "another recording has its name now, and the first one was not uploaded"
@@ -3807,7 +3804,8 @@ class Examiner:
             self._choose_sent_file(rows, recording)
             known, only_ctime_differs = match_file(rows, recording)
             if gone and gone["state"] == "uploaded" and recording.sidecar:
-                self._choose_file(recording, recording.path, recording.file_state)
+                files = ((recording.path, recording.file_state), *recording.siblings)
+                self._choose_file(recording, *next(file for file in files if file[1].size_bytes))
                 known = gone  # Converted since, but its JSON may have changed.
         return known, gone, only_ctime_differs
 
@@ -3898,7 +3896,7 @@ class Examiner:
         unknown: it is left, too; if the run is stopped: 75. Without a ledger nothing is hashed, and
         a copy is another dialog.
         """
-        if self._args.dry_run and recording.sha256 in self._claimed:
+        if recording.sha256 in self._planned:
             check_copy(self._planned[recording.sha256], recording)
             self._tally.add(recording, Result(Outcome.ALREADY))
             return False
@@ -3984,6 +3982,7 @@ class Examiner:
             self._tally.leave_out(recording, "not updated", updates.cause, is_over=False)
             return False
         if recording.action in (Action.FOLLOW, Action.UPDATE_METADATA):
+            self._claimed.add(recording.sha256)
             return True
         if row["sha256"] not in self._tally.looked_up:  # Reported already.
             self._tally.add(recording, result_of_row(row, decision.reason))
@@ -4157,7 +4156,7 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
     """
     files = ((recording.path, recording.file_state), *recording.siblings)
     present = {path for path, state in files if state.size_bytes}  # Emptied is as good as gone.
-    if any(was_sent(rows, path) for path in present):
+    if not present or any(was_sent(rows, path) for path in present):
         return None
     # As in find_files.
     suffixes = {os.path.splitext(path)[1].lower() for path in present}
@@ -4173,6 +4172,7 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
 OUTAGE = "outage"
 UNDELIVERED = "undelivered"  # By the service or the network, though another upload worked.
 LOST = "lost"
+NO_METADATA = "no-metadata"
 COPY_DIFFERS = "copy-differs"
 LOOKUP_FAILED = "lookup"
 
@@ -4218,13 +4218,14 @@ class Problems:
       lost: gone, not uploaded     at once        never     it is uploaded, or its row is deleted
       warning                      at once        each day  as above
     of the run, path "":
-      outage: no upload works      after an hour  each day  an upload works, or none is left to try
+      outage: no upload works      after an hour  each day  an upload works
       lookup failed                after an hour  each day  a lookup works
       other errors (77, 78, ...)   at once        each day  not met by a run that has uploaded,
                                                             or has looked at everything
       warning                      at once        each day  not met by a run that has done both
     of the ledger: not kept here   at once        each day  (LedgerError.level, is_said_today);
-                                                  in each run, if its folder is not there
+                                                  in each run, if no -lock file is there, as the
+                                                  ledger was never begun, or its folder is away
 
     _remember says it first, by SAID_AFTER_S; _say_again each day, at the end of the first run of a
     local day, all that lasts. So of a service that is down from 02:00 to 05:00 the first run after
@@ -4328,8 +4329,9 @@ class Problems:
         """Take what is open of a recording as met: whether it lasts cannot be seen yet."""
         stored = stored_path(recording.path)
         self._meet(stored, recording.file_state)
-        for _, problem in self._of(stored):
+        for key, problem in self._of(stored):
             problem.is_met = True
+            problem.is_said |= key.cause == NO_METADATA and bool(recording.sidecar)  # It has come.
 
     def finish(self, is_complete: bool) -> set[int]:
         """Say what lasts or is lost; return exit codes. is_complete: all was looked at."""
@@ -4395,7 +4397,7 @@ class Problems:
     def _clear_run(self, ledger: Ledger, is_complete: bool) -> None:
         for key, problem in self._of(""):
             if key.cause == OUTAGE:  # What fails in a run with uploads is undelivered.
-                is_over = self._has_uploaded or (is_complete and not problem.is_met)
+                is_over = self._has_uploaded
             elif problem.is_met:
                 is_over = False
             elif key.cause == LOOKUP_FAILED:
@@ -4598,8 +4600,9 @@ class Tally:
             is_update = recording.action is Action.UPDATE_METADATA
             # What was uploaded before is no sign that uploads work.
             was_uploaded_before = is_update or recording.action is Action.FOLLOW
-            (self.updates_breaker if was_uploaded_before else self._breaker).record(result)
-            if was_uploaded_before and result.error and result.error.meaning.stops_run:
+            is_old = was_uploaded_before or recording.is_waiting  # Or add_upload has recorded it.
+            (self.updates_breaker if is_old else self._breaker).record(result)
+            if is_old and result.error and result.error.meaning.stops_run:
                 self._breaker.stop(SAME_FOR_ALL)
             if result.outcome is Outcome.LEFT_OUT:
                 self.leave_out(recording, "too short", result.description)
@@ -5695,7 +5698,8 @@ def make_parser() -> Parser:
            help="send a JSON that changed after the upload to the dialog; needs --ledger")
     option("--since", type=day, metavar="DAY",
            help="leave out recordings older than YYYY-MM-DD, today, yesterday or 7d, unless the "
-                "ledger knows them, or they came after its first run; with --report: begin there")
+                "ledger knows them, or they came after the first run over the same paths; with "
+                "--report: begin there")
     option("--min-age", type=age, default=0.0, metavar="AGE",
            help="leave out files that changed less than AGE ago (90, 5m, 1h): they may still be "
                 "written to")

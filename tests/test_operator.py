@@ -178,13 +178,6 @@ STORIES = {
         remove a.json, --require-json=2d                    : 0
         in the end                                          : a.wav unknown
     """,
-    "an outage is over once nothing is left that it keeps": """
-        call stays.wav                                      : 0
-        call a.wav, fail                                    : 75
-        hours 2                                             : 75 *
-        works, remove a.wav                                 : 66 a.wav
-        day                                                 : 0
-    """,
     "runs over other folders leave it": """
         broken a.wav                                        : 65 a.wav
         elsewhere                                           : 65
@@ -364,6 +357,19 @@ def test_with_a_lookup_key_it_is_said_after_a_day(cron: Cron) -> None:
     assert code == 76 and "a.wav" not in said
     cron.pass_time(600)
     assert "a.wav" in cron.said(*LOOKUP)[1]
+
+
+def test_a_json_that_has_come_is_not_called_missing(cron: Cron) -> None:
+    """It is still young in the first run of a day."""
+    words = ("--require-json=0s", "--min-age=5m")
+    cron.call("a.wav")
+    assert cron.said(*words) == (0, [])
+    cron.days_ahead(1)
+    assert cron.said(*words) == (66, ["a.wav"])
+    cron.days_ahead(2)
+    cron.json("a.wav", "x")
+    os.utime(cron.folder / "a.json", (time.time(),) * 2)
+    assert cron.said(*words) == (0, [])
 
 
 def test_so_it_is_if_its_file_is_gone(cron: Cron) -> None:
