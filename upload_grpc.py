@@ -4201,6 +4201,14 @@ class OpenProblem:
         self.is_met = False  # By this run.
         self.is_said = False  # By this run, with --quiet.
 
+    def has_lasted(self, key: ProblemKey, args: Namespace) -> bool:
+        """Return whether it lasts for so long that a person has to hear of it."""
+        after_s = SAID_AFTER_S.get(key.cause, SAID_AFTER_S.get(key.exit_code, 0.0))
+        if key.cause == UNKNOWN.id and not args.lookup_key:
+            after_s = 0.0
+        # A clock may jump either way.
+        return abs(time.time() - seconds_of(self.since)) >= after_s
+
 
 class Problems:
     """What an operator hears: the way of errors and warnings to stderr, but for the ledger's own.
@@ -4223,9 +4231,8 @@ class Problems:
       other errors (77, 78, ...)   at once        each day  not met by a run that has uploaded,
                                                             or has looked at everything
       warning                      at once        each day  not met by a run that has done both
-    of the ledger: not kept here   at once        each day  (LedgerError.level, is_said_today);
-                                                  in each run, if no -lock file is there, as the
-                                                  ledger was never begun, or its folder is away
+    of the ledger: not kept here   at once        each day  (LedgerError.level, is_said_today); in
+                                                  each run, if it has no -lock file: never begun
 
     _remember says it first, by SAID_AFTER_S; _say_again each day, at the end of the first run of a
     local day, all that lasts. So of a service that is down from 02:00 to 05:00 the first run after
@@ -4382,7 +4389,7 @@ class Problems:
         problem.text, problem.file_state, problem.is_met = text, file_state, True
         # A JSON may have several wrong dates.
         is_new = problem.said_at is None or (problem.is_said and not key.exit_code)
-        if self._args.quiet and is_new and self._has_lasted(key, problem):
+        if self._args.quiet and is_new and problem.has_lasted(key, self._args):
             self._say_quietly(ledger, key, problem)
 
     def _forget(self, ledger: Ledger, key: ProblemKey) -> None:
@@ -4427,7 +4434,7 @@ class Problems:
             was_renamed = unmet.sizes_and_times & self._met_elsewhere and not os.path.lexists(path)
             if not was_renamed and not was_looked_at(path, folders, beside):
                 continue
-            if self._is_over(unmet, ledger):
+            if unmet.is_over(self._met_elsewhere):
                 for key, _ in self._of(path):
                     self._forget(ledger, key)
             # What may be in the service is to be looked for there.
@@ -4436,27 +4443,7 @@ class Problems:
                 codes.add(os.EX_NOINPUT)
         return codes
 
-    def _is_over(self, unmet: UnmetFile, ledger: Ledger) -> bool:
-        """Return whether nobody has to care for a file that this run has not met."""
-        return (
-            os.path.lexists(unmet.path)
-            or "uploaded" in unmet.row_states
-            or unmet.is_copy  # What it is a copy of has its own row.
-            or not unmet.sizes_and_times.isdisjoint(self._met_elsewhere)  # It was renamed.
-            or ledger.exists_in_other_format(unmet.path)
-            or not (unmet.file_states or unmet.row_states)  # A typing error: it never was there.
-            or not unmet.causes.isdisjoint({"empty", "zeros"})  # Removed, as advised.
-        )
-
     # What is said
-
-    def _has_lasted(self, key: ProblemKey, problem: OpenProblem) -> bool:
-        """Return whether a problem lasts for so long that a person has to hear of it."""
-        after_s = SAID_AFTER_S.get(key.cause, SAID_AFTER_S.get(key.exit_code, 0.0))
-        if key.cause == UNKNOWN.id and not self._args.lookup_key:
-            after_s = 0.0
-        # A clock may jump either way.
-        return abs(time.time() - seconds_of(problem.since)) >= after_s
 
     def _say_again(self, ledger: Ledger) -> None:
         """Say what was said on an earlier day, whether or not this run has met it."""
@@ -4466,7 +4453,7 @@ class Problems:
             if key.cause == LOST:  # Perhaps found by a run without --quiet.
                 is_due = problem.said_at is None
             elif key.cause == UNKNOWN.id and problem.said_at is None:  # Its file may be gone.
-                is_due = self._has_lasted(key, problem)
+                is_due = problem.has_lasted(key, self._args)
             if is_due and not problem.is_said:
                 self._say_quietly(ledger, key, problem)
 
@@ -4506,6 +4493,22 @@ class UnmetFile:
         errors = [row["error"] for row in rows if row["error"]]
         errors += [problem.text.partition("; ")[0] for _, problem in problems]
         self._error = errors[0] if errors else ""
+        self._ledger = ledger
+
+    def is_over(self, met_elsewhere: set[tuple[int, int]]) -> bool:
+        """Return whether nobody has to care for it.
+
+        met_elsewhere: size and mtime of files that the run has met at other paths.
+        """
+        return (
+            os.path.lexists(self.path)
+            or "uploaded" in self.row_states
+            or self.is_copy  # What it is a copy of has its own row.
+            or not self.sizes_and_times.isdisjoint(met_elsewhere)  # It was renamed.
+            or self._ledger.exists_in_other_format(self.path)
+            or not (self.file_states or self.row_states)  # A typing error: it never was there.
+            or not self.causes.isdisjoint({"empty", "zeros"})  # Removed, as advised.
+        )
 
     def lost(self) -> UploadError:
         """Return the error of a file that is lost."""
