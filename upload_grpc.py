@@ -3849,6 +3849,8 @@ class Examiner:
                 left_out = Recording(other, recording.explicit)
                 what = f"the same call as {path}"
                 self._tally.leave_out(left_out, "in another format", what)
+        if path != recording.path:
+            recording.sha256 = ""
         recording.path, recording.file_state, recording.siblings = path, state, ()
 
     def _check_audio(self, recording: Recording) -> bool:
@@ -3958,7 +3960,10 @@ class Examiner:
             return False
         hash_audio(recording, self._breaker.stopping)
         row = self._ledger.find_by_hash(recording.sha256)
-        return bool(row and row["state"] == "uploaded")
+        if not row or row["state"] != "uploaded":
+            return False
+        self._choose_file(recording, recording.path, recording.file_state)
+        return True
 
     def _send(self, recording: Recording) -> bool:
         self._metadata.warn(recording)
@@ -4211,7 +4216,7 @@ class OpenProblem:
 
 
 class Problems:
-    """What an operator hears: the way of errors and warnings to stderr, but for the ledger's own.
+    """What an operator hears: the way of errors and warnings to stderr, but for the last rows.
 
     Without --quiet, or without a ledger, a run says at once all that it finds. With both:
 
@@ -4231,15 +4236,20 @@ class Problems:
       other errors (77, 78, ...)   at once        each day  not met by a run that has uploaded,
                                                             or has looked at everything
       warning                      at once        each day  not met by a run that has done both
-    of the ledger: not kept here   at once        each day  (LedgerError.level, is_said_today); in
-                                                  each run, if it has no -lock file: never begun
+    not kept here:
+      of the ledger                at once        each day  (LedgerError.level, is_said_today); in
+                                                            each run, if it has no -lock file
+      before it is open; a bug; a  at once        each run  (main, report_bug, Console._print,
+        lost stdout; the summary                            Run._end)
+        after a signal
 
+    A run has met a file that it has seen: at its path, or one of its size and mtime at another.
     _remember says it first, by SAID_AFTER_S; _say_again each day, at the end of the first run of a
     local day, all that lasts. So of a service that is down from 02:00 to 05:00 the first run after
     03:00 with anything to upload says one line; no other run says anything, but of responses that
     were lost and of updates of metadata. Said again on the same day: what was over and came back, a
     path with another error, a second warning of one kind (_remember); and everything, in each run,
-    once the ledger fails (Tally._note).
+    once the ledger fails (note).
     The ledger keeps what is open, for --report. Every method may raise LedgerError.
     """
 
@@ -4278,14 +4288,15 @@ class Problems:
                     self._meet(stored, state)
                 key = ProblemKey(stored, code, self._cause(stored, meaning))
                 # That an update failed does not show that uploads do.
-                if meaning.is_outage and code == os.EX_TEMPFAIL and meaning.id != UPDATE_FAILED:
+                is_outage = meaning.is_outage and code == os.EX_TEMPFAIL
+                if is_outage and meaning.id != UPDATE_FAILED:
                     self._undelivered.append((stored, text, state))
-                    for other, problem in self._of(stored):
-                        if other.exit_code and other.cause != UNDELIVERED and not problem.is_met:
-                            self._forget(self._ledger, other)  # It would have been met before.
                     key = ProblemKey("", code, OUTAGE)
                 elif meaning.stops_run:
                     key = ProblemKey("", code, meaning.id)
+                for other, problem in self._of(stored) if key.path != stored else ():
+                    if other.exit_code and other.cause != UNDELIVERED and not problem.is_met:
+                        self._forget(self._ledger, other)  # It would have been met before.
                 self._remember(self._ledger, key, text, state)
         except LedgerError:
             self.forget_ledger()
@@ -4603,7 +4614,8 @@ class Tally:
             is_update = recording.action is Action.UPDATE_METADATA
             # What was uploaded before is no sign that uploads work.
             was_uploaded_before = is_update or recording.action is Action.FOLLOW
-            is_old = was_uploaded_before or recording.is_waiting  # Or add_upload has recorded it.
+            # Of what is being waited for add_upload has told the breaker.
+            is_old = was_uploaded_before or recording.is_waiting
             (self.updates_breaker if is_old else self._breaker).record(result)
             if is_old and result.error and result.error.meaning.stops_run:
                 self._breaker.stop(SAME_FOR_ALL)

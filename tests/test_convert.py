@@ -360,6 +360,25 @@ def test_the_ledger_and_the_lookup_key_hold_the_originals_digest(
     assert (convert().code, len(service.talks)) == (0, 1)
 
 
+def test_one_that_was_moved_and_converted_needs_no_json_to_be_known(
+    convert: Convert, flac: Path, service: StandIn, ledger: Path
+) -> None:
+    """What is hashed to know it is what is reported, not the file that would be sent."""
+    words = ("--require-json", "0s", "--quiet")
+    call, moved = flac.with_suffix(".wav"), flac.with_name("archive") / "call.wav"
+    flac.unlink()
+    call.write_bytes(sound("WAV", "ALAW"))
+    assert convert(*words).code == 0
+    flac.with_suffix(".json").unlink()
+    moved.parent.mkdir()
+    call.rename(moved)
+    moved.with_suffix(".mp3").write_bytes(mp3())
+    for _ in range(2):
+        assert convert(*words) == Outcome(0, "", "")
+    moved.with_suffix(".json").write_text("{}")
+    assert convert(*words).code == 0 and len(service.talks) == 1
+
+
 def test_attempts_send_the_same_once_converted(
     convert: Convert, script: Script, service: StandIn, waits: Callable[..., None]
 ) -> None:

@@ -178,6 +178,11 @@ STORIES = {
         remove a.json, --require-json=2d                    : 0
         in the end                                          : a.wav unknown
     """,
+    "what only the credential keeps is no longer what it was": """
+        call a.wav, --require-json=0s                       : 66 a.wav
+        json a.wav x, --require-json=0s, --key=expired      : 77 *
+        in the end                                          :  credential
+    """,
     "runs over other folders leave it": """
         broken a.wav                                        : 65 a.wav
         elsewhere                                           : 65
