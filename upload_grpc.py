@@ -1328,12 +1328,14 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
     3. the recording's own JSON
     4. its SHA-256 under --lookup-key: filled in by hash_recording, once it is known
 
-    A new source of fields is a new layer here (checked_fields checks its values); update_talk, for
-    --talk-id, has only layer 2. What is sent differs then, so rejected recordings are sent again;
-    of uploaded ones only a change of layer 3 is noticed (MetadataExaminer.has_changed). A layer
-    that a later run may lack needs a guard like had_meta_path, as an update erases the keys that it
-    leaves out: a column (LEDGER_TABLES; LEDGER_VERSION, as there is no migration), filled in by
-    metadata_columns, looked at in MetadataExaminer.complete_update.
+    A new source of fields is a new layer here (checked_fields checks its values; whether it counts
+    as given, has_placeholders says). Its option is in make_parser, and in parse_arguments' list
+    with_audio, as update_talk, for --talk-id, has only layer 2.
+    What is sent differs then, so rejected recordings are sent again; of uploaded ones only a change
+    of layer 3 is noticed (MetadataExaminer.has_changed). A layer that a later run may lack needs a
+    guard like had_meta_path, as an update erases the keys that it leaves out: a column
+    (LEDGER_TABLES; LEDGER_VERSION, as there is no migration), filled in by metadata_columns, looked
+    at in MetadataExaminer.complete_update.
     """
     recording.metadata = metadata = TalkMetadata()
     recording.has_placeholders = recording.sidecar is None and common is None
@@ -2712,7 +2714,9 @@ class Ledger(LedgerFile):
 
     So does a full disk: at the start (_prepare writes in each run) or in `claim` nothing is sent;
     at the commit point the upload is cancelled, and its row stays `sending`; after the response it
-    stays `finishing`, and the ID is printed with 76 (result_unrecorded). Each ends the run.
+    stays `finishing`, and the ID is printed with 76 (result_unrecorded). Each ends the run, whose
+    own row gets no end; problems are said, but not kept, and an update of metadata is sent again.
+    The error itself is 75, and with --quiet said once a day (LedgerError.level).
     """
 
     def __init__(self, args: Namespace) -> None:
