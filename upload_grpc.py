@@ -70,7 +70,7 @@ import traceback
 import types
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO
+from typing import IO, Any, BinaryIO, NamedTuple, NoReturn, TextIO
 
 try:
     import fcntl
@@ -418,16 +418,17 @@ def call_error(error: Exception, call: Call) -> CallError:
         never_connected = not (call.has_connected or is_committed)
         return CallError(NO_CONNECTION if never_connected else fallback, str(error), call)
     status = error.code().name
-    text = masked(" ".join((error.details() or "no details").split()))
-    details = f"{status}: {text}"
-    if is_committed and re.match(LOST_ANSWER, text):
+    # Rules look at grpc's own words; the proxy's password may be one of them.
+    words = " ".join((error.details() or "no details").split())
+    details = f"{status}: {masked(words, SECRETS + PROXY_SECRETS)}"
+    if is_committed and re.match(LOST_ANSWER, words):
         return CallError(UNKNOWN, details, call, status)
     # grpc's words describe our own connection only if nothing was sent or received on it: a service
     # may forward such words from calls of its own, after it has stored the recording.
     received = error.initial_metadata() or error.trailing_metadata()
     reached_service = is_committed or call.has_connected or received
     for pattern, meaning in RULES if reached_service else NO_CONNECTION_RULES + RULES:
-        if re.match(pattern, details, re.IGNORECASE):
+        if re.match(pattern, f"{status}: {words}", re.IGNORECASE):
             return CallError(meaning, details, call, status)
     return CallError(fallback, details, call, status)
 
@@ -1168,6 +1169,12 @@ NO_SPACE = Meaning(
     "free some space, or set TMPDIR to another disk; then run again")  # fmt: skip
 NOT_STARTED = Meaning(75, "conversion-not-started", "FFmpeg could not be started", AGAIN)
 KILLED = Meaning(75, "conversion-killed", "FFmpeg was ended by a signal", AGAIN)
+NOT_DECODED = Meaning(75, "conversion-broke", "FFmpeg could not go on", AGAIN)
+# Of the machine, the disk or the share; what FFmpeg says then is no fault of the recording.
+PASSING_ERRNOS = (
+    *(errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+    *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT),
+)
 CONVERSION_FAILED = Meaning(
     65, "conversion-failed", "FFmpeg cannot decode the whole recording",
     f"check that it plays to its end; {EXPORT_AGAIN}")  # fmt: skip
@@ -1299,10 +1306,16 @@ def check_end(status: int, text: str) -> None:
     if status < 0 or (status > 128 and not text):
         raise UploadError(KILLED, f"status {status}")
     if status or text:
-        is_full = any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT))
         # The first line has the cause; those that follow say that therefore something else failed.
         line = re.sub(r"^(\[[^]]*\] )+", "", text.partition("\n")[0] or f"status {status}")
-        raise UploadError(NO_SPACE if is_full else CONVERSION_FAILED, line[:200])
+        meaning = CONVERSION_FAILED
+        if status in (126, 127):  # Of a shell, or of the loader that misses a library.
+            meaning = NO_FFMPEG
+        elif any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT)):
+            meaning = NO_SPACE
+        elif any(os.strerror(number) in text for number in PASSING_ERRNOS):
+            meaning = NOT_DECODED
+        raise UploadError(meaning, line[:200])
 
 
 # --- 7. Metadata ------------------------------------------------------------------------------
@@ -1515,11 +1528,13 @@ VM_TOKEN_AGE_LIMIT_S = 60 * 60.0
 VM_TOKEN_PAUSE_S = 60.0
 # Every credential used in this run; none is ever printed or stored.
 SECRETS: list[str] = []
+# Of the proxy: often ordinary words, so that only what grpc says is searched for them.
+PROXY_SECRETS: list[str] = []
 
 
-def masked(text: str) -> str:
-    """Replace the secrets in a text."""
-    for secret in SECRETS:
+def masked(text: str, secrets: Sequence[str] = SECRETS) -> str:
+    """Replace secrets in a text."""
+    for secret in secrets:
         text = text.replace(secret, "***")
     return text
 
@@ -1530,7 +1545,9 @@ def read_option_file(option: str, path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read(16 * SMALL_FILE_LIMIT_BYTES)
     except (OSError, ValueError) as error:
-        cause = f"{option} {path} cannot be read: {error_text(error)}"
+        # What is no path may be the key itself.
+        name = f" {path}" if "/" in path or os.path.lexists(path) else ""
+        cause = f"{option}{name} cannot be read: {error_text(error)}"
         raise config_error("option-file", cause, CHECK_PATH) from error
 
 
@@ -1605,6 +1622,7 @@ def find_proxy(host: str, port: str) -> str:
     proxies = urllib.request.getproxies_environment()
     # Documented with it, but unknown to the type stubs.
     bypasses = vars(urllib.request)["proxy_bypass_environment"]
+    proxies["no"] = ",".join(proxies.get("no", "").replace(",", " ").split())
     is_bypassed = bypasses(host, proxies) or bypasses(f"{host}:{port}", proxies)
     for name in names:
         del os.environ[name]
@@ -1624,7 +1642,7 @@ def find_proxy(host: str, port: str) -> str:
         words = {match[2], unquote(match[2])}
         # Longest first, as one may be part of another.
         pairs = {f"{match[1]}:{word}" for word in words}
-        SECRETS.extend(sorted(pairs | words, key=len, reverse=True))
+        PROXY_SECRETS[:] = sorted(pairs | words, key=len, reverse=True)
     return url
 
 
@@ -2253,6 +2271,7 @@ LEDGER_APPLICATION_ID = 0x53534C47
 LEDGER_VERSION = 3
 # How long to wait for another program that has locked the file.
 LEDGER_LOCK_LIMIT_S = 60.0
+SPOOL_LIMIT_BYTES = 64_000_000  # Of a report's lines in memory; more go to a temporary file.
 # More gain nothing.
 ROWS_AT_A_TIME = 100
 LEDGER_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -2407,11 +2426,14 @@ WITH refused AS (
     -- call has no row in recordings. A folder has no time.
     SELECT * FROM problem_parts p
     WHERE path <> '' AND exit_code <> 0
-    AND (file_time IS NOT NULL OR cause IN ('lost', 'no-metadata'))
+    AND (file_time IS NOT NULL OR cause IN ('lost', 'no-metadata')
+         -- A link that leads nowhere.
+         OR cause = 'unreadable' AND lower(substr(path, length(before_dot) + 1)) IN {SUFFIXES})
     AND NOT EXISTS (
         SELECT 1 FROM {SAME_PATH}
         -- Other content under the path of an uploaded recording is another call.
-        AND (r.state <> 'uploaded' OR coalesce(p.size_bytes, r.size_bytes) = r.size_bytes)
+        AND (r.state <> 'uploaded' OR coalesce(p.size_bytes, r.size_bytes) = r.size_bytes
+             AND coalesce(p.mtime_ns, r.mtime_ns) = r.mtime_ns)
     )
 )
 SELECT connection_id, path, recorded_at, uploaded_at, outcome, talk_id AS dialog_id, found_id, error
@@ -2541,7 +2563,8 @@ class LedgerFile:
                 self.path = os.path.realpath(args.ledger)
                 is_new = self._check_path()
                 if args.dry_run:
-                    self._db = sqlite3.connect(":memory:") if is_new else open_read_only(self.path)
+                    memory = sqlite3.connect(":memory:") if is_new else None
+                    self._db = memory or open_read_only(self.path, undo)
                 else:
                     # Until this process ends, however it ends.
                     undo.callback(os.close, self._take_lock())
@@ -2983,16 +3006,39 @@ def is_mount_point(path: str) -> bool:
     return False
 
 
-def open_read_only(path: str) -> Any:
-    """Open a ledger so that SQLite neither creates nor changes a file."""
+def open_read_only(path: str, undo: contextlib.ExitStack) -> Any:
+    """Open a ledger so that SQLite neither creates nor changes a file.
+
+    No run begins until undo is closed; beside one that is under way, its -wal file is read, too.
+    Raises sqlite3.Error.
+    """
     import sqlite3
     from urllib.parse import quote
 
+    address = f"file:{quote(os.fsencode(path))}?mode=ro"
+    lock_file, until_s = -1, time.monotonic() + LEDGER_LOCK_LIMIT_S
+    with contextlib.suppress(OSError):  # No run yet, or it is another user's.
+        lock_file = os.open(f"{path}-lock", os.O_RDONLY | os.O_NOFOLLOW)
+        undo.callback(os.close, lock_file)
+    while lock_file >= 0:
+        try:
+            fcntl.flock(lock_file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            db = sqlite3.connect(f"{address}&readonly_shm=1", uri=True)
+            try:
+                db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                return db
+            except sqlite3.OperationalError:  # Its -wal file is about to come, or gone.
+                db.close()
+                if time.monotonic() > until_s:
+                    raise
+            time.sleep(TICK_S)
     # Without a -wal file nobody is writing, and `immutable` keeps SQLite from creating one.
     options = "" if os.path.exists(f"{path}-wal") else "&immutable=1"
     if os.path.exists(f"{path}-shm"):
         options += "&readonly_shm=1"
-    return sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro{options}", uri=True)
+    return sqlite3.connect(f"{address}{options}", uri=True)
 
 
 def metadata_columns(recording: Recording, args: Namespace) -> dict[str, object]:
@@ -4801,15 +4847,17 @@ class Console(logging.Handler):
         if time.monotonic() < self._draw_bar_at_s:
             return
         if self._bar is None:
-            try:
-                from tqdm import tqdm
-            except ImportError:
-                self._draw_bar_at_s = math.inf
-                return
             # smoothing=0: the average rate, as several uploads share the line.
             options: dict[str, Any] = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
-            self._bar = tqdm(smoothing=0, leave=False, **options)
-            self._bar.start_t -= 0.5
+            try:
+                from tqdm import tqdm
+
+                bar = tqdm(smoothing=0, leave=False, **options)
+                bar.start_t -= 0.5
+            except (ImportError, AttributeError, ValueError, LookupError):  # TQDM_DISABLE, ...
+                self._draw_bar_at_s = math.inf
+                return
+            self._bar = bar
             threading.Thread(target=self._count, daemon=True).start()
         total = f" of {self._total:,}" if self._total else ""
         self._bar.set_description(f"{self._done:,}{total} recordings", refresh=False)
@@ -5338,23 +5386,31 @@ def report(args: Namespace) -> int:
     connection that ever had a --quiet run, none within 24 h looked at everything, or the latest
     left something not tried.
     """
+    import shutil
     import sqlite3
+    import tempfile
 
     path = os.path.realpath(args.ledger)
+    # Who reads the lines slowly, as in a pager, must not keep runs from beginning.
+    form: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     try:
-        with contextlib.closing(open_for_report(path)) as db:
-            chosen = make_filter(args)
-            check_connection(db, args.connection_id, path)
-            last_runs = find_last_runs(db, chosen)
-            overdue = [run for run in last_runs if run.is_overdue]
-            if args.format == "text":
-                print_text(db, args, chosen, last_runs)
-            else:
-                print_calls(db, chosen, args.format)
-                for run in overdue:
-                    log.warning("%s: %s", one_line(run.connection_id), one_line(run.text))
-            sql = f"SELECT DISTINCT exit_code FROM attention WHERE {chosen.covered}"
-            codes = {code for (code,) in db.execute(sql, chosen.values)}
+        with tempfile.SpooledTemporaryFile(SPOOL_LIMIT_BYTES, "w+", **form) as lines:
+            with contextlib.ExitStack() as undo:
+                db = open_for_report(path, undo)
+                chosen = make_filter(args)
+                check_connection(db, args.connection_id, path)
+                last_runs = find_last_runs(db, chosen)
+                overdue = [run for run in last_runs if run.is_overdue]
+                if args.format == "text":
+                    print_text(db, args, chosen, last_runs)
+                else:
+                    print_calls(db, chosen, args.format, lines)
+                    for run in overdue:
+                        log.warning("%s: %s", one_line(run.connection_id), one_line(run.text))
+                sql = f"SELECT DISTINCT exit_code FROM attention WHERE {chosen.covered}"
+                codes = {code for (code,) in db.execute(sql, chosen.values)}
+            lines.seek(0)
+            shutil.copyfileobj(lines, sys.stdout)
         sys.stdout.flush()
     except sqlite3.Error as error:
         raise LedgerError.of(path, error) from error
@@ -5366,13 +5422,14 @@ def report(args: Namespace) -> int:
     return next((code for code in GRAVEST_FIRST if code in codes), os.EX_OK)
 
 
-def open_for_report(path: str) -> Any:
+def open_for_report(path: str, undo: contextlib.ExitStack) -> Any:
     """Open a ledger for one look at it, with the views; raise UploadError or sqlite3.Error."""
     if not os.path.isfile(path) or not os.path.getsize(path):
         check_wal(path)
         cause = "empty" if os.path.isfile(path) else "missing, or not a regular file"
         raise LedgerError(path, "missing", cause, CHECK_LEDGER)
-    db = open_read_only(path)
+    db = open_read_only(path, undo)
+    undo.callback(db.close)
     check_layout(db, path)
     # Of this version, whatever version made those in the file.
     for name, select in LEDGER_VIEWS.items():
@@ -5462,8 +5519,8 @@ def local_time(text: str) -> str:
     return f"{datetime.datetime.fromtimestamp(seconds_of(text)):%Y-%m-%d %H:%M}"
 
 
-def print_calls(db: Any, chosen: Filter, output_format: str) -> None:
-    """Print a line for each call, the earliest first: csv for spreadsheets, json for programs.
+def print_calls(db: Any, chosen: Filter, output_format: str, file: IO[str]) -> None:
+    """Write a line for each call, the earliest first: csv for spreadsheets, json for programs.
 
     Times: csv has local ones without an offset, json the ledger's (UTC).
     """
@@ -5479,16 +5536,15 @@ def print_calls(db: Any, chosen: Filter, output_format: str) -> None:
     names = [name for name, *_ in cursor.description]
     # Nothing in a call may move a terminal's cursor.
     rows = (tuple(value and one_line(value) for value in row) for row in cursor)
-    stdout = sys.stdout
-    if isinstance(stdout, io.TextIOWrapper):  # Whatever the locale is.
-        stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # Whatever the locale is.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     if output_format == "json":
         encode = json.JSONEncoder(ensure_ascii=False).encode
-        stdout.writelines(encode(dict(zip(names, row))) + "\n" for row in rows)  # noqa: B905
+        file.writelines(encode(dict(zip(names, row))) + "\n" for row in rows)  # noqa: B905
         return
     # The byte order mark tells spreadsheets that this is UTF-8.
-    stdout.write("\ufeff")
-    writer = csv.writer(stdout, delimiter=";", lineterminator="\n")
+    file.write("\ufeff")
+    writer = csv.writer(file, delimiter=";", lineterminator="\n")
     writer.writerow(names)
     # The service's words must not become a formula.
     writer.writerows(
@@ -5907,6 +5963,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
     SECRETS.clear()
+    # No file of ours gets a number that FFmpeg takes for stdin, stdout or stderr.
+    while (spare := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(spare)
     args = parse_arguments(argv)
     console = Console(args)
     try:

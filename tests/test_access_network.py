@@ -190,7 +190,7 @@ def test_an_upload_goes_through_the_proxy(send: Send, service: StandIn, name: st
 
 def test_an_upload_goes_past_the_proxy(send: Send, service: StandIn) -> None:
     with HttpProxy("502") as proxy:
-        for value in ("localhost", "example.com, localhost"):
+        for value in ("localhost", "example.com, localhost", "example.com localhost"):
             assert_uploaded(send(HTTPS_PROXY=proxy.url, NO_PROXY=value), service)
         # The name in small letters counts, as for curl; http_proxy is for other URLs.
         assert_uploaded(send(https_proxy="", HTTPS_PROXY=proxy.url, NO_PROXY=""), service)
@@ -211,16 +211,25 @@ def test_a_proxy_that_grpc_cannot_use_is_refused(send: Send, service: StandIn) -
 
 @WAYS
 def test_a_proxy_that_refuses(send: Send, service: StandIn, way: Way) -> None:
-    with HttpProxy("407") as proxy:
-        url = proxy.url.replace("http://", "http://user:pass-word@")
-        outcome = send(*way, https_proxy=url, retries=2)
-        assert len(proxy.targets) == 1
-    assert_failed(outcome, CONFIG, "407", "https_proxy")
-    assert "pass-word" not in outcome.err
+    # The second password is also a word of grpc's.
+    for password in ("pass-word", "proxy"):
+        with HttpProxy("407") as proxy:
+            url = proxy.url.replace("http://", f"http://user:{password}@")
+            outcome = send(*way, https_proxy=url, retries=2)
+            assert len(proxy.targets) == 1
+        assert_failed(outcome, CONFIG, "407", "check https_proxy")
+        assert f"user:{password}" not in outcome.err
+    assert "HTTP proxy" not in outcome.err
     with HttpProxy("502") as proxy:
         assert_failed(send(*way, https_proxy=proxy.url, retries=2), TEMPORARY, "502")
         assert len(proxy.targets) == 3
     assert service.calls == []
+
+
+def test_a_password_that_is_a_word_hides_no_path(send: Send, call: Path) -> None:
+    call.write_bytes(b"RIFF")
+    outcome = send(https_proxy=f"http://user:{call.parent.name}@127.0.0.1:1")
+    assert str(call) in outcome.err
 
 
 def test_a_proxy_that_is_not_there(send: Send, service: StandIn) -> None:

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,19 @@ import encoders
 import grpc
 import ledgers
 import pytest
-from conftest import LONG_BYTES, WAYS, Outcome, Run, Way, arguments, sha256, start, wait_for, when
+from conftest import (
+    LONG_BYTES,
+    SCRIPT,
+    WAYS,
+    Outcome,
+    Run,
+    Way,
+    arguments,
+    sha256,
+    start,
+    wait_for,
+    when,
+)
 from encoders import ffmpeg, mp3, ogg_opus, sound, wav
 from kinds import A_LAW, TAG, chunk, fmt, riff
 from stand_in import At, Fail, StandIn
@@ -203,6 +216,34 @@ def test_without_ffmpeg_nothing_is_sent(
     assert "--convert needs FFmpeg, which is not installed or cannot be run;" in outcome.err
     # A dry run looks whether there is one, and runs none.
     assert convert("--dry-run").code == (0 if program else 78)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (f"ulimit -v 200000; {REAL}", 75),  # No more threads, as at the limit of a container.
+        ("echo 'Error during demuxing: Input/output error' >&2; exit 1", 75),  # A share's.
+        ('exec /opt/ffmpeg-7/ffmpeg "$@"', 78),  # What a wrapper calls is not there.
+    ],
+)
+def test_trouble_of_the_machine_is_no_fault_of_the_recording(
+    convert: Convert, script: Script, service: StandIn, text: str, code: int
+) -> None:
+    script(text)
+    assert convert("--quiet").code == code
+    script(REAL)
+    assert convert("--quiet").code == 0 and len(service.talks) == 1
+
+
+@pytest.mark.parametrize("closed", ["<&-", "<&- 2>&-"])
+def test_without_a_stdin_it_is_our_file_that_ffmpeg_writes(
+    service: StandIn, flac: Path, closed: str
+) -> None:
+    """Not /dev/null, which FFmpeg gets in the place of descriptor 0."""
+    words = arguments(service, "--convert", "--audio-path", flac)
+    line = ("sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, str(SCRIPT), *words)
+    assert subprocess.run(line, capture_output=True, check=False).returncode == 0
+    assert len(service.talks) == 1
 
 
 def test_a_dry_run_runs_nothing(

@@ -105,6 +105,18 @@ def test_where_the_credential_comes_from_and_what_kind_it_is(
         assert sent(service) == [header]
 
 
+@pytest.mark.parametrize("secret", [SECRET, TOKEN])
+def test_a_key_in_the_place_of_its_file_is_not_repeated(
+    bare: Bare, service: StandIn, tmp_path: Path, secret: str
+) -> None:
+    """As with `--key-file ${API_KEY}`."""
+    outcome = bare("--key-file", secret, "--ledger", tmp_path / "ledger.sqlite")
+    assert (outcome.code, service.calls) == (78, [])
+    assert "--key-file cannot be read" in outcome.err and secret not in outcome.err
+    for path in tmp_path.glob("ledger*"):
+        assert secret.encode() not in path.read_bytes()
+
+
 def test_an_empty_key_is_an_error(bare: Bare, service: StandIn) -> None:
     """As with `--key "${API_KEY}"`, where API_KEY was never exported."""
     assert_refused(bare(), service, "--key-file", "API_KEY", "IAM_TOKEN")

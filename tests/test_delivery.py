@@ -590,7 +590,8 @@ def test_a_second_signal_does_not_wait(line: Line, service: StandIn, way: Way) -
     service.script.append(Freeze(store=True))
     words = (line.short, *line.with_ledger, *way)
     given = arguments(service, "--audio-path", *words)
-    outcome = interrupt(given, lambda: service.talks, "SIGTERM", "SIGTERM")
+    # Not the same one twice: what is still pending would take it in.
+    outcome = interrupt(given, lambda: service.talks, "SIGINT", "SIGTERM")
     [said] = [each for each in outcome.err.splitlines() if str(line.short) in each]
     assert line.ids[0] in said and "--retry-unknown" in said
     assert_failed(line.send(*words), UNKNOWN, line.short)

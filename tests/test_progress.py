@@ -169,3 +169,13 @@ def test_a_signal_takes_the_bar_away(service: StandIn, folder: Path) -> None:
     shown = screen(received)
     assert "SIGINT" in received and shown[-1] == ""
     assert not any("%|" in line for line in shown)
+
+
+@pytest.mark.parametrize("setting", ["TQDM_DISABLE=1", "TQDM_NCOLS=wide"])
+def test_a_setting_of_the_bar_ends_no_run(
+    service: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setenv(*setting.split("="))
+    service.script += [LONG] * 2
+    code, received = on_terminal(*words_for(service, folder))
+    assert code == 65 and "bug" not in received and len(service.talks) == 2

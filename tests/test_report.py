@@ -13,14 +13,14 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ledgers
 import pytest
-from conftest import SCRIPT
+from conftest import SCRIPT, Outcome, Run, begin_ledger
 from ledgers import NOW, Maker, ago
 
 import upload_grpc
@@ -209,6 +209,65 @@ def test_beside_a_run(made: Made) -> None:
     assert [row["outcome"] for row in made.rows()].count("sending") == 2
     made.db.execute("COMMIT")
     assert made.report().code == 76
+
+
+@pytest.mark.parametrize("way", ["text", "csv", "dry run"])
+def test_a_run_that_begins_meanwhile(
+    upload: Run, command: Run, folder: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Cron starts both at 08:00. SQLite must not take the ledger for a file that nobody writes."""
+    begin_ledger(str(ledger))
+    words = ("--ledger", ledger, "--audio-path", folder, "--quiet")
+    assert command(*words).code == 0
+    runs: list[Outcome] = []
+
+    def run_first(look: Callable[..., Any]) -> Callable[..., Any]:
+        def looks(*given: Any) -> Any:
+            runs.append(command(*words))
+            return look(*given)
+
+        return looks
+
+    name = "find_files" if way == "dry run" else "find_last_runs"
+    monkeypatch.setattr(upload_grpc, name, run_first(getattr(upload_grpc, name)))
+    if way == "dry run":
+        outcome = upload(*words, "--dry-run")
+    else:
+        outcome = upload("--report", "--ledger", ledger, "--format", way)
+    assert (outcome.code, outcome.err) == (0, "")
+    # It is left to the next one, and not said.
+    assert runs == [Outcome(75, "", "")]
+    assert command(*words).code == 0
+
+
+def test_a_run_that_ends_as_the_ledger_is_opened(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_ledger(str(ledger))
+    words = ("--audio-path=.", "--connection-id=connection-1", f"--ledger={ledger}")
+    run = upload_grpc.Ledger(upload_grpc.parse_arguments(words))
+    run.begin_run("localhost")
+    connect = sqlite3.connect
+
+    def end_first(*given: Any, **options: Any) -> Any:
+        run.close()
+        return connect(*given, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", end_first)
+    assert upload_grpc.main(["--report", "--ledger", str(ledger)]) == 0
+
+
+def test_calls_that_cannot_be_read_or_have_the_size_of_another(made: Made) -> None:
+    made.problem("/a/link.wav", 66, "unreadable", "cannot be read; check", mtime_ns=None)
+    made.problem("/a/folder", 66, "unreadable", "cannot be read; check", mtime_ns=None)
+    made.recording("/a/again.wav", size_bytes=0)
+    made.problem("/a/again.wav", 65, "zeros", "zeros; remove it", mtime_ns=1)
+    found = sorted((row["path"], row["outcome"]) for row in made.rows())
+    assert found == [
+        ("/a/again.wav", "failed"),
+        ("/a/again.wav", "uploaded"),
+        ("/a/link.wav", "failed"),
+    ]
 
 
 def test_what_a_run_left_behind(made: Made) -> None:
