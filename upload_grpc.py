@@ -1170,11 +1170,8 @@ NO_SPACE = Meaning(
 NOT_STARTED = Meaning(75, "conversion-not-started", "FFmpeg could not be started", AGAIN)
 KILLED = Meaning(75, "conversion-killed", "FFmpeg was ended by a signal", AGAIN)
 NOT_DECODED = Meaning(75, "conversion-broke", "FFmpeg could not go on", AGAIN)
-# Of the machine, the disk or the share; what FFmpeg says then is no fault of the recording.
-PASSING_ERRNOS = (
-    *(errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
-    *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT),
-)
+# Limits of the machine. Not EIO or ENOMEM: FFmpeg says them of damaged recordings, too.
+LIMIT_ERRNOS = (errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 CONVERSION_FAILED = Meaning(
     65, "conversion-failed", "FFmpeg cannot decode the whole recording",
     f"check that it plays to its end; {EXPORT_AGAIN}")  # fmt: skip
@@ -1313,7 +1310,7 @@ def check_end(status: int, text: str) -> None:
             meaning = NO_FFMPEG
         elif any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT)):
             meaning = NO_SPACE
-        elif any(os.strerror(number) in text for number in PASSING_ERRNOS):
+        elif any(os.strerror(number) in text for number in LIMIT_ERRNOS):
             meaning = NOT_DECODED
         raise UploadError(meaning, line[:200])
 
@@ -2432,8 +2429,7 @@ WITH refused AS (
     AND NOT EXISTS (
         SELECT 1 FROM {SAME_PATH}
         -- Other content under the path of an uploaded recording is another call.
-        AND (r.state <> 'uploaded' OR coalesce(p.size_bytes, r.size_bytes) = r.size_bytes
-             AND coalesce(p.mtime_ns, r.mtime_ns) = r.mtime_ns)
+        AND (r.state <> 'uploaded' OR coalesce(p.size_bytes, r.size_bytes) = r.size_bytes)
     )
 )
 SELECT connection_id, path, recorded_at, uploaded_at, outcome, talk_id AS dialog_id, found_id, error
@@ -2545,7 +2541,7 @@ class ProblemKey(NamedTuple):
 
 
 class LedgerFile:
-    """Opens, locks and checks the ledger's file; a dry run only reads it, and takes no lock."""
+    """Opens, locks and checks the ledger's file; a dry run works on a copy of it."""
 
     def __init__(self, args: Namespace) -> None:
         import sqlite3
@@ -2563,8 +2559,10 @@ class LedgerFile:
                 self.path = os.path.realpath(args.ledger)
                 is_new = self._check_path()
                 if args.dry_run:
-                    memory = sqlite3.connect(":memory:") if is_new else None
-                    self._db = memory or open_read_only(self.path, undo)
+                    self._db = sqlite3.connect("")  # Temporary.
+                    with contextlib.ExitStack() as briefly:
+                        if not is_new:
+                            open_read_only(self.path, briefly).backup(self._db)
                 else:
                     # Until this process ends, however it ends.
                     undo.callback(os.close, self._take_lock())
@@ -2627,13 +2625,24 @@ class LedgerFile:
         # A file of its own: SQLite's locks on the ledger itself are lost when any descriptor of
         # the ledger is closed (sqlite.org/howtocorrupt.html, 2.2).
         lock_file = os.open(f"{self.path}-lock", LEDGER_FLAGS, 0o600)
-        try:
-            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock_file)
-            cause = "another run is using it"
-            raise LedgerError(self.path, "in-use", cause, AGAIN, os.EX_TEMPFAIL) from None
-        return lock_file
+        until_s = time.monotonic() + LEDGER_LOCK_LIMIT_S
+        while True:
+            try:
+                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return lock_file
+            except BlockingIOError as error:
+                try:
+                    # Shared by reports and dry runs, which are soon done; but not by a run.
+                    fcntl.flock(lock_file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    fcntl.flock(lock_file, fcntl.LOCK_UN)
+                    gives_up = time.monotonic() > until_s
+                except BlockingIOError:
+                    gives_up = True
+                if gives_up:
+                    os.close(lock_file)
+                    cause = "another run is using it"
+                    raise LedgerError(self.path, "in-use", cause, AGAIN, os.EX_TEMPFAIL) from error
+            time.sleep(TICK_S)
 
     def _prepare(self) -> bool:
         """Check the layout, or create it and return True; for a dry run in memory."""
@@ -3009,8 +3018,8 @@ def is_mount_point(path: str) -> bool:
 def open_read_only(path: str, undo: contextlib.ExitStack) -> Any:
     """Open a ledger so that SQLite neither creates nor changes a file.
 
-    No run begins until undo is closed; beside one that is under way, its -wal file is read, too.
-    Raises sqlite3.Error.
+    undo closes it, and no run begins before that; beside one that is under way, its -wal file is
+    read, too. Raises sqlite3.Error.
     """
     import sqlite3
     from urllib.parse import quote
@@ -3024,21 +3033,26 @@ def open_read_only(path: str, undo: contextlib.ExitStack) -> Any:
         try:
             fcntl.flock(lock_file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             break
-        except BlockingIOError:
+        except BlockingIOError:  # A run is using it.
             db = sqlite3.connect(f"{address}&readonly_shm=1", uri=True)
             try:
                 db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                undo.callback(db.close)
                 return db
             except sqlite3.OperationalError:  # Its -wal file is about to come, or gone.
                 db.close()
                 if time.monotonic() > until_s:
                     raise
             time.sleep(TICK_S)
+        except OSError:  # A file system without locks.
+            break
     # Without a -wal file nobody is writing, and `immutable` keeps SQLite from creating one.
     options = "" if os.path.exists(f"{path}-wal") else "&immutable=1"
     if os.path.exists(f"{path}-shm"):
         options += "&readonly_shm=1"
-    return sqlite3.connect(f"{address}{options}", uri=True)
+    db = sqlite3.connect(f"{address}{options}", uri=True)
+    undo.callback(db.close)
+    return db
 
 
 def metadata_columns(recording: Recording, args: Namespace) -> dict[str, object]:
@@ -3405,8 +3419,10 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
 ) -> Decision:
     """Say what to do with a recording of which the ledger has a row. Does nothing else.
 
-    The one place to read for "can a later run create a second dialog?"; what is_missing proves is
-    said in Lookup. claimed: the SHA-256 of what this run has sent, updated, or asks for.
+    The one place to read for "can a later run create a second dialog?". The row is that of the same
+    SHA-256, as other bytes are another call; or that of the call in another format (_is_left_out).
+    What is_missing proves is said in Lookup.
+    claimed: the SHA-256 of what this run has sent, updated, or asks for.
     """
     state, sent_by_this_run = row["state"], row["sha256"] in claimed
     if state in ("sending", "finishing") and not args.dry_run:
@@ -3571,9 +3587,10 @@ class Source:
     def _check_mount(self, folder: str, ledger: Ledger | None) -> None:
         """Report a folder that is empty, though the ledger knows recordings in it: 66, at once.
 
-        A folder that is missing is 66, too (find_files). A mount point further below is not
-        noticed, but nothing in it counts as lost (was_looked_at); nor is one that never held
-        recordings, or without a ledger.
+        A folder that is missing is 66, too (_found). Both are Problems' row "65, 66, 76", and set
+        missed_path, so that the run is not complete for --report. Not noticed: a mount point
+        further below (nothing in it counts as lost: was_looked_at), a folder that never held
+        recordings, any without a ledger.
         """
         # What is wrong with it is reported when it is searched.
         with contextlib.suppress(OSError, ValueError), os.scandir(folder) as entries:
@@ -3825,14 +3842,17 @@ class Examiner:
         if only_ctime_differs and not self.may_rehash:
             self.to_rehash.append(recording)
             return False
+        is_known = False
         if recording.metadata is None:  # Not looked at before.
             if self._is_left_out(recording, gone, bool(rows)):
                 return False
-            if not self._check(recording, only_ctime_differs):
+            # What was uploaded before needs no check: the options or the JSON of then may be gone.
+            is_known = only_ctime_differs and self._is_known_audio(recording)
+            if not (is_known or self._check(recording)):
                 return False
         if not self._ledger:
             return self._send(recording)
-        if not recording.metadata_sha256:
+        if not (is_known or recording.metadata_sha256):
             hash_recording(recording, self._args, self._breaker.stopping)
         self.replaced.note(rows, recording)
         return self._claim_or_leave(recording, self._ledger)
@@ -3985,12 +4005,10 @@ class Examiner:
         self._claimed.add(recording.sha256)
         return self._send(recording)
 
-    def _check(self, recording: Recording, only_ctime_differs: bool) -> bool:
+    def _check(self, recording: Recording) -> bool:
         """Check a recording's JSON and audio, collect its metadata; return False if it waits."""
-        # What was uploaded before may have lost its JSON since.
-        is_known = only_ctime_differs and self._is_known_audio(recording)
         try:
-            if not is_known and self._metadata.waits_for_json(recording):
+            if self._metadata.waits_for_json(recording):
                 return False
         except UploadError as error:
             # What is too short needs none, nor what was moved without it after its upload.
@@ -5402,7 +5420,8 @@ def report(args: Namespace) -> int:
                 last_runs = find_last_runs(db, chosen)
                 overdue = [run for run in last_runs if run.is_overdue]
                 if args.format == "text":
-                    print_text(db, args, chosen, last_runs)
+                    with contextlib.redirect_stdout(lines):
+                        print_text(db, args, chosen, last_runs)
                 else:
                     print_calls(db, chosen, args.format, lines)
                     for run in overdue:
@@ -5410,13 +5429,14 @@ def report(args: Namespace) -> int:
                 sql = f"SELECT DISTINCT exit_code FROM attention WHERE {chosen.covered}"
                 codes = {code for (code,) in db.execute(sql, chosen.values)}
             lines.seek(0)
-            shutil.copyfileobj(lines, sys.stdout)
-        sys.stdout.flush()
-    except sqlite3.Error as error:
+            try:
+                shutil.copyfileobj(lines, sys.stdout)
+                sys.stdout.flush()
+            except OSError as error:
+                cause = f"stdout cannot be written: {error_text(error)}"
+                raise UploadError(Meaning(os.EX_IOERR, "stdout", cause, "redirect it")) from error
+    except (OSError, sqlite3.Error) as error:
         raise LedgerError.of(path, error) from error
-    except OSError as error:
-        cause = f"stdout cannot be written: {error_text(error)}"
-        raise UploadError(Meaning(os.EX_IOERR, "stdout", cause, "redirect it")) from error
     if overdue:
         codes.add(os.EX_TEMPFAIL)
     return next((code for code in GRAVEST_FIRST if code in codes), os.EX_OK)
@@ -5429,7 +5449,6 @@ def open_for_report(path: str, undo: contextlib.ExitStack) -> Any:
         cause = "empty" if os.path.isfile(path) else "missing, or not a regular file"
         raise LedgerError(path, "missing", cause, CHECK_LEDGER)
     db = open_read_only(path, undo)
-    undo.callback(db.close)
     check_layout(db, path)
     # Of this version, whatever version made those in the file.
     for name, select in LEDGER_VIEWS.items():
@@ -5540,7 +5559,8 @@ def print_calls(db: Any, chosen: Filter, output_format: str, file: IO[str]) -> N
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     if output_format == "json":
         encode = json.JSONEncoder(ensure_ascii=False).encode
-        file.writelines(encode(dict(zip(names, row))) + "\n" for row in rows)  # noqa: B905
+        for row in rows:  # Not writelines, which would keep all of them in memory.
+            file.write(encode(dict(zip(names, row))) + "\n")  # noqa: B905
         return
     # The byte order mark tells spreadsheets that this is UTF-8.
     file.write("\ufeff")

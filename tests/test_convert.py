@@ -221,8 +221,8 @@ def test_without_ffmpeg_nothing_is_sent(
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        (f"ulimit -v 200000; {REAL}", 75),  # No more threads, as at the limit of a container.
-        ("echo 'Error during demuxing: Input/output error' >&2; exit 1", 75),  # A share's.
+        # No more threads, as at the limit of a container.
+        ("echo 'Error opening decoder: Resource temporarily unavailable' >&2; exit 1", 75),
         ('exec /opt/ffmpeg-7/ffmpeg "$@"', 78),  # What a wrapper calls is not there.
     ],
 )
@@ -399,6 +399,17 @@ def test_the_ledger_and_the_lookup_key_hold_the_originals_digest(
     moved = flac.rename(flac.with_name("moved.flac"))
     flac.with_suffix(".json").rename(moved.with_suffix(".json"))
     assert (convert().code, len(service.talks)) == (0, 1)
+
+
+def test_what_is_known_needs_no_option_that_it_was_sent_with(
+    convert: Convert, upload: Run, flac: Path, ledger: Path
+) -> None:
+    """After a chmod it is hashed, and known."""
+    assert convert("--quiet").code == 0
+    for words in ((), ("--split",)):
+        flac.chmod(0o600 if words else 0o640)
+        outcome = upload("--audio-path", flac.parent, "--ledger", ledger, "--quiet", *words)
+        assert outcome == Outcome(0, "", "")
 
 
 def test_one_that_was_moved_and_converted_needs_no_json_to_be_known(
