@@ -70,7 +70,7 @@ import traceback
 import types
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, Any, BinaryIO, NamedTuple, NoReturn, TextIO
+from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO
 
 try:
     import fcntl
@@ -651,6 +651,11 @@ class Recording:
         self.is_recorded = False  # Worker: the ledger has the result, if there is one.
         self.is_waiting = False  # Worker: the service is being asked whether it is split.
         self.result: Result | None = None  # Tally.add
+
+    @property
+    def files(self) -> list[tuple[str, FileState]]:
+        """The call's files: this one, and its siblings."""
+        return [(self.path, self.file_state), *self.siblings]
 
     @property
     def sent_bytes(self) -> int:
@@ -2645,7 +2650,7 @@ class LedgerFile:
             time.sleep(TICK_S)
 
     def _prepare(self) -> bool:
-        """Check the layout, or create it and return True; for a dry run in memory."""
+        """Check the layout, or create it and return True; for a dry run in its copy."""
         import sqlite3
 
         (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -3874,8 +3879,8 @@ class Examiner:
             self._choose_sent_file(rows, recording)
             known, only_ctime_differs = match_file(rows, recording)
             if gone and gone["state"] == "uploaded" and recording.sidecar:
-                files = ((recording.path, recording.file_state), *recording.siblings)
-                self._choose_file(recording, *next(file for file in files if file[1].size_bytes))
+                not_emptied = (file for file in recording.files if file[1].size_bytes)
+                self._choose_file(recording, *next(not_emptied))
                 known = gone  # Converted since, but its JSON may have changed.
         return known, gone, only_ctime_differs
 
@@ -3905,8 +3910,7 @@ class Examiner:
 
     def _choose_sent_file(self, rows: Sequence[Row], recording: Recording) -> None:
         """Of a call's files take the one of which there may be a dialog, if it has not changed."""
-        files = ((recording.path, recording.file_state), *recording.siblings)
-        for path, state in files if recording.siblings else ():
+        for path, state in recording.files if recording.siblings else ():
             for row in rows:
                 if was_sent([row], path) and has_audio(row, path):
                     self._choose_file(recording, path, state)
@@ -3914,7 +3918,7 @@ class Examiner:
 
     def _choose_file(self, recording: Recording, path: str, state: FileState) -> None:
         """Take one of the files of a call, and leave out the others."""
-        for other in (recording.path, *(sibling for sibling, _ in recording.siblings)):
+        for other, _ in recording.files:
             if other != path:
                 left_out = Recording(other, recording.explicit)
                 what = f"the same call as {path}"
@@ -3931,7 +3935,7 @@ class Examiner:
         """
         best: tuple[Audio, str, FileState] | None = None
         first_error: UploadError | None = None
-        for path in (recording.path, *(sibling for sibling, _ in recording.siblings)):
+        for path, _ in recording.files:
             try:
                 audio, state = read_header(path, self._args)
             except UploadError as error:
@@ -4227,8 +4231,9 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
     A night job may have turned X.wav into X.mp3 after the upload. If there is a row of a file that
     is there, either that file was sent, or its name has been used again, for another call.
     """
-    files = ((recording.path, recording.file_state), *recording.siblings)
-    present = {path for path, state in files if state.size_bytes}  # Emptied is as good as gone.
+    present = {
+        path for path, state in recording.files if state.size_bytes
+    }  # Emptied is as good as gone.
     if not present or any(was_sent(rows, path) for path in present):
         return None
     # As in find_files.
@@ -5413,22 +5418,24 @@ def report(args: Namespace) -> int:
     form: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     try:
         with tempfile.SpooledTemporaryFile(SPOOL_LIMIT_BYTES, "w+", **form) as lines:
-            with contextlib.ExitStack() as undo:
+            with contextlib.ExitStack() as undo, contextlib.redirect_stdout(lines):
                 db = open_for_report(path, undo)
                 chosen = make_filter(args)
                 check_connection(db, args.connection_id, path)
                 last_runs = find_last_runs(db, chosen)
                 overdue = [run for run in last_runs if run.is_overdue]
                 if args.format == "text":
-                    with contextlib.redirect_stdout(lines):
-                        print_text(db, args, chosen, last_runs)
+                    print_text(db, args, chosen, last_runs)
                 else:
-                    print_calls(db, chosen, args.format, lines)
+                    print_calls(db, chosen, args.format)
                     for run in overdue:
                         log.warning("%s: %s", one_line(run.connection_id), one_line(run.text))
                 sql = f"SELECT DISTINCT exit_code FROM attention WHERE {chosen.covered}"
                 codes = {code for (code,) in db.execute(sql, chosen.values)}
             lines.seek(0)
+            if args.format != "text" and isinstance(sys.stdout, io.TextIOWrapper):
+                # Whatever the locale is.
+                sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
             try:
                 shutil.copyfileobj(lines, sys.stdout)
                 sys.stdout.flush()
@@ -5538,8 +5545,8 @@ def local_time(text: str) -> str:
     return f"{datetime.datetime.fromtimestamp(seconds_of(text)):%Y-%m-%d %H:%M}"
 
 
-def print_calls(db: Any, chosen: Filter, output_format: str, file: IO[str]) -> None:
-    """Write a line for each call, the earliest first: csv for spreadsheets, json for programs.
+def print_calls(db: Any, chosen: Filter, output_format: str) -> None:
+    """Print a line for each call, the earliest first: csv for spreadsheets, json for programs.
 
     Times: csv has local ones without an offset, json the ledger's (UTC).
     """
@@ -5555,16 +5562,14 @@ def print_calls(db: Any, chosen: Filter, output_format: str, file: IO[str]) -> N
     names = [name for name, *_ in cursor.description]
     # Nothing in a call may move a terminal's cursor.
     rows = (tuple(value and one_line(value) for value in row) for row in cursor)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # Whatever the locale is.
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     if output_format == "json":
         encode = json.JSONEncoder(ensure_ascii=False).encode
         for row in rows:  # Not writelines, which would keep all of them in memory.
-            file.write(encode(dict(zip(names, row))) + "\n")  # noqa: B905
+            print(encode(dict(zip(names, row))))  # noqa: B905
         return
     # The byte order mark tells spreadsheets that this is UTF-8.
-    file.write("\ufeff")
-    writer = csv.writer(file, delimiter=";", lineterminator="\n")
+    print("\ufeff", end="")
+    writer = csv.writer(sys.stdout, delimiter=";", lineterminator="\n")
     writer.writerow(names)
     # The service's words must not become a formula.
     writer.writerows(
