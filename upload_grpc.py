@@ -1343,9 +1343,10 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
     3. the recording's own JSON
     4. its SHA-256 under --lookup-key: filled in by hash_recording, once it is known
 
-    A new source of fields is a new layer here (checked_fields checks its values; whether it counts
-    as given, has_placeholders says). Its option is in make_parser, and in parse_arguments' list
-    with_audio, as update_talk, for --talk-id, has only layer 2.
+    A new source of fields is a new layer here (whether it counts as given, has_placeholders says).
+    Its option is in make_parser, and in parse_arguments' list with_audio, as update_talk, for
+    --talk-id, has only layer 2. parse_arguments has checked_fields check its values, and says with
+    parser.error what is wrong: an UploadError here would be said of each recording.
     What is sent differs then, so rejected recordings are sent again; of uploaded ones only a change
     of layer 3 is noticed (MetadataExaminer.has_changed). A layer that a later run may lack needs a
     guard like had_meta_path, as an update erases the keys that it leaves out: a column
@@ -2844,7 +2845,11 @@ class Ledger(LedgerFile):
         self.update(recording, json_refused=recording.json.sha256, error=text, **columns)
 
     def record_commit_point(self, recording: Recording, request_id: str) -> None:
-        """Record, on disk, that a dialog may exist from now on."""
+        """Record, on disk, that a dialog may exist from now on.
+
+        The lookup key, too: what the service answers earlier may be incomplete, so a dialog that a
+        lookup finds would prove nothing.
+        """
         args, now = self._args, utc()
         self._execute(
             "UPDATE recordings SET state = 'finishing', lookup_key = ?, split = ?, ctime_ns = ?, "
@@ -3923,7 +3928,7 @@ class Examiner:
                 left_out = Recording(other, recording.explicit)
                 what = f"the same call as {path}"
                 self._tally.leave_out(left_out, "in another format", what)
-        if path != recording.path:
+        if (path, state) != (recording.path, recording.file_state):
             recording.sha256 = ""
         recording.path, recording.file_state, recording.siblings = path, state, ()
 
@@ -4846,8 +4851,9 @@ class Console(logging.Handler):
             what = "updated" if recording.row or self._args.talk_id else "uploaded"
             self._print(f"{path}: would be {what}: {result.description}", is_new)
         elif is_new or result.error or recording.explicit or self._args.verbose:
-            # What a lookup found may not be the recording that was named.
-            prefix = f"{path}: " if self.several or result.found_id else ""
+            # What a lookup found may not be the recording that was named; and a log of the IDs
+            # stands in for a ledger that is lost.
+            prefix = f"{path}: " if self.several or self._args.ledger else ""
             for line in dialog_lines(recording, result):
                 self._print(prefix + line, is_new)
 
@@ -5287,11 +5293,13 @@ class Run:
             return received
         cause = f"{self._breaker.cause} while it was under way"
         error = UploadError(FAILED._replace(cause=cause))
+        if received:
+            return result_unrecorded(received, error)
         if recording.call and recording.call.phase is Phase.COMMITTED:
             cause += ", so the dialog may or may not exist"
             advice = recording.call.advice.get(UNKNOWN.id, LOOK_FOR_IT)
             error = UploadError(UNKNOWN._replace(cause=cause, advice=advice))
-        return result_unrecorded(received, error) if received else result_of_error(error)
+        return result_of_error(error)
 
     def _end(self) -> int:
         """Print the summary, and note it in the ledger; return the exit code."""
@@ -5571,9 +5579,9 @@ def print_calls(db: Any, chosen: Filter, output_format: str) -> None:
     print("\ufeff", end="")
     writer = csv.writer(sys.stdout, delimiter=";", lineterminator="\n")
     writer.writerow(names)
-    # The service's words must not become a formula.
+    # Nobody's words may become a formula.
     writer.writerows(
-        (*row[:-1], f"'{row[-1]}") if row[-1] and row[-1][0] in "=+-@" else row for row in rows
+        [f"'{cell}" if cell and cell[0] in "=+-@" else cell for cell in row] for row in rows
     )
 
 

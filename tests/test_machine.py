@@ -19,7 +19,17 @@ from pathlib import Path
 import grpc
 import ledgers
 import pytest
-from conftest import AS_NOBODY_SPECIAL, KEY, SCRIPT, Run, arguments, before_command, make_wav, start
+from conftest import (
+    AS_NOBODY_SPECIAL,
+    KEY,
+    SCRIPT,
+    Run,
+    arguments,
+    before_command,
+    make_wav,
+    start,
+    wait_for,
+)
 from stand_in import At, Call, Delay, Fail, StandIn
 from test_command import tree
 from test_progress import on_terminal
@@ -418,6 +428,41 @@ def test_a_bug_leaves_the_others_their_answers(
     outcome = command("--audio-path", *paths, "--jobs", 2, "--single-message")
     assert outcome.code == BUG, outcome.err
     assert f"00.wav: Dialog ID: {next(iter(service.talks))}" in outcome.out
+
+
+A_DISK_THAT_HANGS = """
+import sqlite3, sys, time
+connect = sqlite3.connect
+class Connection(sqlite3.Connection):
+    def execute(self, *words):
+        frame = sys._getframe(1)
+        while frame:
+            if frame.f_code.co_name == 'record_result':
+                open(MARK, 'w').close()
+                time.sleep(1000)
+            frame = frame.f_back
+        return super().execute(*words)
+sqlite3.connect = lambda *words, **options: connect(*words, factory=Connection, **options)
+"""
+
+
+def test_after_a_signal_a_disk_that_hangs_makes_no_doubt_of_an_id(
+    service: StandIn, call: Path, ledger: Path, site: Site, tmp_path: Path
+) -> None:
+    mark = tmp_path / "mark"
+    site(A_DISK_THAT_HANGS.replace("MARK", repr(str(mark))))
+    with start(*arguments(service, "--audio-path", call, "--ledger", ledger)) as process:
+        try:
+            wait_for(mark.exists)
+            process.terminate()
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    [talk_id] = service.talks
+    assert (process.returncode, out) == (128 + signal.SIGTERM, f"{call}: Dialog ID: {talk_id}\n")
+    assert f"uploaded as {talk_id}, but the ledger could not record it: stopped by SIGTERM" in err
+    assert "may or may not exist" not in err
+    assert ledgers.states(ledger) == ["finishing"]
 
 
 def test_sigint_at_any_moment_of_the_start_leaves_no_traceback(call: Path, tmp_path: Path) -> None:

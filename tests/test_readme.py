@@ -321,7 +321,10 @@ def test_the_report_that_is_shown(machine: Machine) -> None:
 @needs_sqlite3
 def test_an_unknown_recording_is_in_the_console_or_it_is_not(machine: Machine) -> None:
     it_is_there, it_is_not = block("sh", "Unknown recordings").splitlines()
-    for command, said in ((it_is_there, r"1\n"), (it_is_not, r"Dialog ID: \w+\n")):
+    for command, said in (
+        (it_is_there, r"1\n"),
+        (it_is_not, r"\S+0930-vera.wav: Dialog ID: \w+\n"),
+    ):
         call = machine.call("0930-vera.wav", {})
         make_wav(call, 2_000, seed=len(command))
         machine.service.script += [LOST]

@@ -350,7 +350,9 @@ def test_what_is_sent_again_has_no_id_of_an_earlier_badge(
     assert split(call, "--ledger", ledger).code == 65
     words = ("--audio-path", call, "--meta-path", fields, "--ledger", ledger, "--quiet")
     first, second = upload(*words, "--retry-rejected"), upload(*words)
-    assert first == second == Outcome(0, f"Dialog ID: {ledgers.row(ledger)['talk_id']}\n", "")
+    assert (
+        first == second == Outcome(0, f"{call}: Dialog ID: {ledgers.row(ledger)['talk_id']}\n", "")
+    )
     assert ledgers.row(ledger)["badge_id"] is None
 
 
