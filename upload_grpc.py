@@ -1421,7 +1421,8 @@ def read_metadata(path: str) -> TalkMetadata:
     except OSError as error:
         raise unreadable_error(error, f"metadata file {path}: ") from error
     except (ValueError, RecursionError) as error:
-        raise data_error("metadata", f"metadata file {path}: {error}", "fix the file") from error
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise data_error("metadata", f"metadata file {path}: {why}", "fix the file") from error
 
 
 def parse_metadata(content: bytes) -> TalkMetadata:
@@ -1567,15 +1568,17 @@ def read_certificates(path: str) -> bytes:
 
 def fetch_vm_token() -> str:
     """Fetch the IAM token of a cloud VM's service account from the VM's metadata service."""
-    from http.client import HTTPException
-    from urllib.request import ProxyHandler, Request, build_opener
+    from http.client import HTTPConnection, HTTPException
 
     address = os.environ.get("YC_METADATA_ADDR") or VM_METADATA_ADDRESS
-    # The service is on this machine: a proxy could only leak the token.
-    opener = build_opener(ProxyHandler({}))
     try:
-        request = Request(f"http://{address}{VM_TOKEN_PATH}", headers={"Metadata-Flavor": "Google"})
-        with opener.open(request, timeout=VM_METADATA_TIMEOUT_S) as response:
+        # By no proxy: the service is on this machine, and a proxy could only leak the token.
+        connection = HTTPConnection(address, timeout=VM_METADATA_TIMEOUT_S)
+        with contextlib.closing(connection):
+            connection.request("GET", VM_TOKEN_PATH, headers={"Metadata-Flavor": "Google"})
+            response = connection.getresponse()
+            if response.status != 200:
+                raise HTTPException(f"HTTP status {response.status}, {response.reason}")
             return "".join(json.loads(response.read(SMALL_FILE_LIMIT_BYTES))["access_token"])
     except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError) as error:
         cause = f"no token from the VM's metadata service at {address}: {error_text(error)}"
@@ -4881,6 +4884,8 @@ class Console(logging.Handler):
             try:
                 from tqdm import tqdm
 
+                # Its own is for processes, too, and Python 3.14 would complain of it at the end.
+                tqdm.set_lock(threading.RLock())
                 bar = tqdm(smoothing=0, leave=False, **options)
                 bar.start_t -= 0.5
             except (ImportError, AttributeError, ValueError, LookupError):  # TQDM_DISABLE, ...

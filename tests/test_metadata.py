@@ -139,7 +139,7 @@ WRONG_FILES: list[tuple[str | bytes, str]] = [
     (b'{"note": "text"} {}', "JSON"),
     (b'{"note": NaN}', "NaN"),
     (b'{"note": -Infinity}', "Infinity"),
-    (b'{"a": ' * 100_000, "recursion"),
+    (b'{"a": ' * 100_000, "nested too deeply"),
     (b"null", "object"),
     (b'[{"note": "text"}]', "object"),
     (b'{"note": "' + bytes(2_000_000) + b'"}', "1,048,576"),

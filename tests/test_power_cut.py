@@ -44,9 +44,10 @@ pytestmark = NEEDS_SECCOMP
 
 # Asks the kernel to tell of some system calls, hands over where it does, and becomes the command:
 # classic BPF compares the number of a system call with each of them, and returns
-# SECCOMP_RET_USER_NOTIF for them, SECCOMP_RET_ALLOW for all others.
+# SECCOMP_RET_USER_NOTIF for them, SECCOMP_RET_ALLOW for all others. (send_fds imports array, which
+# may be a file, and nobody could tell it to go on.)
 ASK = """
-import ctypes, os, socket, struct, sys
+import array, ctypes, os, socket, struct, sys
 channel, seccomp, *numbers = map(int, sys.argv[1].split(","))
 jumps = b"".join(struct.pack("HBBI", 0x15, len(numbers) - i, 0, number)
                  for i, number in enumerate(numbers))

@@ -130,6 +130,15 @@ def test_a_bar_moves_below_the_lines_and_goes_away(service: StandIn, folder: Pat
     assert "2 uploaded" in summary and end == ""
 
 
+def test_a_bar_needs_no_other_process(service: StandIn, folder: Path, tmp_path: Path) -> None:
+    """Nor a lock between processes, of which Python 3.14 would complain after the last line."""
+    mark = tmp_path / "mark"
+    (tmp_path / "multiprocessing.py").write_text(f"open({str(mark)!r}, 'w').close()")
+    service.script += [LONG]
+    _, received = on_terminal(*words_for(service, folder), path=str(tmp_path))
+    assert percentages(received) and not mark.exists()
+
+
 def test_results_may_go_elsewhere(service: StandIn, folder: Path, tmp_path: Path) -> None:
     service.script += [LONG]
     with open(tmp_path / "results", "w+") as results:
