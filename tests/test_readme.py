@@ -72,8 +72,8 @@ def block(language: str, heading: str, number: int = 0) -> str:
 SET_UP = block("sh", "Cron")
 FIRST_RUN = block("sh", "Cron", 1).splitlines()
 CRONTAB = block("crontab", "Cron").splitlines()
-CRON_VARIABLES = dict(line.split("=") for line in CRONTAB[:3])
-UPLOAD, REPORT = (line.split(maxsplit=5)[5] for line in CRONTAB[3:])
+CRON_VARIABLES = dict(line.split("=") for line in CRONTAB[:2])
+UPLOAD, REPORT = (line.split(maxsplit=5)[5] for line in CRONTAB[2:])
 
 
 class Machine:
@@ -96,7 +96,6 @@ class Machine:
             "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(service.ca_file),
             **clock,
             "PATH": f"{root}/usr/local/bin:{os.environ['PATH']}",
-            "TZ": CRON_VARIABLES["TZ"],
         }
         assert self.run(SET_UP, stdin=f"{KEY}\n") == Outcome(0, "", "")
 
@@ -235,9 +234,9 @@ def test_the_example_of_metadata(tmp_path: Path) -> None:
 
 
 def test_the_crontab() -> None:
-    assert [*CRON_VARIABLES] == ["MAILTO", "TZ", "CRON_TZ"]
-    assert CRON_VARIABLES["TZ"] == CRON_VARIABLES["CRON_TZ"]
-    for line in CRONTAB[3:]:
+    assert [*CRON_VARIABLES] == ["MAILTO", "CRON_TZ"]
+    assert f"\nexport TZ={CRON_VARIABLES['CRON_TZ']} #" in SET_UP
+    for line in CRONTAB[2:]:
         # "%" is a line break to cron.
         assert re.match(r"([\d*/]+ ){5}", line) and "%" not in line
 
@@ -535,8 +534,6 @@ def test_the_units_do_what_the_crontab_does(machine: Machine) -> None:
     assert report["ExecStart"] == REPORT and report["OnFailure"] in settings
     passing = (os.EX_DATAERR, os.EX_NOINPUT, os.EX_TEMPFAIL, os.EX_PROTOCOL)
     assert upload["SuccessExitStatus"].split() == [str(code) for code in passing]
-    for service in (upload, report):
-        assert service["Environment"] == f"TZ={CRON_VARIABLES['TZ']}"
     machine.call("a.wav", {})
     assert machine.run(upload["ExecStart"]).code == 0 and len(machine.service.talks) == 1
 
@@ -582,7 +579,6 @@ def test_the_container(new_machine: Machine) -> None:
         str(machine.root / "usr/local/bin/upload-calls"),
     }
     assert str(machine.ledger.parent) in mounted and str(machine.ledger) not in mounted
-    assert f"TZ={CRON_VARIABLES['TZ']}" in words
     dockerfile = (machine.root / "Dockerfile").read_text()
     assert {line.split()[0] for line in dockerfile.splitlines()} <= {
         *("FROM", "RUN", "COPY", "ENTRYPOINT"),

@@ -82,7 +82,7 @@ def test_other_audio_of_the_same_name_size_and_mtime_is_another_call(
         put_mtime_back(other, mtime_ns)
         other.rename(recording)
         outcome = remember(recording, "--quiet")
-        assert outcome == Outcome(OK, f"Dialog ID: {list(service.talks)[-1]}\n", "")
+        assert outcome == Outcome(OK, f"{recording}: Dialog ID: {[*service.talks][-1]}\n", "")
         assert len(set(contents(service))) == len(service.calls) == number
 
 
