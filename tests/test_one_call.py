@@ -205,7 +205,8 @@ def play(upload: Run, service: StandIn, folder: Path, tmp_path: Path) -> Callabl
         assert len(service.calls) == before
         outcome = upload(*given, "--verbose")
         assert outcome.code == scene.code, outcome.err
-        only = f"{given[1]}: " if given[1] != folder and len(paths) == 1 else ""
+        has_path = len(paths) != 1 or given[1] == folder or "--ledger" in given
+        only = "" if has_path else f"{given[1]}: "
         sent = {(only + line).partition(": Dialog ID: ")[0] for line in outcome.out.splitlines()
                 if line.rpartition(" ")[2] not in ids}  # fmt: skip
         assert " ".join(sorted(os.path.basename(path) for path in sent)) == scene.sent, outcome.err

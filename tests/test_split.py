@@ -55,12 +55,13 @@ def methods(service: StandIn) -> list[str]:
     return [received.method for received in service.calls]
 
 
-def lines(service: StandIn, *, dialogs: bool = True) -> str:
-    """Return what stdout says of the only recording there is."""
+def lines(service: StandIn, *, dialogs: bool = True, path: Path | None = None) -> str:
+    """Return what stdout says of the only recording there is; path: with a ledger."""
     [badge] = service.badges.values()
     talk_ids = badge.response.talk_ids if dialogs else []
     said = [f"Badge ID: {badge.response.badge_id}", *(f"Dialog ID: {each}" for each in talk_ids)]
-    return "".join(f"{line}\n" for line in said)
+    prefix = f"{path}: " if path else ""
+    return "".join(f"{prefix}{line}\n" for line in said)
 
 
 # --- What can be split ----------------------------------------------------------------------
@@ -165,7 +166,8 @@ def test_an_operation_that_is_done_at_once_needs_no_wait(
         outcome = split(call, "--ledger", ledger, *words)
         assert outcome.code == (65 if failed else 0)
         assert ("nobody speaks in it" in outcome.err) == failed
-        assert outcome.out.endswith("Dialog ID: talk-1\nDialog ID: talk-2\n") != failed
+        said = "".join(f"{call}: Dialog ID: talk-{number}\n" for number in (1, 2))
+        assert outcome.out.endswith(said) != failed
         assert methods(service) == ["UploadBadge"]
     assert ledgers.row(ledger)["state"] == ("rejected" if failed else "uploaded")
     assert ledgers.row(ledger)["talk_id"] == (None if failed else "talk-1 talk-2")
@@ -205,7 +207,7 @@ def test_an_operation_that_fails_is_told_with_its_reason_and_never_sent_again(
     service.badge_error = (grpc.StatusCode.INTERNAL, "broken")
     for _ in range(2):
         outcome = split(call, "--wait", "--ledger", ledger)
-        assert (outcome.code, outcome.out) == (65, lines(service, dialogs=False))
+        assert (outcome.code, outcome.out) == (65, lines(service, dialogs=False, path=call))
         assert f"{call}: " in outcome.err and "broken" in outcome.err
     assert methods(service).count("UploadBadge") == 1
 
@@ -216,7 +218,7 @@ def test_an_operation_that_cannot_be_parsed_is_no_bug_of_ours(
     service.badge_damaged = True
     outcome = split(call, "--wait", "--ledger", ledger)
     [operation_id] = service.badges
-    assert (outcome.code, outcome.out) == (65, f"Operation ID: {operation_id}\n")
+    assert (outcome.code, outcome.out) == (65, f"{call}: Operation ID: {operation_id}\n")
     [line] = outcome.err.splitlines()
     assert operation_id in line and "no dialog" in line
     assert ledgers.row(ledger)["state"] == "uploaded"
@@ -233,13 +235,14 @@ def test_an_operation_that_goes_on_can_be_waited_for_later_with_a_ledger(
     service.badge_polls = 1_000
     outcome = split(call, *words)
     [(operation_id, badge)] = service.badges.items()
-    assert (outcome.code, outcome.out) == (code, lines(service, dialogs=False))
+    said = lines(service, dialogs=False, path=call if remembered else None)
+    assert (outcome.code, outcome.out) == (code, said)
     [line] = outcome.err.splitlines()
     assert f"{call}: " in line and operation_id in line
     if remembered:
         assert ledgers.row(ledger)["state"] == "uploaded"
         badge.polls_left = 0
-        assert split(call, *words) == Outcome(0, lines(service), "")
+        assert split(call, *words) == Outcome(0, lines(service, path=call), "")
         assert methods(service).count("UploadBadge") == 1
 
 
@@ -261,7 +264,7 @@ def test_polls_that_keep_failing_end_the_wait_and_nothing_else(
 ) -> None:
     service.script += [None, *[GONE] * 3]
     outcome = split(call, "--wait", "--retries", 2, "--ledger", ledger)
-    assert (outcome.code, outcome.out) == (75, lines(service, dialogs=False))
+    assert (outcome.code, outcome.out) == (75, lines(service, dialogs=False, path=call))
     assert ledgers.row(ledger)["state"] == "uploaded"
 
 
@@ -309,7 +312,8 @@ def test_a_later_run_takes_up_the_wait_and_sends_nothing(
     assert (before["state"], before["talk_id"]) == ("uploaded", None)
     assert before["badge_id"] == badge.response.badge_id
     assert before["operation_id"] == operation_id
-    assert split(call, "--ledger", ledger) == first == Outcome(0, lines(service, dialogs=False), "")
+    said = lines(service, dialogs=False, path=call)
+    assert split(call, "--ledger", ledger) == first == Outcome(0, said, "")
     assert len(service.calls) == 1, "without --wait nothing is asked"
 
     # Of a folder only what is new is printed: the dialogs are, although nothing was uploaded.
@@ -322,7 +326,7 @@ def test_a_later_run_takes_up_the_wait_and_sends_nothing(
     assert changed - {"updated_at"} == {"talk_id"}
     assert methods(service) == ["UploadBadge", *["Get"] * 3]
 
-    assert split(call, "--ledger", ledger, "--wait") == Outcome(0, lines(service), "")
+    assert split(call, "--ledger", ledger, "--wait") == Outcome(0, lines(service, path=call), "")
     assert len(service.calls) == 4, "what is known is not asked again"
 
 
@@ -365,11 +369,12 @@ def test_a_wait_that_a_signal_ends_can_be_taken_up(
         wait_for(lambda: "Get" in methods(service))
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)
-    assert (process.returncode, out) == (128 + signal.SIGTERM, lines(service, dialogs=False))
+    said = lines(service, dialogs=False, path=call)
+    assert (process.returncode, out) == (128 + signal.SIGTERM, said)
     assert f"{call}: " in err
     [badge] = service.badges.values()
     badge.polls_left = 0
-    assert split(call, "--ledger", ledger, "--wait") == Outcome(0, lines(service), "")
+    assert split(call, "--ledger", ledger, "--wait") == Outcome(0, lines(service, path=call), "")
     assert methods(service).count("UploadBadge") == 1
 
 
@@ -404,7 +409,8 @@ def test_a_worker_that_hangs_while_it_waits_leaves_the_recording_uploaded(
         wait_for(lambda: "Get" in methods(service))
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)
-    assert (process.returncode, out) == (128 + signal.SIGTERM, lines(service, dialogs=False))
+    said = lines(service, dialogs=False, path=call)
+    assert (process.returncode, out) == (128 + signal.SIGTERM, said)
     assert "1 uploaded" in err and "0 unknown" in err and "unknown:" not in err
     assert ledgers.row(ledger)["state"] == "uploaded"
 
