@@ -2850,8 +2850,8 @@ class Ledger(LedgerFile):
     def record_commit_point(self, recording: Recording, request_id: str) -> None:
         """Record, on disk, that a dialog may exist from now on.
 
-        The lookup key, too: what the service answers earlier may be incomplete, so a dialog that a
-        lookup finds would prove nothing.
+        The lookup key is stored only here: a dialog that the service made before this point may be
+        incomplete, so finding it would prove nothing.
         """
         args, now = self._args, utc()
         self._execute(
