@@ -647,7 +647,7 @@ class Recording:
         self.converted: Converted | None = None  # Run, if it has to be.
         self.attempts = 0  # Uploader
         self.call: Call | None = None  # Uploader: the latest attempt.
-        self.received: Result | None = None  # Uploader: the response; the ledger may not have it.
+        self.received: Result | None = None  # How the call ended; the ledger may not have it.
         self.is_recorded = False  # Worker: the ledger has the result, if there is one.
         self.is_waiting = False  # Worker: the service is being asked whether it is split.
         self.result: Result | None = None  # Tally.add
@@ -1345,8 +1345,8 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
 
     A new source of fields is a new layer here (whether it counts as given, has_placeholders says).
     Its option is in make_parser, and in parse_arguments' list with_audio, as update_talk, for
-    --talk-id, has only layer 2. parse_arguments has checked_fields check its values, and says with
-    parser.error what is wrong: an UploadError here would be said of each recording.
+    --talk-id, has only layer 2. Let parse_arguments check its values (checked_fields), and say with
+    parser.error what is wrong: an error here would be said of each recording.
     What is sent differs then, so rejected recordings are sent again; of uploaded ones only a change
     of layer 3 is noticed (MetadataExaminer.has_changed). A layer that a later run may lack needs a
     guard like had_meta_path, as an update erases the keys that it leaves out: a column
@@ -1578,7 +1578,7 @@ def fetch_vm_token() -> str:
             connection.request("GET", VM_TOKEN_PATH, headers={"Metadata-Flavor": "Google"})
             response = connection.getresponse()
             if response.status != 200:
-                raise HTTPException(f"HTTP status {response.status}, {response.reason}")
+                raise HTTPException(f"HTTP status {response.status} {response.reason}".strip())
             return "".join(json.loads(response.read(SMALL_FILE_LIMIT_BYTES))["access_token"])
     except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError) as error:
         cause = f"no token from the VM's metadata service at {address}: {error_text(error)}"
@@ -2999,7 +2999,8 @@ def check_wal(path: str) -> None:
         return
     except OSError as error:
         raise LedgerError.of(path, error) from error
-    if has_log:
+    # Looked at after its log: a first run may have begun both meanwhile, the ledger first.
+    if has_log and not (os.path.exists(path) and os.path.getsize(path)):
         cause = "missing or empty, though its -wal file is there"
         advice = f"put the ledger back beside it ({NEW_LEDGER})"
         raise LedgerError(path, "wal", cause, advice)
@@ -3931,7 +3932,7 @@ class Examiner:
                 left_out = Recording(other, recording.explicit)
                 what = f"the same call as {path}"
                 self._tally.leave_out(left_out, "in another format", what)
-        if (path, state) != (recording.path, recording.file_state):
+        if path != recording.path:
             recording.sha256 = ""
         recording.path, recording.file_state, recording.siblings = path, state, ()
 
@@ -3965,6 +3966,8 @@ class Examiner:
                 return False
             raise first_error
         recording.audio, path, state = best
+        if recording.sha256 and path == recording.path and state != recording.file_state:
+            raise file_changed_error("changed or was replaced after it was hashed")
         self._choose_file(recording, path, state)
         duration_s = recording.audio.duration_s
         if 0 < duration_s < self._args.min_duration:
@@ -5054,7 +5057,7 @@ class Worker:
             # Its row says at most `finishing`: less than what happened, never more.
             return result_of_error(error)
         except UploadError as error:
-            result = result_of_error(error)
+            recording.received = result = result_of_error(error)
         finally:
             if recording.converted:
                 recording.converted.file.close()

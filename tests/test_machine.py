@@ -446,11 +446,13 @@ sqlite3.connect = lambda *words, **options: connect(*words, factory=Connection, 
 """
 
 
-def test_after_a_signal_a_disk_that_hangs_makes_no_doubt_of_an_id(
-    service: StandIn, call: Path, ledger: Path, site: Site, tmp_path: Path
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_after_a_signal_a_disk_that_hangs_makes_no_doubt_of_an_answer(
+    service: StandIn, call: Path, ledger: Path, site: Site, tmp_path: Path, is_refused: bool
 ) -> None:
     mark = tmp_path / "mark"
     site(A_DISK_THAT_HANGS.replace("MARK", repr(str(mark))))
+    service.script += [REJECTED] if is_refused else []
     with start(*arguments(service, "--audio-path", call, "--ledger", ledger)) as process:
         try:
             wait_for(mark.exists)
@@ -458,10 +460,15 @@ def test_after_a_signal_a_disk_that_hangs_makes_no_doubt_of_an_id(
             out, err = process.communicate(timeout=30)
         finally:
             process.kill()
-    [talk_id] = service.talks
-    assert (process.returncode, out) == (128 + signal.SIGTERM, f"{call}: Dialog ID: {talk_id}\n")
-    assert f"uploaded as {talk_id}, but the ledger could not record it: stopped by SIGTERM" in err
+    assert process.returncode == 128 + signal.SIGTERM
     assert "may or may not exist" not in err
+    if is_refused:
+        assert not out and REJECTED.details in err and "1 failed" in err
+    else:
+        [talk_id] = service.talks
+        assert out == f"{call}: Dialog ID: {talk_id}\n"
+        said = f"uploaded as {talk_id}, but the ledger could not record it: stopped by SIGTERM"
+        assert said in err
     assert ledgers.states(ledger) == ["finishing"]
 
 

@@ -471,7 +471,8 @@ def test_audio_path_is_equal_or_below(made: Made) -> None:
 def test_csv_for_spreadsheets(made: Made) -> None:
     path = '/звонки/Иванов; "Ж", №1.wav'
     error = '=HYPERLINK("http://x")'
-    made.recording(path, "rejected", error=error, recorded_at="2026-11-20T09:30:00.123Z")
+    columns = {"error": error, "talk_id": "=1+1", "recorded_at": "2026-11-20T09:30:00.123Z"}
+    made.recording(path, "rejected", **columns)
     made.recording("/a/\u202egpj.wav", "rejected", error="two\nlines")
     # Whatever the locale is.
     env = {"PATH": os.environ["PATH"], "TZ": "Europe/Moscow", "LC_ALL": "C"}
@@ -481,7 +482,7 @@ def test_csv_for_spreadsheets(made: Made) -> None:
     first, second = Output(0, out, "").rows
     assert first["path"] == path
     assert first["recorded_at"] == "2026-11-20 12:30:00"
-    assert first["error"] == f"'{error}"
+    assert (first["error"], first["dialog_id"]) == (f"'{error}", "'=1+1")
     assert "\u202e" not in second["path"]
     assert second["error"] == r"two\x0alines"
     as_json = made.report("--format", "json").objects[0]

@@ -16,6 +16,7 @@ import sqlite3
 import subprocess
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,31 @@ def is_root() -> bool:
 
 
 # --- Files that change, and keep their time ------------------------------------------
+
+
+def test_a_file_replaced_after_it_was_hashed_is_not_taken_for_that_audio(
+    remember: Run, service: StandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moved without its JSON after its upload, a call is known by its audio."""
+    call = make_wav(folder / "a.wav", 3_000)
+    call.with_suffix(".json").write_text("{}")
+    words = (folder, "--require-json", "0")
+    assert remember(*words).code == OK
+    call.with_suffix(".json").unlink()
+    call = call.rename(folder / "b.wav")
+    read_header = upload_grpc.read_header
+
+    def replace(path: str, args: Namespace) -> Any:
+        make_wav(folder / "new", 3_000, seed=2).replace(path)
+        return read_header(path, args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(upload_grpc, "read_header", replace)
+        outcome = remember(*words)
+    assert outcome.code == AGAIN and "replaced after it was hashed" in outcome.err
+    call.with_suffix(".json").write_text("{}")
+    assert remember(*words).code == OK
+    assert len(set(contents(service))) == len(service.talks) == 2
 
 
 def test_other_audio_of_the_same_name_size_and_mtime_is_another_call(
@@ -571,6 +597,42 @@ def test_two_first_runs_at_once(service: StandIn, folder: Path, tmp_path: Path, 
         # With --quiet it may have come before there was anything, which it does not begin.
         assert codes == [OK, AGAIN] or (quiet and codes == [OK, CONFIG]), err
         assert len(set(contents(service))) == len(service.talks) == 4
+
+
+@pytest.mark.parametrize("quiet", [(), ("--quiet",)], ids=str)
+def test_a_first_run_that_begins_while_another_looks_for_the_ledger(
+    upload: Run, service: StandIn, call: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch,
+    quiet: Way,
+) -> None:  # fmt: skip
+    """The ledger and its -wal file come between two looks, and none is missing."""
+    words = ("--audio-path", call, "--ledger", ledger)
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def wait(_: Call) -> None:
+        has_begun.set()
+        assert may_end.wait(60)
+
+    service.on_call = lambda _: At(answer=wait)
+    look = os.stat
+    with start(*arguments(service, *words, begun=False), *("--retries", "0")) as first:
+        assert has_begun.wait(60)
+        files = [path for path in ledger.parent.glob(f"{ledger.name}*") if path != ledger]
+        assert len([path for path in files if path.name.endswith("-wal")]) == 1
+        seen: list[object] = []
+
+        def look_too_early(path: Any, *more: Any, **options: Any) -> os.stat_result:
+            if path == os.path.realpath(ledger) and not seen:
+                seen.append(path)
+                raise FileNotFoundError(path)
+            return look(path, *more, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", look_too_early)
+            outcome = upload(*words, *quiet, begun=False)
+        may_end.set()
+        first.communicate(timeout=60)
+    assert seen and outcome.code == AGAIN, outcome.err
+    assert first.returncode == OK and len(service.talks) == 1
 
 
 def test_a_quiet_run_beside_a_first_run_is_told_of_it(
