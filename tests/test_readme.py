@@ -502,7 +502,7 @@ def test_moving_what_is_uploaded(machine: Machine) -> None:
 
 @needs_sqlite3
 def test_a_ledger_from_a_backup(machine: Machine) -> None:
-    [backup] = re.findall(r"`(sqlite3 ledger\.sqlite [^`]*)`", section("Folders and the ledger"))
+    [backup] = re.findall(r"`(sqlite3 -readonly ledger\.sqlite [^`]*)`", section("Folders and the ledger"))
     machine.call("before.wav", {})
     machine.upload()
     assert machine.run(f"cd /var/lib/speechsense && {backup}") == Outcome(0, "", "")
