@@ -1,4 +1,14 @@
-"""What the tests share: a service, recordings, and two ways to run the program."""
+"""What the tests share: a service, recordings, and two ways to run the program.
+
+No test may fail because the machine is busy:
+- Wait for what has to happen (wait_for, started and held calls, At), never for a time. A sleep may
+  only show that something does not happen.
+- A limit is many times what is needed; what shall fail without it takes many times the limit.
+- The program's own waits are made shorter by a factor (waits), all by the same.
+- A port is bound as long as somebody is to find nobody there, and gRPC takes little ahead of what
+  the service reads (NOTHING_AHEAD).
+- It is noon (zone_at), so no day ends during a test; how to be on another one: stories.py, Time.
+"""
 
 from __future__ import annotations
 

@@ -172,6 +172,21 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+class Lock:
+    """What another program does that keeps the ledger locked; from any thread."""
+
+    def __init__(self, ledger: Path) -> None:
+        self._database = sqlite3.connect(ledger, check_same_thread=False, isolation_level=None)
+        self.is_held = False
+
+    def hold(self, _: object = None) -> None:
+        self.is_held = True
+        self._database.execute("BEGIN IMMEDIATE")
+
+    def release(self) -> None:
+        self._database.close()
+
+
 # --- Ledgers of other versions, and what is none ---------------------------------------
 
 

@@ -190,6 +190,9 @@ class Cron:
         self.folder.with_name("share").rename(self.folder)
 
     # Time, and the ledger
+    # What was said a day ago: pass_time, day, hours; the ledger's times go back, and files stay as
+    # they are. What is old by its file: days_ahead, the program's clock, by which all is older.
+    # For a process of its own: conftest.own_clock.
 
     def pass_time(self, seconds: float) -> None:
         ledgers.pass_time(self.ledger, seconds)

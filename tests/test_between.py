@@ -12,7 +12,6 @@ import os
 import re
 import signal
 import socket
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -355,21 +354,6 @@ def test_the_sequence_counts_commit_points_whatever_the_clock(
 # --- A ledger that cannot be written when it matters ------------------------------------
 
 
-class Lock:
-    """What another program does that keeps the ledger locked; from any thread."""
-
-    def __init__(self, ledger: Path) -> None:
-        self._database = sqlite3.connect(ledger, check_same_thread=False, isolation_level=None)
-        self.is_held = False
-
-    def hold(self, _: object = None) -> None:
-        self.is_held = True
-        self._database.execute("BEGIN IMMEDIATE")
-
-    def release(self) -> None:
-        self._database.close()
-
-
 def test_a_ledger_that_is_locked_when_a_result_is_to_be_written(
     upload: Run, service: StandIn, tmp_path: Path, ledger: Path, waits: Waits
 ) -> None:
@@ -377,7 +361,7 @@ def test_a_ledger_that_is_locked_when_a_result_is_to_be_written(
     paths = [make_wav(tmp_path / f"{name}.wav", 3_000) for name in "ab"]
     words = ("--audio-path", *paths, "--jobs", 1, "--ledger", ledger, "--format", "json")
     upload(*words, "--dry-run")
-    lock = Lock(ledger)
+    lock = ledgers.Lock(ledger)
     service.on_call = lambda _: At(answer=lock.hold)
     outcome = upload(*words)
     lock.release()
@@ -404,7 +388,7 @@ def test_a_signal_ends_a_run_whose_ledger_stays_locked(
     paths = [make_wav(tmp_path / f"{name}.wav", 3_000) for name in "ab"]
     words = ("--audio-path", *paths, "--jobs", 2, "--ledger", ledger, "--quiet")
     begin_ledger(str(ledger))
-    lock = Lock(ledger)
+    lock = ledgers.Lock(ledger)
 
     def hold_and_stop(_: object) -> None:
         lock.hold()
@@ -430,7 +414,7 @@ def test_a_lock_is_waited_for_and_that_is_no_silence_of_the_service(
     paths = [make_wav(tmp_path / f"{name}.wav", size_bytes) for name in "ab"]
     words = ("--audio-path", *paths, "--ledger", ledger, "--timeout", 1, "--retries", 0)
     upload(*words, "--dry-run")
-    lock = Lock(ledger)
+    lock = ledgers.Lock(ledger)
     held = threading.Lock()
 
     def hold(_: Call) -> None:
@@ -452,7 +436,7 @@ def test_after_a_signal_a_lock_is_not_waited_for(
 ) -> None:
     """A minute is what a result is worth; not what ends a run."""
     words = arguments(service, "--audio-path", call, "--ledger", ledger)
-    lock = Lock(ledger)
+    lock = ledgers.Lock(ledger)
     service.on_call = lambda _: At(answer=lock.hold)
     with start(*words) as process:
         wait_for(lambda: service.calls and all(each.outcome for each in service.calls))

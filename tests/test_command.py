@@ -211,6 +211,9 @@ def test_a_wrong_command_line_ends_with_2_and_the_reason(
 
 # --- A stdout or stderr that cannot be written ----------------------------------------
 
+# Full, or its reader gone, during uploads: test_run.py; nobody reads: test_outage.py; --talk-id and
+# --report: test_talk_id.py, test_report.py.
+
 
 def redirected(redirection: str, *words: object, **options: Any) -> Outcome:
     """Run the command as a shell would, with a redirection."""

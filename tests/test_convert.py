@@ -292,20 +292,6 @@ def test_a_playlist_does_not_bring_the_neighbours_call(
     assert talk.size > 40_000
 
 
-def test_a_track_elsewhere_is_not_read(convert: Convert, flac: Path, service: StandIn) -> None:
-    """A QuickTime file may name another file that has its samples."""
-    movie = ffmpeg(".mov", "-c:a", "pcm_s16le", "-movflags", "faststart", audio=wav(seconds=2))
-    url, name = b"\0\0\0\x0curl \0\0\0\1", b"file:neighbour.wav\0"
-    assert movie.count(url) >= 1
-    flac.unlink()
-    (flac.parent / "neighbour.wav").write_bytes(b"")
-    for number, reference in enumerate((b"\0\0\0\x0curl \0\0\0\0", b"\0\0\0\x0calis\0\0\0\0")):
-        audio = movie.replace(url, reference).replace(b"DataHandler", name[:11])
-        flac.with_name(f"{number}.m4a").write_bytes(audio)
-    convert("--quiet")
-    assert {talk.sha256 for talk in service.talks.values()} <= {sha256(wav(seconds=2))}
-
-
 NAMES = [
     "-i.flac", "-y", "call:1.flac", "http:%2f%2fexample.flac", "concat:a|b.flac", "%d.flac",
     "call%03d.flac", "a 'b' \"c\" $HOME `id`.flac", "[0:a].flac", "звонок.flac", "line\nbreak.flac",

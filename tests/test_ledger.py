@@ -369,6 +369,9 @@ def test_a_dry_run_neither_makes_nor_changes_a_ledger(
 
 # --- Killed, at each state -----------------------------------------------------------
 
+# At any moment: test_chaos.py (kills); at each step of a first run: test_safety.py; when the power
+# fails: test_power_cut.py.
+
 
 # What the row of the first of two recordings says, where the command is killed, and after how
 # many calls.

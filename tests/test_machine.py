@@ -318,6 +318,9 @@ def test_a_copy_of_what_is_rejected_again_is_not_sent_in_the_same_run(
 
 # --- Nobody holds up the others ---------------------------------------------------------
 
+# That a copy of what is under way is not sent: here; in test_ledger.py of_names_for_one_content and
+# of_two_names_for_one_content; in test_split.py and test_outage.py a_copy_...
+
 
 def test_a_copy_of_what_is_under_way_holds_up_no_other(
     command: Run, service: StandIn, folder: Path, ledger: Path

@@ -6,7 +6,6 @@ Each test is of a sentence of the contract. Time passes by rewriting the times i
 from __future__ import annotations
 
 import datetime
-import fcntl
 import json
 import os
 import re
@@ -524,13 +523,6 @@ def test_wrong_settings_are_said_once_and_again_daily(
 
 
 # --- The ledger itself ----------------------------------------------------------------------------
-
-
-def test_a_ledger_in_use_is_no_news(cron: Cron) -> None:
-    begin_ledger(str(cron.ledger))
-    with open(f"{cron.ledger}-lock", "rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert cron.run() == Outcome(75, "", "")
 
 
 def test_a_ledger_that_cannot_be_written_is_said_once_a_day(cron: Cron, waits: Waits) -> None:

@@ -243,6 +243,7 @@ def test_a_run_that_begins_meanwhile(
     else:
         outcome = upload("--report", "--ledger", ledger, "--format", way)
     assert (outcome.code, outcome.err) == (0, "")
+    assert runs
     # It waits until then.
     for run in runs:
         assert (run.communicate(timeout=30), run.returncode) == (("", ""), 0)
