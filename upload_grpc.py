@@ -2505,7 +2505,7 @@ FROM unnamed""",
 }
 NEW_LEDGER = "a new ledger uploads everything again"
 CHECK_LEDGER = "check --ledger"
-RESTORE_LEDGER = f"restore it from a backup, with its -wal file ({NEW_LEDGER})"
+RESTORE_LEDGER = f"restore it from a backup, as README says ({NEW_LEDGER})"
 BEGIN_LEDGER = f"{CHECK_LEDGER}, or begin it by hand: run once without --quiet ({NEW_LEDGER})"
 
 
@@ -2615,9 +2615,8 @@ class LedgerFile:
             if os.path.islink(path + suffix):  # It may lead to a file of somebody else.
                 cause = f"its {suffix} file is a symbolic link"
                 raise LedgerError(path, "link", cause, "remove the link")
-        if status and status.st_size:
+        if is_begun(path):
             return False
-        check_wal(path)
         self._refuse_to_begin("empty" if status else "missing")
         return True
 
@@ -2991,19 +2990,28 @@ class Ledger(LedgerFile):
         self._execute(f"UPDATE runs SET {names}, ended_at = ? WHERE id = ?", values)
 
 
-def check_wal(path: str) -> None:
-    """Raise LedgerError if a ledger is missing, or empty, but not its write-ahead log."""
-    try:
-        has_log = os.stat(f"{path}-wal").st_size > 0
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise LedgerError.of(path, error) from error
-    # Looked at after its log: a first run may have begun both meanwhile, the ledger first.
-    if has_log and not (os.path.exists(path) and os.path.getsize(path)):
+def is_begun(path: str) -> bool:
+    """Return whether there is a ledger, not an empty file.
+
+    Raises LedgerError if there is none, but its write-ahead log.
+    """
+    sizes = []
+    # The log first: a first run, which may be under way, begins the ledger before it.
+    for name in (f"{path}-wal", path):
+        try:
+            status = os.stat(name)
+        except FileNotFoundError:
+            sizes.append(0)
+        except OSError as error:
+            raise LedgerError.of(path, error) from error
+        else:
+            sizes.append(status.st_size if stat.S_ISREG(status.st_mode) else 0)
+    has_log, has_ledger = (size > 0 for size in sizes)
+    if has_log and not has_ledger:
         cause = "missing or empty, though its -wal file is there"
-        advice = f"put the ledger back beside it ({NEW_LEDGER})"
+        advice = f"put that very ledger back beside it ({NEW_LEDGER})"
         raise LedgerError(path, "wal", cause, advice)
+    return has_ledger
 
 
 def check_layout(db: Any, path: str) -> None:
@@ -4041,6 +4049,7 @@ class Examiner:
         """Hash a file that may have been replaced; return whether its audio is uploaded."""
         if not self._ledger:
             return False
+        recording.file_state = FileState.of(recording.path)
         hash_audio(recording, self._breaker.stopping)
         row = self._ledger.find_by_hash(recording.sha256)
         if not row or row["state"] != "uploaded":
@@ -5467,8 +5476,7 @@ def report(args: Namespace) -> int:
 
 def open_for_report(path: str, undo: contextlib.ExitStack) -> Any:
     """Open a ledger for one look at it, with the views; raise UploadError or sqlite3.Error."""
-    if not os.path.isfile(path) or not os.path.getsize(path):
-        check_wal(path)
+    if not is_begun(path):
         cause = "empty" if os.path.isfile(path) else "missing, or not a regular file"
         raise LedgerError(path, "missing", cause, CHECK_LEDGER)
     db = open_read_only(path, undo)

@@ -4,7 +4,7 @@ No test may fail because the machine is busy:
 - Wait for what has to happen (wait_for, started and held calls, At), never for a time. A sleep may
   only show that something does not happen.
 - A limit is many times what is needed; what shall fail without it takes many times the limit.
-- The program's own waits are made shorter by a factor (waits), all by the same.
+- The program's own waits are made shorter (waits); those of the tests are not.
 - A port is bound as long as somebody is to find nobody there, and gRPC takes little ahead of what
   the service reads (NOTHING_AHEAD).
 - It is noon (zone_at), so no day ends during a test; how to be on another one: stories.py, Time.

@@ -321,7 +321,7 @@ def test_the_report_that_is_shown(machine: Machine) -> None:
 def test_an_unknown_recording_is_in_the_console_or_it_is_not(machine: Machine) -> None:
     it_is_there, it_is_not = block("sh", "Unknown recordings").splitlines()
     for command, said in (
-        (it_is_there, r"1\n"),
+        (it_is_there, r"1\n\S+0930-vera.wav: Dialog ID: DIALOG\n"),
         (it_is_not, r"\S+0930-vera.wav: Dialog ID: \w+\n"),
     ):
         call = machine.call("0930-vera.wav", {})
@@ -331,6 +331,7 @@ def test_an_unknown_recording_is_in_the_console_or_it_is_not(machine: Machine) -
         assert outcome.code == os.EX_PROTOCOL and "may or may not exist" in outcome.err
         outcome = machine.run(command)
         assert outcome.code == 0 and re.fullmatch(said, outcome.out)
+        assert machine.log.read_text().endswith(outcome.out.removeprefix("1\n"))
         assert machine.upload() == Outcome(0, "", "")
     assert not machine.needs_attention()
 
@@ -510,7 +511,9 @@ def test_a_ledger_from_a_backup(machine: Machine) -> None:
     assert machine.run(f"cd /var/lib/speechsense && {backup}") == Outcome(0, "", "")
     after = machine.call("after.wav", {})
     machine.upload()
-    machine.run("cd /var/lib/speechsense && mv copy.sqlite ledger.sqlite && rm -f ledger.sqlite-*")
+    machine.run(
+        "cd /var/lib/speechsense && mv copy.sqlite ledger.sqlite && rm -f ledger.sqlite-[ws]*"
+    )
     listed = machine.run(block("sh", "The ledger is gone, or a backup was restored"))
     assert listed == Outcome(0, f"{after}\n", "")
     after.rename(machine.root / "after.wav")

@@ -112,7 +112,7 @@ def test_no_ledger_is_78_and_makes_no_file(ledger: Path, kind: str) -> None:
         assert (output.code, output.out) == (78, "")
         assert output.err.startswith(f"upload_grpc: ledger {ledger}: ")
         assert output.err.count("\n") == 1
-        assert ("put the ledger back beside it" in output.err) == (kind == "wal")
+        assert ("put that very ledger back beside it" in output.err) == (kind == "wal")
 
 
 def test_ledger_without_rows(made: Made) -> None:

@@ -452,7 +452,7 @@ def test_a_log_without_its_ledger_is_kept(
     log.write_bytes(content)
     for words in MANNERS:
         outcome = upload("--audio-path", call, "--ledger", ledger, *words, begun=False)
-        assert_refused(outcome, service, "-wal file is there", "put the ledger back")
+        assert_refused(outcome, service, "-wal file is there", "put that very ledger back")
         assert log.read_bytes() == content
     ledger.unlink(missing_ok=True)
     moved.rename(ledger)
