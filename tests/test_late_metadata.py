@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -760,20 +759,10 @@ def test_stopped_or_not_recorded_the_row_stays_as_it_was(
         assert office.update().code == 143
     assert office.row == before
 
-    answered, ended = threading.Event(), threading.Event()
-
-    def lock() -> None:
-        with ledgers.locked(office.ledger):
-            answered.set()
-            ended.wait(15)
-
-    def answer(call: Call) -> None:
-        threading.Thread(target=lock).start()
-        answered.wait(15)
-
-    office.service.script = [At(answer=answer)]
+    lock = ledgers.Lock(office.ledger)
+    office.service.script = [At(answer=lock.hold)]
     outcome = office.update()
-    ended.set()
+    lock.release()
     assert outcome.code in (76, 78) and "bug" not in outcome.err
     assert str(office.ledger) in outcome.err
     assert office.row == before
