@@ -647,7 +647,7 @@ class Recording:
         self.converted: Converted | None = None  # Run, if it has to be.
         self.attempts = 0  # Uploader
         self.call: Call | None = None  # Uploader: the latest attempt.
-        self.received: Result | None = None  # How the call ended; the ledger may not have it.
+        self.received: Result | None = None  # Uploader, Worker: how the call ended.
         self.is_recorded = False  # Worker: the ledger has the result, if there is one.
         self.is_waiting = False  # Worker: the service is being asked whether it is split.
         self.result: Result | None = None  # Tally.add
@@ -4251,9 +4251,8 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
     A night job may have turned X.wav into X.mp3 after the upload. If there is a row of a file that
     is there, either that file was sent, or its name has been used again, for another call.
     """
-    present = {
-        path for path, state in recording.files if state.size_bytes
-    }  # Emptied is as good as gone.
+    # Emptied is as good as gone.
+    present = {path for path, state in recording.files if state.size_bytes}
     if not present or any(was_sent(rows, path) for path in present):
         return None
     # As in find_files.

@@ -354,9 +354,8 @@ def test_what_is_sent_again_has_no_id_of_an_earlier_badge(
     assert split(call, "--ledger", ledger).code == 65
     words = ("--audio-path", call, "--meta-path", fields, "--ledger", ledger, "--quiet")
     first, second = upload(*words, "--retry-rejected"), upload(*words)
-    assert (
-        first == second == Outcome(0, f"{call}: Dialog ID: {ledgers.row(ledger)['talk_id']}\n", "")
-    )
+    said = f"{call}: Dialog ID: {ledgers.row(ledger)['talk_id']}\n"
+    assert first == second == Outcome(0, said, "")
     assert ledgers.row(ledger)["badge_id"] is None
 
 
