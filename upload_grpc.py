@@ -4349,9 +4349,9 @@ class Problems:
         self.has_looked_up = False  # With success, or nothing is unknown any more.
         self._args = args
         self._ledger = None if args.dry_run else ledger
-        # By path, as stored; "": those of the run.
+        # By path, as stored; "": those of the run. A dry run changes none of them.
         self._open: dict[str, dict[ProblemKey, OpenProblem]] = {"": {}}
-        for key, problem in self._ledger.problems().items() if self._ledger else ():
+        for key, problem in ledger.problems().items() if ledger else ():
             self._open.setdefault(key.path, {})[key] = problem
         self._has_uploaded = False
         # What failed through the service or the network.
@@ -4361,7 +4361,7 @@ class Problems:
         self._sought_paths = {*self._open} - {""}
         for problems in self._open.values():
             self._sought |= {p.file_state[:2] for p in problems.values() if p.file_state}
-        for path, size_bytes, mtime_ns in self._ledger.files_not_uploaded() if self._ledger else ():
+        for path, size_bytes, mtime_ns in ledger.files_not_uploaded() if ledger else ():
             self._sought_paths.add(path)
             self._sought.add((size_bytes, mtime_ns))
         # Of those, what this run has met: by its path, or by another one, so that it is not lost.
@@ -4666,9 +4666,9 @@ def is_said_today(ledger: str, cause: str) -> bool:
     The ledger cannot remember it, and on a full disk nothing can be written. But the times of its
     -lock file can be set: mtime is when, and atime stands for the cause.
     """
-    path = f"{os.path.realpath(ledger)}-lock"
     mark = sum(cause.encode())
     with contextlib.suppress(OSError):
+        path = f"{os.path.realpath(ledger)}-lock"
         status = os.stat(path, follow_symlinks=False)
         said_on = datetime.date.fromtimestamp(status.st_mtime)
         if round(status.st_atime) == mark and said_on == today():
@@ -5437,10 +5437,11 @@ def report(args: Namespace) -> int:
     import sqlite3
     import tempfile
 
-    path = os.path.realpath(args.ledger)
+    path = args.ledger
     # Who reads the lines slowly, as in a pager, must not keep runs from beginning.
     form: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     try:
+        path = os.path.realpath(args.ledger)
         with tempfile.SpooledTemporaryFile(SPOOL_LIMIT_BYTES, "w+", **form) as lines:
             with contextlib.ExitStack() as undo, contextlib.redirect_stdout(lines):
                 db = open_for_report(path, undo)

@@ -261,7 +261,8 @@ STORIES = {
     "nor if its folder was renamed": """
         broken day/a.wav, sleep 1, call keep.wav, --since=7d : 65 a.wav
         days_ahead 9, --since=7d                            : 65 a.wav
-        rename day archive, --since=7d                      : 65 a.wav
+        rename day archive, --since=7d, --dry-run           : 65 a.wav
+        --since=7d                                          : 65 a.wav
         report                                              : 65 |
     """,
     "nor if a part of the folder was away": """

@@ -22,6 +22,7 @@ import pytest
 from conftest import (
     AS_NOBODY_SPECIAL,
     LONG_BYTES,
+    SAMPLE,
     Outcome,
     Run,
     arguments,
@@ -504,6 +505,21 @@ def test_where_it_cannot_be_written_it_is_named_and_nothing_is_sent(
     outcome = command("--ledger", ledger, "--audio-path", CALL, under=under)
     assert (outcome.code, outcome.out, service.calls) == (os.EX_CONFIG, "", [])
     assert outcome.err.count("\n") == 1 and f"{ledger.resolve()}: " in outcome.err
+
+
+@pytest.mark.parametrize("words", [(), ("--quiet",), ("--report",)])
+def test_by_a_name_in_a_folder_that_is_gone_it_is_named(
+    upload: Run, service: StandIn, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    here = Path("gone")
+    here.mkdir()
+    monkeypatch.chdir(here)
+    Path("../gone").rmdir()
+    outcome = upload("--ledger", LEDGER, "--audio-path", SAMPLE, *words, begun=False)
+    assert (outcome.code, outcome.out, service.calls) == (os.EX_CONFIG, "", [])
+    assert (
+        outcome.err == f"upload_grpc: ledger {LEDGER}: No such file or directory; check --ledger\n"
+    )
 
 
 @pytest.mark.parametrize("option", ["--ledger", "--meta-path", "--ca-file"])
