@@ -412,7 +412,7 @@ def test_a_lock_is_waited_for_and_that_is_no_silence_of_the_service(
     """For longer than --timeout: at a commit point, and beside calls whose answers are due."""
     size_bytes = LONG_BYTES if moment == "commit points" else 3_000
     paths = [make_wav(tmp_path / f"{name}.wav", size_bytes) for name in "ab"]
-    words = ("--audio-path", *paths, "--ledger", ledger, "--timeout", 1, "--retries", 0)
+    words = ("--audio-path", *paths, "--ledger", ledger, "--timeout", 2, "--retries", 0)
     upload(*words, "--dry-run")
     lock = ledgers.Lock(ledger)
     held = threading.Lock()
@@ -421,7 +421,7 @@ def test_a_lock_is_waited_for_and_that_is_no_silence_of_the_service(
         with held:
             if not lock.is_held:
                 lock.hold()
-                threading.Timer(1.6, lock.release).start()
+                threading.Timer(3, lock.release).start()
 
     at = At(audio=hold) if moment == "commit points" else At(answer=hold)
     service.on_call = lambda _: at

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import Run, arguments, sparse_wav, start, wait_for, when
+from conftest import Run, arguments, sparse_wav, start, wait_for
 from fault_proxy import FaultProxy
-from stand_in import Freeze, StandIn
+from stand_in import At, Call, Freeze, StandIn, Step
 
 AGAIN = 75
 # More than all buffers between the program and a peer that does not read.
@@ -66,14 +66,15 @@ def test_nothing_comes_after_the_last_line(
 
     The second try reads from a FIFO into which nobody writes.
     """
-    service.script.append(Freeze(after_bytes=1))
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
 
-    def has_begun() -> bool:
-        return any(call.bytes_received for call in service.calls)
+    def replace(_: Call) -> Step:
+        fifo.rename(large)
+        return Freeze(after_bytes=1)
 
-    with open(fifo, "r+b", buffering=0), when(has_begun, lambda: fifo.rename(large)):
+    service.script.append(At(audio=replace))
+    with open(fifo, "r+b", buffering=0):
         # The interpreter names what it does, also in its cleanup.
         words = ("--audio-path", large, "--timeout", 1, "--retries", 1, "--quiet")
         outcome = command(*words, env={"PYTHONVERBOSE": "1"})

@@ -18,7 +18,6 @@ import random
 import re
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +36,6 @@ from conftest import (
     make_wav,
     start,
     wait_for,
-    when,
 )
 from fault_proxy import Fault, FaultProxy
 from stand_in import At, Call, Delay, Fail, Freeze, Slow, StandIn, Step, stored_talks
@@ -384,17 +382,11 @@ def test_a_copy_does_not_wait_for_a_row_that_will_not_change(day: Day, waits: Wa
     calls.mkdir()
     for name in ("00.wav", "copy.wav"):
         (calls / name).write_bytes(day.first.read_bytes())
-    day.service.script.append(Delay(1))
     begin_ledger(str(day.ledger))
-    is_over = threading.Event()
-
-    def hold() -> None:
-        with ledgers.locked(day.ledger):
-            is_over.wait(20)
-
-    with when(lambda: day.service.talks, hold):
-        outcome = day.remember("--timeout", 10, over=calls)
-        is_over.set()
+    lock = ledgers.Lock(day.ledger)
+    day.service.script.append(At(answer=lock.hold))
+    outcome = day.remember("--timeout", 10, over=calls)
+    lock.release()
     [talk_id] = day.service.talks
     assert outcome.code == CONFIG
     assert f"uploaded as {talk_id}, but the ledger could not record it" in outcome.err

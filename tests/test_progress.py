@@ -107,7 +107,7 @@ def test_a_bar_counts_the_bytes_of_the_files_not_those_they_are_converted_to(
         path.unlink()
     (folder / "call.wav").write_bytes(sound("WAV", "ALAW", seconds=LONG_BYTES / 8_000))
     service.script.append(Freeze(after_bytes=LONG_BYTES))  # Half of what it is converted to.
-    words = ("--convert", "--timeout", "1", "--retries", "0")
+    words = ("--convert", "--timeout", "3", "--retries", "0")
     code, received = on_terminal(*words_for(service, folder), *words)
     assert (code, service.talks) == (os.EX_TEMPFAIL, {})
     # It may be drawn once more when all is done.

@@ -253,7 +253,7 @@ def test_a_poll_that_fails_or_has_no_answer_is_repeated(
     split: Run, service: StandIn, call: Path
 ) -> None:
     service.script += [None, Freeze(), GONE, None, GONE]
-    outcome = split(call, "--wait", "--timeout", 1)
+    outcome = split(call, "--wait", "--timeout", 3)
     assert (outcome.code, outcome.out) == (0, lines(service))
     assert methods(service).count("UploadBadge") == 1
     assert outcome.err.count("gone for a moment") == 2
