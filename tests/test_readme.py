@@ -620,33 +620,24 @@ def test_every_block_is_run() -> None:
 # --- The demo ---------------------------------------------------------------------------
 
 
-def run_demo(call: Path, keep: str, code: int) -> tuple[str, list[Path]]:
-    """Run it; return what it prints, and what is left of what it stored."""
-    temporary = call.with_name("tmp")
-    temporary.mkdir(exist_ok=True)
-    environment = {**os.environ, "TMPDIR": str(temporary), "DEMO_KEEP": keep}
-    outcome = run(sys.executable, ROOT / "tests/demo.py", call, env=environment)
-    assert outcome.code == code
-    return outcome.out, [*temporary.iterdir()]
-
-
-def test_the_demo_takes_a_recording_and_tidies_up(tmp_path: Path) -> None:
-    call = make_wav(tmp_path / "two words.wav", 2_000)
-    said, left = run_demo(call, keep="", code=0)
-    assert f"{call.stat().st_size:,} bytes of audio, the same as '{call}'" in said
-    assert left == []
-
-
-def test_the_demo_takes_a_folder_and_keeps_what_arrived_whatever_the_exit_code(
+def test_the_demo_takes_a_recording_or_a_folder_and_keeps_what_arrived_only_if_asked(
     tmp_path: Path,
 ) -> None:
-    calls = tmp_path / "calls"
-    (calls / "below").mkdir(parents=True)
+    calls, temporary = tmp_path / "two words", tmp_path / "tmp"
+    for folder in (calls / "below", temporary):
+        folder.mkdir(parents=True)
     call = make_wav(calls / "below/a.wav", 2_000)
     (calls / "broken.wav").write_bytes(b"RIFF")
-    said, [kept] = run_demo(calls, keep="1", code=65)
-    assert said.count("bytes of audio, the same as") == 1
-    assert f"What it stored is in {kept}" in said
+    for path, keep, code in ((call, "", 0), (calls, "1", 65)):
+        environment = {**os.environ, "TMPDIR": str(temporary), "DEMO_KEEP": keep}
+        outcome = run(sys.executable, ROOT / "tests/demo.py", path, env=environment)
+        assert outcome.code == code
+        said = f"{call.stat().st_size:,} bytes of audio, the same as '{call}'"
+        assert outcome.out.count(said) == 1
+        left = [*temporary.iterdir()]
+        assert len(left) == bool(keep)
+    [kept] = left
+    assert f"What it stored is in {kept}" in outcome.out
     assert [path.read_bytes() for path in kept.glob("*.audio")] == [call.read_bytes()]
 
 
