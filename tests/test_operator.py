@@ -532,21 +532,6 @@ def test_a_ledger_that_cannot_be_written_is_said_once_a_day(cron: Cron, waits: W
     assert cron.run() == Outcome(78, "", "")
 
 
-def test_a_dry_run_touches_nothing(cron: Cron) -> None:
-    cron.broken("a.wav")
-    lost = cron.broken("lost.wav")
-    cron.run()
-    lost.unlink()
-    cron.call("b.wav")
-    cron.pass_time(DAY_S)
-    before = (sha256(cron.ledger), cron.problems(), ledgers.runs(cron.ledger))
-    for run in (cron.run, cron.by_hand):
-        outcome = run("--dry-run")
-        assert outcome.code == 65 and "a.wav: " in outcome.err
-    assert "1 would be uploaded, 0 already there, 1 failed, 0 unknown" in outcome.err
-    assert (sha256(cron.ledger), cron.problems(), ledgers.runs(cron.ledger)) == before
-
-
 # --- Advice ---------------------------------------------------------------------------------------
 
 LOOK = "look for it in the console"
