@@ -10,7 +10,6 @@ import json
 import os
 import random
 import re
-import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +21,7 @@ import kinds
 import numpy
 import pytest
 import soundfile  # type: ignore[import-untyped]
-from conftest import ROOT, WAYS, Outcome, Run, Way, sha256
+from conftest import WAYS, Outcome, Run, Way, sha256
 from encoders import mp3, ogg_opus, pcm, sound, wav
 from google.protobuf import json_format
 from kinds import AS_IS, GOOD, LINES, PCM, TO_CONVERT, Kind, chunk, fmt, make_kinds, riff
@@ -168,27 +167,6 @@ def test_what_loses_nothing_is_the_same_file_whatever_the_ffmpeg(
     (folder / "1.m4a").write_bytes(alac)
     assert upload("--audio-path", *folder.iterdir(), "--meta-path", fields, "--convert").code == 0
     assert {talk.sha256 for talk in service.talks.values()} == {sha256(wav(seconds=5))}
-
-
-REPAIRED = (
-    *("WAV, length 0", "WAV, 0xFFFFFFFF", "WAV, SoX to a pipe", "WAV, 1 s of 20 announced"),
-    *("WAV A-law, 0xFFFFFFFF", "WAV A-law, cut at a packet", "WAV, 45 bytes short"),
-)
-
-
-@pytest.mark.parametrize("name", REPAIRED)
-def test_a_wav_without_its_length_is_repaired_as_readme_says(
-    check: Check, tmp_path: Path, name: str
-) -> None:
-    [line] = re.findall(r"^ffmpeg .*", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
-    content = make_kinds()[name].content
-    path = tmp_path / "call.wav"
-    path.write_bytes(content)
-    subprocess.run(["sh", "-c", line], cwd=tmp_path, stdin=subprocess.DEVNULL, check=True)
-    outcome = check("call.wav", None)
-    assert (outcome.code, outcome.err) == (0, "")
-    samples = len(content) - 44 if "A-law" in name else (len(content) - 44) // 2
-    assert soundfile.info(path).frames == samples
 
 
 # --- What is announced -----------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -20,6 +19,7 @@ import encoders
 import grpc
 import ledgers
 import pytest
+from chaos import running_below
 from conftest import (
     LONG_BYTES,
     SCRIPT,
@@ -86,26 +86,6 @@ def runs(script: Path) -> int:
     return len(script.read_text().split()) if script.exists() else 0
 
 
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def child_of(pid: int) -> bytes:
-    """Return the command line of the child of the one that has a child."""
-    return b"sleep\0%d\0" % (100_000 + pid)
-
-
-def command_lines() -> set[bytes]:
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            found.add(path.read_bytes())
-    return found
-
-
 # --- What FFmpeg may do -----------------------------------------------------------------
 
 BROKEN = r"FFmpeg cannot decode the whole recording; check that it plays to its end; .*"
@@ -125,7 +105,7 @@ FAKES = {
     "sleeps": ("sleep 100", 75, "FFmpeg decoded nothing for 0.4 s and was ended; run again"),
     "closes stderr and sleeps": ("exec 2>&-; sleep 100", 75, "FFmpeg decoded nothing for 0.4 s"),
     "has a child that sleeps": (
-        "sleep $((100000 + $$)) & wait",
+        "exec -a $0 sleep 100 & wait",  # By a name that is seen to go on.
         75,
         "FFmpeg decoded nothing for 0.4 s",
     ),
@@ -137,6 +117,11 @@ FAKES = {
     "is killed behind a shell": ("exit 137", 75, "FFmpeg was ended by a signal; run again"),
     "is killed": ("kill -KILL $$; sleep 9", 75, "FFmpeg was ended by a signal"),
     "crashes": ("kill -SEGV $$; sleep 9", 75, "FFmpeg was ended by a signal"),
+    "is at a limit": (  # No more threads, as in a container.
+        "echo 'Error opening decoder: Resource temporarily unavailable' >&2; exit 1",
+        *(75, "FFmpeg could not go on"),
+    ),
+    "is a wrapper of none": ('exec /no/ffmpeg "$@"', 78, "--convert needs FFmpeg"),
 }
 
 
@@ -159,8 +144,7 @@ def test_whatever_ffmpeg_does_nothing_is_sent(
     [row] = ledgers.rows(ledger)
     assert row["state"] == ("rejected" if code == 65 else "failed")
     assert row["sha256"] == sha256(flac)
-    pids = [int(pid) for pid in started.read_text().split()]
-    assert not any(map(is_running, pids)) and not {child_of(pid) for pid in pids} & command_lines()
+    wait_for(lambda: not running_below(tmp_path / "bin"))
     assert before == (upload_grpc.FileState.of(str(flac)), flac.read_bytes())
     # What was refused is not decoded again, until the file changes, or by --retry-rejected.
     script(REAL)
@@ -218,23 +202,6 @@ def test_without_ffmpeg_nothing_is_sent(
     assert convert("--dry-run").code == (0 if program else 78)
 
 
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        # No more threads, as at the limit of a container.
-        ("echo 'Error opening decoder: Resource temporarily unavailable' >&2; exit 1", 75),
-        ('exec /opt/ffmpeg-7/ffmpeg "$@"', 78),  # What a wrapper calls is not there.
-    ],
-)
-def test_trouble_of_the_machine_is_no_fault_of_the_recording(
-    convert: Convert, script: Script, service: StandIn, text: str, code: int
-) -> None:
-    script(text)
-    assert convert("--quiet").code == code
-    script(REAL)
-    assert convert("--quiet").code == 0 and len(service.talks) == 1
-
-
 @pytest.mark.parametrize("closed", ["<&-", "<&- 2>&-"])
 def test_without_a_stdin_it_is_our_file_that_ffmpeg_writes(
     service: StandIn, flac: Path, closed: str
@@ -244,16 +211,6 @@ def test_without_a_stdin_it_is_our_file_that_ffmpeg_writes(
     line = ("sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, str(SCRIPT), *words)
     assert subprocess.run(line, capture_output=True, check=False).returncode == 0
     assert len(service.talks) == 1
-
-
-def test_a_dry_run_runs_nothing(
-    convert: Convert, script: Script, service: StandIn, tmp_path: Path, ledger: Path
-) -> None:
-    started = script(REAL)
-    outcome = convert("--dry-run")
-    expected = r"\S+call.flac: would be uploaded: to be converted: FLAC, 8,000 Hz, 1 channel, 5.0 s"
-    assert re.match(expected, outcome.out)
-    assert (outcome.code, service.calls, runs(started), ledgers.rows(ledger)) == (0, [], 0, [])
 
 
 def test_ffmpeg_gets_no_secret(convert: Convert, script: Script, tmp_path: Path) -> None:
@@ -504,30 +461,24 @@ def long_call(flac: Path) -> Path:
     return path
 
 
-def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(each) for path in tasks for each in path.read_text().split()]
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_signal_to_all_of_us_is_no_fault_of_the_recording(
-    service: StandIn, long_call: Path, ledger: Path, temp: Path, number: int
+    service: StandIn, long_call: Path, ledger: Path, temp: Path, tmp_path: Path, number: int
 ) -> None:
     """Ctrl-C and timeout(1) signal the group: FFmpeg would end, and the recording be 65."""
     words = arguments(service, "--audio-path", long_call, "--convert", "--ledger", ledger)
     with start(*words, start_new_session=True) as run:
-        wait_for(lambda: children(run.pid))
-        [pid] = children(run.pid)
+        wait_for(lambda: running_below(tmp_path / "bin"))
         time.sleep(0.05)
         os.killpg(run.pid, number)
         assert list(temp.iterdir()) == []
         run.communicate(timeout=10)
     assert run.returncode == (-9 if number == signal.SIGKILL else 128 + number)
     if number != signal.SIGKILL:
-        assert not is_running(pid)
+        assert not running_below(tmp_path / "bin")
         assert ledgers.states(ledger) == ["failed"]
     assert service.calls == []
-    wait_for(lambda: not is_running(pid))
+    wait_for(lambda: not running_below(tmp_path / "bin"))
     assert list(temp.iterdir()) == []
     # The next run has it as if nothing had happened.
     long_call.write_bytes(sound("WAV", "ALAW"))
@@ -601,7 +552,7 @@ def test_64_at_a_time_each_get_their_own_call(
 
 
 def test_a_stopped_run_ends_64_of_them(
-    service: StandIn, script: Script, many: tuple[object, ...], ledger: Path
+    service: StandIn, script: Script, many: tuple[object, ...], ledger: Path, tmp_path: Path
 ) -> None:
     started = script("sleep 100")
     with (
@@ -610,5 +561,5 @@ def test_a_stopped_run_ends_64_of_them(
     ):
         _, err = run.communicate(timeout=20)
     assert run.returncode == 143 and "stopped by SIGTERM; 0 uploaded" in err
-    assert not any(is_running(int(pid)) for pid in started.read_text().split())
+    wait_for(lambda: not running_below(tmp_path / "bin"))
     assert set(ledgers.states(ledger)) == {"failed"}

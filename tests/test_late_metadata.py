@@ -16,7 +16,7 @@ from unittest.mock import ANY
 import grpc
 import ledgers
 import pytest
-from conftest import Outcome, Run, Waits, arguments, closed_port, make_wav, sha256, start, when
+from conftest import Outcome, Run, Waits, closed_port, make_wav, sha256, when
 from stand_in import At, Call, EmptyAnswer, Fail, Freeze, StandIn, Step, Talk
 
 import upload_grpc
@@ -134,13 +134,6 @@ def test_a_recording_without_its_json_waits_and_holds_up_no_other(office: Office
     outcome = office.run(*words, "--quiet")
     assert (outcome.code, outcome.err.count("\n"), office.fields) == (66, 1, [OLD, OLD])
     assert f"{late}: no metadata yet: 2.json; " in outcome.err
-    # Said once, and on the next day again.
-    assert office.run(*words, "--quiet") == Outcome(66, "", "")
-    office.set_clock(DAY_S + 11 * MINUTE_S)
-    assert "no metadata yet: 2.json" in office.run(*words, "--quiet").err
-    write_json(late, NEW)
-    assert office.run(*words, "--quiet").code == 0
-    assert office.fields == [OLD, OLD, NEW]
 
 
 def test_the_age_is_that_of_the_copy_and_one_that_is_named_has_none(office: Office) -> None:
@@ -672,13 +665,14 @@ def test_an_update_that_fails_for_an_hour_is_said_though_uploads_work(
     assert len(office.fields) == 3
 
 
-def test_an_update_closes_no_circuit_breaker(office: Office, changed: Path) -> None:
+def test_an_update_closes_no_breaker_and_ends_no_outage(office: Office, changed: Path) -> None:
     for number in range(9):
         office.record(f"later {number}.wav", OLD)
-    office.service.on_call = failing(uploads=True)
+    office.service.on_call = failing(uploads=True, status=STATUS.RESOURCE_EXHAUSTED)
     outcome = office.run("--update-metadata", "--jobs", 1, "--retries", 0)
     assert "4 not tried" in outcome.err and "1 with metadata updated" in outcome.err
     assert len(office.service.calls) == 6
+    assert ("", "outage") in ledgers.causes(office.ledger)
 
 
 def test_a_split_recording_is_said_once(office: Office) -> None:
@@ -733,20 +727,6 @@ def test_a_recording_that_was_moved_takes_its_json_with_it(office: Office, tmp_p
 
 
 # --- Updates: a run that ends in between -------------------------------------------------
-
-
-def test_killed_between_the_answer_and_the_row(office: Office, changed: Path) -> None:
-    before = office.row
-    words = ("--audio-path", office.folder, "--ledger", office.ledger, "--update-metadata")
-    with start(*arguments(office.service, *words)) as process:
-        office.service.script = [At(answer=lambda call: process.kill())]
-        process.communicate(timeout=30)
-    assert process.returncode == -signal.SIGKILL
-    assert office.talk.fields == NEW and office.row == before
-    outcome = office.update()
-    assert outcome.code == 0 and "(metadata updated)" in outcome.out
-    assert office.update() == NOTHING
-    assert len(office.updates) == 2
 
 
 def test_stopped_or_not_recorded_the_row_stays_as_it_was(

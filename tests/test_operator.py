@@ -295,19 +295,6 @@ def test_an_outage_is_said_once_it_has_lasted_an_hour(cron: Cron, count: int) ->
     assert cron.run(*cron.away) == Outcome(75, "", "")
 
 
-def test_an_update_that_works_is_no_sign_that_uploads_do(cron: Cron) -> None:
-    cron.call("0.wav")
-    cron.json("0.wav", "before")
-    assert cron.run().code == 0
-    cron.call("1.wav")
-    cron.json("0.wav", "after")
-    cron.service.on_call = lambda call: None if call.method == "Upload" else NO_QUOTA
-    assert cron.run("--update-metadata").code == 75
-    [talk] = cron.service.talks.values()
-    assert talk.fields["client_name"] == "after"
-    assert ("", "outage") in cron.causes()
-
-
 def test_a_clock_that_jumped_does_not_hide_an_outage(cron: Cron) -> None:
     cron.call("a.wav")
     cron.run(*cron.away)
@@ -543,21 +530,6 @@ def test_a_ledger_that_cannot_be_written_is_said_once_a_day(cron: Cron, waits: W
     another = cron.run()
     assert another.code == 78 and "not a database" in another.err
     assert cron.run() == Outcome(78, "", "")
-
-
-def test_a_dry_run_touches_nothing(cron: Cron) -> None:
-    cron.broken("a.wav")
-    lost = cron.broken("lost.wav")
-    cron.run()
-    lost.unlink()
-    cron.call("b.wav")
-    cron.pass_time(DAY_S)
-    before = (sha256(cron.ledger), cron.problems(), ledgers.runs(cron.ledger))
-    for run in (cron.run, cron.by_hand):
-        outcome = run("--dry-run")
-        assert outcome.code == 65 and "a.wav: " in outcome.err
-    assert "1 would be uploaded, 0 already there, 1 failed, 0 unknown" in outcome.err
-    assert (sha256(cron.ledger), cron.problems(), ledgers.runs(cron.ledger)) == before
 
 
 # --- Advice ---------------------------------------------------------------------------------------
