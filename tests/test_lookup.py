@@ -646,7 +646,8 @@ def test_a_lookup_that_fails_is_one_line_and_stops_nothing(office: Office, steps
 def test_an_error_of_one_batch_leaves_the_others_their_turn(
     office: Office, waits: Waits, step: Step, searches: int
 ) -> None:
-    waits(lookup_answer=0.5)
+    # On a busy machine a handshake alone may take half a second.
+    waits(lookup_answer=0.5 if isinstance(step, Freeze) else 20)
     office.add_unknown_rows(60, before(HOUR_S))
     office.record("b.wav")
     office.script_lookups(*[step] * 3)
@@ -738,7 +739,7 @@ def test_killed_between_get_and_the_ledger(office: Office) -> None:
 
 @pytest.mark.parametrize("step", [None, Freeze()], ids=["answers", "mute"])
 def test_stopped_while_it_looks_up(office: Office, waits: Waits, step: Step) -> None:
-    waits(lookup_answer=0.5)
+    waits(lookup_answer=3)
     office.add_unknown_rows(60, before(HOUR_S))
     office.record("a.wav")
 
@@ -750,7 +751,7 @@ def test_stopped_while_it_looks_up(office: Office, waits: Waits, step: Step) -> 
     started_s = time.monotonic()
     result = office.run()
     assert (result.code, office.methods) == (143, ["Search"])
-    assert time.monotonic() - started_s < 8
+    assert time.monotonic() - started_s < 20
     last = result.err.splitlines()[-1]
     assert "SIGTERM" in last and "1 not tried" in last
 
