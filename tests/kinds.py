@@ -1,6 +1,8 @@
 """A table of kinds of file: made by real encoders, or put together by hand where none makes them.
 
-Each with what becomes of it, without --convert and with it.
+Each with what becomes of it, without --convert and with it; what is refused is 65. A new format
+has rows here, and its suffix in test_audio.py (a_folder_is_searched_...); fuzz.py (seed_recordings)
+damages it, and demo.py has what the service takes.
 """
 
 from __future__ import annotations

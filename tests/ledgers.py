@@ -243,7 +243,7 @@ def ago(**units: float) -> str:
 
 
 class Maker:
-    """A ledger of layout 3, open in WAL mode; each method writes one row."""
+    """A ledger, open in WAL mode; each method writes one row."""
 
     def __init__(self, path: Path, application_id: int = upload_grpc.LEDGER_APPLICATION_ID) -> None:
         self.db = sqlite3.connect(path, isolation_level=None)

@@ -91,7 +91,7 @@ class Fail:
     """Answer with a status, after so many bytes of audio; 0: before reading; None: after all.
 
     `store` makes the talk first, and only then fails. Without `ids` nothing in the answer
-    tells that it is the service's own.
+    tells that it is the service's own. Which statuses stop a run: test_run.py, What stops the run.
     """
 
     code: grpc.StatusCode

@@ -1,4 +1,8 @@
-"""A folder of calls, runs of cron's over it, and stories of both."""
+"""A folder of calls, runs of cron's over it, and stories of both.
+
+Cron's longer days: test_month.py (which emails come), test_simulated_day.py (a day in seconds); its
+line as README has it: test_readme.py.
+"""
 
 from __future__ import annotations
 
@@ -192,7 +196,7 @@ class Cron:
     # Time, and the ledger
     # What was said a day ago: pass_time, day, hours; the ledger's times go back, and files stay as
     # they are. What is old by its file: days_ahead, the program's clock, by which all is older.
-    # For a process of its own: conftest.own_clock.
+    # For a process of its own: conftest.own_clock. A silent service: Freeze, or Fault, and --timeout.
 
     def pass_time(self, seconds: float) -> None:
         ledgers.pass_time(self.ledger, seconds)

@@ -168,6 +168,7 @@ def test_renamed_moved_touched_or_copied_it_is_not_sent_again(
     assert len(service.calls) == 1
 
 
+# More of copies: test_machine.py, Nobody holds up the others.
 @pytest.mark.parametrize("jobs", [1, 4])
 def test_of_names_for_one_content_one_is_sent_a_run_until_there_is_a_dialog(
     remember: Run, service: StandIn, jobs: int
