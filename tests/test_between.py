@@ -108,6 +108,8 @@ def test_variables_that_count_and_others(send: Run, service: StandIn) -> None:
     with HttpProxy() as proxy, HttpProxy("502") as other:
         others = dict.fromkeys(("http_proxy", "HTTP_PROXY", "grpc_proxy", "GRPC_PROXY"), other.url)
         assert (send(**others).code, proxy.targets) == (OK, [])
+        # The name in small letters counts, as for curl.
+        assert (send(https_proxy="", HTTPS_PROXY=proxy.url).code, proxy.targets) == (OK, [])
         for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
             del proxy.targets[:]
             assert send(**{name: proxy.url}, **others).code == OK
@@ -115,10 +117,19 @@ def test_variables_that_count_and_others(send: Run, service: StandIn) -> None:
         assert other.targets == []
 
 
+def test_forms_of_a_proxys_url(send: Run, service: StandIn) -> None:
+    with HttpProxy() as proxy:
+        host = proxy.url.removeprefix("http://")
+        for url in (f"http://{host}", f"{host}/", f"http://user:word@{host}", f"user:word@{host}"):
+            assert send(https_proxy=url).code == OK, url
+        assert proxy.targets == [service.endpoint] * 4
+
+
 # Host, what no_proxy says, and whether the call goes past the proxy.
 NO_PROXY = (
     *(("localhost", value, True) for value in ("*", "localhost", "LOCALHOST", ".localhost")),
     *(("localhost", value, True) for value in ("example.com, localhost", "localhost:{port}")),
+    ("localhost", "example.com localhost", True),
     *(("localhost", value, False) for value in ("localhost:1", "example.com,.internal", "")),
     # `internal` is the suffix of speech.internal, not of myinternal.
     *(("a.internal", value, True) for value in ("internal", ".internal")),
@@ -152,6 +163,7 @@ UNUSABLE = (
     *("http://user:pa55-word?tail@{}", "http://user:pa55-word@tail@{}"),
     *("http://user:pa55-word/tail@{}", "http://user:pa55-word tail@{}"),
     *("user:pa55-word#tail@{}", "http://us#er:pa55-word@{}"),
+    *("http://", "http://:3128", "http://proxy.example:port"),
 )
 
 
@@ -199,6 +211,7 @@ def test_what_a_proxy_answers(send: Run, service: StandIn, ledger: Path, way: Wa
                 result = json.loads(outcome.out)
                 assert result["outcome"] == "failed" and said in result["error"]
                 assert said in outcome.err and status in outcome.err
+                assert ("check https_proxy" in outcome.err) == (said == REFUSED)
                 assert "user:" not in outcome.err + outcome.out
                 assert_hidden("pa55", outcome, ledger)
             assert len(proxy.targets) == (2 if said == REFUSED else 4)
@@ -207,7 +220,7 @@ def test_what_a_proxy_answers(send: Run, service: StandIn, ledger: Path, way: Wa
 
 
 def test_a_proxys_password_in_an_error_is_masked(send: Run, service: StandIn, ledger: Path) -> None:
-    """Escaped or not, also where the service itself has seen it somewhere."""
+    """Escaped or not, also where the service itself has seen it somewhere, or in grpc's words."""
     text = "denied for user:pa55#word, pa55%23word and pa55#word"
     service.script.append(Fail(grpc.StatusCode.INVALID_ARGUMENT, text))
     with HttpProxy() as proxy:
@@ -215,6 +228,9 @@ def test_a_proxys_password_in_an_error_is_masked(send: Run, service: StandIn, le
         outcome = send("--ledger", ledger, "--format", "json", https_proxy=url)
     assert outcome.code == DATA and "denied for ***, *** and ***" in outcome.err
     assert_hidden("pa55", outcome, ledger)
+    with HttpProxy("407") as proxy:
+        outcome = send(https_proxy=proxy.url.replace("http://", "http://user:proxy@"))
+    assert outcome.code == CONFIG and "HTTP *** returned response code 407" in outcome.err
 
 
 # --- Silence before there is a connection --------------------------------------------
@@ -222,7 +238,7 @@ def test_a_proxys_password_in_an_error_is_masked(send: Run, service: StandIn, le
 
 def assert_no_connection(outcome: Outcome, ledger: Path) -> None:
     assert (outcome.code, outcome.out) == (AGAIN, "")
-    assert "no connection to the service; run again" in outcome.err
+    assert "no connection to the service; run again" in outcome.err and "0.5 s" in outcome.err
     assert "before it was complete" not in outcome.err
     assert ledgers.states(ledger) == ["failed"]
 
