@@ -98,24 +98,17 @@ def contents(service: StandIn) -> list[str]:
     return sorted(talk.sha256 for talk in service.talks.values())
 
 
-def make_wav(
-    path: Path,
-    size_bytes: int = 16_000,
-    *,
-    channels: int = 1,
-    sample_rate_hz: int = 8_000,
-    seed: int | None = None,
-) -> Path:
+def make_wav(path: Path, size_bytes: int = 16_000, *, seed: int | None = None) -> Path:
     """Write a 16 bit LPCM recording of about so many bytes; another seed is other audio.
 
     Without a seed the audio follows from the file's name.
     """
     noise = random.Random(path.name if seed is None else seed)
     with wave.open(str(path), "wb") as file:
-        file.setnchannels(channels)
+        file.setnchannels(1)
         file.setsampwidth(2)
-        file.setframerate(sample_rate_hz)
-        file.writeframes(noise.randbytes(size_bytes // (2 * channels) * 2 * channels))
+        file.setframerate(8_000)
+        file.writeframes(noise.randbytes(size_bytes // 2 * 2))
     return path
 
 
