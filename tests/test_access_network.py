@@ -58,10 +58,16 @@ def assert_failed(outcome: Outcome, code: int, *facts: str) -> None:
 def test_a_ca_file_without_certificates_is_refused(
     send: Send, service: StandIn, tmp_path: Path
 ) -> None:
-    good = service.ca_file.read_bytes()
-    for content in (b"", trustme.CA().private_key_pem.bytes(), good[: len(good) // 2]):
-        (tmp_path / "bad.pem").write_bytes(content)
-        assert_failed(send("--ca-file", tmp_path / "bad.pem"), CONFIG, "--ca-file")
+    good = service.ca_file.read_text()
+    path = tmp_path / "bad.pem"
+    for content in (
+        *(b"", trustme.CA().private_key_pem.bytes(), ssl.PEM_cert_to_DER_cert(good)),
+        *(f"\ufeff{good}".encode(), f"{good}\ufeff{good}".encode(), good.encode("utf-16")),
+    ):
+        path.write_bytes(content)
+        assert_failed(send("--ca-file", path), CONFIG, f"--ca-file {path} is not PEM")
+    path.write_text(good[: len(good) // 2])
+    assert_failed(send("--ca-file", path), CONFIG, "--ca-file")
     for path in (tmp_path / "missing.pem", tmp_path):
         assert_failed(send("--ca-file", path), CONFIG, "--ca-file", str(path))
     assert service.calls == []

@@ -137,17 +137,28 @@ def test_white_space_and_a_byte_order_mark_around_it_are_dropped(
     assert sent(service) == [f"Api-Key {SECRET}"] * 9
 
 
+FIRST, LAST = SECRET[:9], SECRET[9:]
+# Pasted with what stood around it, or with something within.
+NO_KEYS = (
+    *(f'"{SECRET}"', f"'{SECRET}'", f"<{SECRET}>", f"{SECRET},", f"{SECRET}\n{SECRET}"),
+    *(f"API_KEY={SECRET}", f"export API_KEY={SECRET}", f"Api-Key {SECRET}"),
+    *(f"{FIRST}{inside}{LAST}" for inside in (" ", "\n", "\r\n", "\u200b", "\u0441", "\x00")),
+)
+
+
+@pytest.mark.parametrize("place", ["--key", "--key-file", "API_KEY", "IAM_TOKEN"])
 def test_what_cannot_be_a_key_is_refused_and_not_shown(
-    bare: Bare, service: StandIn, tmp_path: Path
+    bare: Bare, service: StandIn, tmp_path: Path, place: str
 ) -> None:
     """Grpc would call it "Invalid metadata", and not say which."""
-    first, last = SECRET[:9], SECRET[9:]
-    for inside in (" ", "\n", "\r\n", "\u200b", "\u0441", "\x00"):
-        (tmp_path / "key").write_bytes(f"{first}{inside}{last}".encode())
-        for words in (("--key", f"{first}{inside}{last}"), ("--key-file", tmp_path / "key")):
-            outcome = bare(*words)
-            assert_refused(outcome, service, str(words[0]))
-            assert first not in outcome.err and last not in outcome.err
+    for text in NO_KEYS:
+        (tmp_path / "key").write_text(text, "utf-8")
+        words = {"--key": ("--key", text), "--key-file": ("--key-file", tmp_path / "key")}
+        # No variable can have a NUL.
+        environment = {place: text.replace("\0", " ")} if place.isupper() else {}
+        outcome = bare(*words.get(place, ()), **environment)
+        assert_refused(outcome, service, place, "copy the key again")
+        assert FIRST not in outcome.err and LAST not in outcome.err
 
 
 def test_a_key_file_without_a_key_is_named(bare: Bare, service: StandIn, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import ssl
 import subprocess
 import sys
 import threading
@@ -33,8 +32,6 @@ from conftest import (
 from stand_in import At, Call, Delay, Fail, StandIn
 from test_command import tree
 from test_progress import on_terminal
-
-import upload_grpc
 
 OK, DATA, BUG, CONFIG = 0, 65, 70, 78
 __all__ = ["tree"]
@@ -233,53 +230,6 @@ def test_away_from_its_clone_only_a_link_to_the_script_works(
     copy.unlink()
     copy.symlink_to(installed / SCRIPT.name)
     assert check_as_nobody(folder, call)[0] == OK
-
-
-# --- Certificates and keys as people paste them -----------------------------------------
-
-
-def test_a_ca_file_that_is_no_pem(
-    upload: Run, service: StandIn, call: Path, tmp_path: Path
-) -> None:
-    good = service.ca_file.read_text()
-    path = tmp_path / "ca.crt"
-    for content in (
-        ssl.PEM_cert_to_DER_cert(good),
-        f"\ufeff{good}".encode(),
-        f"{good}\ufeff{good}".encode(),
-        good.encode("utf-16"),
-    ):
-        path.write_bytes(content)
-        outcome = upload("--audio-path", call, "--ca-file", path)
-        assert (outcome.code, outcome.out, service.calls) == (CONFIG, "", [])
-        [line] = outcome.err.splitlines()
-        assert f"--ca-file {path} is not PEM" in line and "trusted" not in line
-
-
-PASTED = (
-    *('"{}"', "'{}'", "API_KEY={}", "export API_KEY={}"),
-    *("<{}>", "{0}\n{0}", "Api-Key {}", "{},"),
-)
-
-
-@pytest.mark.parametrize("place", ["--key", "--key-file", "API_KEY", "IAM_TOKEN"])
-def test_a_key_pasted_with_what_stood_around_it(
-    service: StandIn, call: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], place: str
-) -> None:
-    words = arguments(service, "--audio-path", call)
-    at = words.index("--key")
-    del words[at : at + 2]
-    for pasted in PASTED:
-        text = pasted.format("AQVNsecretsecretsecret")
-        (tmp_path / "key").write_text(text)
-        given = {"--key": ["--key", text], "--key-file": ["--key-file", str(tmp_path / "key")]}
-        if place.isupper():
-            os.environ[place] = text
-        code = upload_grpc.main([*words, *given.get(place, [])])
-        out, err = capfd.readouterr()
-        assert (code, out, service.calls) == (CONFIG, "", []), pasted
-        [line] = err.splitlines()
-        assert place in line and "copy the key again" in line and "secret" not in line
 
 
 # --- What was refused, after a fix in the console ---------------------------------------
