@@ -445,26 +445,3 @@ def test_a_lock_is_waited_for_and_that_is_no_silence_of_the_service(
     assert lock.is_held
     assert (outcome.code, len(service.talks)) == (OK, 2), outcome.err
     assert ledgers.states(ledger) == ["uploaded"] * 2
-
-
-def test_after_a_signal_a_lock_is_not_waited_for(
-    service: StandIn, call: Path, ledger: Path
-) -> None:
-    """A minute is what a result is worth; not what ends a run."""
-    words = arguments(service, "--audio-path", call, "--ledger", ledger)
-    lock = ledgers.Lock(ledger)
-    service.on_call = lambda _: At(answer=lock.hold)
-    with start(*words) as process:
-        wait_for(lambda: service.calls and all(each.outcome for each in service.calls))
-        time.sleep(0.5)  # Until the answer has come.
-        process.terminate()
-        try:
-            out, err = process.communicate(timeout=30)
-        finally:
-            process.kill()
-    lock.release()
-    [talk_id] = service.talks
-    assert process.returncode == 128 + signal.SIGTERM
-    assert f"Dialog ID: {talk_id}" in out
-    assert f"uploaded as {talk_id}, but the ledger could not record it" in err
-    assert ledgers.states(ledger) == ["finishing"]

@@ -116,32 +116,6 @@ def test_verbose_shows_the_ids_of_each_call(upload: Run, service: StandIn, call:
 # --- Exit codes -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("status", "code"),
-    [
-        (STATUS.UNAUTHENTICATED, 77),
-        (STATUS.PERMISSION_DENIED, 77),
-        (STATUS.NOT_FOUND, 78),
-        (STATUS.INVALID_ARGUMENT, 65),
-        (STATUS.UNAVAILABLE, 75),
-        (STATUS.RESOURCE_EXHAUSTED, 75),
-    ],
-)
-def test_a_status_ends_in_one_line_with_everything_in_it(
-    upload: Run, service: StandIn, call: Path, status: grpc.StatusCode, code: int
-) -> None:
-    sparse_wav(call, LONG_BYTES)
-    service.script.append(Fail(status, "said the service", after_bytes=0))
-    outcome = upload("--audio-path", call, "--retries", 0)
-    assert (outcome.code, outcome.out, service.talks) == (code, "", {})
-    # The cause, what to do next, and last what gRPC and the service's support call it.
-    line = re.fullmatch(rf"upload_grpc: {call}: [^;(]+; .+ \((.*)\)\n", outcome.err)
-    assert line and line[1].startswith(f"{status.name}: said the service, ")
-    [received] = service.calls
-    for text in (received.client_request_id, received.request_id, received.trace_id):
-        assert text in line[1]
-
-
 def test_a_bug_ends_with_70_and_its_traceback(
     upload: Run, service: StandIn, call: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,8 +255,12 @@ def test_a_refusal_by_the_service_is_final(line: Line, service: StandIn) -> None
         service.script.append(Fail(grpc.StatusCode[status], details, after_bytes))
         outcome = line.send(path, *way)
         [call] = service.calls
-        ids = (call.client_request_id, call.request_id, call.trace_id)
-        assert_failed(outcome, code, path, status, "refused", *ids)
+        assert_failed(outcome, code, path)
+        # The cause, what to do next, and last what gRPC and the service's support call it.
+        said = re.fullmatch(rf"upload_grpc: {path}: [^;(]+; .+ \((.*)\)\n", outcome.err)
+        assert said and said[1].startswith(f"{status}: refused the key *** today, ")
+        for text in (call.client_request_id, call.request_id, call.trace_id):
+            assert text in said[1]
         assert KEY not in outcome.err
         service.calls.clear()
     assert line.stored == 0
