@@ -411,18 +411,27 @@ def own_clock(folder: Path, ahead_s: float = 0) -> tuple[dict[str, str], Path]:
 AS_NOBODY_SPECIAL = "import ctypes; ctypes.CDLL(None).prctl(28, 1, 0, 0, 0)"
 
 
+class Started(subprocess.Popen[str]):
+    """The command as a process; a test that fails meanwhile kills it, as it may never end."""
+
+    def __exit__(self, *failure: Any) -> None:
+        if any(failure):
+            self.kill()
+        super().__exit__(*failure)
+
+
 def start(
     *words: object,
     env: Mapping[str, str] | None = None,
     under: Sequence[str] = (),
     **options: Any,
-) -> subprocess.Popen[str]:
-    """Start the command itself; its environment is this process's and `env`.
+) -> Started:
+    """Start the command itself, for a with block; its environment is this process's and `env`.
 
     under: a command that starts it, such as `nohup`. What preexec_fn does instead may hang or
     abort where a service runs in this process.
     """
-    process: subprocess.Popen[str] = subprocess.Popen(
+    return Started(
         [*under, sys.executable, str(SCRIPT), *map(str, words)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -431,7 +440,23 @@ def start(
         env={**os.environ, **(env or {})},
         **options,
     )
-    return process
+
+
+def ended(process: subprocess.Popen[str], limit_s: float = 60) -> Outcome:
+    """Wait for the end of a command that was started."""
+    out, err = process.communicate(timeout=limit_s)
+    return Outcome(process.returncode, out, err)
+
+
+def interrupt(process: subprocess.Popen[str], *names: str, limit_s: float = 30) -> Outcome:
+    """Send signals, one after the other, and wait for the end that the first of them makes."""
+    for name in names:
+        time.sleep(0.05)
+        process.send_signal(signal.Signals[name])
+    outcome = ended(process, limit_s)
+    assert outcome.code == 128 + signal.Signals[names[0]]
+    assert "Traceback" not in outcome.err
+    return outcome
 
 
 @pytest.fixture
@@ -440,10 +465,6 @@ def command(service: StandIn) -> Run:
 
     def run(*words: object, **options: Any) -> Outcome:
         with start(*arguments(service, *words), **options) as process:
-            try:
-                out, err = process.communicate(timeout=60)
-            finally:
-                process.kill()  # What hangs has not ended.
-        return Outcome(process.returncode, out, err)
+            return ended(process)
 
     return run

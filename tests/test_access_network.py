@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import KEY, Outcome, Run, closed_port, start
+from conftest import KEY, Outcome, Run, closed_port, ended, start
 from fault_proxy import HttpProxy
 from stand_in import StandIn
 
@@ -87,8 +87,8 @@ def test_without_a_ca_file_only_the_public_certificates_are_trusted(
 ) -> None:
     words = ("--audio-path", call, "--connection-id", "1", "--retries", 0, "--key", KEY)
     with start(*words, "--endpoint", service.endpoint) as process:
-        out, err = process.communicate(timeout=30)
-    assert_failed(Outcome(process.returncode, out, err), CONFIG, "certificate", "--ca-file")
+        outcome = ended(process)
+    assert_failed(outcome, CONFIG, "certificate", "--ca-file")
     assert service.calls == []
 
 

@@ -30,6 +30,7 @@ from conftest import (
     Way,
     arguments,
     begin_ledger,
+    ended,
     make_wav,
     sparse_wav,
     start,
@@ -310,8 +311,8 @@ def test_a_process_that_is_stopped_makes_nothing_unknown(
         finally:
             go_on.set()
             os.kill(process.pid, signal.SIGCONT)
-        _, err = process.communicate(timeout=60)
-    assert (process.returncode, len(service.talks)) == (OK, 2), err
+        outcome = ended(process)
+    assert (outcome.code, len(service.talks)) == (OK, 2), outcome.err
     assert ledgers.states(ledger) == ["uploaded"] * 2
 
 

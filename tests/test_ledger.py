@@ -28,6 +28,7 @@ from conftest import (
     arguments,
     before_command,
     contents,
+    ended,
     make_wav,
     sha256,
     start,
@@ -104,8 +105,7 @@ def held(service: StandIn, moment: str, *words: object, after: int = 0) -> Itera
             yield run
         finally:
             go_on.set()
-        out, err = process.communicate(timeout=20)
-        run.outcome = Outcome(process.returncode, out, err)
+        run.outcome = ended(process)
     service.wait_until_idle()
 
 

@@ -25,6 +25,8 @@ from conftest import (
     Run,
     arguments,
     before_command,
+    ended,
+    interrupt,
     make_wav,
     start,
     wait_for,
@@ -407,21 +409,16 @@ def test_after_a_signal_a_disk_that_hangs_makes_no_doubt_of_an_answer(
     site(A_DISK_THAT_HANGS.replace("MARK", repr(str(mark))))
     service.script += [REJECTED] if is_refused else []
     with start(*arguments(service, "--audio-path", call, "--ledger", ledger)) as process:
-        try:
-            wait_for(mark.exists)
-            process.terminate()
-            out, err = process.communicate(timeout=30)
-        finally:
-            process.kill()
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "may or may not exist" not in err
+        wait_for(mark.exists)
+        outcome = interrupt(process, "SIGTERM")
+    assert "may or may not exist" not in outcome.err
     if is_refused:
-        assert not out and REJECTED.details in err and "1 failed" in err
+        assert not outcome.out and REJECTED.details in outcome.err and "1 failed" in outcome.err
     else:
         [talk_id] = service.talks
-        assert out == f"{call}: Dialog ID: {talk_id}\n"
+        assert outcome.out == f"{call}: Dialog ID: {talk_id}\n"
         said = f"uploaded as {talk_id}, but the ledger could not record it: stopped by SIGTERM"
-        assert said in err
+        assert said in outcome.err
     assert ledgers.states(ledger) == ["finishing"]
 
 
@@ -441,9 +438,9 @@ def test_sigint_at_any_moment_of_the_start_leaves_no_traceback(call: Path, tmp_p
             else:
                 time.sleep(number * 0.015)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
+            outcome = ended(process)
         if env:
-            assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
-            assert out == "" and "Traceback" not in err
-        numbers = [int(found) for found in re.findall(rf'"{SCRIPT}", line (\d+)', err)]
-        assert not numbers or max(numbers) < first, err
+            assert outcome.code in (-signal.SIGINT, 128 + signal.SIGINT)
+            assert outcome.out == "" and "Traceback" not in outcome.err
+        numbers = [int(found) for found in re.findall(rf'"{SCRIPT}", line (\d+)', outcome.err)]
+        assert not numbers or max(numbers) < first, outcome.err

@@ -35,6 +35,7 @@ from conftest import (
     arguments,
     before_command,
     contents,
+    ended,
     make_wav,
     sha256,
     start,
@@ -368,8 +369,7 @@ def in_a_namespace(script: str, *words: object) -> Outcome:
     if subprocess.run([*shell, "sh", "true"], capture_output=True, check=False).returncode:
         pytest.skip("may not mount here")
     with start(*words, under=(*shell, "sh")) as process:
-        out, err = process.communicate(timeout=60)
-    return Outcome(process.returncode, out, err)
+        return ended(process)
 
 
 @pytest.mark.parametrize("name", ["ledger.sqlite", "a ledger\t\\of ünits.sqlite", "link.sqlite"])
@@ -591,11 +591,10 @@ def test_two_first_runs_at_once(service: StandIn, folder: Path, tmp_path: Path, 
             while first.poll() is None and second.poll() is None:
                 time.sleep(0.01)
             one_has_ended.set()
-            first.communicate(timeout=60)
-            _, err = second.communicate(timeout=60)
-        codes = sorted((first.returncode, second.returncode))
+            outcomes = ended(first), ended(second)
+        codes = sorted(outcome.code for outcome in outcomes)
         # With --quiet it may have come before there was anything, which it does not begin.
-        assert codes == [OK, AGAIN] or (quiet and codes == [OK, CONFIG]), err
+        assert codes == [OK, AGAIN] or (quiet and codes == [OK, CONFIG]), outcomes
         assert len(set(contents(service))) == len(service.talks) == 4
 
 
@@ -630,9 +629,9 @@ def test_a_first_run_that_begins_while_another_looks_for_the_ledger(
             patch.setattr(os, "stat", look_too_early)
             outcome = upload(*words, *quiet, begun=False)
         may_end.set()
-        first.communicate(timeout=60)
+        assert ended(first).code == OK
     assert seen and outcome.code == AGAIN, outcome.err
-    assert first.returncode == OK and len(service.talks) == 1
+    assert len(service.talks) == 1
 
 
 def test_a_quiet_run_beside_a_first_run_is_told_of_it(
