@@ -19,6 +19,7 @@ import hashlib
 import logging
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -84,6 +85,21 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+def assert_failed(outcome: Outcome, code: int, *facts: object) -> None:
+    """No dialog was reported; one line on stderr says what is wrong, with all facts."""
+    assert (outcome.code, outcome.out) == (code, ""), outcome.err
+    assert re.fullmatch(r"upload_grpc: .*\n", outcome.err), outcome.err
+    for fact in facts:
+        assert str(fact) in outcome.err
+    assert ("; if it is not there, " in outcome.err) == (code == os.EX_PROTOCOL)
+
+
+def assert_refused(outcome: Outcome, service: StandIn, code: int, *facts: object) -> None:
+    """One line says all that; the service was not called."""
+    assert_failed(outcome, code, *facts)
+    assert service.calls == []
 
 
 def sha256(content: Path | bytes) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import KEY, Outcome, Run, closed_port, ended, start
+from conftest import KEY, Outcome, Run, assert_failed, closed_port, ended, start
 from fault_proxy import HttpProxy
 from stand_in import StandIn
 
@@ -42,14 +42,6 @@ def send(upload: Run, call: Path) -> Send:
 def assert_uploaded(outcome: Outcome, service: StandIn) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out == f"Dialog ID: {list(service.talks)[-1]}\n"
-
-
-def assert_failed(outcome: Outcome, code: int, *facts: str) -> None:
-    """One line on stderr says what is wrong, with all facts."""
-    assert (outcome.code, outcome.out) == (code, "")
-    assert len(outcome.err.splitlines()) == 1
-    for fact in facts:
-        assert fact in outcome.err
 
 
 # --- Whose certificates are trusted --------------------------------------------------

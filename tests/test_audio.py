@@ -22,7 +22,7 @@ import kinds
 import numpy
 import pytest
 import soundfile  # type: ignore[import-untyped]
-from conftest import ROOT, WAYS, Outcome, Run, Way, sha256
+from conftest import ROOT, WAYS, Outcome, Run, Way, assert_refused, sha256
 from encoders import mp3, ogg_opus, pcm, sound, wav
 from google.protobuf import json_format
 from kinds import AS_IS, GOOD, LINES, PCM, TO_CONVERT, Kind, chunk, fmt, make_kinds, riff
@@ -47,14 +47,6 @@ def send(upload: Run, tmp_path: Path, fields: Path) -> Check:
 @pytest.fixture
 def check(send: Check) -> Check:
     return lambda name, audio, *words: send(name, audio, "--dry-run", *words)
-
-
-def assert_refused(outcome: Outcome, service: StandIn, *facts: str) -> None:
-    """One line says all that; the service was not spoken to."""
-    assert (outcome.code, outcome.out, service.calls) == (65, "", [])
-    assert re.fullmatch(r"upload_grpc: .*\n", outcome.err)
-    for fact in facts:
-        assert fact in outcome.err
 
 
 # --- The table of kinds ----------------------------------------------------------------
@@ -237,7 +229,7 @@ def test_an_audio_type_must_be_the_contents(check: Check, service: StandIn, kind
         if given in (kind, "auto"):
             assert outcome.code == 0
         else:
-            assert_refused(outcome, service, shown, f"leave out --audio-type {given}")
+            assert_refused(outcome, service, 65, shown, f"leave out --audio-type {given}")
 
 
 def test_mp3_behind_something_else_is_taken_where_mp3_is_promised(check: Check) -> None:
@@ -274,11 +266,11 @@ def test_raw_pcm_and_nothing_else_needs_rate_and_channels(
 
 def test_raw_pcm_is_whole_frames_and_no_container(check: Check, service: StandIn) -> None:
     outcome = check("call.pcm", bytes(16_002), *PCM_WORDS)
-    assert_refused(outcome, service, "call.pcm", "16,002 bytes", "4-byte")
-    assert_refused(check("call.pcm", b"", *PCM_WORDS), service, "call.pcm", "empty")
+    assert_refused(outcome, service, 65, "call.pcm", "16,002 bytes", "4-byte")
+    assert_refused(check("call.pcm", b"", *PCM_WORDS), service, 65, "call.pcm", "empty")
     for audio in (wav(), ogg_opus()):
         outcome = check("call.pcm", audio + bytes(-len(audio) % 4), *PCM_WORDS)
-        assert_refused(outcome, service, "call.pcm", "--audio-type pcm")
+        assert_refused(outcome, service, 65, "call.pcm", "--audio-type pcm")
     # Samples that look like MP3.
     assert check("call.pcm", b"\xff\xfb\x90\0" + bytes(400), *PCM_WORDS).code == 0
 
@@ -306,7 +298,7 @@ def test_over_four_hours_is_refused(check: Check, service: StandIn, tmp_path: Pa
     sparse(tmp_path / "call.pcm", b"", LIMIT_BYTES + 4)
     for name, words in {"call.wav": (), "call.pcm": PCM_WORDS}.items():
         outcome = check(name, None, *words)
-        assert_refused(outcome, service, name, "4.00 hours", "at most 4 hours")
+        assert_refused(outcome, service, 65, name, "4.00 hours", "at most 4 hours")
 
 
 def test_large_nonsense_is_refused_at_once(upload: Run, service: StandIn, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import threading
 import time
@@ -15,7 +14,7 @@ from unittest.mock import patch
 
 import grpc
 import pytest
-from conftest import LONG_BYTES, Outcome, Waits, make_wav, sparse_wav
+from conftest import LONG_BYTES, Outcome, Waits, assert_refused, make_wav, sparse_wav
 from stand_in import Call, Fail, StandIn, Step
 
 import upload_grpc
@@ -60,14 +59,6 @@ def bare(service: StandIn, call: Path, capfd: pytest.CaptureFixture[str]) -> Bar
 def sent(service: StandIn) -> list[str]:
     """Return the authorization header of each call."""
     return [str(received.metadata["authorization"]) for received in service.calls]
-
-
-def assert_refused(outcome: Outcome, service: StandIn, *texts: str) -> None:
-    """One line says all that; the service was not called."""
-    assert (outcome.code, outcome.out, service.calls) == (78, "", [])
-    assert re.fullmatch(r"upload_grpc: .*\n", outcome.err)
-    for text in texts:
-        assert text in outcome.err
 
 
 # --- Where it comes from --------------------------------------------------------------
@@ -119,8 +110,8 @@ def test_a_key_in_the_place_of_its_file_is_not_repeated(
 
 def test_an_empty_key_is_an_error(bare: Bare, service: StandIn) -> None:
     """As with `--key "${API_KEY}"`, where API_KEY was never exported."""
-    assert_refused(bare(), service, "--key-file", "API_KEY", "IAM_TOKEN")
-    assert_refused(bare("--key", "", IAM_TOKEN=TOKEN), service, "--key ")
+    assert_refused(bare(), service, 78, "--key-file", "API_KEY", "IAM_TOKEN")
+    assert_refused(bare("--key", "", IAM_TOKEN=TOKEN), service, 78, "--key ")
 
 
 # --- What surrounds it ----------------------------------------------------------------
@@ -157,20 +148,20 @@ def test_what_cannot_be_a_key_is_refused_and_not_shown(
         # No variable can have a NUL.
         environment = {place: text.replace("\0", " ")} if place.isupper() else {}
         outcome = bare(*words.get(place, ()), **environment)
-        assert_refused(outcome, service, place, "copy the key again")
+        assert_refused(outcome, service, 78, place, "copy the key again")
         assert FIRST not in outcome.err and LAST not in outcome.err
 
 
 def test_a_key_file_without_a_key_is_named(bare: Bare, service: StandIn, tmp_path: Path) -> None:
     path = tmp_path / "key"
     outcome = bare("--key-file", path, API_KEY=SECRET)
-    assert_refused(outcome, service, f"--key-file {path}", "No such file or directory")
+    assert_refused(outcome, service, 78, f"--key-file {path}", "No such file or directory")
     for content in (b" \r\n", b"\xef\xbb\xbf"):
         path.write_bytes(content)
-        assert_refused(bare("--key-file", path, API_KEY=SECRET), service, str(path), "empty")
+        assert_refused(bare("--key-file", path, API_KEY=SECRET), service, 78, str(path), "empty")
     for content in (SECRET.encode("utf-16"), b"\x7fELF\xff\xfe", b"\0" * 1_000_000):
         path.write_bytes(content)
-        assert_refused(bare("--key-file", path, API_KEY=SECRET), service, f"--key-file {path}")
+        assert_refused(bare("--key-file", path, API_KEY=SECRET), service, 78, f"--key-file {path}")
 
 
 # --- During a run ---------------------------------------------------------------------
@@ -320,11 +311,11 @@ def test_a_vm_that_gives_no_token_is_named(bare: Bare, service: StandIn, vm: VmM
     for answer in ((404, b"no service account"), *((200, body) for body in NO_TOKEN)):
         vm.answer = answer
         outcome = bare("--key-type", "vm", API_KEY=SECRET)
-        assert_refused(outcome, service, "metadata service")
+        assert_refused(outcome, service, 78, "metadata service")
         assert len(outcome.err) < 500 and "half" not in outcome.err
     for address in ("127.0.0.1:99999", "http://127.0.0.1", "a\nb", "я", "/"):
         outcome = bare("--key-type", "vm", YC_METADATA_ADDR=address)
-        assert_refused(outcome, service, "metadata service")
+        assert_refused(outcome, service, 78, "metadata service")
 
 
 @pytest.mark.parametrize("listening", [False, True])
@@ -339,7 +330,7 @@ def test_a_machine_that_is_no_cloud_vm_is_told_so_in_seconds(
         started_s = time.monotonic()
         outcome = bare("--key-type", "vm", YC_METADATA_ADDR=address)
         assert time.monotonic() - started_s < 10
-    assert_refused(outcome, service, "--key-type vm", address)
+    assert_refused(outcome, service, 78, "--key-type vm", address)
 
 
 # --- That nobody sees it --------------------------------------------------------------

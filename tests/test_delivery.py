@@ -35,6 +35,7 @@ from conftest import (
     Waits,
     Way,
     arguments,
+    assert_failed,
     ended,
     interrupt,
     make_wav,
@@ -118,15 +119,6 @@ class Line:
         assert talk.sha256 == sha256(recording)
         prefix = f"{recording}: " if Path(self.with_ledger[1]).exists() else ""
         assert outcome == Outcome(0, f"{prefix}Dialog ID: {talk.talk_id}\n", "")
-
-
-def assert_failed(outcome: Outcome, code: int, recording: Path, *facts: str) -> None:
-    """No dialog was reported; one line on stderr names the recording and all facts."""
-    assert (outcome.code, outcome.out) == (code, "")
-    assert len(outcome.err.splitlines()) == 1, outcome.err
-    for fact in (str(recording), *facts):
-        assert fact in outcome.err
-    assert ("; if it is not there, " in outcome.err) == (code == UNKNOWN)
 
 
 @pytest.fixture
