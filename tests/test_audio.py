@@ -242,27 +242,6 @@ def test_mp3_behind_something_else_is_taken_where_mp3_is_promised(check: Check) 
 
 # --- Raw PCM ---------------------------------------------------------------------------
 
-WRONG_WORDS = (
-    "--audio-type pcm --sample-rate 8000",
-    "--audio-type pcm --channels 1",
-    "--audio-type pcm --sample-rate 7999 --channels 1",
-    "--audio-type pcm --sample-rate 48001 --channels 1",
-    "--audio-type pcm --sample-rate 8k --channels 1",
-    "--audio-type pcm --sample-rate 8000 --channels 0",
-    "--audio-type wav --sample-rate 8000",
-    "--channels 1",
-    "--audio-type flac",
-)
-
-
-@pytest.mark.parametrize("words", WRONG_WORDS)
-def test_raw_pcm_and_nothing_else_needs_rate_and_channels(
-    check: Check, service: StandIn, words: str
-) -> None:
-    outcome = check("call.pcm", pcm(), *words.split())
-    assert (outcome.code, outcome.out, service.calls) == (2, "", [])
-    assert re.search("--sample-rate|--channels|--audio-type", outcome.err.splitlines()[-1])
-
 
 def test_raw_pcm_is_whole_frames_and_no_container(check: Check, service: StandIn) -> None:
     outcome = check("call.pcm", bytes(16_002), *PCM_WORDS)

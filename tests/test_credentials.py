@@ -361,19 +361,3 @@ def test_a_service_that_repeats_it_cannot_make_us_show_it(
         assert "bad ***" in json.loads(outcome.out)["error"]
     written = [path.read_bytes() for path in tmp_path.glob("ledger*")]
     assert any(written) and SECRET.encode() not in b"".join(written)
-
-
-MISPLACED = (
-    *((SECRET,), ("-k", SECRET), (f"-k{SECRET}",), ("--token", SECRET), (f"--token={SECRET}",)),
-    *((f"--ke={SECRET}",), (f"--key{SECRET}",), (f"--api-key:{SECRET}",), ("--key-type", SECRET)),
-    *(("--key-type", f"it's ({SECRET})"), (f"--key-type={SECRET} (choose from",)),
-    *(("--jobs", SECRET), (f"--jobs=1 ({SECRET}",), ("--timeout", f"'{SECRET}'")),
-    *((f"--quiet={SECRET}",), (f"--help={SECRET}",)),
-)
-
-
-def test_a_key_in_the_wrong_place_is_not_repeated(bare: Bare, service: StandIn) -> None:
-    for words in MISPLACED:
-        outcome = bare(*words)
-        assert (outcome.code, outcome.out, service.calls) == (2, "", []), words
-        assert outcome.err and SECRET not in outcome.err, words

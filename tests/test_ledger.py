@@ -522,13 +522,6 @@ def test_by_a_name_in_a_folder_that_is_gone_it_is_named(
     )
 
 
-@pytest.mark.parametrize("option", ["--ledger", "--meta-path", "--ca-file"])
-def test_an_empty_name_is_not_the_same_as_none(upload: Run, service: StandIn, option: str) -> None:
-    """An unset variable expands to ''."""
-    assert upload("--audio-path", CALL, option, "").code != os.EX_OK
-    assert not service.calls
-
-
 # --- A full disk: to SQLite that is what a limit to the size of files looks like -----------
 
 

@@ -18,6 +18,7 @@ from conftest import (
     Run,
     Waits,
     arguments,
+    assert_refused,
     interrupt,
     make_wav,
     sparse_wav,
@@ -85,18 +86,7 @@ def test_wav_and_mp3_of_one_channel_become_a_badge(
 def test_nothing_else_is_sent_to_be_split(split: Run, service: StandIn, call: Path) -> None:
     for audio, found in ((wav(channels=2), "2 channels"), (ogg_opus(), "OggOpus")):
         call.write_bytes(audio)
-        outcome = split(call)
-        assert (outcome.code, outcome.out, service.calls) == (65, "", [])
-        assert f"{call}: " in outcome.err and found in outcome.err and "--split" in outcome.err
-
-
-def test_what_cannot_go_together_is_a_bad_command_line(
-    upload: Run, service: StandIn, call: Path
-) -> None:
-    for words in (("--split", "--single-message"), ("--wait",)):
-        outcome = upload("--audio-path", call, *words)
-        assert (outcome.code, outcome.out, service.calls) == (2, "", [])
-        assert "--split" in outcome.err
+        assert_refused(split(call), service, 65, f"{call}: ", found, "--split")
 
 
 def test_more_than_four_hours_are_left_to_the_service(split: Run, tmp_path: Path) -> None:
