@@ -210,6 +210,8 @@ def test_a_recording_is_announced_as_what_it_is(
     outcome = send("call.mp3", make(), *words, *way)
     [(talk_id, talk)] = service.talks.items()
     assert outcome == Outcome(0, f"Dialog ID: {talk_id}\n", "")
+    method = "Upload" if way else "UploadAsStream"
+    assert (talk.method, talk.connection_id) == (method, "connection-1")
     assert (talk.size, talk.sha256) == (len(arriving()), sha256(arriving()))
     sent = json_format.MessageToDict(talk.audio_format, preserving_proto_field_name=True)
     if kind == "raw PCM":
@@ -335,14 +337,3 @@ def test_raw_pcm_is_searched_for_where_it_is_promised(
         (folder / name).write_bytes(content)
     outcome = upload("--audio-path", folder, "--quiet", *words)
     assert (outcome.code, len(service.talks)) == (0, 2 if words else 1)
-
-
-def test_a_file_that_is_named_is_taken_whatever_its_suffix(
-    upload: Run, service: StandIn, folder: Path
-) -> None:
-    """And one that is refused leaves the others alone."""
-    for name, content in {"7.mp3.part": mp3(), "6.flac": sound("FLAC"), "8": mp3(48_000)}.items():
-        (folder / name).write_bytes(content)
-    outcome = upload("--audio-path", *folder.iterdir(), "--quiet")
-    assert (outcome.code, len(service.talks)) == (65, 2)
-    assert re.search(r"6\.flac: ", outcome.err)

@@ -47,19 +47,6 @@ def run(*words: object, **options: Any) -> Outcome:
     return Outcome(finished.returncode, finished.stdout or "", finished.stderr or "")
 
 
-# --- What is sent ---------------------------------------------------------------------
-
-
-def test_a_single_message_brings_the_same(upload: Run, service: StandIn, recording: Path) -> None:
-    recording.with_suffix(".json").write_text('{"language": "ru-RU"}')
-    outcome = upload("--audio-path", recording, "--single-message")
-    [talk] = service.talks.values()
-    assert outcome == Outcome(0, f"Dialog ID: {talk.talk_id}\n", "")
-    assert (talk.method, talk.connection_id) == ("Upload", "connection-1")
-    assert talk.fields == {"language": "ru-RU"}
-    assert talk.audio and talk.audio.read_bytes() == recording.read_bytes()
-
-
 def test_a_single_message_stays_under_128_mb(upload: Run, service: StandIn, call: Path) -> None:
     words = ("--audio-path", call, "--single-message")
     sparse_wav(call, SINGLE_MESSAGE_LIMIT_BYTES)
@@ -71,28 +58,6 @@ def test_a_single_message_stays_under_128_mb(upload: Run, service: StandIn, call
 
 
 # --- What is printed ------------------------------------------------------------------
-
-
-def test_a_dry_run_says_what_would_be_sent(upload: Run, service: StandIn, call: Path) -> None:
-    call.with_suffix(".json").write_text('{"language": "ru-RU"}')
-    words = ("--audio-path", call, "--dry-run")
-    in_text, in_json = upload(*words), upload(*words, "--format", "json")
-    result = json.loads(in_json.out)
-    assert (result["path"], result["outcome"]) == (str(call), "checked")
-    for outcome, text in ((in_text, in_text.out), (in_json, result["description"])):
-        assert (outcome.code, outcome.err, service.calls) == (0, "", [])
-        for fact in ("WAV", f"{call.stat().st_size:,} bytes", '{"language": "ru-RU"}'):
-            assert fact in text
-
-
-def test_several_recordings_are_named_and_with_quiet_what_failed(
-    upload: Run, service: StandIn, call: Path
-) -> None:
-    missing = call.with_name("missing.wav")
-    outcome = upload("--audio-path", call, missing, "--quiet")
-    [talk_id] = service.talks
-    assert (outcome.code, outcome.out) == (66, f"{call}: Dialog ID: {talk_id}\n")
-    assert re.fullmatch(f"upload_grpc: {missing}: .*\n", outcome.err)
 
 
 @pytest.mark.usefixtures("waits")
