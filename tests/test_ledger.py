@@ -225,6 +225,10 @@ def test_of_two_names_for_one_content_the_second_shares_its_failure_or_is_sent(
     assert "/a" in of_first and "b'" not in of_first and step.details in of_first
     assert "b.wav: " in of_second and ("sent again" if again else step.details) in of_second
     assert f"{1 if again else 0} uploaded" in summary
+    if step is REJECTED:
+        service.script += [REJECTED] * 2
+        for words in (("--retry-rejected",), ()):
+            assert (remember(*paths, *words).code, len(service.calls)) == (code, 2)
 
 
 def test_a_file_that_is_replaced_by_a_device_fails_alone(remember: Run, service: StandIn) -> None:

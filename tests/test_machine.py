@@ -257,17 +257,6 @@ def test_retry_rejected(upload: Run, service: StandIn, folder: Path, ledger: Pat
     assert len(service.calls) == 25
 
 
-def test_a_copy_of_what_is_rejected_again_is_not_sent_in_the_same_run(
-    upload: Run, service: StandIn, tmp_path: Path, ledger: Path
-) -> None:
-    paths = [make_wav(tmp_path / f"{name}.wav", 3_000, seed=1) for name in "abc"]
-    service.script += [REJECTED] * 9
-    words = ("--audio-path", *paths, "--ledger", ledger)
-    for number, more in ((1, []), (1, []), (2, ["--retry-rejected"]), (2, [])):
-        outcome = upload(*words, *more)
-        assert (outcome.code, len(service.calls)) == (DATA, number)
-
-
 # --- Nobody holds up the others ---------------------------------------------------------
 
 # That a copy of what is under way is not sent: here; in test_ledger.py of_names_for_one_content and

@@ -177,12 +177,6 @@ def test_five_in_a_row_end_the_run_and_an_upload_between_them_does_not(day: Day)
     assert counts["failed"] == len(day.service.calls) == 5
 
 
-def test_rejections_are_no_outage(day: Day) -> None:
-    day.service.on_call = lambda _: REJECTED
-    outcome = day.run()
-    assert (outcome.code, outcomes(outcome.out)) == (65, {"rejected": COUNT})
-
-
 def test_the_tries_of_a_recording_end_in_time(day: Day, waits: Waits) -> None:
     waits(attempts_limit=0.3, backoff_limit=0.5)
     endpoint = f"localhost:{closed_port()}"
