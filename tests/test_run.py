@@ -94,20 +94,6 @@ def test_links_are_followed_but_not_round_in_circles(upload: Run, folder: Path) 
     ]
 
 
-def test_one_file_named_several_times_is_one_dialog(
-    upload: Run, service: StandIn, folder: Path
-) -> None:
-    [wav] = make_wavs(folder, "1.wav")
-    (folder / "hard.wav").hardlink_to(wav)
-    (folder / "soft.wav").symlink_to(wav)
-    roundabout = f"{folder}/../{folder.name}/1.wav"
-    outcome = upload("--verbose", "--audio-path", wav, wav, folder, roundabout, folder)
-    assert outcome.code == os.EX_OK
-    assert list(dialog_ids(outcome.out)) == [str(wav)]
-    assert len(service.talks) == 1
-    assert "hard.wav" in outcome.err
-
-
 def test_bad_ones_are_reported_and_the_others_go(upload: Run, folder: Path) -> None:
     good = make_wavs(folder, *(f"good{number}.wav" for number in range(4)))
     (folder / "no audio.wav").write_text("no recording")
