@@ -5773,7 +5773,8 @@ class Parser(argparse.ArgumentParser):
             name = error.argument_name or ""
             if isinstance(error.__context__, argparse.ArgumentTypeError):
                 self.error(f"{name}: {error.__context__}")
-            is_flag = self.get_default(name.strip("-").replace("-", "_")) is False
+            default = self.get_default(name.rpartition("/")[2].strip("-").replace("-", "_"))
+            is_flag = default is False or default is argparse.SUPPRESS  # -h/--help, --version
             self.error(f"{name} takes no value" if is_flag else f"{name} needs a value")
         for word in rest:
             # Not what follows =, nor more than a letter of -kKEY.

@@ -1,17 +1,17 @@
 """What the tests share: a service, recordings, and two ways to run the program.
 
 Where a test belongs:
-before the wire   test_folders (stories: what happens in a folder between runs), test_one_call (files
-                  of one call), test_audio (formats, with kinds.py), test_convert, test_metadata,
-                  test_late_metadata, test_safety (odd files, clocks, dates, the ledger's file)
-on the wire       test_delivery (breaks, answers, signals), test_between (proxies, web pages, silence,
-                  locks), test_outage, test_access_network, test_credentials, test_split, test_talk_id,
-                  test_lookup
-what is kept      test_ledger, test_power_cut, test_report
-what is said      test_command (words and output), test_run (many recordings), test_progress,
-                  test_operator (stories: what cron emails), test_month, test_simulated_day
-the machine       test_machine (limits, bugs, signals), test_mechanisms
-texts and tools   test_readme, test_stand_in, test_chaos, test_fuzz
+before the wire  test_folders (stories: what happens in a folder between runs), test_one_call (files
+                 of one call), test_audio (formats, with kinds.py), test_convert, test_metadata,
+                 test_late_metadata, test_safety (odd files, clocks, dates, the ledger's file)
+on the wire      test_delivery (breaks, answers, signals), test_between (proxies, web pages, locks),
+                 test_outage, test_access_network, test_credentials, test_split, test_talk_id,
+                 test_lookup
+what is kept     test_ledger, test_power_cut, test_report
+what is said     test_command (words and output), test_run (many recordings), test_progress,
+                 test_operator (stories: what cron emails), test_month, test_simulated_day
+the machine      test_machine (limits, bugs, signals), test_mechanisms
+texts and tools  test_readme, test_stand_in, test_chaos, test_fuzz
 
 One recording, once and whole: contents(service) == [sha256(path)]; in a ledger: ledgers.states.
 
@@ -35,6 +35,7 @@ import hashlib
 import logging
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -102,6 +103,21 @@ class Outcome:
     err: str
 
 
+def assert_failed(outcome: Outcome, code: int, *facts: object) -> None:
+    """No dialog was reported; one line on stderr says what is wrong, with all facts."""
+    assert (outcome.code, outcome.out) == (code, ""), outcome.err
+    assert re.fullmatch(r"upload_grpc: .*\n", outcome.err), outcome.err
+    for fact in facts:
+        assert str(fact) in outcome.err
+    assert ("; if it is not there, " in outcome.err) == (code == os.EX_PROTOCOL)
+
+
+def assert_refused(outcome: Outcome, service: StandIn, code: int, *facts: object) -> None:
+    """One line says all that; the service was not called."""
+    assert_failed(outcome, code, *facts)
+    assert service.calls == []
+
+
 def sha256(content: Path | bytes) -> str:
     """Return the digest of a file, or of bytes, as the service and the ledger write it."""
     if isinstance(content, Path):
@@ -114,24 +130,17 @@ def contents(service: StandIn) -> list[str]:
     return sorted(talk.sha256 for talk in service.talks.values())
 
 
-def make_wav(
-    path: Path,
-    size_bytes: int = 16_000,
-    *,
-    channels: int = 1,
-    sample_rate_hz: int = 8_000,
-    seed: int | None = None,
-) -> Path:
+def make_wav(path: Path, size_bytes: int = 16_000, *, seed: int | None = None) -> Path:
     """Write a 16 bit LPCM recording of about so many bytes; another seed is other audio.
 
     Without a seed the audio follows from the file's name.
     """
     noise = random.Random(path.name if seed is None else seed)
     with wave.open(str(path), "wb") as file:
-        file.setnchannels(channels)
+        file.setnchannels(1)
         file.setsampwidth(2)
-        file.setframerate(sample_rate_hz)
-        file.writeframes(noise.randbytes(size_bytes // (2 * channels) * 2 * channels))
+        file.setframerate(8_000)
+        file.writeframes(noise.randbytes(size_bytes // 2 * 2))
     return path
 
 
@@ -434,18 +443,27 @@ def own_clock(folder: Path, ahead_s: float = 0) -> tuple[dict[str, str], Path]:
 AS_NOBODY_SPECIAL = "import ctypes; ctypes.CDLL(None).prctl(28, 1, 0, 0, 0)"
 
 
+class Started(subprocess.Popen[str]):
+    """The command as a process; a test that fails meanwhile kills it, as it may never end."""
+
+    def __exit__(self, *failure: Any) -> None:
+        if any(failure):
+            self.kill()
+        super().__exit__(*failure)
+
+
 def start(
     *words: object,
     env: Mapping[str, str] | None = None,
     under: Sequence[str] = (),
     **options: Any,
-) -> subprocess.Popen[str]:
-    """Start the command itself; its environment is this process's and `env`.
+) -> Started:
+    """Start the command itself, for a with block; its environment is this process's and `env`.
 
     under: a command that starts it, such as `nohup`. What preexec_fn does instead may hang or
     abort where a service runs in this process.
     """
-    process: subprocess.Popen[str] = subprocess.Popen(
+    return Started(
         [*under, sys.executable, str(SCRIPT), *map(str, words)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -454,7 +472,23 @@ def start(
         env={**os.environ, **(env or {})},
         **options,
     )
-    return process
+
+
+def ended(process: subprocess.Popen[str], limit_s: float = 60) -> Outcome:
+    """Wait for the end of a command that was started."""
+    out, err = process.communicate(timeout=limit_s)
+    return Outcome(process.returncode, out, err)
+
+
+def interrupt(process: subprocess.Popen[str], *names: str, limit_s: float = 30) -> Outcome:
+    """Send signals, one after the other, and wait for the end that the first of them makes."""
+    for name in names:
+        time.sleep(0.05)
+        process.send_signal(signal.Signals[name])
+    outcome = ended(process, limit_s)
+    assert outcome.code == 128 + signal.Signals[names[0]]
+    assert "Traceback" not in outcome.err
+    return outcome
 
 
 @pytest.fixture
@@ -463,10 +497,6 @@ def command(service: StandIn) -> Run:
 
     def run(*words: object, **options: Any) -> Outcome:
         with start(*arguments(service, *words), **options) as process:
-            try:
-                out, err = process.communicate(timeout=60)
-            finally:
-                process.kill()  # What hangs has not ended.
-        return Outcome(process.returncode, out, err)
+            return ended(process)
 
     return run

@@ -169,7 +169,6 @@ class Call:
 
     method: str
     metadata: dict[str, str | bytes]
-    peer: str
     request_id: str
     trace_id: str
     fields: dict[str, str] = field(default_factory=dict)  # of the metadata, once that was read
@@ -358,7 +357,6 @@ class _LiveCall:
         self.record = Call(
             method,
             {str(key): value for key, value in context.invocation_metadata()},
-            str(context.peer()),
             request_id=str(uuid.uuid4()),
             trace_id=uuid.uuid4().hex,
         )
@@ -474,7 +472,6 @@ class StandIn:
         self,
         store: Path,
         *,
-        port: int = 0,
         keys: Collection[str] | None = ("demo-key",),
         names: Sequence[str] = ("localhost", "127.0.0.1"),
         options: Sequence[tuple[str, Any]] = (),
@@ -482,7 +479,7 @@ class StandIn:
         discard: bool = False,
     ) -> None:
         self.store = store
-        self.port = port
+        self.port = 0  # Any; kept from the first start on.
         self.keys = keys
         self.tokens: Collection[str] | None = ("t1.demo-token",)
         self.connections: Collection[str] | None = None
@@ -565,12 +562,6 @@ class StandIn:
             self._executor.shutdown()
         self._server = self._executor = None
 
-    def restart(self, down_s: float = 0) -> None:
-        """Stop, and serve on the same port again with everything that was received kept."""
-        self.stop()
-        time.sleep(down_s)
-        self.start()
-
     def __enter__(self) -> StandIn:
         self.start()
         return self
@@ -578,12 +569,12 @@ class StandIn:
     def __exit__(self, *exception: object) -> None:
         self.stop()
 
-    def wait_until_idle(self, timeout_s: float = 10) -> None:
+    def wait_until_idle(self) -> None:
         """Wait until every call received has ended; a cancelled one ends after its client."""
-        deadline = time.monotonic() + timeout_s
+        deadline_s = time.monotonic() + 10
         while any(not call.outcome for call in self.calls):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"a call has not ended after {timeout_s} s")
+            if time.monotonic() > deadline_s:
+                raise TimeoutError("a call has not ended")
             time.sleep(0.005)
 
     # Answering one call

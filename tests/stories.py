@@ -196,7 +196,7 @@ class Cron:
     # Time, and the ledger
     # What was said a day ago: pass_time, day, hours; the ledger's times go back, and files stay as
     # they are. What is old by its file: days_ahead, the program's clock, by which all is older.
-    # For a process of its own: conftest.own_clock. A silent service: Freeze, or Fault, and --timeout.
+    # For a process of its own: conftest.own_clock. Silence: Freeze, or Fault, and --timeout.
 
     def pass_time(self, seconds: float) -> None:
         ledgers.pass_time(self.ledger, seconds)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import KEY, WAYS, Outcome, Run, Way, closed_port, start
+from conftest import KEY, Outcome, Run, assert_failed, closed_port, ended, start
 from fault_proxy import HttpProxy
 from stand_in import StandIn
 
@@ -44,24 +44,22 @@ def assert_uploaded(outcome: Outcome, service: StandIn) -> None:
     assert outcome.out == f"Dialog ID: {list(service.talks)[-1]}\n"
 
 
-def assert_failed(outcome: Outcome, code: int, *facts: str) -> None:
-    """One line on stderr says what is wrong, with all facts."""
-    assert (outcome.code, outcome.out) == (code, "")
-    assert len(outcome.err.splitlines()) == 1
-    for fact in facts:
-        assert fact in outcome.err
-
-
 # --- Whose certificates are trusted --------------------------------------------------
 
 
 def test_a_ca_file_without_certificates_is_refused(
     send: Send, service: StandIn, tmp_path: Path
 ) -> None:
-    good = service.ca_file.read_bytes()
-    for content in (b"", trustme.CA().private_key_pem.bytes(), good[: len(good) // 2]):
-        (tmp_path / "bad.pem").write_bytes(content)
-        assert_failed(send("--ca-file", tmp_path / "bad.pem"), CONFIG, "--ca-file")
+    good = service.ca_file.read_text()
+    path = tmp_path / "bad.pem"
+    for content in (
+        *(b"", trustme.CA().private_key_pem.bytes(), ssl.PEM_cert_to_DER_cert(good)),
+        *(f"\ufeff{good}".encode(), f"{good}\ufeff{good}".encode(), good.encode("utf-16")),
+    ):
+        path.write_bytes(content)
+        assert_failed(send("--ca-file", path), CONFIG, f"--ca-file {path} is not PEM")
+    path.write_text(good[: len(good) // 2])
+    assert_failed(send("--ca-file", path), CONFIG, "--ca-file")
     for path in (tmp_path / "missing.pem", tmp_path):
         assert_failed(send("--ca-file", path), CONFIG, "--ca-file", str(path))
     assert service.calls == []
@@ -81,8 +79,8 @@ def test_without_a_ca_file_only_the_public_certificates_are_trusted(
 ) -> None:
     words = ("--audio-path", call, "--connection-id", "1", "--retries", 0, "--key", KEY)
     with start(*words, "--endpoint", service.endpoint) as process:
-        out, err = process.communicate(timeout=30)
-    assert_failed(Outcome(process.returncode, out, err), CONFIG, "certificate", "--ca-file")
+        outcome = ended(process)
+    assert_failed(outcome, CONFIG, "certificate", "--ca-file")
     assert service.calls == []
 
 
@@ -175,55 +173,7 @@ def test_the_port_is_443_by_default_and_the_host_may_be_an_address(
     assert_uploaded(send("--endpoint", f"127.0.0.1:{service.port}"), service)
 
 
-# --- Proxies -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["https_proxy", "HTTPS_PROXY"])
-def test_an_upload_goes_through_the_proxy(send: Send, service: StandIn, name: str) -> None:
-    with HttpProxy() as proxy:
-        host = proxy.url.removeprefix("http://")
-        for url in (f"http://{host}", f"{host}/", f"http://user:word@{host}", f"user:word@{host}"):
-            assert_uploaded(send(**{name: url}), service)
-        assert_uploaded(send(NO_PROXY="example.com,.internal", **{name: host}), service)
-        assert proxy.targets == [service.endpoint] * 5
-
-
-def test_an_upload_goes_past_the_proxy(send: Send, service: StandIn) -> None:
-    with HttpProxy("502") as proxy:
-        for value in ("localhost", "example.com, localhost", "example.com localhost"):
-            assert_uploaded(send(HTTPS_PROXY=proxy.url, NO_PROXY=value), service)
-        # The name in small letters counts, as for curl; http_proxy is for other URLs.
-        assert_uploaded(send(https_proxy="", HTTPS_PROXY=proxy.url, NO_PROXY=""), service)
-        assert_uploaded(send(HTTP_PROXY=proxy.url, grpc_proxy=proxy.url), service)
-        assert_uploaded(send(ALL_PROXY=proxy.url, NO_PROXY="*"), service)
-        assert proxy.targets == []
-
-
-def test_a_proxy_that_grpc_cannot_use_is_refused(send: Send, service: StandIn) -> None:
-    """By itself gRPC would go past it, and say nothing."""
-    for url in (
-        *("https://proxy.example:3128", "socks5://proxy.example:1080", "http://", "http://:3128"),
-        "http://proxy.example:port",
-    ):
-        assert_failed(send(HTTPS_PROXY=url), CONFIG, "proxy", "http://HOST:PORT")
-    assert service.calls == []
-
-
-@WAYS
-def test_a_proxy_that_refuses(send: Send, service: StandIn, way: Way) -> None:
-    # The second password is also a word of grpc's.
-    for password in ("pass-word", "proxy"):
-        with HttpProxy("407") as proxy:
-            url = proxy.url.replace("http://", f"http://user:{password}@")
-            outcome = send(*way, https_proxy=url, retries=2)
-            assert len(proxy.targets) == 1
-        assert_failed(outcome, CONFIG, "407", "check https_proxy")
-        assert f"user:{password}" not in outcome.err
-    assert "HTTP proxy" not in outcome.err
-    with HttpProxy("502") as proxy:
-        assert_failed(send(*way, https_proxy=proxy.url, retries=2), TEMPORARY, "502")
-        assert len(proxy.targets) == 3
-    assert service.calls == []
+# --- Proxies; all else about them is in test_between.py ------------------------------
 
 
 def test_a_password_that_is_a_word_hides_no_path(send: Send, call: Path) -> None:
@@ -233,9 +183,6 @@ def test_a_password_that_is_a_word_hides_no_path(send: Send, call: Path) -> None
 
 
 def test_a_proxy_that_is_not_there(send: Send, service: StandIn) -> None:
-    with HttpProxy("silent") as proxy:
-        outcome = send("--timeout", 0.4, https_proxy=proxy.url)
-        assert_failed(outcome, TEMPORARY, "0.4 s")
     assert_failed(send(https_proxy=f"http://127.0.0.1:{closed_port()}"), TEMPORARY, "refused")
     assert_failed(send(https_proxy=f"http://{UNKNOWN_HOST}:3128"), CONFIG, UNKNOWN_HOST)
     assert service.calls == []

@@ -30,6 +30,7 @@ from conftest import (
     Way,
     arguments,
     begin_ledger,
+    ended,
     make_wav,
     sparse_wav,
     start,
@@ -108,6 +109,8 @@ def test_variables_that_count_and_others(send: Run, service: StandIn) -> None:
     with HttpProxy() as proxy, HttpProxy("502") as other:
         others = dict.fromkeys(("http_proxy", "HTTP_PROXY", "grpc_proxy", "GRPC_PROXY"), other.url)
         assert (send(**others).code, proxy.targets) == (OK, [])
+        # The name in small letters counts, as for curl.
+        assert (send(https_proxy="", HTTPS_PROXY=proxy.url).code, proxy.targets) == (OK, [])
         for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
             del proxy.targets[:]
             assert send(**{name: proxy.url}, **others).code == OK
@@ -115,10 +118,19 @@ def test_variables_that_count_and_others(send: Run, service: StandIn) -> None:
         assert other.targets == []
 
 
+def test_forms_of_a_proxys_url(send: Run, service: StandIn) -> None:
+    with HttpProxy() as proxy:
+        host = proxy.url.removeprefix("http://")
+        for url in (f"http://{host}", f"{host}/", f"http://user:word@{host}", f"user:word@{host}"):
+            assert send(https_proxy=url).code == OK, url
+        assert proxy.targets == [service.endpoint] * 4
+
+
 # Host, what no_proxy says, and whether the call goes past the proxy.
 NO_PROXY = (
     *(("localhost", value, True) for value in ("*", "localhost", "LOCALHOST", ".localhost")),
     *(("localhost", value, True) for value in ("example.com, localhost", "localhost:{port}")),
+    ("localhost", "example.com localhost", True),
     *(("localhost", value, False) for value in ("localhost:1", "example.com,.internal", "")),
     # `internal` is the suffix of speech.internal, not of myinternal.
     *(("a.internal", value, True) for value in ("internal", ".internal")),
@@ -152,6 +164,7 @@ UNUSABLE = (
     *("http://user:pa55-word?tail@{}", "http://user:pa55-word@tail@{}"),
     *("http://user:pa55-word/tail@{}", "http://user:pa55-word tail@{}"),
     *("user:pa55-word#tail@{}", "http://us#er:pa55-word@{}"),
+    *("http://", "http://:3128", "http://proxy.example:port"),
 )
 
 
@@ -199,6 +212,7 @@ def test_what_a_proxy_answers(send: Run, service: StandIn, ledger: Path, way: Wa
                 result = json.loads(outcome.out)
                 assert result["outcome"] == "failed" and said in result["error"]
                 assert said in outcome.err and status in outcome.err
+                assert ("check https_proxy" in outcome.err) == (said == REFUSED)
                 assert "user:" not in outcome.err + outcome.out
                 assert_hidden("pa55", outcome, ledger)
             assert len(proxy.targets) == (2 if said == REFUSED else 4)
@@ -207,7 +221,7 @@ def test_what_a_proxy_answers(send: Run, service: StandIn, ledger: Path, way: Wa
 
 
 def test_a_proxys_password_in_an_error_is_masked(send: Run, service: StandIn, ledger: Path) -> None:
-    """Escaped or not, also where the service itself has seen it somewhere."""
+    """Escaped or not, also where the service itself has seen it somewhere, or in grpc's words."""
     text = "denied for user:pa55#word, pa55%23word and pa55#word"
     service.script.append(Fail(grpc.StatusCode.INVALID_ARGUMENT, text))
     with HttpProxy() as proxy:
@@ -215,6 +229,9 @@ def test_a_proxys_password_in_an_error_is_masked(send: Run, service: StandIn, le
         outcome = send("--ledger", ledger, "--format", "json", https_proxy=url)
     assert outcome.code == DATA and "denied for ***, *** and ***" in outcome.err
     assert_hidden("pa55", outcome, ledger)
+    with HttpProxy("407") as proxy:
+        outcome = send(https_proxy=proxy.url.replace("http://", "http://user:proxy@"))
+    assert outcome.code == CONFIG and "HTTP *** returned response code 407" in outcome.err
 
 
 # --- Silence before there is a connection --------------------------------------------
@@ -222,7 +239,7 @@ def test_a_proxys_password_in_an_error_is_masked(send: Run, service: StandIn, le
 
 def assert_no_connection(outcome: Outcome, ledger: Path) -> None:
     assert (outcome.code, outcome.out) == (AGAIN, "")
-    assert "no connection to the service; run again" in outcome.err
+    assert "no connection to the service; run again" in outcome.err and "0.5 s" in outcome.err
     assert "before it was complete" not in outcome.err
     assert ledgers.states(ledger) == ["failed"]
 
@@ -294,8 +311,8 @@ def test_a_process_that_is_stopped_makes_nothing_unknown(
         finally:
             go_on.set()
             os.kill(process.pid, signal.SIGCONT)
-        _, err = process.communicate(timeout=60)
-    assert (process.returncode, len(service.talks)) == (OK, 2), err
+        outcome = ended(process)
+    assert (outcome.code, len(service.talks)) == (OK, 2), outcome.err
     assert ledgers.states(ledger) == ["uploaded"] * 2
 
 
@@ -429,26 +446,3 @@ def test_a_lock_is_waited_for_and_that_is_no_silence_of_the_service(
     assert lock.is_held
     assert (outcome.code, len(service.talks)) == (OK, 2), outcome.err
     assert ledgers.states(ledger) == ["uploaded"] * 2
-
-
-def test_after_a_signal_a_lock_is_not_waited_for(
-    service: StandIn, call: Path, ledger: Path
-) -> None:
-    """A minute is what a result is worth; not what ends a run."""
-    words = arguments(service, "--audio-path", call, "--ledger", ledger)
-    lock = ledgers.Lock(ledger)
-    service.on_call = lambda _: At(answer=lock.hold)
-    with start(*words) as process:
-        wait_for(lambda: service.calls and all(each.outcome for each in service.calls))
-        time.sleep(0.5)  # Until the answer has come.
-        process.terminate()
-        try:
-            out, err = process.communicate(timeout=30)
-        finally:
-            process.kill()
-    lock.release()
-    [talk_id] = service.talks
-    assert process.returncode == 128 + signal.SIGTERM
-    assert f"Dialog ID: {talk_id}" in out
-    assert f"uploaded as {talk_id}, but the ledger could not record it" in err
-    assert ledgers.states(ledger) == ["finishing"]

@@ -47,19 +47,6 @@ def run(*words: object, **options: Any) -> Outcome:
     return Outcome(finished.returncode, finished.stdout or "", finished.stderr or "")
 
 
-# --- What is sent ---------------------------------------------------------------------
-
-
-def test_a_single_message_brings_the_same(upload: Run, service: StandIn, recording: Path) -> None:
-    recording.with_suffix(".json").write_text('{"language": "ru-RU"}')
-    outcome = upload("--audio-path", recording, "--single-message")
-    [talk] = service.talks.values()
-    assert outcome == Outcome(0, f"Dialog ID: {talk.talk_id}\n", "")
-    assert (talk.method, talk.connection_id) == ("Upload", "connection-1")
-    assert talk.fields == {"language": "ru-RU"}
-    assert talk.audio and talk.audio.read_bytes() == recording.read_bytes()
-
-
 def test_a_single_message_stays_under_128_mb(upload: Run, service: StandIn, call: Path) -> None:
     words = ("--audio-path", call, "--single-message")
     sparse_wav(call, SINGLE_MESSAGE_LIMIT_BYTES)
@@ -71,28 +58,6 @@ def test_a_single_message_stays_under_128_mb(upload: Run, service: StandIn, call
 
 
 # --- What is printed ------------------------------------------------------------------
-
-
-def test_a_dry_run_says_what_would_be_sent(upload: Run, service: StandIn, call: Path) -> None:
-    call.with_suffix(".json").write_text('{"language": "ru-RU"}')
-    words = ("--audio-path", call, "--dry-run")
-    in_text, in_json = upload(*words), upload(*words, "--format", "json")
-    result = json.loads(in_json.out)
-    assert (result["path"], result["outcome"]) == (str(call), "checked")
-    for outcome, text in ((in_text, in_text.out), (in_json, result["description"])):
-        assert (outcome.code, outcome.err, service.calls) == (0, "", [])
-        for fact in ("WAV", f"{call.stat().st_size:,} bytes", '{"language": "ru-RU"}'):
-            assert fact in text
-
-
-def test_several_recordings_are_named_and_with_quiet_what_failed(
-    upload: Run, service: StandIn, call: Path
-) -> None:
-    missing = call.with_name("missing.wav")
-    outcome = upload("--audio-path", call, missing, "--quiet")
-    [talk_id] = service.talks
-    assert (outcome.code, outcome.out) == (66, f"{call}: Dialog ID: {talk_id}\n")
-    assert re.fullmatch(f"upload_grpc: {missing}: .*\n", outcome.err)
 
 
 @pytest.mark.usefixtures("waits")
@@ -116,32 +81,6 @@ def test_verbose_shows_the_ids_of_each_call(upload: Run, service: StandIn, call:
 # --- Exit codes -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("status", "code"),
-    [
-        (STATUS.UNAUTHENTICATED, 77),
-        (STATUS.PERMISSION_DENIED, 77),
-        (STATUS.NOT_FOUND, 78),
-        (STATUS.INVALID_ARGUMENT, 65),
-        (STATUS.UNAVAILABLE, 75),
-        (STATUS.RESOURCE_EXHAUSTED, 75),
-    ],
-)
-def test_a_status_ends_in_one_line_with_everything_in_it(
-    upload: Run, service: StandIn, call: Path, status: grpc.StatusCode, code: int
-) -> None:
-    sparse_wav(call, LONG_BYTES)
-    service.script.append(Fail(status, "said the service", after_bytes=0))
-    outcome = upload("--audio-path", call, "--retries", 0)
-    assert (outcome.code, outcome.out, service.talks) == (code, "", {})
-    # The cause, what to do next, and last what gRPC and the service's support call it.
-    line = re.fullmatch(rf"upload_grpc: {call}: [^;(]+; .+ \((.*)\)\n", outcome.err)
-    assert line and line[1].startswith(f"{status.name}: said the service, ")
-    [received] = service.calls
-    for text in (received.client_request_id, received.request_id, received.trace_id):
-        assert text in line[1]
-
-
 def test_a_bug_ends_with_70_and_its_traceback(
     upload: Run, service: StandIn, call: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +97,9 @@ def test_a_bug_ends_with_70_and_its_traceback(
 
 
 BASE = "--audio-path a.wav --connection-id 1"
+TALK = "--talk-id 1 --meta-path m --connection-id 1"
+PCM = f"{BASE} --audio-type pcm"
+LOOKUP = "--lookup-key k --organization-id o --space-id s"
 SECRET = "AQVNsecret"
 AGE = "must be a number of seconds, or like 5m, 1h, 2d"
 WRONG = {
@@ -168,18 +110,50 @@ WRONG = {
     "--audio-path a.wav --connection-id ''": "--connection-id is empty",
     "--audio-path a.wav --connection-id \udcff": "--connection-id has characters that no ID has",
     "--talk-id 1 --connection-id 1": "--talk-id needs --meta-path",
-    f"--talk-id 1 --meta-path x {BASE}": "--talk-id sends metadata only, and no audio",
+    "--talk-id '' --meta-path m --connection-id 1": "--talk-id is empty",
+    "--talk-id 'a\nb' --meta-path m --connection-id 1": "--talk-id has characters that no ID has",
+    **{
+        f"{TALK} {words}": "--talk-id sends metadata only, and no audio"
+        for words in (
+            *("--audio-path a.wav", "--split", "--single-message", "--ledger x"),
+            *("--audio-type mp3", "--require-json"),
+        )
+    },
     f"{BASE} --audio-path": "--audio-path needs a value",
     f"{BASE} --audio_path x": "unknown option --audio_path",
     f"{BASE} --dry": "unknown option --dry",
-    f"{BASE} --key-file ''": "--key-file is empty",
     f"{BASE} --key-file": "--key-file needs a value",
-    f"{BASE} --ledger ''": "--ledger is empty",
+    # An unset variable expands to ''.
+    **{
+        f"{BASE} {name} ''": f"{name} is empty"
+        for name in ("--key-file", "--ledger", "--meta-path", "--ca-file")
+    },
     f"{BASE} --retry-unknown": "--retry-unknown needs --ledger",
+    f"{BASE} --update-metadata": "--update-metadata needs --ledger",
     f"{BASE} --key-type vm --key x": "--key-type vm takes no key",
     f"{BASE} --key x --key-file x": "--key and --key-file exclude each other",
-    f"{BASE} --ledger x --lookup-key x": "--lookup-key needs --organization-id, --space-id",
-    f"{BASE} --project-id x": "--lookup-key is missing",
+    f"{BASE} --ledger x --lookup-key k": "--lookup-key needs --organization-id, --space-id",
+    f"{BASE} --ledger x --lookup-key k --organization-id o": "--lookup-key needs --space-id",
+    f"{BASE} {LOOKUP}": "--lookup-key needs --ledger",
+    f"{BASE} --ledger x --lookup-key '' --organization-id o --space-id s": "--lookup-key is empty",
+    f"{BASE} --ledger x --organization-id o --space-id s": "--lookup-key is missing",
+    f"{BASE} --ledger x --project-id p": "--lookup-key is missing",
+    f"{BASE} --ledger x {LOOKUP} --project-id ''": "--project-id is empty",
+    f"{BASE} --ledger x {LOOKUP} --project-id \udcff": "--project-id has characters that no ID has",
+    f"{BASE} --split --single-message": "--split is a stream: leave out --single-message",
+    f"{BASE} --wait": "--wait is for --split",
+    f"{PCM} --sample-rate 8000": "--audio-type pcm needs --sample-rate and --channels",
+    f"{PCM} --channels 1": "--audio-type pcm needs --sample-rate and --channels",
+    **{
+        f"{PCM} --channels 1 --sample-rate {rate}": "--sample-rate: must be a whole number from "
+        "8,000 to 48,000"
+        for rate in ("7999", "48001", "8k")
+    },
+    f"{PCM} --channels 0 --sample-rate 8000": "--channels: must be a whole number from 1 to 64",
+    f"{BASE} --audio-type wav --sample-rate 8000": "--sample-rate and --channels are for "
+    "--audio-type pcm",
+    f"{BASE} --channels 1": "--sample-rate and --channels are for --audio-type pcm",
+    f"{BASE} --audio-type flac": "--audio-type: must be auto, wav, mp3, ogg-opus or pcm",
     f"{BASE} -v": "unknown option -v",
     f"{BASE} --min-age -5": f"--min-age: {AGE}",
     f"{BASE} --min-age x": f"--min-age: {AGE}",
@@ -187,13 +161,25 @@ WRONG = {
     f"{BASE} --retries -1": "--retries: must be a whole number from 0 to 100",
     f"{BASE} --timeout nan": "--timeout: must be a number from 0.1 to 86,400",
     # An option is named, and a value never: it may be a misplaced key.
+    f"{SECRET} {BASE}": "unexpected argument",
+    f"{BASE} --token {SECRET}": "unknown option --token",
     f"{BASE} --keys={SECRET}": "unknown option --keys",
+    f"{BASE} --ke={SECRET}": "unknown option --ke",
+    f"{BASE} --key{SECRET}": "unexpected argument",
+    f"{BASE} --api-key:{SECRET}": "unexpected argument",
+    f"{BASE} -k {SECRET}": "unknown option -k",
     f"{BASE} -k{SECRET}": "unexpected argument",
     f"{BASE} --quiet {SECRET}": "unexpected argument",
     f"{BASE} --quiet={SECRET}": "--quiet takes no value",
+    f"{BASE} --help={SECRET}": "-h/--help takes no value",
     f"{BASE} --format {SECRET}": "--format: must be text, json or csv",
-    f"{BASE} --key-type {SECRET}": "--key-type: must be auto, api-key, iam-token or vm",
+    **{
+        f"{BASE} --key-type {word}": "--key-type: must be auto, api-key, iam-token or vm"
+        for word in (SECRET, f'"it\'s ({SECRET})"', f"'{SECRET} (choose from'")
+    },
     f"{BASE} --jobs {SECRET}": "--jobs: must be a whole number from 1 to 64",
+    f"{BASE} --jobs '1 ({SECRET}'": "--jobs: must be a whole number from 1 to 64",
+    f"{BASE} --timeout \"'{SECRET}'\"": "--timeout: must be a number from 0.1 to 86,400",
     f"{BASE} --since {SECRET}": "--since: must be YYYY-MM-DD, today, yesterday, or like 7d",
     f"{BASE} --quiet /": "unexpected argument /: paths follow --audio-path",
 }

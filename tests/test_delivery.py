@@ -36,6 +36,9 @@ from conftest import (
     Waits,
     Way,
     arguments,
+    assert_failed,
+    ended,
+    interrupt,
     make_wav,
     sha256,
     start,
@@ -117,15 +120,6 @@ class Line:
         assert talk.sha256 == sha256(recording)
         prefix = f"{recording}: " if Path(self.with_ledger[1]).exists() else ""
         assert outcome == Outcome(0, f"{prefix}Dialog ID: {talk.talk_id}\n", "")
-
-
-def assert_failed(outcome: Outcome, code: int, recording: Path, *facts: str) -> None:
-    """No dialog was reported; one line on stderr names the recording and all facts."""
-    assert (outcome.code, outcome.out) == (code, "")
-    assert len(outcome.err.splitlines()) == 1, outcome.err
-    for fact in (str(recording), *facts):
-        assert fact in outcome.err
-    assert ("; if it is not there, " in outcome.err) == (code == UNKNOWN)
 
 
 @pytest.fixture
@@ -218,9 +212,9 @@ def test_a_slow_line_is_not_cut(line: Line, service: StandIn) -> None:
     words = arguments(service, *given, "--endpoint", line.proxy.endpoint)
     started_s = time.monotonic()
     with start(*words) as stream, start(*words, *SINGLE) as single:
-        ends = [(*each.communicate(timeout=60), each.returncode) for each in (stream, single)]
+        ends = {ended(each) for each in (stream, single)}
     assert time.monotonic() - started_s > 3
-    assert sorted(ends) == sorted((f"Dialog ID: {each}\n", "", 0) for each in service.talks)
+    assert ends == {Outcome(0, f"Dialog ID: {each}\n", "") for each in service.talks}
     assert [talk.sha256 for talk in service.talks.values()] == [sha256(line.short)] * 2
 
 
@@ -257,8 +251,12 @@ def test_a_refusal_by_the_service_is_final(line: Line, service: StandIn) -> None
         service.script.append(Fail(grpc.StatusCode[status], details, after_bytes))
         outcome = line.send(path, *way)
         [call] = service.calls
-        ids = (call.client_request_id, call.request_id, call.trace_id)
-        assert_failed(outcome, code, path, status, "refused", *ids)
+        assert_failed(outcome, code, path)
+        # The cause, what to do next, and last what gRPC and the service's support call it.
+        said = re.fullmatch(rf"upload_grpc: {path}: [^;(]+; .+ \((.*)\)\n", outcome.err)
+        assert said and said[1].startswith(f"{status}: refused the key *** today, ")
+        for text in (call.client_request_id, call.request_id, call.trace_id):
+            assert text in said[1]
         assert KEY not in outcome.err
         service.calls.clear()
     assert line.stored == 0
@@ -515,23 +513,12 @@ def test_grpc_prints_no_traceback_of_the_generator(
 
 # --- Signals during a call -----------------------------------------------------------
 
-SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
-
-def interrupt(words: list[str], ready: Callable[[], Any], *names: str) -> Outcome:
-    """Run the command, and send it signals, one after the other, when it is time."""
+def interrupted(words: list[str], ready: Callable[[], Any], *names: str) -> Outcome:
+    """Run the command, and send it signals when it is time."""
     with start(*words) as process:
-        try:
-            wait_for(ready)
-            for name in names:
-                time.sleep(0.05)
-                process.send_signal(signal.Signals[name])
-            out, err = process.communicate(timeout=8)  # Less than the ten that a response has.
-        finally:
-            process.kill()
-    assert process.returncode == SIGNALS[names[0]]
-    assert "Traceback" not in err
-    return Outcome(process.returncode, out, err)
+        wait_for(ready)
+        return interrupt(process, *names, limit_s=8)  # Less than the ten that a response has.
 
 
 @pytest.mark.parametrize(
@@ -556,7 +543,7 @@ def test_a_signal_before_the_commit_point(
     }
     words = (line.long, *way, *line.with_ledger)
     given = arguments(service, "--audio-path", *words, "--endpoint", line.proxy.endpoint)
-    outcome = interrupt(given, ready[moment.removesuffix(" slowly")], name)
+    outcome = interrupted(given, ready[moment.removesuffix(" slowly")], name)
     assert outcome.out == "" and "--retry-unknown" not in outcome.err
     assert "the run was stopped" in outcome.err or moment == "pause"
     service.wait_until_idle()
@@ -584,14 +571,14 @@ def test_a_signal_while_the_last_bytes_are_read_sends_nothing(
     read_chunks, cancel = upload_grpc.read_chunks, upload_grpc.Call.cancel
     monkeypatch.setattr(upload_grpc, "read_chunks", read_slowly)
     monkeypatch.setattr(upload_grpc.Call, "cancel", cancel_and_tell)
-    assert line.send(line.short, *way).code == SIGNALS["SIGTERM"]
+    assert line.send(line.short, *way).code == 128 + signal.SIGTERM
     assert not service.talks
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_waits_for_an_answer_that_is_due(service: StandIn, call: Path, name: str) -> None:
     service.script.append(Delay(0.3))
-    outcome = interrupt(arguments(service, "--audio-path", call), lambda: service.talks, name)
+    outcome = interrupted(arguments(service, "--audio-path", call), lambda: service.talks, name)
     assert outcome.out == f"Dialog ID: {next(iter(service.talks))}\n"
 
 
@@ -601,7 +588,7 @@ def test_a_second_signal_does_not_wait(line: Line, service: StandIn, way: Way) -
     words = (line.short, *line.with_ledger, *way)
     given = arguments(service, "--audio-path", *words)
     # Not the same one twice: what is still pending would take it in.
-    outcome = interrupt(given, lambda: service.talks, "SIGINT", "SIGTERM")
+    outcome = interrupted(given, lambda: service.talks, "SIGINT", "SIGTERM")
     [said] = [each for each in outcome.err.splitlines() if str(line.short) in each]
     assert line.ids[0] in said and "--retry-unknown" in said
     assert_failed(line.send(*words), UNKNOWN, line.short)

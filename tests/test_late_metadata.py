@@ -513,10 +513,6 @@ def test_a_dry_run_says_what_would_be_updated_and_touches_nothing(office: Office
     assert ledgers.rows(office.ledger) == before and office.updates == []
 
 
-def test_updates_need_a_ledger(upload: Run, folder: Path) -> None:
-    assert upload("--audio-path", folder, "--update-metadata").code == 2
-
-
 # --- Updates: what goes wrong ------------------------------------------------------------
 
 

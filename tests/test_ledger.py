@@ -27,6 +27,7 @@ from conftest import (
     arguments,
     before_command,
     contents,
+    ended,
     make_wav,
     sha256,
     start,
@@ -103,8 +104,7 @@ def held(service: StandIn, moment: str, *words: object, after: int = 0) -> Itera
             yield run
         finally:
             go_on.set()
-        out, err = process.communicate(timeout=20)
-        run.outcome = Outcome(process.returncode, out, err)
+        run.outcome = ended(process)
     service.wait_until_idle()
 
 
@@ -203,6 +203,10 @@ def test_of_two_names_for_one_content_the_second_shares_its_failure_or_is_sent(
     assert "/a" in of_first and "b'" not in of_first and step.details in of_first
     assert "b.wav: " in of_second and ("sent again" if again else step.details) in of_second
     assert f"{1 if again else 0} uploaded" in summary
+    if step is REJECTED:
+        service.script += [REJECTED] * 2
+        for words in (("--retry-rejected",), ()):
+            assert (remember(*paths, *words).code, len(service.calls)) == (code, 2)
 
 
 def test_a_file_that_is_replaced_by_a_device_fails_alone(remember: Run, service: StandIn) -> None:
@@ -502,13 +506,6 @@ def test_by_a_name_in_a_folder_that_is_gone_it_is_named(
     assert (
         outcome.err == f"upload_grpc: ledger {LEDGER}: No such file or directory; check --ledger\n"
     )
-
-
-@pytest.mark.parametrize("option", ["--ledger", "--meta-path", "--ca-file"])
-def test_an_empty_name_is_not_the_same_as_none(upload: Run, service: StandIn, option: str) -> None:
-    """An unset variable expands to ''."""
-    assert upload("--audio-path", CALL, option, "").code != os.EX_OK
-    assert not service.calls
 
 
 # --- A full disk: to SQLite that is what a limit to the size of files looks like -----------

@@ -154,27 +154,6 @@ def office(service: StandIn, upload: Run, folder: Path, ledger: Path) -> Office:
 # --- Options, and the key on its way --------------------------------------------------
 
 
-def test_the_options_go_together(
-    upload: Run, service: StandIn, call: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    ledger = ("--ledger", "l")
-    for words, named in (
-        ((*LOOKUP[:2], *ledger), ("--organization-id", "--space-id")),
-        (LOOKUP, ("--ledger",)),
-        ((*LOOKUP[:4], *ledger), ("--space-id",)),
-        ((*LOOKUP[2:], *ledger), ("--lookup-key",)),
-        (("--project-id", "p", *ledger), ("--lookup-key",)),
-        (("--lookup-key", "", *LOOKUP[2:], *ledger), ("--lookup-key",)),
-        ((*LOOKUP, "--project-id", "", *ledger), ("--project-id",)),
-        ((*LOOKUP, "--project-id", "a\udcff", *ledger), ("--project-id",)),
-    ):
-        result = upload("--audio-path", call, *words)
-        assert (result.code, result.out, len(result.err.splitlines())) == (2, "", 1)
-        assert all(name in result.err for name in named), words
-    assert not service.calls
-
-
 @pytest.mark.parametrize("way", [(), ("--single-message",), ("--split",)])
 def test_the_sha256_travels_and_nothing_unknown_means_no_lookup(office: Office, way: Way) -> None:
     path = office.record("call.wav")

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import ssl
 import subprocess
 import sys
 import threading
@@ -26,6 +25,8 @@ from conftest import (
     Run,
     arguments,
     before_command,
+    ended,
+    interrupt,
     make_wav,
     start,
     wait_for,
@@ -33,8 +34,6 @@ from conftest import (
 from stand_in import At, Call, Delay, Fail, StandIn
 from test_command import tree
 from test_progress import on_terminal
-
-import upload_grpc
 
 OK, DATA, BUG, CONFIG = 0, 65, 70, 78
 __all__ = ["tree"]
@@ -235,53 +234,6 @@ def test_away_from_its_clone_only_a_link_to_the_script_works(
     assert check_as_nobody(folder, call)[0] == OK
 
 
-# --- Certificates and keys as people paste them -----------------------------------------
-
-
-def test_a_ca_file_that_is_no_pem(
-    upload: Run, service: StandIn, call: Path, tmp_path: Path
-) -> None:
-    good = service.ca_file.read_text()
-    path = tmp_path / "ca.crt"
-    for content in (
-        ssl.PEM_cert_to_DER_cert(good),
-        f"\ufeff{good}".encode(),
-        f"{good}\ufeff{good}".encode(),
-        good.encode("utf-16"),
-    ):
-        path.write_bytes(content)
-        outcome = upload("--audio-path", call, "--ca-file", path)
-        assert (outcome.code, outcome.out, service.calls) == (CONFIG, "", [])
-        [line] = outcome.err.splitlines()
-        assert f"--ca-file {path} is not PEM" in line and "trusted" not in line
-
-
-PASTED = (
-    *('"{}"', "'{}'", "API_KEY={}", "export API_KEY={}"),
-    *("<{}>", "{0}\n{0}", "Api-Key {}", "{},"),
-)
-
-
-@pytest.mark.parametrize("place", ["--key", "--key-file", "API_KEY", "IAM_TOKEN"])
-def test_a_key_pasted_with_what_stood_around_it(
-    service: StandIn, call: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], place: str
-) -> None:
-    words = arguments(service, "--audio-path", call)
-    at = words.index("--key")
-    del words[at : at + 2]
-    for pasted in PASTED:
-        text = pasted.format("AQVNsecretsecretsecret")
-        (tmp_path / "key").write_text(text)
-        given = {"--key": ["--key", text], "--key-file": ["--key-file", str(tmp_path / "key")]}
-        if place.isupper():
-            os.environ[place] = text
-        code = upload_grpc.main([*words, *given.get(place, [])])
-        out, err = capfd.readouterr()
-        assert (code, out, service.calls) == (CONFIG, "", []), pasted
-        [line] = err.splitlines()
-        assert place in line and "copy the key again" in line and "secret" not in line
-
-
 # --- What was refused, after a fix in the console ---------------------------------------
 
 
@@ -303,17 +255,6 @@ def test_retry_rejected(upload: Run, service: StandIn, folder: Path, ledger: Pat
     shutil.copy(folder / "00.wav", folder / "copy.wav")
     assert upload(*words, "--retry-rejected").code == OK
     assert len(service.calls) == 25
-
-
-def test_a_copy_of_what_is_rejected_again_is_not_sent_in_the_same_run(
-    upload: Run, service: StandIn, tmp_path: Path, ledger: Path
-) -> None:
-    paths = [make_wav(tmp_path / f"{name}.wav", 3_000, seed=1) for name in "abc"]
-    service.script += [REJECTED] * 9
-    words = ("--audio-path", *paths, "--ledger", ledger)
-    for number, more in ((1, []), (1, []), (2, ["--retry-rejected"]), (2, [])):
-        outcome = upload(*words, *more)
-        assert (outcome.code, len(service.calls)) == (DATA, number)
 
 
 # --- Nobody holds up the others ---------------------------------------------------------
@@ -457,21 +398,16 @@ def test_after_a_signal_a_disk_that_hangs_makes_no_doubt_of_an_answer(
     site(A_DISK_THAT_HANGS.replace("MARK", repr(str(mark))))
     service.script += [REJECTED] if is_refused else []
     with start(*arguments(service, "--audio-path", call, "--ledger", ledger)) as process:
-        try:
-            wait_for(mark.exists)
-            process.terminate()
-            out, err = process.communicate(timeout=30)
-        finally:
-            process.kill()
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "may or may not exist" not in err
+        wait_for(mark.exists)
+        outcome = interrupt(process, "SIGTERM")
+    assert "may or may not exist" not in outcome.err
     if is_refused:
-        assert not out and REJECTED.details in err and "1 failed" in err
+        assert not outcome.out and REJECTED.details in outcome.err and "1 failed" in outcome.err
     else:
         [talk_id] = service.talks
-        assert out == f"{call}: Dialog ID: {talk_id}\n"
+        assert outcome.out == f"{call}: Dialog ID: {talk_id}\n"
         said = f"uploaded as {talk_id}, but the ledger could not record it: stopped by SIGTERM"
-        assert said in err
+        assert said in outcome.err
     assert ledgers.states(ledger) == ["finishing"]
 
 
@@ -491,9 +427,9 @@ def test_sigint_at_any_moment_of_the_start_leaves_no_traceback(call: Path, tmp_p
             else:
                 time.sleep(number * 0.015)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
+            outcome = ended(process)
         if env:
-            assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
-            assert out == "" and "Traceback" not in err
-        numbers = [int(found) for found in re.findall(rf'"{SCRIPT}", line (\d+)', err)]
-        assert not numbers or max(numbers) < first, err
+            assert outcome.code in (-signal.SIGINT, 128 + signal.SIGINT)
+            assert outcome.out == "" and "Traceback" not in outcome.err
+        numbers = [int(found) for found in re.findall(rf'"{SCRIPT}", line (\d+)', outcome.err)]
+        assert not numbers or max(numbers) < first, outcome.err

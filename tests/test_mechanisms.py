@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import ssl
 import subprocess
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import Run, arguments, sparse_wav, start, wait_for
+from conftest import Run, arguments, ended, interrupt, sparse_wav, start, wait_for
 from fault_proxy import FaultProxy
 from stand_in import At, Call, Freeze, StandIn, Step
 
@@ -230,7 +229,6 @@ def stuck(
         proxy = undo.enter_context(FaultProxy(peer.port))
         given = arguments(service, *words, "--endpoint", proxy.endpoint, "--timeout", LONG_S)
         process = undo.enter_context(start(*given))
-        undo.callback(process.kill)
         wait_for(lambda: peer.connections and peer.connections[0].called.is_set())
         before, forwarded = -1, 0
         while before < forwarded:
@@ -248,10 +246,10 @@ def test_a_connection_that_stands_still_is_left_behind(
     words = ("--audio-path", large, call, "--jobs", 1, "--retries", 1, "--quiet")
     with stuck(service, *words) as (process, proxy, connection):
         connection.end(GRPC + header("grpc-status", "14"))  # UNAVAILABLE.
-        out, err = process.communicate(timeout=SOON_S)
+        outcome = ended(process, SOON_S)
         assert len(proxy.connections) == 2
-    assert (process.returncode, err) == (0, "")
-    assert [line.rpartition(" ")[2] for line in out.splitlines()] == list(service.talks)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [line.rpartition(" ")[2] for line in outcome.out.splitlines()] == list(service.talks)
     sizes = [path.stat().st_size for path in (large, call)]
     assert [talk.size for talk in service.talks.values()] == sizes
 
@@ -262,9 +260,8 @@ def test_a_connection_that_stands_still_does_not_hold_up_the_end(
     """The worker ends by itself, that is, so that the recordings not tried are counted."""
     words = ("--audio-path", large, call, "--jobs", 1, "--quiet")
     with stuck(service, *words) as (process, _, _):
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=SOON_S)
-    assert (process.returncode, out) == (128 + signal.SIGTERM, "")
-    failed, last = err.splitlines()
+        outcome = interrupt(process, "SIGTERM", limit_s=SOON_S)
+    assert outcome.out == ""
+    failed, last = outcome.err.splitlines()
     assert f"{large}: the upload failed before it was complete" in failed
     assert "1 failed, 0 unknown, 1 not tried" in last

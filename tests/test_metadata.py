@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import ledgers
 import pytest
-from conftest import ROOT, Outcome, Run, Waits, make_wav
+from conftest import Outcome, Run, Waits, make_wav
 from stand_in import METADATA_VALUE_LIMIT_BYTES, Fail, StandIn, Talk
 
 LIMIT = METADATA_VALUE_LIMIT_BYTES
@@ -102,14 +102,6 @@ def test_a_role_is_a_word_or_the_apis_name_and_values_are_those_of_fields(
     assert [user["role"][10:].lower() for user in found] == ["operator", "client", "bot"] * 2
     assert all(user["id"] == "1.50" for user in found)
     assert all(user["fields"] == {"n": "1e5", "b": "true"} for user in found)
-
-
-def test_the_example_is_taken_whole(upload: Run, service: StandIn, call: Path) -> None:
-    example = ROOT / "metadata_example.json"
-    outcome = upload("--audio-path", call, "--meta-path", example)
-    assert (outcome.code, outcome.err) == (0, "")
-    expected = {**json.loads(example.read_text("utf-8")), "direction_outgoing": "true"}
-    assert only_talk(service).fields == expected
 
 
 # --- What is refused ---------------------------------------------------------------------
@@ -335,11 +327,14 @@ def test_a_date_without_an_offset_is_sent_with_a_warning_once_for_all_recordings
 
 def test_a_dry_run_shows_the_metadata(send: Run, service: StandIn) -> None:
     content = {"client_name": "Пётр", "rating": 5, "direction_outgoing": True}
-    outcome = send(content | {"users": [PETER, ANNA]}, "--dry-run")
+    content["users"] = [PETER, ANNA]
+    outcome, in_json = (send(content, "--dry-run", *more) for more in ((), ("--format", "json")))
     assert (outcome.code, outcome.err, service.calls) == (0, "", [])
     assert '"Пётр"' in outcome.out and "2 users" in outcome.out
     [shown] = re.findall(r"\{.*\}", outcome.out)
     assert json.loads(shown) == {"client_name": "Пётр", "rating": "5", "direction_outgoing": "true"}
+    description = json.loads(in_json.out)["description"]
+    assert shown in description and description in outcome.out
 
 
 def test_control_characters_cannot_reach_a_terminal(send: Run) -> None:

@@ -23,6 +23,7 @@ from conftest import (
     arguments,
     before_command,
     begin_ledger,
+    ended,
     make_wav,
     sha256,
     start,
@@ -396,9 +397,9 @@ def test_a_folder_that_cannot_be_read_is_over_once_it_can(cron: Cron, name: str)
     words = arguments(cron.service, *given, "--audio-path", cron.folder)
     closed.chmod(0)
     with start(*words, under=before_command(AS_NOBODY_SPECIAL)) as process:
-        outcome = Outcome(66, *process.communicate(timeout=30))
+        outcome = ended(process)
     closed.chmod(0o755)
-    assert process.returncode == outcome.code
+    assert outcome.code == 66
     assert (f"{call}: Dialog ID: " in outcome.out) == (name == "below")
     [line] = lines(outcome)
     assert line.startswith(f"{name}: cannot be read: Permission denied; ")

@@ -17,7 +17,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +32,8 @@ from conftest import (
     arguments,
     begin_ledger,
     closed_port,
+    ended,
+    interrupt,
     make_wav,
     start,
     wait_for,
@@ -173,12 +174,6 @@ def test_five_in_a_row_end_the_run_and_an_upload_between_them_does_not(day: Day)
     day.service.on_call = lambda _: NO_QUOTA
     counts = assert_stopped(day.run(*one_by_one), AGAIN)
     assert counts["failed"] == len(day.service.calls) == 5
-
-
-def test_rejections_are_no_outage(day: Day) -> None:
-    day.service.on_call = lambda _: REJECTED
-    outcome = day.run()
-    assert (outcome.code, outcomes(outcome.out)) == (65, {"rejected": COUNT})
 
 
 def test_the_tries_of_a_recording_end_in_time(day: Day, waits: Waits) -> None:
@@ -332,31 +327,6 @@ def test_a_used_up_quota_holds_the_other_workers(
 # --- Signals -------------------------------------------------------------------------
 
 
-def interrupt(process: subprocess.Popen[str], name: str) -> Outcome:
-    """Send a signal, and wait for the end."""
-    process.send_signal(signal.Signals[name])
-    try:
-        out, err = process.communicate(timeout=10)
-    finally:
-        process.kill()
-    assert process.returncode == 128 + signal.Signals[name]
-    assert "Traceback" not in err
-    return Outcome(process.returncode, out, err)
-
-
-def test_a_signal_leaves_nothing_unknown(day: Day) -> None:
-    day.service.on_call = lambda _: Delay(1)
-    with day.start("--timeout", 10) as process:
-        wait_for(lambda: len(day.service.talks) >= JOBS)
-        outcome = interrupt(process, "SIGHUP")
-    counts = outcomes(outcome.out, outcome.err)
-    assert counts["uploaded"] == len(day.service.talks) >= JOBS
-    assert sum(counts.values()) == COUNT
-    assert counts["unknown"] == 0 and counts["not tried"] >= COUNT - 3 * JOBS
-    last = outcome.err.splitlines()[-1]
-    assert "SIGHUP" in last and "0 unknown" in last and f"{counts['not tried']} not tried" in last
-
-
 def test_a_run_that_a_signal_ends_is_noted_with_its_exit_code(day: Day) -> None:
     day.service.script.append(At(answer=lambda _: os.kill(os.getpid(), signal.SIGTERM)))
     assert day.remember(over=day.first).code == 128 + signal.SIGTERM
@@ -399,8 +369,8 @@ def test_a_hangup_that_is_ignored_stops_nothing(day: Day) -> None:
     with day.start(over=day.first, under=("nohup",)) as process:
         wait_for(lambda: day.service.talks)
         process.send_signal(signal.SIGHUP)
-        out, _ = process.communicate(timeout=10)
-    assert (process.returncode, outcomes(out)) == (0, {"uploaded": 1})
+        outcome = ended(process)
+    assert (outcome.code, outcomes(outcome.out)) == (0, {"uploaded": 1})
 
 
 def test_a_signal_while_the_ledgers_disk_hangs(day: Day) -> None:
@@ -429,10 +399,7 @@ def test_a_signal_while_nobody_reads_stdout(day: Day) -> None:
             time.sleep(0.4)
         assert arrived < COUNT, "the pipe is not full"
         process.send_signal(signal.SIGTERM)
-        try:
-            assert process.wait(timeout=6) == 128 + signal.SIGTERM
-        finally:
-            process.kill()
+        assert process.wait(timeout=6) == 128 + signal.SIGTERM
 
 
 def test_a_disk_that_hangs_at_open_ends_with_the_timeout(

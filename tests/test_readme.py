@@ -205,7 +205,8 @@ def test_the_first_upload_and_the_guides_command(new_machine: Machine) -> None:
         assert normalized(outcome.out) == normalized("\n".join(result))
     *_, talk = machine.service.talks.values()
     assert (talk.connection_id, talk.method) == ("f3fsomeconnection", "UploadAsStream")
-    assert talk.fields["client_name"] == "Пётр Соколов"
+    example = json.loads((ROOT / "metadata_example.json").read_text("utf-8"))
+    assert talk.fields == {**example, "direction_outgoing": "true"}
     assert talk.audio and talk.audio.read_bytes() == SAMPLE.read_bytes()
 
 

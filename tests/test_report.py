@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import ledgers
 import pytest
-from conftest import SCRIPT, Run, arguments, begin_ledger, start
+from conftest import SCRIPT, Outcome, Run, arguments, begin_ledger, ended, start
 from ledgers import NOW, Maker, ago
 from stand_in import StandIn
 
@@ -246,7 +246,7 @@ def test_a_run_that_begins_meanwhile(
     assert runs
     # It waits until then.
     for run in runs:
-        assert (run.communicate(timeout=30), run.returncode) == (("", ""), 0)
+        assert ended(run) == Outcome(0, "", "")
 
 
 def test_a_run_that_ends_as_the_ledger_is_opened(

@@ -13,17 +13,8 @@ from pathlib import Path
 import grpc
 import pytest
 import trustme
-from conftest import (
-    SCRIPT,
-    Outcome,
-    Run,
-    arguments,
-    make_wav,
-    sha256,
-    start,
-    wait_for,
-)
-from stand_in import Call, Delay, Fail, Freeze, StandIn, Step, stored_talks
+from conftest import SCRIPT, Outcome, Run, arguments, ended, make_wav, sha256, start, wait_for
+from stand_in import At, Call, Delay, Fail, Freeze, StandIn, Step, stored_talks
 from test_command import run
 
 import upload_grpc
@@ -101,20 +92,6 @@ def test_links_are_followed_but_not_round_in_circles(upload: Run, folder: Path) 
     assert sorted(dialog_ids(outcome.out)) == [
         str(folder / name) for name in ("1.wav", "other/3.wav", "sub/2.wav")
     ]
-
-
-def test_one_file_named_several_times_is_one_dialog(
-    upload: Run, service: StandIn, folder: Path
-) -> None:
-    [wav] = make_wavs(folder, "1.wav")
-    (folder / "hard.wav").hardlink_to(wav)
-    (folder / "soft.wav").symlink_to(wav)
-    roundabout = f"{folder}/../{folder.name}/1.wav"
-    outcome = upload("--verbose", "--audio-path", wav, wav, folder, roundabout, folder)
-    assert outcome.code == os.EX_OK
-    assert list(dialog_ids(outcome.out)) == [str(wav)]
-    assert len(service.talks) == 1
-    assert "hard.wav" in outcome.err
 
 
 def test_bad_ones_are_reported_and_the_others_go(upload: Run, folder: Path) -> None:
@@ -258,21 +235,6 @@ def test_good_recordings_before_the_key_is_refused_are_reported(
     assert summary(outcome.err) == {"uploaded": 2, "failed": 1, "not tried": 3}
 
 
-def test_jobs_go_side_by_side(upload: Run, service: StandIn, folder: Path) -> None:
-    make_wavs(folder, *(f"{number}.wav" for number in range(7)))
-    under_way: list[int] = []
-
-    def step(_: Call) -> Step:
-        under_way.append(sum(not call.outcome for call in service.calls))
-        wait_for(lambda: len(service.calls) >= 3)
-        return None
-
-    service.on_call = step
-    outcome = upload("--jobs", 3, "--audio-path", folder)
-    assert (outcome.code, len(dialog_ids(outcome.out)), len(service.talks)) == (os.EX_OK, 7, 7)
-    assert max(under_way) == 3
-
-
 # --- What is said --------------------------------------------------------------------
 
 
@@ -364,25 +326,30 @@ def test_the_gravest_exit_code_wins(
 
 def test_a_signal_leaves_no_dialog_without_a_line(service: StandIn, folder: Path) -> None:
     make_wavs(folder, *(f"{number}.wav" for number in range(9)))
-    # Three are stored at once, one answer is on its way, and one never comes.
-    service.script += [None, None, None, Delay(0.3), Freeze(store=True)]
-    with start(*arguments(service, "--jobs", 2, "--audio-path", folder)) as process:
-        wait_for(lambda: len(service.talks) == 5)
+    delays_s = iter((0.3, 0.6))
+
+    def answer_late(_: Call) -> Step:
+        wait_for(lambda: len(service.talks) == 6)
+        return Delay(next(delays_s))
+
+    # Three are stored at once, two answers are on their way, and one never comes.
+    service.script += [None, None, None, *[At(answer=answer_late)] * 2, Freeze(store=True)]
+    with start(*arguments(service, "--jobs", 3, "--audio-path", folder)) as process:
+        wait_for(lambda: len(service.talks) == 6)
         process.send_signal(signal.SIGTERM)
         assert process.stdout
-        said = [process.stdout.readline() for _ in range(4)]
+        said = [process.stdout.readline() for _ in range(5)]
         process.send_signal(signal.SIGINT)  # Ends the waiting for the one that never comes.
-        out, err = process.communicate(timeout=8)  # Less than the ten that a response has.
-        out = "".join(said) + out
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "SIGTERM" in err and "Traceback" not in err
-    ids = dialog_ids(out)
+        outcome = ended(process, limit_s=8)  # Less than the ten that a response has.
+    assert outcome.code == 128 + signal.SIGTERM
+    assert "SIGTERM" in outcome.err and "Traceback" not in outcome.err
+    ids = dialog_ids("".join(said) + outcome.out)
     made = {talk.talk_id: talk.sha256 for talk in service.talks.values()}
     [unnamed] = set(made) - set(ids.values())
-    [doubtful] = [line for line in err.splitlines() if "look for it in the console by" in line]
+    [doubtful] = [each for each in outcome.err.splitlines() if "in the console by" in each]
     [path] = [path for path in folder.glob("*.wav") if f"{path}: " in doubtful]
     assert sha256(path) == made[unnamed]
-    assert summary(err) == {"uploaded": 4, "unknown": 1, "not tried": 4}
+    assert summary(outcome.err) == {"uploaded": 5, "unknown": 1, "not tried": 3}
 
 
 @pytest.mark.parametrize(

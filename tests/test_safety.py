@@ -33,8 +33,10 @@ from conftest import (
     Run,
     Way,
     arguments,
+    assert_refused,
     before_command,
     contents,
+    ended,
     make_wav,
     sha256,
     start,
@@ -334,14 +336,6 @@ def test_ids_are_printed_and_kept_clean_and_a_blank_one_is_none(
 # --- One ledger, one file, begun by hand ----------------------------------------------
 
 
-def assert_refused(outcome: Outcome, service: StandIn, *facts: str) -> None:
-    """One line, 78, and nothing was sent."""
-    assert (outcome.code, outcome.out, service.calls) == (CONFIG, "", [])
-    assert outcome.err.count("\n") == 1, outcome.err
-    for fact in facts:
-        assert fact in outcome.err
-
-
 # By hand, from cron, and to see what would be done.
 MANNERS: list[Way] = [(), ("--quiet",), ("--dry-run",)]
 
@@ -355,7 +349,7 @@ def test_a_ledger_with_a_second_name_is_refused(
     os.link(ledger, other)
     for path, words in itertools.product((ledger, other), MANNERS):
         outcome = remember(call, "--ledger", path, *words)
-        assert_refused(outcome, service, f"ledger {path}: it has more than one name")
+        assert_refused(outcome, service, CONFIG, f"ledger {path}: it has more than one name")
     other.unlink()
     assert remember(call).code == OK
 
@@ -368,8 +362,7 @@ def in_a_namespace(script: str, *words: object) -> Outcome:
     if subprocess.run([*shell, "sh", "true"], capture_output=True, check=False).returncode:
         pytest.skip("may not mount here")
     with start(*words, under=(*shell, "sh")) as process:
-        out, err = process.communicate(timeout=60)
-    return Outcome(process.returncode, out, err)
+        return ended(process)
 
 
 @pytest.mark.parametrize("name", ["ledger.sqlite", "a ledger\t\\of ünits.sqlite", "link.sqlite"])
@@ -392,7 +385,7 @@ def test_a_ledger_that_is_a_mount_of_its_own_is_refused(
         return in_a_namespace(f"mount --bind {mount}", *words)
 
     outcome = run(f"'{real}/ledger.sqlite' '{mounted}'", volume / name)
-    assert_refused(outcome, service, "mount point", "mount the folder")
+    assert_refused(outcome, service, CONFIG, "mount point", "mount the folder")
     assert {path.name for path in volume.iterdir()} == {name, mounted.name}
     # Its folder may be mounted.
     outcome = run(f"'{real}' '{volume}'", volume / "ledger.sqlite")
@@ -420,7 +413,9 @@ def test_cron_begins_no_ledger(
 
     before = sizes()
     said = "empty" if what in ("empty", "an empty database") else "missing"
-    assert_refused(run("--quiet"), service, f"{ledger}: {said}, and --quiet begins none", "by hand")
+    assert_refused(
+        run("--quiet"), service, CONFIG, f"{ledger}: {said}, and --quiet begins none", "by hand"
+    )
     # Of an empty database the lock has to be taken first.
     assert sizes() == before or "database" in what
     for words in ((), ("--quiet",)):
@@ -429,7 +424,7 @@ def test_cron_begins_no_ledger(
         assert ("none there" in dry.err) == (not words)
     assert sizes() == before or "database" in what
     if "folder" in what:
-        assert_refused(run(), service, "No such file or directory")
+        assert_refused(run(), service, CONFIG, "No such file or directory")
         return
     by_hand = run()
     assert by_hand.code == OK and "begins a new ledger" in by_hand.err
@@ -452,7 +447,7 @@ def test_a_log_without_its_ledger_is_kept(
     log.write_bytes(content)
     for words in MANNERS:
         outcome = upload("--audio-path", call, "--ledger", ledger, *words, begun=False)
-        assert_refused(outcome, service, "-wal file is there", "put that very ledger back")
+        assert_refused(outcome, service, CONFIG, "-wal file is there", "put that very ledger back")
         assert log.read_bytes() == content
     ledger.unlink(missing_ok=True)
     moved.rename(ledger)
@@ -470,14 +465,14 @@ def test_no_file_beside_the_ledger_is_opened_through_a_link(
     link.symlink_to(target)
     said = f"its {suffix} file is a symbolic link"
     for words in MANNERS:
-        assert_refused(remember(call, *words), service, said)
+        assert_refused(remember(call, *words), service, CONFIG, said)
         assert not target.exists()
         target.write_text("somebody else's")
         again = remember(call, *words)
         if words == ("--quiet",):  # Said once a day.
             assert again == Outcome(CONFIG, "", "")
         else:
-            assert_refused(again, service, said)
+            assert_refused(again, service, CONFIG, said)
         assert target.read_text() == "somebody else's"
         target.unlink()
 
@@ -495,7 +490,7 @@ def test_a_lock_that_becomes_a_link_meanwhile_is_not_followed(
         return take(file)
 
     monkeypatch.setattr(upload_grpc.LedgerFile, "_take_lock", link_first)
-    assert_refused(remember(call), service, str(ledger))
+    assert_refused(remember(call), service, CONFIG, str(ledger))
     assert not target.exists()
 
 
@@ -505,7 +500,7 @@ def test_a_ledger_behind_links_that_go_round_in_circles(
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     outcome = upload("--audio-path", call, "--ledger", tmp_path / "a")
-    assert_refused(outcome, service, "symbolic links")
+    assert_refused(outcome, service, CONFIG, "symbolic links")
     assert "-lock" not in outcome.err
 
 
@@ -591,11 +586,10 @@ def test_two_first_runs_at_once(service: StandIn, folder: Path, tmp_path: Path, 
             while first.poll() is None and second.poll() is None:
                 time.sleep(0.01)
             one_has_ended.set()
-            first.communicate(timeout=60)
-            _, err = second.communicate(timeout=60)
-        codes = sorted((first.returncode, second.returncode))
+            outcomes = ended(first), ended(second)
+        codes = sorted(outcome.code for outcome in outcomes)
         # With --quiet it may have come before there was anything, which it does not begin.
-        assert codes == [OK, AGAIN] or (quiet and codes == [OK, CONFIG]), err
+        assert codes == [OK, AGAIN] or (quiet and codes == [OK, CONFIG]), outcomes
         assert len(set(contents(service))) == len(service.talks) == 4
 
 
@@ -630,9 +624,9 @@ def test_a_first_run_that_begins_while_another_looks_for_the_ledger(
             patch.setattr(os, "stat", look_too_early)
             outcome = upload(*words, *quiet, begun=False)
         may_end.set()
-        first.communicate(timeout=60)
+        assert ended(first).code == OK
     assert seen and outcome.code == AGAIN, outcome.err
-    assert first.returncode == OK and len(service.talks) == 1
+    assert len(service.talks) == 1
 
 
 def test_a_quiet_run_beside_a_first_run_is_told_of_it(

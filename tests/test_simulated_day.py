@@ -13,7 +13,7 @@ from typing import Any
 
 import encoders
 import pytest
-from conftest import NOTHING_AHEAD, Outcome, arguments, make_wav, sha256, start, wait_for
+from conftest import NOTHING_AHEAD, Outcome, arguments, ended, make_wav, sha256, start, wait_for
 from stand_in import StandIn
 
 # How a day is scaled: a minute is 1 s, so that --min-age 2 stands for two minutes.
@@ -160,8 +160,7 @@ def live_a_day(tmp_path: Path) -> bool:
 
 def run(words: list[str]) -> Outcome:
     with start(*words) as process:
-        out, err = process.communicate(timeout=120)
-    return Outcome(process.returncode, out, err)
+        return ended(process, 120)
 
 
 def check_talks(service: StandIn, day: Day) -> None:

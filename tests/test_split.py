@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from conftest import (
     Run,
     Waits,
     arguments,
+    assert_refused,
+    interrupt,
     make_wav,
     sparse_wav,
     start,
@@ -85,18 +86,7 @@ def test_wav_and_mp3_of_one_channel_become_a_badge(
 def test_nothing_else_is_sent_to_be_split(split: Run, service: StandIn, call: Path) -> None:
     for audio, found in ((wav(channels=2), "2 channels"), (ogg_opus(), "OggOpus")):
         call.write_bytes(audio)
-        outcome = split(call)
-        assert (outcome.code, outcome.out, service.calls) == (65, "", [])
-        assert f"{call}: " in outcome.err and found in outcome.err and "--split" in outcome.err
-
-
-def test_what_cannot_go_together_is_a_bad_command_line(
-    upload: Run, service: StandIn, call: Path
-) -> None:
-    for words in (("--split", "--single-message"), ("--wait",)):
-        outcome = upload("--audio-path", call, *words)
-        assert (outcome.code, outcome.out, service.calls) == (2, "", [])
-        assert "--split" in outcome.err
+        assert_refused(split(call), service, 65, f"{call}: ", found, "--split")
 
 
 def test_more_than_four_hours_are_left_to_the_service(split: Run, tmp_path: Path) -> None:
@@ -259,15 +249,6 @@ def test_a_poll_that_fails_or_has_no_answer_is_repeated(
     assert outcome.err.count("gone for a moment") == 2
 
 
-def test_polls_that_keep_failing_end_the_wait_and_nothing_else(
-    split: Run, service: StandIn, call: Path, ledger: Path
-) -> None:
-    service.script += [None, *[GONE] * 3]
-    outcome = split(call, "--wait", "--retries", 2, "--ledger", ledger)
-    assert (outcome.code, outcome.out) == (75, lines(service, dialogs=False, path=call))
-    assert ledgers.row(ledger)["state"] == "uploaded"
-
-
 def test_a_poll_that_is_refused_is_not_repeated(
     split: Run, service: StandIn, calls: list[Path]
 ) -> None:
@@ -359,18 +340,21 @@ def test_what_is_sent_again_has_no_id_of_an_earlier_badge(
     assert ledgers.row(ledger)["badge_id"] is None
 
 
-def test_a_wait_that_a_signal_ends_can_be_taken_up(
-    split: Run, service: StandIn, call: Path, ledger: Path
+@pytest.mark.parametrize("hangs", [False, True], ids=["pause", "call that hangs"])
+def test_a_wait_that_a_signal_ends_leaves_the_recording_uploaded_and_can_be_taken_up(
+    split: Run, service: StandIn, call: Path, ledger: Path, hangs: bool
 ) -> None:
     service.badge_polls = 1_000
+    service.script += [None, Freeze()] if hangs else []
     words = ("--split", "--wait", "--ledger", ledger, "--meta-path", call.with_name("fields.json"))
-    with start(*arguments(service, "--audio-path", call, *words)) as process:
+    with start(*arguments(service, "--audio-path", call, "--timeout", 60, *words)) as process:
         wait_for(lambda: "Get" in methods(service))
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
-    said = lines(service, dialogs=False, path=call)
-    assert (process.returncode, out) == (128 + signal.SIGTERM, said)
-    assert f"{call}: " in err
+        outcome = interrupt(process, "SIGTERM")
+    assert outcome.out == lines(service, dialogs=False, path=call)
+    assert hangs or f"{call}: " in outcome.err
+    assert "1 uploaded" in outcome.err and "0 unknown" in outcome.err
+    assert "unknown:" not in outcome.err
+    assert ledgers.row(ledger)["state"] == "uploaded"
     [badge] = service.badges.values()
     badge.polls_left = 0
     assert split(call, "--ledger", ledger, "--wait") == Outcome(0, lines(service, path=call), "")
@@ -399,21 +383,6 @@ def test_where_operations_cannot_be_reached_recordings_are_uploaded_all_the_same
     assert len(service.badges) == 16
 
 
-def test_a_worker_that_hangs_while_it_waits_leaves_the_recording_uploaded(
-    split: Run, service: StandIn, call: Path, ledger: Path
-) -> None:
-    service.script += [None, Freeze()]
-    words = ("--split", "--wait", "--ledger", ledger, "--meta-path", call.with_name("fields.json"))
-    with start(*arguments(service, "--audio-path", call, "--timeout", 60, *words)) as process:
-        wait_for(lambda: "Get" in methods(service))
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
-    said = lines(service, dialogs=False, path=call)
-    assert (process.returncode, out) == (128 + signal.SIGTERM, said)
-    assert "1 uploaded" in err and "0 unknown" in err and "unknown:" not in err
-    assert ledgers.row(ledger)["state"] == "uploaded"
-
-
 def until_uploads(service: StandIn, number: int) -> Callable[[Call], None]:
     """Have all splits end with an upload, of which number there are by then."""
     uploads: list[Call] = []
@@ -428,39 +397,28 @@ def until_uploads(service: StandIn, number: int) -> Callable[[Call], None]:
     return count
 
 
+@pytest.mark.parametrize("earlier", [0, 1])
 def test_a_wait_for_a_split_holds_up_nothing_in_a_run_that_begins_half_open(
-    split: Run, service: StandIn, folder: Path, ledger: Path, waits: Waits
+    split: Run, service: StandIn, folder: Path, ledger: Path, waits: Waits, earlier: int
 ) -> None:
-    """And an outage is over once something is uploaded, though it is not yet split."""
-    for number in range(3):
-        make_wav(folder / f"{number}.wav", 3_000)
+    """Also one for a recording of an earlier run.
+
+    And an outage is over once something is uploaded, though it is not yet split.
+    """
     words = (folder, "--ledger", ledger, "--retries", 0, "--quiet")
+    service.badge_polls = 1_000
+    for number in range(earlier):
+        make_wav(folder / f"{number}.wav", 3_000)
+    assert split(*words).code == 0
+    for number in range(earlier, earlier + 3):
+        make_wav(folder / f"{number}.wav", 3_000)
     service.on_call = lambda _: Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "quota")
     assert split(*words).code == 75
     assert "outage" in {problem["cause"] for problem in ledgers.problems(ledger)}
     waits(split_limit=10)
-    service.badge_polls = 1_000
     service.on_call = until_uploads(service, 3)
-    assert split(*words, "--wait", "--jobs", 3).code == 0
+    assert split(*words, "--wait", "--jobs", earlier + 3).code == 0
     assert "outage" not in {problem["cause"] for problem in ledgers.problems(ledger)}
-
-
-def test_nor_does_the_wait_for_one_of_an_earlier_run(
-    split: Run, service: StandIn, folder: Path, ledger: Path, waits: Waits
-) -> None:
-    service.badge_polls = 1_000
-    make_wav(folder / "0.wav", 3_000)
-    words = (folder, "--ledger", ledger, "--retries", 0, "--quiet")
-    assert split(*words).code == 0
-    for number in range(1, 4):
-        make_wav(folder / f"{number}.wav", 3_000)
-    service.script[:] = [Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "quota")] * 9
-    assert split(*words).code == 75
-    service.script.clear()
-    waits(split_limit=10)
-    service.badge_polls = 0
-    service.on_call = until_uploads(service, 3)
-    assert split(*words, "--wait", "--jobs", 3).code == 0
 
 
 @pytest.mark.parametrize("code", [65, 75])

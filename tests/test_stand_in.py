@@ -13,9 +13,8 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import sha256
 from fault_proxy import Fault, FaultProxy
-from stand_in import AnswerEarly, Delay, EmptyAnswer, Slow, StandIn, stored_talks
+from stand_in import StandIn
 from yandex.cloud.speechsense.v1 import talk_service_pb2_grpc
 from yandex.cloud.speechsense.v1.audio_pb2 import AudioMetadata
 from yandex.cloud.speechsense.v1.talk_service_pb2 import StreamTalkRequest as Request
@@ -71,23 +70,6 @@ def refusal(stub: Any, requests: Iterator[Request]) -> grpc.RpcError:
 # --- The service ---------------------------------------------------------------------
 
 
-def test_a_stream_is_stored_as_it_was_sent(service: StandIn, stub: Any) -> None:
-    talk_id = stub.UploadAsStream(whole(), metadata=AUTHORIZATION).talk_id
-
-    [entry] = stored_talks(service.store)
-    assert (service.store / entry["audio"]).read_bytes() == AUDIO
-    assert (entry["talk_id"], entry["connection_id"]) == (talk_id, "connection")
-    assert entry["fields"] == {"language": "ru-RU"}
-    assert entry["audio_format"]["container_audio"] == {
-        "container_audio_type": "CONTAINER_AUDIO_TYPE_WAV"
-    }
-    assert entry["sha256"] == sha256(AUDIO)
-    [record] = service.calls
-    assert record.messages[:3] == ["metadata", "format", f"chunk:{CHUNK_BYTES}"]
-    assert (record.bytes_received, record.half_closed) == (len(AUDIO), True)
-    assert record.outcome == f"OK {talk_id}"
-
-
 @pytest.mark.parametrize(
     ("requests", "reason"),
     [
@@ -112,18 +94,6 @@ def test_what_the_service_would_refuse_is_refused(
     assert error.code() is STATUS.INVALID_ARGUMENT
     assert reason in (error.details() or "")
     assert not list(service.store.glob("*.*"))
-
-
-def test_answers_can_be_early_empty_late_or_slow(service: StandIn, stub: Any) -> None:
-    service.script += [AnswerEarly(100_000), EmptyAnswer(), Delay(0.3), Slow(2_000_000)]
-    assert stub.UploadAsStream(whole(), metadata=AUTHORIZATION).talk_id
-    assert service.calls[0].bytes_received < len(AUDIO)
-    assert stub.UploadAsStream(whole(), metadata=AUTHORIZATION).talk_id == ""
-    assert not service.talks
-    for seconds in (0.3, len(AUDIO) / 2_000_000):
-        start = time.monotonic()
-        assert stub.UploadAsStream(whole(), metadata=AUTHORIZATION).talk_id in service.talks
-        assert time.monotonic() - start >= seconds
 
 
 @pytest.mark.parametrize("rst", [True, False])

@@ -91,25 +91,6 @@ def test_metadata_that_is_wrong_is_not_sent(update: Run, service: StandIn, metad
     assert f"{metadata}: " in outcome.err and "role" in outcome.err
 
 
-def test_it_goes_with_metadata_and_nothing_about_audio(
-    upload: Run, service: StandIn, metadata: Path, ledger: Path
-) -> None:
-    given = ("--meta-path", metadata)
-    for talk_id, *words in (
-        ("1",),
-        ("", *given),
-        ("a\nb", *given),
-        ("1", *given, "--audio-path", "call.wav"),
-        ("1", *given, "--split"),
-        ("1", *given, "--single-message"),
-        ("1", *given, "--ledger", ledger),
-        ("1", *given, "--audio-type", "mp3"),
-        ("1", *given, "--require-json"),
-    ):
-        outcome = upload("--talk-id", talk_id, *words)
-        assert (outcome.code, outcome.out, service.calls) == (2, "", []), words
-
-
 def test_a_try_without_an_answer_is_repeated_as_it_makes_no_second_dialog(
     update: Run, service: StandIn, talk: Talk
 ) -> None:
