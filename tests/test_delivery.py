@@ -577,7 +577,7 @@ def test_a_signal_while_the_last_bytes_are_read_sends_nothing(
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_waits_for_an_answer_that_is_due(service: StandIn, call: Path, name: str) -> None:
-    service.script.append(Delay(0.3))
+    service.script.append(Delay(1))
     outcome = interrupted(arguments(service, "--audio-path", call), lambda: service.talks, name)
     assert outcome.out == f"Dialog ID: {next(iter(service.talks))}\n"
 

@@ -22,7 +22,7 @@ from encoders import sound
 from stand_in import Delay, Freeze, StandIn
 
 # Longer than the bar waits before it appears.
-LONG = Delay(0.7)
+LONG = Delay(1.2)
 
 
 def on_terminal(

@@ -326,7 +326,7 @@ def test_the_gravest_exit_code_wins(
 
 def test_a_signal_leaves_no_dialog_without_a_line(service: StandIn, folder: Path) -> None:
     make_wavs(folder, *(f"{number}.wav" for number in range(9)))
-    delays_s = iter((0.3, 0.6))
+    delays_s = iter((1, 1.5))
 
     def answer_late(_: Call) -> Step:
         wait_for(lambda: len(service.talks) == 6)
