@@ -2051,7 +2051,7 @@ class Uploader:
         def attempt() -> Result:
             recording.attempts += 1
             if single:
-                self._connect()
+                self._connect(recording)
             may_wait = self._breaker.half_open and not single
             wait_s = min(REFUSAL_WAIT_S, self._args.timeout / 2) if may_wait else 0.0
             transfer = Transfer(recording, audio, self._watch(), ledger, wait_s)
@@ -2171,14 +2171,15 @@ class Uploader:
                 if self._stopping.wait(delay_s):
                     raise
 
-    def _connect(self) -> None:
+    def _connect(self, recording: Recording) -> None:
         """Make sure that there is a connection before a single message is sent.
 
         Otherwise a message that was never sent would count as unknown. Any response to a health
         check (grpc.health.v1), even UNIMPLEMENTED, shows a connection.
         """
+        recording.call = call = Call(self._watch())  # A signal cancels it, too.
         try:
-            self.ask("health check", "Check", b"")
+            self._call(call, "Check", lambda: b"", "health check")
         except CallError as error:
             if error.meaning.may_retry or error.status == "UNAVAILABLE":
                 raise

@@ -42,12 +42,12 @@ import grpc
 import ledgers
 from conftest import FOREIGN_VARIABLES, SCRIPT, WAITS, arguments, make_wav, own_clock, sha256
 from fault_proxy import Fault, FaultProxy
-from stand_in import LOOKUPS, Call, Delay, Fail, Slow, StandIn, Step, stored_talks
+from stand_in import LOOKUPS, At, Call, Delay, Fail, Slow, StandIn, Step, stored_talks
 
 SEED = 20260731
 OK, REJECTED, AGAIN, UNKNOWN = 0, 65, 75, 76
 # When to stop breaking runs, in a whole campaign and in a short one; and how long one may take.
-LIMIT_S, SHORT_LIMIT_S, RUN_LIMIT_S = 240, 60, 120
+LIMIT_S, SHORT_LIMIT_S, RUN_LIMIT_S = 240, 180, 120
 # For a frozen connection; everything else is much faster on loopback.
 TIMEOUT_S = 0.3
 # How long after its start-up a run may go on before it is killed.
@@ -432,8 +432,8 @@ class Cuts(Campaign):
         known = (OK, AGAIN, UNKNOWN)
         other = [each for each in self.recordings.values() if codes.get(str(each)) not in known]
         results.require("ended in another way than 0, 75 and 76", other)
-        # Each try may be silent for TIMEOUT_S, then comes the next.
-        bound_s = (RETRIES + 1) * TIMEOUT_S + 3
+        # Each try may be silent for TIMEOUT_S, then comes the next. Unseen, it would be for ever.
+        bound_s = (RETRIES + 1) * TIMEOUT_S + 20
         results.note("seconds of the slowest run", f"{self.slowest_s:.1f}")
         results.require(f"longer than {bound_s:.1f}", int(self.slowest_s > bound_s))
 
@@ -546,13 +546,20 @@ class Pairs(Campaign):
         self.record(2)
 
     def step(self) -> Step:
-        # Long enough for the second run to come while the first is under way.
-        return Delay(0.4)
+        return At(answer=lambda _: self._wait())
+
+    def _wait(self) -> Step:
+        """Keep the one under way until the other has ended."""
+        assert self._one_has_ended.wait(60)
+        return None
 
     def break_run(self) -> None:
+        self._one_has_ended = threading.Event()
         with ThreadPoolExecutor(2) as pool:
             both = as_completed([pool.submit(self.run) for _ in range(2)])
-            first, second = (each.result() for each in both)
+            first = next(both).result()
+            self._one_has_ended.set()
+            second = next(both).result()
         self.endings[f"{first.code}, then {second.code}"] += 1
         self.unexplained += str(self.ledger) not in first.err
 
@@ -776,7 +783,7 @@ class Updates(Campaign):
 
     full, short = (150, 60), (25, 4)
     sizes = (2_000, 2_000)
-    options = ("--update-metadata", "--timeout", TIMEOUT_S, "--retries", 1)
+    options = ("--update-metadata", "--retries", 1)
     start = ("-c", QUICK_START + GO)
 
     def begin(self) -> None:
@@ -814,8 +821,10 @@ class Updates(Campaign):
         fails = (Fail(LOST, store=True), Fail(LOST), early, Fail(REFUSED, "no such field"))
         return self.noise.choice((*[None] * 3, *[late] * 3, *fails))
 
-    def moment_s(self) -> float:
-        return self.startup_s * self.noise.uniform(0.7, 1.4) * (self.number % 2)
+    def break_run(self) -> None:
+        kill_after_s = self.startup_s * self.noise.uniform(0.7, 1.4) * (self.number % 2)
+        words = ("--quiet", "--endpoint", self.proxy.endpoint, "--timeout", TIMEOUT_S)
+        self.run(*words, kill_after_s=kill_after_s)
 
     def wanted_code(self, ends: Sequence[End]) -> int:
         return REJECTED if self.named else OK

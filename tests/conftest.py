@@ -155,7 +155,7 @@ def sparse_wav(path: Path, size_bytes: int) -> Path:
     return path
 
 
-def wait_for(condition: Callable[[], object], limit_s: float = 15) -> None:
+def wait_for(condition: Callable[[], object], limit_s: float = 60) -> None:
     """Wait until the condition holds; fail after limit_s seconds."""
     deadline_s = time.monotonic() + limit_s
     while not condition():

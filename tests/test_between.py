@@ -300,12 +300,12 @@ def test_a_process_that_is_stopped_makes_nothing_unknown(
             wait(call)
 
     service.on_call = lambda _: At(audio=wait_if_long, answer=wait)
-    words = arguments(service, "--audio-path", folder, "--ledger", ledger, "--timeout", 2)
+    words = arguments(service, "--audio-path", folder, "--ledger", ledger, "--timeout", 6)
     with start(*words, "--retries", "0", "--quiet") as process:
         try:
             wait_for(lambda: sum(call.bytes_received > 0 for call in service.calls) == 2)
             os.kill(process.pid, signal.SIGSTOP)
-            time.sleep(2.6)
+            time.sleep(7)
             os.kill(process.pid, signal.SIGCONT)
             time.sleep(0.3)
         finally:

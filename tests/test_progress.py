@@ -23,6 +23,8 @@ from stand_in import Delay, Freeze, StandIn
 
 # Longer than the bar waits before it appears.
 LONG = Delay(1.2)
+# By this clock a run is a short one on a busy machine, too.
+SLOW_CLOCK = "import time; clock = time.monotonic; time.monotonic = lambda: clock() / 100"
 
 
 def on_terminal(
@@ -152,10 +154,13 @@ def test_results_may_go_elsewhere(service: StandIn, folder: Path, tmp_path: Path
 @pytest.mark.parametrize("why", ["a short run", "--quiet", "no tqdm"])
 def test_there_is_no_bar(service: StandIn, folder: Path, tmp_path: Path, why: str) -> None:
     (tmp_path / "tqdm.py").write_text("raise ImportError('as if it were not installed')\n")
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(SLOW_CLOCK)
     if why != "a short run":
         service.script += [LONG]
     quiet = ["--quiet"] if why == "--quiet" else []
-    path = str(tmp_path) if why == "no tqdm" else ""
+    path = {"no tqdm": str(tmp_path), "a short run": str(slow)}.get(why, "")
     code, received = on_terminal(*quiet, *words_for(service, folder), path=path)
     assert code == os.EX_DATAERR
     assert not percentages(received) and "\x1b" not in received

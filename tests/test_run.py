@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -327,9 +328,10 @@ def test_the_gravest_exit_code_wins(
 def test_a_signal_leaves_no_dialog_without_a_line(service: StandIn, folder: Path) -> None:
     make_wavs(folder, *(f"{number}.wav" for number in range(9)))
     delays_s = iter((1, 1.5))
+    is_sent = threading.Event()
 
     def answer_late(_: Call) -> Step:
-        wait_for(lambda: len(service.talks) == 6)
+        assert is_sent.wait(60)
         return Delay(next(delays_s))
 
     # Three are stored at once, two answers are on their way, and one never comes.
@@ -337,6 +339,7 @@ def test_a_signal_leaves_no_dialog_without_a_line(service: StandIn, folder: Path
     with start(*arguments(service, "--jobs", 3, "--audio-path", folder)) as process:
         wait_for(lambda: len(service.talks) == 6)
         process.send_signal(signal.SIGTERM)
+        is_sent.set()
         assert process.stdout
         said = [process.stdout.readline() for _ in range(5)]
         process.send_signal(signal.SIGINT)  # Ends the waiting for the one that never comes.

@@ -131,8 +131,8 @@ def echo() -> Iterator[int]:
         server.shutdown()
 
 
-def dial(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=0.3)
+def dial(port: int, timeout_s: float = 20) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
 
 
 def read(connection: socket.socket) -> tuple[int, str]:
@@ -163,7 +163,8 @@ def read(connection: socket.socket) -> tuple[int, str]:
 def test_a_fault_strikes_after_exactly_so_many_bytes(
     echo: int, fault: Fault, to_server: int | None, to_client: int | None, end: str
 ) -> None:
-    with FaultProxy(echo, [fault]) as proxy, dial(proxy.port) as connection:
+    timeout_s = 1 if end == "open" else 20
+    with FaultProxy(echo, [fault]) as proxy, dial(proxy.port, timeout_s) as connection:
         connection.sendall(bytes(50_000))
         count, seen = read(connection)
         assert seen == end

@@ -102,7 +102,7 @@ def test_a_try_without_an_answer_is_repeated_as_it_makes_no_second_dialog(
     ):
         talk.fields = FIRST
         service.script, service.calls[:] = [step], []
-        timeout = ("--timeout", 0.5 if isinstance(step, Freeze) else 30)
+        timeout = ("--timeout", 3 if isinstance(step, Freeze) else 30)
         outcome = update(*timeout)
         assert (outcome.code, outcome.out) == (0, f"Dialog ID: {talk.talk_id}\n"), step
         assert (len(service.calls), talk.fields) == (2, NEW)
