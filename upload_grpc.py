@@ -673,6 +673,7 @@ class Found(NamedTuple):
     explicit: bool  # Named on the command line, not found in a folder.
     sidecar: str | None = None  # The JSON beside it.
     error: OSError | None = None
+    is_link: bool = False  # One that leads nowhere by now: perhaps to a folder on a lost share.
 
 
 def find_files(args: Namespace) -> Iterator[Found]:
@@ -717,6 +718,7 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
                 subfolders: list[str] = []
                 names: list[tuple[str, str]] = []  # Stem and name.
                 linked: set[str] = set()
+                dangling: list[Found] = []
                 sidecars: dict[str, str] = {}  # By stem.
                 for entry in entries:
                     name = entry.name
@@ -726,12 +728,14 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
                         sidecars[name[:-5]] = max(name, sidecars.get(name[:-5], ""))
                     elif name.lower().endswith(suffixes):
                         names.append((os.path.splitext(name)[0], name))
-                        if entry.is_symlink():
-                            linked.add(start + name)
+                        linked.update([start + name] if entry.is_symlink() else ())
+                    elif lost := link_error(entry):
+                        dangling.append(Found([start + name], False, error=lost, is_link=True))
         except OSError as error:
             if folder == top or not isinstance(error, FileNotFoundError):  # Removed meanwhile.
                 yield Found([folder], False, error=error)
             continue
+        yield from dangling
         for stem, same in itertools.groupby(sorted(names), key=lambda pair: pair[0]):
             audio = [start + name for _, name in same]
             in_order(audio, suffixes)
@@ -750,6 +754,16 @@ def leads_to_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # Of a symlink that leads nowhere, or where we may not look.
         return False
+
+
+def link_error(entry: os.DirEntry[str]) -> OSError | None:
+    """Return why a symlink leads nowhere; None if it does not, or if this is none."""
+    try:
+        if entry.is_symlink():
+            entry.stat()
+    except OSError as error:
+        return error
+    return None
 
 
 def find_sidecar(path: str) -> str | None:
@@ -2480,9 +2494,11 @@ WITH unnamed AS (
     )
 )
 SELECT connection_id, since, path, cause, exit_code, what_to_do, error,
-    coalesce((SELECT max(recorded_at) FROM {SAME_PATH}
+    -- Of what cannot be looked at nobody knows which call it is.
+    CASE WHEN file_time IS NULL AND cause = 'unreadable' THEN NULL
+    ELSE coalesce((SELECT max(recorded_at) FROM {SAME_PATH}
         AND (r.state <> 'uploaded' OR coalesce(p.size_bytes, r.size_bytes) = r.size_bytes)),
-        file_time) AS recorded_at, seen_at
+        file_time) END AS recorded_at, seen_at
 FROM problem_parts p
 UNION ALL
 SELECT connection_id, updated_at, path, outcome,
@@ -2976,9 +2992,10 @@ class Ledger(LedgerFile):
         """Return when the first run over these folders began that tried everything."""
         sql = (
             "SELECT began_at FROM runs WHERE connection_id = ? AND folders = ? "
-            "AND looked_at_all AND NOT not_tried ORDER BY id LIMIT 1"
+            # Not of a clock that was ahead.
+            "AND looked_at_all AND NOT not_tried AND began_at <= ? ORDER BY id LIMIT 1"
         )
-        rows = self._execute(sql, (self._args.connection_id, self._folders()))
+        rows = self._execute(sql, (self._args.connection_id, self._folders(), utc()))
         return seconds_of(rows[0]["began_at"]) if rows else math.inf
 
     def _folders(self) -> str:
@@ -3557,6 +3574,10 @@ class Source:
         # two dialogs.
         seen: set[tuple[int, int]] = set()
         for found, rows in self._with_rows(find_files(self._args)):
+            if found.is_link:
+                if not (self._ledger and self._ledger.knows_below(found.paths[0])):
+                    continue  # Nobody knows that there were recordings.
+                self.missed_path = True
             recording = Recording(found.paths[0], found.explicit, found.sidecar)
             recording.rows = rows
             self.found += 1
@@ -4384,7 +4405,10 @@ class Problems:
                 is_outage = meaning.is_outage and code == os.EX_TEMPFAIL
                 if is_outage and meaning.id != UPDATE_FAILED:
                     self._undelivered.append((stored, text, state))
-                    key = ProblemKey("", code, OUTAGE)
+                    # What has failed though others were uploaded is no sign of an outage.
+                    key = ProblemKey(stored, code, UNDELIVERED)
+                    if key not in self._open.get(stored, {}):
+                        key = ProblemKey("", code, OUTAGE)
                 elif meaning.stops_run:
                     key = ProblemKey("", code, meaning.id)
                 for other, problem in self._of(stored) if key.path != stored else ():
@@ -4640,6 +4664,8 @@ def was_looked_at(path: str, folders: Sequence[str], beside: set[str]) -> bool:
         return False
     # The nearest folder that exists has entries, or a share has gone.
     while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        if os.path.islink(folder):
+            return False
         folder = os.path.dirname(folder)
     return has_entries(folder)
 
@@ -5432,7 +5458,7 @@ def report(args: Namespace) -> int:
     The exit code is the gravest of what needs attention and, with --since, is about a call recorded
     since then (of what is about no call: was met by a run since then); it is at least 75 if, of any
     connection that ever had a --quiet run, none within 24 h looked at everything, or the latest
-    left something not tried.
+    left something not tried, or was ended by a signal or a bug.
     """
     import shutil
     import sqlite3
@@ -5448,6 +5474,7 @@ def report(args: Namespace) -> int:
                 db = open_for_report(path, undo)
                 chosen = make_filter(args)
                 check_connection(db, args.connection_id, path)
+                check_paths(db, args.audio_path, path)
                 last_runs = find_last_runs(db, chosen)
                 overdue = [run for run in last_runs if run.is_overdue]
                 if args.format == "text":
@@ -5526,6 +5553,28 @@ def check_connection(db: Any, connection_id: str | None, path: str) -> None:
         raise LedgerError(path, "connection", cause, advice)
 
 
+def check_paths(db: Any, given: Sequence[str], path: str) -> None:
+    """Raise UploadError if the ledger knows nothing of a path that is not there, as with a typo."""
+    folders: set[str] = set()
+    for (text,) in db.execute("SELECT DISTINCT folders FROM runs") if given else ():
+        folders.update(json.loads(text))
+    for each in given:
+        stored = stored_path(each)
+        start = os.path.join(stored, "")
+        # What is below: "/" is followed by "0".
+        values = {"at": stored, "from": start, "to": f"{start[:-1]}0"}
+        is_known = stored in folders or any(
+            db.execute(
+                f"SELECT 1 FROM {table} WHERE path = :at OR path >= :from AND path < :to LIMIT 1",
+                values,
+            ).fetchone()
+            for table in ("recordings", "problems")
+        )
+        if not is_known and not os.path.lexists(each):
+            cause = f"it knows nothing of {each}, which is not there either"
+            raise LedgerError(path, "path", cause, "check --audio-path")
+
+
 def find_last_runs(db: Any, chosen: Filter) -> list[LastRun]:
     """Describe the last --quiet run that looked at everything, of each connection with runs."""
     by_connection = f"""SELECT connection_id, max(quiet),
@@ -5549,7 +5598,11 @@ def find_last_runs(db: Any, chosen: Filter) -> list[LastRun]:
             words.append(f"{'The last: ' if is_old else ''}{run_text(*complete)}")
         if latest:
             words.append(f"Since then: {run_text(*latest)}")
-        not_tried = any(run and run[4] for run in (complete, latest))
+        # A run that was ended may not have counted what it left.
+        not_tried = any(
+            run and (run[4] or run[5] == os.EX_SOFTWARE or (run[5] or 0) > 128)
+            for run in (complete, latest)
+        )
         runs.append(LastRun(name, ". ".join(words), is_old or not_tried))
     return runs
 

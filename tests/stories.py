@@ -240,9 +240,9 @@ class Cron:
 
         What happens, or an option, with commas between, then what a run of cron's does: its exit
         code, and the files that it speaks of (an asterisk: whatever it says); after a bar, part of
-        what it says. `report` has the report's exit code, and part of it; `its calls` each with its
-        outcome; `in the store` the client of each dialog (a dash: none), in order; `in the end`
-        what the ledger has as problems.
+        what it says. `report` (and options) has its exit code, and part of it; `its calls` each
+        with its outcome; `in the store` the client of each dialog (a dash: none), in order; `in the
+        end` what the ledger has as problems.
         """
         for line in filter(str.strip, story.replace(",\n", ",").splitlines()):
             deeds, _, expected = line.partition(" :")
@@ -256,8 +256,8 @@ class Cron:
                 rows = map(json.loads, self.report("--format", "json").out.splitlines())
                 calls = sorted((os.path.basename(row["path"]), row["outcome"]) for row in rows)
                 found = " ".join(map(" ".join, calls))
-            elif deeds.strip() == "report":
-                outcome = self.report()
+            elif deeds.split()[:1] == ["report"]:
+                outcome = self.report(*deeds.split()[1:])
                 found = str(outcome.code)
                 assert text in outcome.out, (line, outcome)
             else:

@@ -258,6 +258,13 @@ STORIES = {
         days_ahead 8, --since=7d                            : 0
         in the store                                        : - - - -
     """,
+    "nor if it was wrong in the first run": """
+        days_ahead 400, call before.wav, --since=7d         : 0
+        days_ahead 0, --since=7d                            : 0
+        call 0.wav, call 1.wav, call 2.wav, --since=7d, --key=expired : 77 *
+        days_ahead 8, --since=7d                            : 0
+        in the store                                        : - - - -
+    """,
     "nor if its folder was renamed": """
         broken day/a.wav, sleep 1, call keep.wav, --since=7d : 65 a.wav
         days_ahead 9, --since=7d                            : 65 a.wav

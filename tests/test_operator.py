@@ -124,6 +124,24 @@ STORIES = {
         mount                                               : 65
         in the end                                          : b.wav refused c.wav unknown-format
     """,
+    "a share behind a link that leads nowhere is named, and nothing on it is lost": """
+        link nowhere ../nowhere, call a.wav, call ../share/b.wav, link pbx ../share : 0
+        broken ../share/c.wav                               : 65 c.wav
+        rename ../share ../away                             : 66 pbx
+        report                                              : 65 | No such file or directory
+        day                                                 : 66 pbx c.wav
+        rename ../away ../share, call ../share/d.wav        : 65
+        in the end                                          : c.wav unknown-format
+        in the store                                        : - - -
+    """,
+    "calls on a share that is away are no calls of the day that they were recorded on": """
+        call ../share/a.wav, touch ../share/a.wav, link a.wav ../share/a.wav : 0
+        report --since yesterday                            : 0 | 0 uploaded
+        rename ../share ../away                             : 66 a.wav
+        report --since yesterday                            : 66 | cannot be read
+        rename ../away ../share                             : 0
+        in the end                                          :
+    """,
     "a folder that never held any is no problem, nor one that holds another": """
                                                             : 0
         call below/a.wav                                    : 0
@@ -324,6 +342,10 @@ def test_one_that_fails_while_others_are_uploaded_is_said_after_a_day(one_fails:
     cron.call("3.wav")
     outcome = cron.run()
     assert names(outcome) == ["bad.wav"] and "quota" in outcome.err
+    # Nor is it an outage while there is nothing else to upload.
+    for _ in range(2):
+        cron.pass_time(2 * HOUR_S)
+        assert (cron.said(), cron.causes()) == ((75, []), [("bad.wav", "undelivered")])
     cron.service.on_call = lambda _: None
     assert (cron.run().code, cron.problems()) == (0, [])
 

@@ -130,6 +130,19 @@ def test_unknown_connection_is_78_without_its_value(made: Made) -> None:
     assert "SECRET" not in output.err and "it has: conn-a" in output.err
 
 
+def test_a_path_that_is_neither_known_nor_there_is_78(made: Made, tmp_path: Path) -> None:
+    made.run(folders='["/var/other"]')
+    made.recording("/var/calls/2026/a.wav")
+    made.problem("/var/bad/b.wav", 65, "refused", "refused; correct it")
+    known = ("/var/calls", "/var/calls/2026/", "/var/calls/2026/a.wav", "/var/bad", "/var/other")
+    for path in (*known, str(tmp_path)):
+        assert made.report("--audio-path", path).code == (65 if path == "/var/bad" else 0), path
+    for path in ("/var/cals", "/var/call", "/var/calls/2026/a", "/var/other/b.wav"):
+        output = made.report("--audio-path", "/var/calls", path)
+        assert (output.code, output.out) == (78, "")
+        assert f"it knows nothing of {path}, which is not there either" in output.err
+
+
 def test_stdout_that_cannot_be_written(made: Made) -> None:
     made.recording("/var/calls/a.wav")
     command = [*COMMAND, str(made.path), "--format"]
@@ -168,6 +181,8 @@ DEAD: dict[str, tuple[list[dict[str, Any]], int, str]] = {
     "hand after": ([LONG_AGO, {"quiet": 0}], 75, "none for 24 h"),
     "not tried": ([{"not_tried": 1995}], 75, "1,995 not tried"),
     "later": ([{}, {"looked_at_all": 0, "not_tried": 9}], 75, "9 not tried"),
+    "ended while it counted": ([{}, {"looked_at_all": 0, "exit_code": 143}], 75, "exit code 143"),
+    "a bug": ([{}, {"looked_at_all": 0, "exit_code": 70}], 75, "exit code 70"),
     "under way": ([{}, {"looked_at_all": 0, "ended_at": None}], 0, "412 found"),
     "clock of 2040": ([{"ended_at": "2040-01-01T00:00:00.000Z"}], 75, "none for 24 h"),
 }
@@ -350,6 +365,7 @@ def test_two_lost_ids_and_other_content_under_one_path(made: Made) -> None:
 
 
 def test_problems_of_runs_and_folders_are_no_calls(made: Made) -> None:
+    made.run(folders='["/var/calls"]')
     made.problem("", 75, "outage", "no answer; the next run goes on", since=ago(hours=3))
     text = "empty, although the ledger has recordings below it; is it mounted?"
     made.problem("/mnt/calls", 66, "empty-folder", text, size_bytes=None, mtime_ns=None)
