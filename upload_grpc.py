@@ -741,7 +741,7 @@ def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
             in_order(audio, suffixes)
             sidecar = start + sidecars[stem] if stem in sidecars else None
             if audio[0] in linked and not sidecar:
-                links.append(Found(audio, False, find_sidecar(os.path.realpath(audio[0]))))
+                links.append(Found(audio, False, find_sidecar(audio[0])))
             else:
                 yield Found(audio, False, sidecar)
         folders += [start + name for name in sorted(subfolders, reverse=True)]
@@ -767,9 +767,11 @@ def link_error(entry: os.DirEntry[str]) -> OSError | None:
 
 
 def find_sidecar(path: str) -> str | None:
-    """Return the path of the JSON file beside a recording, if there is one."""
-    stem = os.path.splitext(path)[0]
-    return next(filter(os.path.lexists, (f"{stem}.json", f"{stem}.JSON")), None)
+    """Return the path of the JSON file beside a recording, or beside what a symlink leads to."""
+    paths = (path, os.path.realpath(path)) if os.path.islink(path) else (path,)
+    stems = [os.path.splitext(each)[0] for each in paths]
+    names = (stem + suffix for stem in stems for suffix in (".json", ".JSON"))
+    return next(filter(os.path.lexists, names), None)
 
 
 def formats_of_call(stem: str) -> set[str]:
@@ -4059,8 +4061,8 @@ class Examiner:
             # What is too short needs none, nor what was moved without it after its upload.
             if self._args.min_duration and not self._check_audio(recording):
                 return False
-            is_new = not self._tally.problems.has(recording, error.meaning.id)
-            if not (is_new and self._is_known_audio(recording)):  # Hashed only once.
+            was_said = self._tally.problems.was_said_today(recording, error.meaning.id)
+            if was_said or not self._is_known_audio(recording):  # Hashed once a day.
                 raise
         if not self._check_audio(recording):
             return False
@@ -4113,8 +4115,9 @@ class Examiner:
         Not while the call is at its path in another format, which would then be another call.
         """
         others = formats_of_call(row["stem"]) - {row["suffix"].lower()}
-        if not (self._args.dry_run or others):
-            stem, suffix = os.path.splitext(stored_path(recording.path))
+        own = stored_path(recording.path)
+        if row["path"] == own or not others:
+            stem, suffix = os.path.splitext(own)
             _, mtime_ns, ctime_ns = recording.file_state
             ledger.update(recording, stem=stem, suffix=suffix, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
 
@@ -4454,6 +4457,13 @@ class Problems:
     def has(self, recording: Recording, cause: str) -> bool:
         """Return whether a recording had a problem of this cause in an earlier run."""
         return any(key.cause == cause for key in self._open.get(stored_path(recording.path), ()))
+
+    def was_said_today(self, recording: Recording, cause: str) -> bool:
+        """Return whether runs with --quiet have said a recording's problem on this local day."""
+        return any(
+            key.cause == cause and problem.said_at and not is_of_earlier_day(problem)
+            for key, problem in self._of(stored_path(recording.path))
+        )
 
     def seeks(self, recording: Recording) -> bool:
         """Return whether an earlier run left a recording open, perhaps by another name."""

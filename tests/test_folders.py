@@ -227,6 +227,19 @@ STORIES = {
         json b.wav new, --require-json=0s, --update-metadata : 0
         in the store                                        : new
     """,
+    "of two names without JSON one gets one: on the next day nobody waits for the other's": """
+        call raw/1.wav, link zz/anna.wav raw/1.wav, --require-json=0s : 66 1.wav anna.wav
+        json zz/anna.wav anna, --require-json=0s            : 66
+        day, --require-json=0s                              : 0
+        in the store                                        : anna
+    """,
+    "what has a name after a copy with another JSON is no update in a dry run either": """
+        call a.wav, json a.wav anna, --update-metadata      : 0
+        rename a.wav x.wav, rename a.json x.json,
+        copy x.wav y.wav, json y.wav boris, --update-metadata, --dry-run : 65 y.wav
+        --update-metadata                                   : 65 y.wav
+        in the store                                        : anna
+    """,
     "a JSON beside a link counts where the recording has none": """
         call raw/1.wav, link by/anna.wav raw/1.wav, json by/anna.wav anna, --require-json=0s : 0
         in the store                                        : anna

@@ -81,6 +81,18 @@ def test_an_empty_folder_is_no_error(upload: Run, service: StandIn, folder: Path
     assert service.calls == []
 
 
+def test_a_link_that_is_named_has_the_json_beside_what_it_leads_to(
+    upload: Run, service: StandIn, folder: Path
+) -> None:
+    [path] = make_wavs(folder, "raw/1.wav")
+    path.with_suffix(".json").write_text('{"client_name": "Anna"}')
+    link = folder / "now.wav"
+    link.symlink_to(path)
+    assert upload("--audio-path", link).code == os.EX_OK
+    [talk] = service.talks.values()
+    assert talk.fields == {"client_name": "Anna"}
+
+
 def test_links_are_followed_but_not_round_in_circles(upload: Run, folder: Path) -> None:
     make_wavs(folder, "1.wav", "sub/2.wav", "../elsewhere/3.wav")
     for link, target in (
