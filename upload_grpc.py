@@ -4274,7 +4274,8 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
     """Return the row of the same call in a format of which there is no file any more.
 
     A night job may have turned X.wav into X.mp3 after the upload. If there is a row of a file that
-    is there, either that file was sent, or its name has been used again, for another call.
+    is there, either that file was sent, or its name has been used again, for another call. Nor is
+    it that call if a later one of its name was not uploaded: what is there may be made of it.
     """
     # Emptied is as good as gone.
     present = {path for path, state in recording.files if state.size_bytes}
@@ -4282,9 +4283,17 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
         return None
     # As in find_files.
     suffixes = {os.path.splitext(path)[1].lower() for path in present}
+    rows = [row for row in rows if {row["suffix"].lower(), *suffixes} <= {*SUFFIXES}]
     sent = [row for row in rows if row["state"] in MAY_BE_IN_SERVICE]
-    sent = [row for row in sent if {row["suffix"].lower(), *suffixes} <= {*SUFFIXES}]
-    return max(sent, key=lambda row: row["sequence"] or 0, default=None)
+    latest = max(sent, key=lambda row: row["sequence"] or 0, default=None)
+    made_ns = max(state.mtime_ns for _, state in recording.files)
+    is_of_later = any(
+        latest["mtime_ns"] < row["mtime_ns"] <= made_ns
+        for row in rows
+        if latest and row["state"] in ("failed", "rejected") and not row["duration_s"]
+        if not any(is_same_path(row, path) for path in present)
+    )
+    return None if is_of_later else latest
 
 
 # --- 14. Counting and reporting ---------------------------------------------------------------

@@ -227,6 +227,19 @@ STORIES = {
         json b.wav new, --require-json=0s, --update-metadata : 0
         in the store                                        : new
     """,
+    "a later call of the same name that failed, and is converted, is sent": """
+        call rec.wav 2000 1                                 : 0
+        call rec.wav 4000 2, fail                           : 75
+        mp3 rec.mp3, remove rec.wav, works                  : 0
+        its calls                                           : rec.mp3 uploaded rec.wav uploaded
+        in the store                                        : - -
+    """,
+    "but not what was made of the first call, before the later one": """
+        call rec.wav 2000 1                                 : 0
+        mp3 rec.mp3, call rec.wav 4000 2, fail              : 75
+        remove rec.wav, works                               : 0
+        in the store                                        : -
+    """,
     "of two names without JSON one gets one: on the next day nobody waits for the other's": """
         call raw/1.wav, link zz/anna.wav raw/1.wav, --require-json=0s : 66 1.wav anna.wav
         json zz/anna.wav anna, --require-json=0s            : 66
