@@ -4031,7 +4031,9 @@ class Examiner:
                 self._tally.leave_out(recording, "too short", what)
                 return False
             if decision.action is not Action.WAIT:
-                is_copy = original_is_there(row, recording)
+                # What was another call once is so when the first one's file is archived, too.
+                was_copy = self._tally.problems.has(recording, COPY_DIFFERS)
+                is_copy = was_copy or original_is_there(row, recording)
                 if is_copy:
                     check_copy(row, recording)
                 else:
@@ -4146,12 +4148,11 @@ def since_limit_s(args: Namespace, ledger: Ledger | None) -> float:
     """Return the time before which a recording is older than --since, in seconds since 1970."""
     if not args.since:
         return -math.inf
-    limit_s: float = datetime.datetime.combine(args.since, datetime.time()).timestamp()
-    if ledger:
-        # What came after the first run is not old, and if it has no row, somebody waits for it: the
-        # service, cron, a share or a JSON may have been away for longer.
-        limit_s = min(limit_s, ledger.first_complete_run_s())
-    return limit_s
+    first_s = ledger.first_complete_run_s() if ledger else math.inf
+    # What came since the day of the first run is not old, and if it has no row, somebody waits for
+    # it: the service, cron, a share or a JSON may have been away for longer.
+    days = (args.since, *([datetime.date.fromtimestamp(first_s)] if first_s < math.inf else []))
+    return datetime.datetime.combine(min(days), datetime.time()).timestamp()
 
 
 def is_before(state: FileState, since_s: float) -> bool:
@@ -4245,7 +4246,7 @@ def check_copy(row: Row, recording: Recording) -> None:
             if own and sha256_of(read_metadata(own)) == recording.json.sha256:
                 return
         cause = f"not sent: same audio as {row['path']}, other metadata"
-        advice = "move one of them away, or correct the dialog with --talk-id"
+        advice = "move it away, with its JSON; or correct the dialog with --talk-id"
         raise data_error(COPY_DIFFERS, cause, advice)
 
 
@@ -5896,8 +5897,8 @@ def make_parser() -> Parser:
            help="send a JSON that changed after the upload to the dialog; needs --ledger")
     option("--since", type=day, metavar="DAY",
            help="leave out recordings older than YYYY-MM-DD, today, yesterday or 7d, unless the "
-                "ledger knows them, or they came after the first run over the same paths; with "
-                "--report: begin there")
+                "ledger knows them, or they came since the day of the first run over the same "
+                "paths; with --report: begin there")
     option("--min-age", type=age, default=0.0, metavar="AGE",
            help="leave out files that changed less than AGE ago (90, 5m, 1h): they may still be "
                 "written to")

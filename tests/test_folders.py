@@ -277,6 +277,11 @@ STORIES = {
         call of-that-day.wav, --since=7d                    : 0
         in the store                                        : - - - - -
     """,
+    "nor what waited in it": """
+        call a.wav, sleep 1, --since=today, --require-json=2d : 0
+        days_ahead 1, json a.wav own, --since=today, --require-json=2d : 0
+        in the store                                        : own
+    """,
     "nor if the clock was wrong in a run since": """
         call before.wav, --since=7d                         : 0
         days_ahead 400, --since=7d                          : 0
@@ -331,6 +336,12 @@ STORIES = {
         copy b.wav a.wav, json a.wav 1, --update-metadata   : 0
         json a.wav 2, json b.wav 2, --update-metadata       : 0
         in the store                                        : 2
+    """,
+    "two calls of one silence stay two when the first is archived, and its dialog is its own": """
+        call a.wav 2000 1, json a.wav anna, call b.wav 2000 1, json b.wav boris : 65 b.wav
+        remove a.wav, remove a.json, --update-metadata      : 65
+        day                                                 : 65 b.wav
+        in the store                                        : anna
     """,
     "one that is emptied beside its conversion is not sent once more": """
         call a.wav                                          : 0
