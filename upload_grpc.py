@@ -213,7 +213,8 @@ class Meaning(NamedTuple):
                 with the exit code it decides when --quiet says it (SAID_AFTER_S)
     may_retry   no dialog can have been created, and the next attempt may succeed (_retrying)
     is_outage   the service or the network, not this recording: CircuitBreaker.record counts it.
-                With 75, Problems.note has one problem for all, OUTAGE, even if stops_run is set
+                With 75, Problems.note has one problem for all, OUTAGE, even if stops_run is set;
+                but UNDELIVERED for a recording that has failed while others were uploaded
     pauses_run  other workers back off too (_retrying)
     stops_run   every other recording would meet the same: CircuitBreaker.record ends the run (the
                 next one is half open only with is_outage), and Problems.note has it as a problem
@@ -646,7 +647,7 @@ class Recording:
         self.replaces = ""  # Source: the dialog ID of other audio that had this path before.
         self.converted: Converted | None = None  # Run, if it has to be.
         self.attempts = 0  # Uploader
-        self.call: Call | None = None  # Uploader: the latest attempt.
+        self.call: Call | None = None  # Uploader: the latest attempt, or its look for a connection.
         self.received: Result | None = None  # Uploader, Worker: how the call ended.
         self.is_recorded = False  # Worker: the ledger has the result, if there is one.
         self.is_waiting = False  # Worker: the service is being asked whether it is split.
@@ -700,7 +701,10 @@ def in_order(paths: list[str], suffixes: tuple[str, ...]) -> None:
 
 
 def find_in_folder(top: str, suffixes: tuple[str, ...]) -> Iterator[Found]:
-    """Yield the audio files in a folder, then those in its subfolders, through symlinks too."""
+    """Yield the audio files in a folder, then those in its subfolders, through symlinks too.
+
+    Also the links that lead nowhere, as there may have been such subfolders.
+    """
     visited = set()
     # Without a JSON of their own; they come last, so that a recording is known by its own name.
     links: list[Found] = []
@@ -3634,9 +3638,9 @@ class Source:
         """Report a folder that is empty, though the ledger knows recordings in it: 66, at once.
 
         A folder that is missing is 66, too (_found). Both are Problems' row "65, 66, 76", and set
-        missed_path, so that the run is not complete for --report. Not noticed: a mount point
-        further below (nothing in it counts as lost: was_looked_at), a folder that never held
-        recordings, any without a ledger.
+        missed_path, so that the run is not complete for --report; so does a link below it that
+        leads nowhere (_found). Not noticed: a mount point further below (nothing in it counts as
+        lost: was_looked_at), a folder that never held recordings, any without a ledger.
         """
         # What is wrong with it is reported when it is searched.
         with contextlib.suppress(OSError, ValueError), os.scandir(folder) as entries:
@@ -4287,7 +4291,7 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
     rows = [row for row in rows if {row["suffix"].lower(), *suffixes} <= {*SUFFIXES}]
     sent = [row for row in rows if row["state"] in MAY_BE_IN_SERVICE]
     latest = max(sent, key=lambda row: row["sequence"] or 0, default=None)
-    made_ns = max(state.mtime_ns for _, state in recording.files)
+    made_ns = max(state.mtime_ns for path, state in recording.files if path in present)
     is_of_later = any(
         latest["mtime_ns"] < row["mtime_ns"] <= made_ns
         for row in rows
@@ -5582,15 +5586,13 @@ def check_paths(db: Any, given: Sequence[str], path: str) -> None:
         stored = stored_path(each)
         start = os.path.join(stored, "")
         # What is below: "/" is followed by "0".
-        values = {"at": stored, "from": start, "to": f"{start[:-1]}0"}
+        below = {"at": stored, "from": start, "to": f"{start[:-1]}0"}
+        where = "WHERE path = :at OR path >= :from AND path < :to LIMIT 1"
         is_known = stored in folders or any(
-            db.execute(
-                f"SELECT 1 FROM {table} WHERE path = :at OR path >= :from AND path < :to LIMIT 1",
-                values,
-            ).fetchone()
+            db.execute(f"SELECT 1 FROM {table} {where}", below).fetchone()
             for table in ("recordings", "problems")
         )
-        if not is_known and not os.path.lexists(each):
+        if not (is_known or os.path.lexists(each)):
             cause = f"it knows nothing of {each}, which is not there either"
             raise LedgerError(path, "path", cause, "check --audio-path")
 

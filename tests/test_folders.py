@@ -240,6 +240,12 @@ STORIES = {
         remove rec.wav, works                               : 0
         in the store                                        : -
     """,
+    "nor if the later one is emptied": """
+        call rec.wav 2000 1                                 : 0
+        mp3 rec.mp3, call rec.wav 4000 2, fail              : 75
+        empty rec.wav, works                                : 0
+        in the store                                        : -
+    """,
     "of two names without JSON one gets one: on the next day nobody waits for the other's": """
         call raw/1.wav, link zz/anna.wav raw/1.wav, --require-json=0s : 66 1.wav anna.wav
         json zz/anna.wav anna, --require-json=0s            : 66
