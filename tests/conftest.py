@@ -1,16 +1,17 @@
 """What the tests share: a service, recordings, and two ways to run the program.
 
 Where a test belongs:
-before the wire  test_folders (stories: what happens in a folder between runs), test_one_call (files
-                 of one call), test_audio (formats, with kinds.py), test_convert, test_metadata,
-                 test_late_metadata, test_safety (odd files, clocks, dates, the ledger's file)
+before the wire  test_folders (stories: what happens in a folder between runs, or during one:
+                 while_it), test_one_call (files of one call), test_audio (formats, with kinds.py),
+                 test_convert, test_metadata, test_late_metadata, test_safety (odd files, clocks,
+                 dates, the ledger's file)
 on the wire      test_delivery (breaks, answers, signals), test_between (proxies, web pages, locks),
                  test_outage, test_access_network, test_credentials, test_split, test_talk_id,
                  test_lookup
 what is kept     test_ledger, test_power_cut, test_report
 what is said     test_command (words and output), test_run (many recordings), test_progress,
                  test_operator (stories: what cron emails), test_month, test_simulated_day
-the machine      test_machine (limits, bugs, signals), test_mechanisms
+the machine      test_machine (limits, bugs, signals, copies under way), test_mechanisms
 texts and tools  test_readme, test_stand_in, test_chaos, test_fuzz
 
 One recording, once and whole: contents(service) == [sha256(path)]; in a ledger: ledgers.states.
@@ -23,7 +24,8 @@ No test may fail because the machine is busy:
 - A port is bound as long as somebody is to find nobody there, and gRPC takes little ahead of what
   the service reads (NOTHING_AHEAD).
 - It is noon (zone_at), so no day ends during a test; how to be on another one: stories.py, Time.
-- Whether a test keeps to that show fifty runs of the suite beside another one (load 20).
+- Whether a test keeps to that show fifty runs of the suite beside another one (load 20), or of the
+  test alone: while .venv/bin/python -m pytest -q "tests/x.py::test[id]"; do :; done
 """
 
 from __future__ import annotations

@@ -173,7 +173,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 class Lock:
-    """What another program does that keeps the ledger locked; from any thread."""
+    """What another program does that keeps the ledger locked; from any thread.
+
+    Another run is kept out by a flock on the file with -lock in its name: test_safety.py has one.
+    """
 
     def __init__(self, ledger: Path) -> None:
         self._database = sqlite3.connect(ledger, check_same_thread=False, isolation_level=None)

@@ -259,8 +259,8 @@ def test_retry_rejected(upload: Run, service: StandIn, folder: Path, ledger: Pat
 
 # --- Nobody holds up the others ---------------------------------------------------------
 
-# That a copy of what is under way is not sent: here; in test_ledger.py of_names_for_one_content and
-# of_two_names_for_one_content; in test_split.py and test_outage.py a_copy_...
+# That a copy of what is under way is not sent: here; in test_ledger.py of_names_for_one_content; in
+# test_split.py a_copy_of_what_is_being_split_...
 
 
 def test_a_copy_of_what_is_under_way_holds_up_no_other(

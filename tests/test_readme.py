@@ -1,6 +1,9 @@
 """README's blocks, run as they stand: only folders are put in place of the system's.
 
 What would change this machine (users, packages, images) is a function of the shell instead.
+
+A new message: a row of the table, with its code (a new way to make errors: CAUSES). A new flag: the
+first cell of a row of Options. A new block: a test by block(), and the count in every_block_is_run.
 """
 
 from __future__ import annotations
