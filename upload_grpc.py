@@ -213,8 +213,8 @@ class Meaning(NamedTuple):
                 with the exit code it decides when --quiet says it (SAID_AFTER_S)
     may_retry   no dialog can have been created, and the next attempt may succeed (_retrying)
     is_outage   the service or the network, not this recording: CircuitBreaker.record counts it.
-                With 75, Problems.note has one problem for all, OUTAGE, even if stops_run is set;
-                but UNDELIVERED for a recording that has failed while others were uploaded
+                With 75, Problems.note has one problem for all, OUTAGE, even if stops_run is set,
+                until an upload works; from then on one for each recording, UNDELIVERED
     pauses_run  other workers back off too (_retrying)
     stops_run   every other recording would meet the same: CircuitBreaker.record ends the run (the
                 next one is half open only with is_outage), and Problems.note has it as a problem
@@ -648,7 +648,7 @@ class Recording:
         self.converted: Converted | None = None  # Run, if it has to be.
         self.attempts = 0  # Uploader
         self.call: Call | None = None  # Uploader: the latest attempt, or its look for a connection.
-        self.received: Result | None = None  # Uploader, Worker: how the call ended.
+        self.received: Result | None = None  # Uploader, Worker: the call's, before ledger and wait.
         self.is_recorded = False  # Worker: the ledger has the result, if there is one.
         self.is_waiting = False  # Worker: the service is being asked whether it is split.
         self.result: Result | None = None  # Tally.add
@@ -2194,8 +2194,8 @@ class Uploader:
     def _connect(self, recording: Recording) -> None:
         """Make sure that there is a connection before a single message is sent.
 
-        Otherwise a message that was never sent would count as unknown. Any response to a health
-        check (grpc.health.v1), even UNIMPLEMENTED, shows a connection.
+        Otherwise a message that was never sent would count as unknown. A response to a health
+        check (grpc.health.v1), even UNIMPLEMENTED, shows a connection; not one that may pass.
         """
         recording.call = call = Call(self._watch())  # A signal cancels it, too.
         try:
@@ -3467,7 +3467,7 @@ def decide(  # noqa: PLR0911 - a return a case reads best.
 
     The one place to read for "can a later run create a second dialog?". The row is that of the same
     SHA-256, as other bytes are another call; or that of the call in another format (_is_left_out).
-    What is_missing proves is said in Lookup.
+    What is_missing proves is said in Lookup; a proof serves one sending, as Ledger.claim clears it.
     claimed: the SHA-256 of what this run has sent, updated, or asks for.
     """
     state, sent_by_this_run = row["state"], row["sha256"] in claimed
@@ -4106,6 +4106,7 @@ class Examiner:
             self._metadata.complete_update(recording, row)
         updates = self._tally.updates_breaker
         if recording.action is Action.UPDATE_METADATA and updates.stopping.is_set():
+            self._tally.problems.keep(recording)
             self._tally.leave_out(recording, "not updated", updates.cause, is_over=False)
             return False
         if recording.action in (Action.FOLLOW, Action.UPDATE_METADATA):
@@ -4374,7 +4375,7 @@ class Problems:
         lost stdout; the summary                            Run._end)
         after a signal
 
-    A run has met a file that it has seen: at its path, or one of its size and mtime at another.
+    Met: seen by this run, at its path, or, by size and mtime, at another one.
     _remember says it first, by SAID_AFTER_S; _say_again each day, at the end of the first run of a
     local day, all that lasts. So of a service that is down from 02:00 to 05:00 the first run after
     03:00 with anything to upload says one line; no other run says anything, but of responses that

@@ -218,14 +218,14 @@ def test_one_freezes_while_others_move(upload: Run, service: StandIn, tmp_path: 
 
 def test_a_slow_line_is_not_cut(line: Line, service: StandIn) -> None:
     """Both ways, over a line each."""
-    line.proxy.plan = [Fault(bytes_per_s=SHORT_BYTES / 4)] * 2
+    line.proxy.plan = [Fault(bytes_per_s=SHORT_BYTES / 12)] * 2
     # Much longer than a thread may have to wait for a busy core, and much less than it takes.
-    given = ("--audio-path", line.short, "--quiet", "--timeout", 1.5, "--retries", 0)
+    given = ("--audio-path", line.short, "--quiet", "--timeout", 5, "--retries", 0)
     words = arguments(service, *given, "--endpoint", line.proxy.endpoint)
     started_s = time.monotonic()
     with start(*words) as stream, start(*words, *SINGLE) as single:
         ends = {ended(each) for each in (stream, single)}
-    assert time.monotonic() - started_s > 3
+    assert time.monotonic() - started_s > 10
     assert ends == {Outcome(0, f"Dialog ID: {each}\n", "") for each in service.talks}
     assert [talk.sha256 for talk in service.talks.values()] == [sha256(line.short)] * 2
 

@@ -631,15 +631,18 @@ def test_updates_do_not_feed_the_circuit_breaker_and_in_an_outage_not_all_are_tr
 ) -> None:
     calls = [office.record(f"{number}.wav", OLD) for number in range(9)]
     assert office.run().code == 0
-    for path in calls:
+    office.service.on_call = failing(uploads=False)
+    words = ("--update-metadata", "--jobs", 1, "--retries", 0)
+    write_json(calls[8], NEW)
+    assert office.run(*words).code == 75
+    for path in calls[:8]:
         write_json(path, NEW)
     office.record("later.wav", OLD)
     office.service.calls.clear()
-    office.service.on_call = failing(uploads=False)
-    words = ("--update-metadata", "--jobs", 1, "--retries", 0)
     outcome = office.run(*words)
     assert (outcome.code, len(office.fields), len(office.updates)) == (75, 10, 5)
     assert "1 uploaded, 0 already there, 5 failed, 0 unknown, 4 not updated" in outcome.err
+    assert ("8.wav", "update-failed") in ledgers.causes(office.ledger), "it was not tried again"
     # As other outages: said once it has lasted an hour.
     assert office.run(*words, "--quiet") == Outcome(75, "", "")
     office.service.on_call = office.service.next_step
