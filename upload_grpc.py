@@ -2376,6 +2376,16 @@ LEDGER_TABLES = (
     half_open     INTEGER NOT NULL DEFAULT 0
 )""",
 )
+# A row: a file that was left out, as its call was uploaded in another format; to know it by when it
+# is moved. Here and not above, as a ledger may have been begun without.
+CONVERSIONS_TABLE = """CREATE TABLE IF NOT EXISTS conversions (
+    connection_id TEXT    NOT NULL,
+    name          TEXT    NOT NULL,
+    size_bytes    INTEGER NOT NULL,
+    mtime_ns      INTEGER NOT NULL,
+    sha256        TEXT    NOT NULL,    -- Of the recording that was uploaded.
+    PRIMARY KEY (connection_id, name, size_bytes, mtime_ns)
+) WITHOUT ROWID"""
 # Of a row of recordings: left out by --min-duration, once it was converted.
 TOO_SHORT = "(state = 'failed' AND duration_s IS NOT NULL)"
 
@@ -2694,6 +2704,7 @@ class LedgerFile:
         # In one transaction of a file without -wal: a run killed in it leaves an empty file.
         for statement in () if tables else LEDGER_TABLES:
             execute(statement)
+        execute(CONVERSIONS_TABLE)
         for name, select in LEDGER_VIEWS.items():
             execute(f"DROP VIEW IF EXISTS {name}")
             execute(f"CREATE VIEW {name} AS {select}")
@@ -2812,6 +2823,21 @@ class Ledger(LedgerFile):
     def find_by_hash(self, sha256: str) -> Row | None:
         """Return the row of a recording with this audio."""
         return next(iter(self._rows("", "sha256 = ?", sha256)), None)
+
+    def find_conversion(self, path: str, state: FileState) -> Row | None:
+        """Return the row of the call that a file is a conversion of, wherever it has been moved."""
+        sql = (
+            "SELECT sha256 FROM conversions "
+            "WHERE connection_id = ? AND name = ? AND size_bytes = ? AND mtime_ns = ?"
+        )
+        found = self._execute(sql, (self._args.connection_id, file_name(path), *state[:2]))
+        return self.find_by_hash(found[0]["sha256"]) if found else None
+
+    def note_conversion(self, path: str, state: FileState, row: Row) -> None:
+        """Note that a file is a row's recording in another format."""
+        if not self.find_conversion(path, state):
+            values = (self._args.connection_id, file_name(path), *state[:2], row["sha256"])
+            self._execute("INSERT OR REPLACE INTO conversions VALUES (?, ?, ?, ?, ?)", values)
 
     def unknown_with_key(self) -> list[Row]:
         """Return the unknown recordings that were sent with their SHA-256 under --lookup-key."""
@@ -3125,6 +3151,11 @@ def stored_path(path: str) -> str:
     if name in ("", ".", ".."):
         return stored_folder(path)
     return os.path.join(stored_folder(folder), printable(name))
+
+
+def file_name(path: str) -> str:
+    """Return the name of a file as the ledger has it."""
+    return printable(os.path.basename(path))
 
 
 @functools.lru_cache(maxsize=256)
@@ -3913,7 +3944,7 @@ class Examiner:
         """Choose one of a call's files by what the ledger has of them.
 
         Returns its row, if it is known; the row of a file of the same call that is not there any
-        more; and whether one is known but for its ctime.
+        more, perhaps since before both were moved; and whether one is known but for its ctime.
         """
         gone = None
         known, only_ctime_differs = match_file(rows, recording)
@@ -3927,6 +3958,9 @@ class Examiner:
                 not_emptied = (file for file in recording.files if file[1].size_bytes)
                 self._choose_file(recording, *next(not_emptied))
                 known = gone  # Converted since, but its JSON may have changed.
+                self._note_conversion(recording, gone)
+        elif self._ledger:
+            gone = self._ledger.find_conversion(recording.path, recording.file_state)
         return known, gone, only_ctime_differs
 
     def _is_left_out(self, recording: Recording, gone: Row | None, is_known: bool) -> bool:
@@ -3951,7 +3985,12 @@ class Examiner:
         else:
             what = f"the same call as {gone['path']}, which is {gone['state']}"
             self._tally.leave_out(recording, "in another format", what)
+            self._note_conversion(recording, gone)
         return True
+
+    def _note_conversion(self, recording: Recording, row: Row) -> None:
+        if self._ledger:
+            self._ledger.note_conversion(recording.path, recording.file_state, row)
 
     def _choose_sent_file(self, rows: Sequence[Row], recording: Recording) -> None:
         """Of a call's files take the one of which there may be a dialog, if it has not changed."""

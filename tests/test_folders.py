@@ -246,6 +246,26 @@ STORIES = {
         empty rec.wav, works                                : 0
         in the store                                        : -
     """,
+    "what is converted after its upload, and then moved, is no new call": """
+        call m/a.wav, call m/b.wav                          : 0
+        mp3 m/a.mp3, mp3 m/b.mp3 2, remove m/a.wav, remove m/b.wav : 0
+        rename m archive                                    : 0
+        rename archive/a.mp3 archive/2026/a.mp3, --dry-run  : 0
+                                                            : 0
+        in the store                                        : - -
+    """,
+    "nor with a JSON": """
+        call m/a.wav, json m/a.wav anna                     : 0
+        mp3 m/a.mp3, remove m/a.wav                         : 0
+        rename m archive                                    : 0
+        in the store                                        : anna
+    """,
+    "but another call of its name, in another folder, is one": """
+        call m/a.wav                                        : 0
+        mp3 m/a.mp3, remove m/a.wav                         : 0
+        call n/keep.wav, mp3 n/a.mp3                        : 0
+        in the store                                        : - - -
+    """,
     "of two names without JSON one gets one: on the next day nobody waits for the other's": """
         call raw/1.wav, link zz/anna.wav raw/1.wav, --require-json=0s : 66 1.wav anna.wav
         json zz/anna.wav anna, --require-json=0s            : 66
