@@ -3880,6 +3880,63 @@ class ReplacedNames:
             self._tally.warn(recording, "name-used-again", cause, advice)
 
 
+class CallFiles:
+    """Chooses one of a call's files, which differ only in suffix, and leaves out the others."""
+
+    def __init__(self, ledger: Ledger | None, tally: Tally) -> None:
+        self._ledger = ledger
+        self._tally = tally
+
+    def match(
+        self, rows: Sequence[Row], recording: Recording
+    ) -> tuple[Row | None, Row | None, bool]:
+        """Choose one of a call's files by what the ledger has of them.
+
+        Returns its row, if it is known; the row of a file of the same call that is not there any
+        more, perhaps since before both were moved; and whether one is known but for its ctime.
+        """
+        gone = None
+        known, only_ctime_differs = match_file(rows, recording)
+        if known:
+            self.choose(recording, recording.path, recording.file_state)
+        elif rows:
+            gone = uploaded_sibling(rows, recording)
+            self._choose_sent(rows, recording)
+            known, only_ctime_differs = match_file(rows, recording)
+            if gone and gone["state"] == "uploaded" and recording.sidecar:
+                not_emptied = (file for file in recording.files if file[1].size_bytes)
+                self.choose(recording, *next(not_emptied))
+                known = gone  # Converted since, but its JSON may have changed.
+                self.note_conversion(recording, gone)
+        elif self._ledger:
+            gone = self._ledger.find_conversion(recording.path, recording.file_state)
+        return known, gone, only_ctime_differs
+
+    def choose(self, recording: Recording, path: str, state: FileState) -> None:
+        """Take one of the files of a call, and leave out the others."""
+        for other, _ in recording.files:
+            if other != path:
+                left_out = Recording(other, recording.explicit)
+                what = f"the same call as {path}"
+                self._tally.leave_out(left_out, "in another format", what)
+        if path != recording.path:
+            recording.sha256 = ""
+        recording.path, recording.file_state, recording.siblings = path, state, ()
+
+    def _choose_sent(self, rows: Sequence[Row], recording: Recording) -> None:
+        """Of a call's files take the one of which there may be a dialog, if it has not changed."""
+        for path, state in recording.files if recording.siblings else ():
+            for row in rows:
+                if was_sent([row], path) and has_audio(row, path):
+                    self.choose(recording, path, state)
+                    return
+
+    def note_conversion(self, recording: Recording, row: Row) -> None:
+        """Note that a recording's file is a row's recording in another format."""
+        if self._ledger:
+            self._ledger.note_conversion(recording.path, recording.file_state, row)
+
+
 class Examiner:
     """Looks at one recording after the other: leaves it out, reports what is known, or claims it.
 
@@ -3907,6 +3964,7 @@ class Examiner:
         self._claimed: set[str] = set()
         self._planned: dict[str, Row] = {}  # What a dry run has in place of rows.
         self.replaced = ReplacedNames(ledger, tally)
+        self._files = CallFiles(ledger, tally)
         self._metadata = MetadataExaminer(args, common, ledger, tally)
 
     def examine(self, recording: Recording) -> bool:
@@ -3917,7 +3975,7 @@ class Examiner:
         rows, recording.rows = recording.rows, None
         if rows is None:
             rows = self._ledger.find_by_stem(recording.path) if self._ledger else ()
-        known, gone, only_ctime_differs = self._match(rows, recording)
+        known, gone, only_ctime_differs = self._files.match(rows, recording)
         if known:
             return self._act_on_row(recording, known)
         if only_ctime_differs and not self.may_rehash:
@@ -3938,31 +3996,6 @@ class Examiner:
         self.replaced.note(rows, recording)
         return self._claim_or_leave(recording, self._ledger)
 
-    def _match(
-        self, rows: Sequence[Row], recording: Recording
-    ) -> tuple[Row | None, Row | None, bool]:
-        """Choose one of a call's files by what the ledger has of them.
-
-        Returns its row, if it is known; the row of a file of the same call that is not there any
-        more, perhaps since before both were moved; and whether one is known but for its ctime.
-        """
-        gone = None
-        known, only_ctime_differs = match_file(rows, recording)
-        if known:
-            self._choose_file(recording, recording.path, recording.file_state)
-        elif rows:
-            gone = uploaded_sibling(rows, recording)
-            self._choose_sent_file(rows, recording)
-            known, only_ctime_differs = match_file(rows, recording)
-            if gone and gone["state"] == "uploaded" and recording.sidecar:
-                not_emptied = (file for file in recording.files if file[1].size_bytes)
-                self._choose_file(recording, *next(not_emptied))
-                known = gone  # Converted since, but its JSON may have changed.
-                self._note_conversion(recording, gone)
-        elif self._ledger:
-            gone = self._ledger.find_conversion(recording.path, recording.file_state)
-        return known, gone, only_ctime_differs
-
     def _is_left_out(self, recording: Recording, gone: Row | None, is_known: bool) -> bool:
         """Leave out what is old and new to the ledger, and what was sent in another format.
 
@@ -3972,44 +4005,21 @@ class Examiner:
             is_known = is_known or self._tally.problems.seeks(recording)
             is_old = is_before(recording.file_state, self.since_s) and not is_known
             if is_old:
-                self._choose_file(recording, recording.path, recording.file_state)
+                self._files.choose(recording, recording.path, recording.file_state)
                 text = f"older than {self._args.since}"
                 self._tally.leave_out(recording, "before --since", text)
             return is_old
         decision = decide(gone, recording, self._args, self._claimed)
         if decision.action is Action.SEND:  # By --retry-unknown.
             return False
-        self._choose_file(recording, recording.path, recording.file_state)
+        self._files.choose(recording, recording.path, recording.file_state)
         if gone["state"] == "unknown":
             self._tally.add(recording, result_of_row(gone, decision.reason))
         else:
             what = f"the same call as {gone['path']}, which is {gone['state']}"
             self._tally.leave_out(recording, "in another format", what)
-            self._note_conversion(recording, gone)
+            self._files.note_conversion(recording, gone)
         return True
-
-    def _note_conversion(self, recording: Recording, row: Row) -> None:
-        if self._ledger:
-            self._ledger.note_conversion(recording.path, recording.file_state, row)
-
-    def _choose_sent_file(self, rows: Sequence[Row], recording: Recording) -> None:
-        """Of a call's files take the one of which there may be a dialog, if it has not changed."""
-        for path, state in recording.files if recording.siblings else ():
-            for row in rows:
-                if was_sent([row], path) and has_audio(row, path):
-                    self._choose_file(recording, path, state)
-                    return
-
-    def _choose_file(self, recording: Recording, path: str, state: FileState) -> None:
-        """Take one of the files of a call, and leave out the others."""
-        for other, _ in recording.files:
-            if other != path:
-                left_out = Recording(other, recording.explicit)
-                what = f"the same call as {path}"
-                self._tally.leave_out(left_out, "in another format", what)
-        if path != recording.path:
-            recording.sha256 = ""
-        recording.path, recording.file_state, recording.siblings = path, state, ()
 
     def _check_audio(self, recording: Recording) -> bool:
         """Read the header of the file to send; return False if it is left out.
@@ -4035,7 +4045,7 @@ class Examiner:
                 break
         if not best:
             assert first_error
-            self._choose_file(recording, recording.path, recording.file_state)
+            self._files.choose(recording, recording.path, recording.file_state)
             if self._args.min_duration and first_error.meaning.id in ("empty", "no-samples"):
                 self._tally.leave_out(recording, "too short", "without audio so far")
                 return False
@@ -4043,7 +4053,7 @@ class Examiner:
         recording.audio, path, state = best
         if recording.sha256 and path == recording.path and state != recording.file_state:
             raise file_changed_error("changed or was replaced after it was hashed")
-        self._choose_file(recording, path, state)
+        self._files.choose(recording, path, state)
         duration_s = recording.audio.duration_s
         if 0 < duration_s < self._args.min_duration:
             self._tally.leave_out(recording, "too short", shorter(duration_s, self._args))
@@ -4123,7 +4133,7 @@ class Examiner:
         row = self._ledger.find_by_hash(recording.sha256)
         if not row or row["state"] != "uploaded":
             return False
-        self._choose_file(recording, recording.path, recording.file_state)
+        self._files.choose(recording, recording.path, recording.file_state)
         return True
 
     def _send(self, recording: Recording) -> bool:

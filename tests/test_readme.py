@@ -427,16 +427,18 @@ REPAIRED = (
 
 def test_a_broken_wav(machine: Machine) -> None:
     call = machine.call("call.wav", {})
-    for name in REPAIRED:
+    for number, name in enumerate(REPAIRED):
         content = make_kinds()[name].content
         call.write_bytes(content)
-        assert machine.upload().code == os.EX_DATAERR
+        if not number:  # What becomes of each: test_audio.py.
+            assert machine.upload().code == os.EX_DATAERR
         assert machine.run(block("sh", "A broken WAV")) == Outcome(0, "", "")
-        assert machine.upload() == Outcome(0, "", "")
         if "A-law" in name:
             assert soundfile.info(call).frames == len(content[44:])
         else:
             assert call.read_bytes().endswith(content[44:])
+        shutil.copy(call, machine.call(f"{number}.wav", {}))
+    assert machine.upload() == Outcome(0, "", "")
     assert len(machine.service.talks) == 4, "some of them are the same audio"
 
 
