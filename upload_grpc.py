@@ -2376,16 +2376,6 @@ LEDGER_TABLES = (
     half_open     INTEGER NOT NULL DEFAULT 0
 )""",
 )
-# A row: a file that was left out, as its call was uploaded in another format; to know it by when it
-# is moved. Here and not above, as a ledger may have been begun without.
-CONVERSIONS_TABLE = """CREATE TABLE IF NOT EXISTS conversions (
-    connection_id TEXT    NOT NULL,
-    name          TEXT    NOT NULL,
-    size_bytes    INTEGER NOT NULL,
-    mtime_ns      INTEGER NOT NULL,
-    sha256        TEXT    NOT NULL,    -- Of the recording that was uploaded.
-    PRIMARY KEY (connection_id, name, size_bytes, mtime_ns)
-) WITHOUT ROWID"""
 # Of a row of recordings: left out by --min-duration, once it was converted.
 TOO_SHORT = "(state = 'failed' AND duration_s IS NOT NULL)"
 
@@ -2704,7 +2694,6 @@ class LedgerFile:
         # In one transaction of a file without -wal: a run killed in it leaves an empty file.
         for statement in () if tables else LEDGER_TABLES:
             execute(statement)
-        execute(CONVERSIONS_TABLE)
         for name, select in LEDGER_VIEWS.items():
             execute(f"DROP VIEW IF EXISTS {name}")
             execute(f"CREATE VIEW {name} AS {select}")
@@ -2823,21 +2812,6 @@ class Ledger(LedgerFile):
     def find_by_hash(self, sha256: str) -> Row | None:
         """Return the row of a recording with this audio."""
         return next(iter(self._rows("", "sha256 = ?", sha256)), None)
-
-    def find_conversion(self, path: str, state: FileState) -> Row | None:
-        """Return the row of the call that a file is a conversion of, wherever it has been moved."""
-        sql = (
-            "SELECT sha256 FROM conversions "
-            "WHERE connection_id = ? AND name = ? AND size_bytes = ? AND mtime_ns = ?"
-        )
-        found = self._execute(sql, (self._args.connection_id, file_name(path), *state[:2]))
-        return self.find_by_hash(found[0]["sha256"]) if found else None
-
-    def note_conversion(self, path: str, state: FileState, row: Row) -> None:
-        """Note that a file is a row's recording in another format."""
-        if not self.find_conversion(path, state):
-            values = (self._args.connection_id, file_name(path), *state[:2], row["sha256"])
-            self._execute("INSERT OR REPLACE INTO conversions VALUES (?, ?, ?, ?, ?)", values)
 
     def unknown_with_key(self) -> list[Row]:
         """Return the unknown recordings that were sent with their SHA-256 under --lookup-key."""
@@ -3153,11 +3127,6 @@ def stored_path(path: str) -> str:
     return os.path.join(stored_folder(folder), printable(name))
 
 
-def file_name(path: str) -> str:
-    """Return the name of a file as the ledger has it."""
-    return printable(os.path.basename(path))
-
-
 @functools.lru_cache(maxsize=256)
 def stored_folder(path: str) -> str:
     """Return a folder like stored_path; remembered, as one holds thousands of recordings."""
@@ -3225,6 +3194,11 @@ def recorded_at(recording: Recording) -> str:
 def seconds_of(time_text: str) -> float:
     """Convert a time in the ledger to seconds since 1970."""
     return datetime.datetime.fromisoformat(f"{time_text[:19]}+00:00").timestamp()
+
+
+def local_day(time_text: str) -> datetime.date:
+    """Return the day of a time in the ledger, in the local zone."""
+    return datetime.date.fromtimestamp(seconds_of(time_text))
 
 
 def today() -> datetime.date:
@@ -3883,8 +3857,7 @@ class ReplacedNames:
 class CallFiles:
     """Chooses one of a call's files, which differ only in suffix, and leaves out the others."""
 
-    def __init__(self, ledger: Ledger | None, tally: Tally) -> None:
-        self._ledger = ledger
+    def __init__(self, tally: Tally) -> None:
         self._tally = tally
 
     def match(
@@ -3893,7 +3866,7 @@ class CallFiles:
         """Choose one of a call's files by what the ledger has of them.
 
         Returns its row, if it is known; the row of a file of the same call that is not there any
-        more, perhaps since before both were moved; and whether one is known but for its ctime.
+        more; and whether one is known but for its ctime.
         """
         gone = None
         known, only_ctime_differs = match_file(rows, recording)
@@ -3907,9 +3880,6 @@ class CallFiles:
                 not_emptied = (file for file in recording.files if file[1].size_bytes)
                 self.choose(recording, *next(not_emptied))
                 known = gone  # Converted since, but its JSON may have changed.
-                self.note_conversion(recording, gone)
-        elif self._ledger:
-            gone = self._ledger.find_conversion(recording.path, recording.file_state)
         return known, gone, only_ctime_differs
 
     def choose(self, recording: Recording, path: str, state: FileState) -> None:
@@ -3930,11 +3900,6 @@ class CallFiles:
                 if was_sent([row], path) and has_audio(row, path):
                     self.choose(recording, path, state)
                     return
-
-    def note_conversion(self, recording: Recording, row: Row) -> None:
-        """Note that a recording's file is a row's recording in another format."""
-        if self._ledger:
-            self._ledger.note_conversion(recording.path, recording.file_state, row)
 
 
 class Examiner:
@@ -3964,7 +3929,7 @@ class Examiner:
         self._claimed: set[str] = set()
         self._planned: dict[str, Row] = {}  # What a dry run has in place of rows.
         self.replaced = ReplacedNames(ledger, tally)
-        self._files = CallFiles(ledger, tally)
+        self._files = CallFiles(tally)
         self._metadata = MetadataExaminer(args, common, ledger, tally)
 
     def examine(self, recording: Recording) -> bool:
@@ -4018,7 +3983,6 @@ class Examiner:
         else:
             what = f"the same call as {gone['path']}, which is {gone['state']}"
             self._tally.leave_out(recording, "in another format", what)
-            self._files.note_conversion(recording, gone)
         return True
 
     def _check_audio(self, recording: Recording) -> bool:
@@ -4085,7 +4049,7 @@ class Examiner:
                 return False
             if decision.action is not Action.WAIT:
                 # What was another call once is so when the first one's file is archived, too.
-                was_copy = self._tally.problems.has(recording, COPY_DIFFERS)
+                was_copy = self._tally.problems.was_copy(recording)
                 is_copy = was_copy or original_is_there(row, recording)
                 if is_copy:
                     check_copy(row, recording)
@@ -4116,8 +4080,8 @@ class Examiner:
             # What is too short needs none, nor what was moved without it after its upload.
             if self._args.min_duration and not self._check_audio(recording):
                 return False
-            was_said = self._tally.problems.was_said_today(recording, error.meaning.id)
-            if was_said or not self._is_known_audio(recording):  # Hashed once a day.
+            is_of_today = self._tally.problems.is_of_today(recording, error.meaning.id)
+            if is_of_today or not self._is_known_audio(recording):  # Hashed once a day.
                 raise
         if not self._check_audio(recording):
             return False
@@ -4202,11 +4166,12 @@ def since_limit_s(args: Namespace, ledger: Ledger | None) -> float:
     """Return the time before which a recording is older than --since, in seconds since 1970."""
     if not args.since:
         return -math.inf
-    first_s = ledger.first_complete_run_s() if ledger else math.inf
-    # What came since the day of the first run is not old, and if it has no row, somebody waits for
-    # it: the service, cron, a share or a JSON may have been away for longer.
-    days = (args.since, *([datetime.date.fromtimestamp(first_s)] if first_s < math.inf else []))
-    return datetime.datetime.combine(min(days), datetime.time()).timestamp()
+    limit_s: float = datetime.datetime.combine(args.since, datetime.time()).timestamp()
+    if ledger:
+        # What came after the first run is not old, and if it has no row, somebody waits for it: the
+        # service, cron, a share or a JSON may have been away for longer.
+        limit_s = min(limit_s, ledger.first_complete_run_s())
+    return limit_s
 
 
 def is_before(state: FileState, since_s: float) -> bool:
@@ -4346,6 +4311,8 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
         latest["mtime_ns"] < row["mtime_ns"] <= made_ns
         for row in rows
         if latest and row["state"] in ("failed", "rejected") and not row["duration_s"]
+        # Not one that was replaced, by a copy with its old time, and then sent.
+        if row["updated_at"] > (latest["uploaded_at"] or latest["updated_at"])
         if not any(is_same_path(row, path) for path in present)
     )
     return None if is_of_later else latest
@@ -4472,9 +4439,10 @@ class Problems:
                 is_outage = meaning.is_outage and code == os.EX_TEMPFAIL
                 if is_outage and meaning.id != UPDATE_FAILED:
                     self._undelivered.append((stored, text, state))
-                    # What has failed though others were uploaded is no sign of an outage.
+                    # What has failed though others were uploaded is no sign of an outage, unless
+                    # nothing connects.
                     key = ProblemKey(stored, code, UNDELIVERED)
-                    if key not in self._open.get(stored, {}):
+                    if meaning.id == NO_CONNECTION.id or key not in self._open.get(stored, {}):
                         key = ProblemKey("", code, OUTAGE)
                 elif meaning.stops_run:
                     key = ProblemKey("", code, meaning.id)
@@ -4522,10 +4490,19 @@ class Problems:
         """Return whether a recording had a problem of this cause in an earlier run."""
         return any(key.cause == cause for key in self._open.get(stored_path(recording.path), ()))
 
-    def was_said_today(self, recording: Recording, cause: str) -> bool:
-        """Return whether runs with --quiet have said a recording's problem on this local day."""
+    def was_copy(self, recording: Recording) -> bool:
+        """Return whether an earlier run has found this very file to be another call's copy."""
         return any(
-            key.cause == cause and problem.said_at and not is_of_earlier_day(problem)
+            key.cause == COPY_DIFFERS
+            and problem.file_state
+            and problem.file_state[:2] == recording.file_state[:2]
+            for key, problem in self._of(stored_path(recording.path))
+        )
+
+    def is_of_today(self, recording: Recording, cause: str) -> bool:
+        """Return whether a recording's problem was said, or else found first, on this local day."""
+        return any(
+            key.cause == cause and local_day(problem.said_at or problem.since) == today()
             for key, problem in self._of(stored_path(recording.path))
         )
 
@@ -4746,10 +4723,7 @@ def was_looked_at(path: str, folders: Sequence[str], beside: set[str]) -> bool:
 
 def is_of_earlier_day(problem: OpenProblem) -> bool:
     """Return whether a problem was said, but not on this local day."""
-    if problem.said_at is None:
-        return False
-    said = datetime.date.fromtimestamp(seconds_of(problem.said_at))
-    return said != today()
+    return problem.said_at is not None and local_day(problem.said_at) != today()
 
 
 def has_entries(folder: str) -> bool:
@@ -5632,17 +5606,17 @@ def check_paths(db: Any, given: Sequence[str], path: str) -> None:
     folders: set[str] = set()
     for (text,) in db.execute("SELECT DISTINCT folders FROM runs") if given else ():
         folders.update(json.loads(text))
-    for each in given:
+    for each in itertools.filterfalse(os.path.lexists, given):
         stored = stored_path(each)
         start = os.path.join(stored, "")
         # What is below: "/" is followed by "0".
         below = {"at": stored, "from": start, "to": f"{start[:-1]}0"}
         where = "WHERE path = :at OR path >= :from AND path < :to LIMIT 1"
-        is_known = stored in folders or any(
+        is_known = any(start.startswith(os.path.join(top, "")) for top in folders) or any(
             db.execute(f"SELECT 1 FROM {table} {where}", below).fetchone()
             for table in ("recordings", "problems")
         )
-        if not (is_known or os.path.lexists(each)):
+        if not is_known:
             cause = f"it knows nothing of {each}, which is not there either"
             raise LedgerError(path, "path", cause, "check --audio-path")
 
@@ -5949,8 +5923,8 @@ def make_parser() -> Parser:
            help="send a JSON that changed after the upload to the dialog; needs --ledger")
     option("--since", type=day, metavar="DAY",
            help="leave out recordings older than YYYY-MM-DD, today, yesterday or 7d, unless the "
-                "ledger knows them, or they came since the day of the first run over the same "
-                "paths; with --report: begin there")
+                "ledger knows them, or they came after the first run over the same paths; with "
+                "--report: begin there")
     option("--min-age", type=age, default=0.0, metavar="AGE",
            help="leave out files that changed less than AGE ago (90, 5m, 1h): they may still be "
                 "written to")

@@ -246,25 +246,11 @@ STORIES = {
         empty rec.wav, works                                : 0
         in the store                                        : -
     """,
-    "what is converted after its upload, and then moved, is no new call": """
-        call m/a.wav, call m/b.wav                          : 0
-        mp3 m/a.mp3, mp3 m/b.mp3 2, remove m/a.wav, remove m/b.wav : 0
-        rename m archive                                    : 0
-        rename archive/a.mp3 archive/2026/a.mp3, --dry-run  : 0
-                                                            : 0
-        in the store                                        : - -
-    """,
-    "nor with a JSON": """
-        call m/a.wav, json m/a.wav anna                     : 0
-        mp3 m/a.mp3, remove m/a.wav                         : 0
-        rename m archive                                    : 0
-        in the store                                        : anna
-    """,
-    "but another call of its name, in another folder, is one": """
-        call m/a.wav                                        : 0
-        mp3 m/a.mp3, remove m/a.wav                         : 0
-        call n/keep.wav, mp3 n/a.mp3                        : 0
-        in the store                                        : - - -
+    "nor what was made of one that was refused, replaced by a copy with its old time, and sent": """
+        refuse, call a.wav                                  : 65 a.wav
+        works, call a.wav 4000, touch a.wav                 : 0
+        mp3 a.mp3, remove a.wav                             : 0
+        in the store                                        : -
     """,
     "of two names without JSON one gets one: on the next day nobody waits for the other's": """
         call raw/1.wav, link zz/anna.wav raw/1.wav, --require-json=0s : 66 1.wav anna.wav
@@ -303,10 +289,10 @@ STORIES = {
         call of-that-day.wav, --since=7d                    : 0
         in the store                                        : - - - - -
     """,
-    "nor what waited in it": """
-        call a.wav, sleep 1, --since=today, --require-json=2d : 0
-        days_ahead 1, json a.wav own, --since=today, --require-json=2d : 0
-        in the store                                        : own
+    "what is before a day that is yet to come stays so": """
+        call a.wav, sleep 1, --since=2999-01-01             : 0
+        --since=2999-01-01                                  : 0
+        in the store                                        :
     """,
     "nor if the clock was wrong in a run since": """
         call before.wav, --since=7d                         : 0
@@ -368,6 +354,12 @@ STORIES = {
         remove a.wav, remove a.json, --update-metadata      : 65
         day                                                 : 65 b.wav
         in the store                                        : anna
+    """,
+    "but what has the name of such a copy since is its own": """
+        call a.wav 2000 1, json a.wav a, call b.wav 2000 1, json b.wav b,
+        call c.wav, json c.wav c                            : 65 b.wav
+        rename c.wav b.wav, rename c.json b.json, json b.wav new, --update-metadata : 0
+        in the store                                        : a new
     """,
     "one that is emptied beside its conversion is not sent once more": """
         call a.wav                                          : 0

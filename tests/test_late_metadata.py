@@ -136,6 +136,16 @@ def test_a_recording_without_its_json_waits_and_holds_up_no_other(office: Office
     assert f"{late}: no metadata yet: 2.json; " in outcome.err
 
 
+def test_one_that_waits_is_hashed_once_a_day(office: Office, opened: list[str]) -> None:
+    late = office.record("2.wav")
+    words = ("--require-json", "0s")
+    for day, times in enumerate((1, 0, 0, 1)):
+        office.set_clock(DAY_S * (day > 2))
+        opened.clear()
+        assert office.run(*words).code == 66
+        assert opened.count(str(late)) == times
+
+
 def test_the_age_is_that_of_the_copy_and_one_that_is_named_has_none(office: Office) -> None:
     """As rclone and cp -p keep the mtime, recorders without a clock write any."""
     for year in (1971, 2020, 2300):

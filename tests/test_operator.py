@@ -350,6 +350,15 @@ def test_one_that_fails_while_others_are_uploaded_is_said_after_a_day(one_fails:
     assert (cron.run().code, cron.problems()) == (0, [])
 
 
+def test_an_outage_after_one_has_failed_alone_is_one(one_fails: Cron) -> None:
+    one_fails.call("good.wav")
+    assert one_fails.run().code == 75
+    one_fails.run(*one_fails.away)
+    one_fails.hours(2)
+    [line] = lines(one_fails.run(*one_fails.away))
+    assert line.startswith("no upload has worked since 2")
+
+
 def test_one_that_fails_is_still_the_same_problem_after_an_outage(one_fails: Cron) -> None:
     one_fails.call("good.wav", 4_000)
     one_fails.run()

@@ -134,10 +134,13 @@ def test_a_path_that_is_neither_known_nor_there_is_78(made: Made, tmp_path: Path
     made.run(folders='["/var/other"]')
     made.recording("/var/calls/2026/a.wav")
     made.problem("/var/bad/b.wav", 65, "refused", "refused; correct it")
-    known = ("/var/calls", "/var/calls/2026/", "/var/calls/2026/a.wav", "/var/bad", "/var/other")
-    for path in (*known, str(tmp_path)):
+    known = (
+        *("/var/calls", "/var/calls/2026/", "/var/calls/2026/a.wav", "/var/bad"),
+        *("/var/other", "/var/other/a day without calls", str(tmp_path)),
+    )
+    for path in known:
         assert made.report("--audio-path", path).code == (65 if path == "/var/bad" else 0), path
-    for path in ("/var/cals", "/var/call", "/var/calls/2026/a", "/var/other/b.wav"):
+    for path in ("/var/cals", "/var/call", "/var/calls/2026/a", "/var/othe"):
         output = made.report("--audio-path", "/var/calls", path)
         assert (output.code, output.out) == (78, "")
         assert f"it knows nothing of {path}, which is not there either" in output.err
