@@ -471,12 +471,14 @@ class Result(NamedTuple):
     """What became of a recording: assigned once, by Tally.add, and never changed after that.
 
     Of an upload, what comes later replaces what was before:
-    Uploader.upload_talk  result_of_response; Worker makes result_of_error of what is raised
+    Uploader.upload_talk  result_of_response (rejected, if it could not be split, and that was said
+                          at once); Worker makes result_of_error of what is raised
     Worker._recorded      writes it to the ledger; if that fails, result_unrecorded
     Uploader.follow       with --wait: with its dialogs, recorded once more (result_of_operation);
                           or with an error, which the ledger has only as a problem
     Of the others: Worker._convert (left out), Worker._update (updated, or update_meaning's error),
-    Worker.deliver (a wait for one of an earlier run), update_talk, Lookup._take (found, recorded),
+    Worker.deliver (a wait for one of an earlier run: uploaded, or already if that fails),
+    update_talk, Lookup._take (found, recorded),
     result_of_row (known), result_of_error (Source), Run.plan and Examiner (in a dry run),
     Run._result_of_abandoned (where a worker hangs).
     """
@@ -5332,8 +5334,11 @@ class Run:
         """Count what was not tried; after a signal for a second at most, as a disk may hang."""
 
         def count() -> None:
-            self._tally.add_not_tried(self._source.count_rest())
+            with contextlib.suppress(LedgerError):  # Perhaps what has ended the run.
+                self._tally.add_not_tried(self._source.count_rest())
+                self._has_counted = True
 
+        self._has_counted = False
         counting = threading.Thread(target=count, daemon=True)
         counting.start()
         until_s = math.inf
@@ -5341,7 +5346,6 @@ class Run:
             counting.join(TICK_S)
             if self._is_ending():
                 until_s = min(until_s, time.monotonic() + CANCEL_GRACE_S)
-        self._has_counted = not counting.is_alive()
 
     def _cause(self) -> str:
         if self._signals:
@@ -5405,7 +5409,7 @@ class Run:
         tally.finish(is_complete)
         if self._ledger and self._access:
             self._note_end(self._ledger, is_complete)
-        if self._is_ending() or tally.not_tried:
+        if self._is_ending() or tally.not_tried or not self._has_counted:
             # The ledger notes an outage, and says so once it has lasted.
             is_told = self._is_ending() or not self._ledger
             level = logging.WARNING if is_told else logging.INFO

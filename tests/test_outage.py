@@ -365,6 +365,20 @@ def test_a_copy_does_not_wait_for_a_row_that_will_not_change(day: Day, waits: Wa
     assert outcomes(outcome.out, outcome.err)["unknown"] == 1
 
 
+def test_what_cannot_be_counted_is_no_bug(day: Day, waits: Waits) -> None:
+    """Of a link that leads nowhere the ledger, which is locked, has to be asked."""
+    waits(ledger_lock=0.3)
+    (day.folder / "z").mkdir()
+    (day.folder / "z/link").symlink_to("nowhere")
+    begin_ledger(str(day.ledger))
+    lock = ledgers.Lock(day.ledger)
+    day.service.on_call = lambda _: At(answer=lambda _: None if lock.is_held else lock.hold())
+    outcome = day.remember("--timeout", 10, quiet=False)
+    lock.release()
+    assert outcome.code == CONFIG and "Traceback" not in outcome.err
+    assert "the others not tried" in outcome.err.splitlines()[-1]
+
+
 def test_a_hangup_that_is_ignored_stops_nothing(day: Day) -> None:
     day.service.script.append(Delay(0.3))
     with day.start(over=day.first, under=("nohup",)) as process:
