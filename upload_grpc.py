@@ -2924,10 +2924,9 @@ class Ledger(LedgerFile):
 
     def knows_below(self, folder: str) -> bool:
         """Return whether there are recordings in a folder or its subfolders."""
-        start = os.path.join(stored_path(folder), "")
         sql = "SELECT 1 FROM recordings WHERE connection_id = ? AND stem >= ? AND stem < ? LIMIT 1"
-        # What is below: "/" is followed by "0".
-        return bool(self._execute(sql, (self._args.connection_id, start, f"{start[:-1]}0")))
+        values = (self._args.connection_id, *range_below(stored_path(folder)))
+        return bool(self._execute(sql, values))
 
     def files_not_uploaded(self) -> list[tuple[str, int, int]]:
         """Return path, size and mtime of the recordings that are not uploaded, and may yet be."""
@@ -3136,6 +3135,12 @@ def stored_folder(path: str) -> str:
         return printable(os.path.abspath(path))
     except FileNotFoundError:  # The working directory is gone, and with it what is meant.
         return printable(path)
+
+
+def range_below(folder: str) -> tuple[str, str]:
+    """Return where the paths below a folder begin, as text, and where they end."""
+    start = os.path.join(folder, "")
+    return start, f"{start[:-1]}0"  # "/" is followed by "0".
 
 
 def printable(name: str) -> str:
@@ -3837,7 +3842,7 @@ class ReplacedNames:
             if row["state"] != "failed" or row["duration_s"]:
                 continue
             # What had changed under way, or was not complete, is the same call.
-            has_changed = self._tally.problems.has(recording, FILE_CHANGED)
+            has_changed = self._tally.problems.find(recording, FILE_CHANGED)
             if not has_changed and not is_beginning(row, recording.path):
                 self._replaced[row["sha256"]] = recording
 
@@ -4051,7 +4056,8 @@ class Examiner:
                 return False
             if decision.action is not Action.WAIT:
                 # What was another call once is so when the first one's file is archived, too.
-                was_copy = self._tally.problems.was_copy(recording)
+                problem = self._tally.problems.find(recording, COPY_DIFFERS)
+                was_copy = problem is not None and problem.is_of(recording.file_state)
                 is_copy = was_copy or original_is_there(row, recording)
                 if is_copy:
                     check_copy(row, recording)
@@ -4082,7 +4088,8 @@ class Examiner:
             # What is too short needs none, nor what was moved without it after its upload.
             if self._args.min_duration and not self._check_audio(recording):
                 return False
-            is_of_today = self._tally.problems.is_of_today(recording, error.meaning.id)
+            problem = self._tally.problems.find(recording, error.meaning.id)
+            is_of_today = problem is not None and problem.is_of_today()
             if is_of_today or not self._is_known_audio(recording):  # Hashed once a day.
                 raise
         if not self._check_audio(recording):
@@ -4356,6 +4363,14 @@ class OpenProblem:
         self.is_met = False  # By this run.
         self.is_said = False  # By this run, with --quiet.
 
+    def is_of(self, state: FileState) -> bool:
+        """Return whether it is of this very file, but for its ctime."""
+        return self.file_state is not None and self.file_state[:2] == state[:2]
+
+    def is_of_today(self) -> bool:
+        """Return whether it was said, or else found first, on this local day."""
+        return local_day(self.said_at or self.since) == today()
+
     def has_lasted(self, key: ProblemKey, args: Namespace) -> bool:
         """Return whether it lasts for so long that a person has to hear of it."""
         after_s = SAID_AFTER_S.get(key.cause, SAID_AFTER_S.get(key.exit_code, 0.0))
@@ -4488,25 +4503,10 @@ class Problems:
         elif file_state[:2] in self._sought:
             self._met_elsewhere.add(file_state[:2])
 
-    def has(self, recording: Recording, cause: str) -> bool:
-        """Return whether a recording had a problem of this cause in an earlier run."""
-        return any(key.cause == cause for key in self._open.get(stored_path(recording.path), ()))
-
-    def was_copy(self, recording: Recording) -> bool:
-        """Return whether an earlier run has found this very file to be another call's copy."""
-        return any(
-            key.cause == COPY_DIFFERS
-            and problem.file_state
-            and problem.file_state[:2] == recording.file_state[:2]
-            for key, problem in self._of(stored_path(recording.path))
-        )
-
-    def is_of_today(self, recording: Recording, cause: str) -> bool:
-        """Return whether a recording's problem was said, or else found first, on this local day."""
-        return any(
-            key.cause == cause and local_day(problem.said_at or problem.since) == today()
-            for key, problem in self._of(stored_path(recording.path))
-        )
+    def find(self, recording: Recording, cause: str) -> OpenProblem | None:
+        """Return the problem of this cause that a recording had in an earlier run."""
+        of_path = self._of(stored_path(recording.path))
+        return next((problem for key, problem in of_path if key.cause == cause), None)
 
     def seeks(self, recording: Recording) -> bool:
         """Return whether an earlier run left a recording open, perhaps by another name."""
@@ -5576,9 +5576,8 @@ def make_filter(args: Namespace) -> Filter:
     values = {"connection": args.connection_id, "since": since}
     paths = []
     for number, path in enumerate(map(stored_path, args.audio_path)):
-        folder = path.rstrip("/")
-        # What is below: "/" is followed by "0".
-        values |= {f"at{number}": path, f"from{number}": f"{folder}/", f"to{number}": f"{folder}0"}
+        start, end = range_below(path)
+        values |= {f"at{number}": path, f"from{number}": start, f"to{number}": end}
         paths.append(f"path = :at{number} OR path >= :from{number} AND path < :to{number}")
     at_paths = " OR ".join(paths) or "TRUE"
     # What is wrong with a run is wrong for each path.
@@ -5607,17 +5606,16 @@ def check_connection(db: Any, connection_id: str | None, path: str) -> None:
 
 def check_paths(db: Any, given: Sequence[str], path: str) -> None:
     """Raise UploadError if the ledger knows nothing of a path that is not there, as with a typo."""
+    missing = list(itertools.filterfalse(os.path.lexists, given))
     folders: set[str] = set()
-    for (text,) in db.execute("SELECT DISTINCT folders FROM runs") if given else ():
+    for (text,) in db.execute("SELECT DISTINCT folders FROM runs") if missing else ():
         folders.update(json.loads(text))
-    for each in itertools.filterfalse(os.path.lexists, given):
+    where = "WHERE path = ? OR path >= ? AND path < ? LIMIT 1"
+    for each in missing:
         stored = stored_path(each)
-        start = os.path.join(stored, "")
-        # What is below: "/" is followed by "0".
-        below = {"at": stored, "from": start, "to": f"{start[:-1]}0"}
-        where = "WHERE path = :at OR path >= :from AND path < :to LIMIT 1"
+        start, end = range_below(stored)
         is_known = any(start.startswith(os.path.join(top, "")) for top in folders) or any(
-            db.execute(f"SELECT 1 FROM {table} {where}", below).fetchone()
+            db.execute(f"SELECT 1 FROM {table} {where}", (stored, start, end)).fetchone()
             for table in ("recordings", "problems")
         )
         if not is_known:
