@@ -30,7 +30,8 @@ Results go to stdout, everything else to stderr. README.md says more.
 # first begins with Run, then Source, Examiner and Worker.
 # Whether a call can be lost or doubled: Transfer.commit (when may a dialog exist?), RULES with
 # call_error (what does the end of a call prove?), Uploader._retrying (the only repetition within a
-# run), Ledger (what survives a crash) and decide (the only repetition by a later run).
+# run, but for a copy of what failed), Ledger (what survives a crash) and decide (the only
+# repetition by a later run).
 
 # --- 1. Start: modules and stubs --------------------------------------------------------------
 
@@ -69,7 +70,7 @@ import time
 import traceback
 import types
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO
 
 try:
@@ -223,8 +224,8 @@ class Meaning(NamedTuple):
 
     What is no upload is judged from these by a function of its own:
 
-    update of metadata  update_meaning: 65, or 75, perhaps an outage; only what nothing could be
-                        sent with stays as it is, and may stop the run
+    update of metadata  update_meaning: 65, or 75, perhaps an outage; without a connection or a
+                        credential the meaning stays as it is, and may stop the run
     wait for a split    Uploader.follow: no outage; stops the run if the credential is refused
     lookup              would_repeat: whether more of them are tried
     """
@@ -635,23 +636,23 @@ class Recording:
         self.sidecar = sidecar  # find_files: the JSON beside it.
         self.file_state = NO_STATE  # Source; compared again at the commit point.
         self.started_s = 0.0  # Source, when it looks at the recording for the first time.
-        # Source: the same call in other formats, until Examiner has chosen one.
+        # Source: the same call in other formats, until CallFiles has chosen one.
         self.siblings: Sequence[tuple[str, FileState]] = ()
-        self.audio: Audio | None = None  # Source: what its header says.
+        self.audio: Audio | None = None  # Examiner: what its header says.
         self.metadata: TalkMetadata | None = None  # collect_metadata
         self.json: Json | None = None  # collect_metadata: the sidecar, as it was read.
         self.has_placeholders = False  # collect_metadata
         self.sha256 = ""  # hash_recording
         self.metadata_sha256 = ""  # hash_recording
         self.rows: Sequence[Row] | None = None  # Source: of this path; None: to be read (again).
-        self.row: Row | None = None  # Source: what the ledger has, unless it is to be sent.
-        self.action = Action.LEAVE  # Source: what a worker has to do.
-        self.replaces = ""  # Source: the dialog ID of other audio that had this path before.
-        self.converted: Converted | None = None  # Run, if it has to be.
+        self.row: Row | None = None  # Examiner: what the ledger has, unless it is to be sent.
+        self.action = Action.LEAVE  # Examiner: what a worker has to do.
+        self.replaces = ""  # ReplacedNames: the dialog ID of other audio that had this path before.
+        self.converted: Converted | None = None  # Worker, if it has to be.
         self.attempts = 0  # Uploader
         self.call: Call | None = None  # Uploader: the latest attempt, or its look for a connection.
         self.received: Result | None = None  # Uploader, Worker: the call's, before ledger and wait.
-        self.is_recorded = False  # Worker: the ledger has the result, if there is one.
+        self.is_recorded = False  # Worker: its result is in the ledger, or there is no ledger.
         self.is_waiting = False  # Worker: the service is being asked whether it is split.
         self.result: Result | None = None  # Tally.add
 
@@ -809,7 +810,9 @@ def read_header(path: str, args: Namespace) -> tuple[Audio, FileState]:
 # --- 5. Audio formats -------------------------------------------------------------------------
 
 # The content tells the format; a suffix counts only for raw GSM, for MP3 behind something else,
-# and for raw PCM. To add a format, add a line to FORMATS.
+# and for raw PCM. To add a format, add a line to FORMATS. What the service takes as it is needs a
+# `container`, too, and a read_header that leaves needs_conversion False; then look at AUDIO_TYPES,
+# check_limits, and the words in read_header and make_parser.
 
 EXPORT_AGAIN = "record or export it again"
 CUT_IT = "cut it into parts of at most 4 hours"
@@ -856,7 +859,7 @@ class AudioFormat(NamedTuple):
     # From the file at its beginning, and its size; raises UploadError for what is broken.
     read_header: Callable[[BinaryIO, int, AudioFormat], Audio]
     demuxer: str = ""  # FFmpeg's name for it.
-    container: str = ""  # The service's name for it; empty: it takes it only with --convert.
+    container: str = ""  # The service's name for it; empty: raw PCM, or to be converted.
     # Where the header has the file's length: a marker, and the layout of what follows (`struct`).
     length: tuple[bytes, str] | None = None
 
@@ -1371,9 +1374,10 @@ def collect_metadata(recording: Recording, args: Namespace, common: TalkMetadata
     parser.error what is wrong: an error here would be said of each recording.
     What is sent differs then, so rejected recordings are sent again; of uploaded ones only a change
     of layer 3 is noticed (MetadataExaminer.has_changed). A layer that a later run may lack needs a
-    guard like had_meta_path, as an update erases the keys that it leaves out: a column
-    (LEDGER_TABLES; LEDGER_VERSION, as there is no migration), filled in by metadata_columns, looked
-    at in MetadataExaminer.complete_update.
+    guard like had_meta_path, as an update erases the keys that it leaves out: a column of
+    LEDGER_TABLES, filled in by metadata_columns, looked at in MetadataExaminer.complete_update; and
+    a new LEDGER_VERSION. There is no migration: ledgers of other versions are refused, and a new
+    ledger uploads everything again.
     """
     recording.metadata = metadata = TalkMetadata()
     recording.has_placeholders = recording.sidecar is None and common is None
@@ -1693,7 +1697,11 @@ class Access:
         self._numbers = itertools.count(round(args.timeout * 1000))
 
     def header(self) -> tuple[str, str]:
-        """Return the authorization header, with a VM's token fetched anew each hour."""
+        """Return the authorization header, with a VM's token fetched anew each hour.
+
+        Any other credential is read once: if it expires, BAD_KEY ends the run with 77, what is
+        under way may end, and a later run sends the rest.
+        """
         age_s = time.monotonic() - self._fetched_s
         if self._args.key_type == "vm" and age_s > VM_TOKEN_AGE_LIMIT_S:
             try:
@@ -1701,7 +1709,7 @@ class Access:
                 self._fetched_s = time.monotonic()
             except UploadError as error:
                 log.info(f"the old token is used on: {error}")
-                self._fetched_s += VM_TOKEN_PAUSE_S
+                self._fetched_s = time.monotonic() - VM_TOKEN_AGE_LIMIT_S + VM_TOKEN_PAUSE_S
         return "authorization", self._authorization
 
     def open_channel(self, endpoint: str) -> tuple[grpc.Channel, int]:
@@ -1876,6 +1884,10 @@ class Call:
 
 def check_unchanged(recording: Recording, moved: Callable[[], None]) -> None:
     """Raise UploadError unless a recording's file is still the one that was checked.
+
+    One that is still being written waits (--min-age), or its header shows it (65), or it changes
+    after it was hashed (Examiner._check_audio), during its conversion (Worker._convert), or before
+    the commit point: 75. If its writer pauses for longer, what follows is another call.
 
     moved: called now and then, where that takes long.
     """
@@ -2169,8 +2181,9 @@ class Uploader:
     def _retrying(self, what: str, attempt: Callable[[], Any]) -> Any:
         """Call attempt until it succeeds, or fails for good; return what it returns.
 
-        Only this sends anything a second time within a run, and only if the error's meaning has
+        Only this sends a file a second time within a run, and only if the error's meaning has
         may_retry, which the table of section 3 gives only where no dialog can have been created.
+        (A copy of what failed so is sent, too, when all else is done: Examiner._claim_or_leave.)
         """
         waited_s = 0.0
         number = 0
@@ -2197,7 +2210,8 @@ class Uploader:
         """Make sure that there is a connection before a single message is sent.
 
         Otherwise a message that was never sent would count as unknown. A response to a health
-        check (grpc.health.v1), even UNIMPLEMENTED, shows a connection; not one that may pass.
+        check (grpc.health.v1), even UNIMPLEMENTED, shows a connection; UNAVAILABLE, and other
+        errors that may pass, do not.
         """
         recording.call = call = Call(self._watch())  # A signal cancels it, too.
         try:
@@ -2412,7 +2426,7 @@ LEDGER_VIEWS = {
     # A row: a recording with a row in recordings, and what has become of it.
     "recording_outcomes": f"""
 SELECT *, CASE
-    -- The latest run has not ended, nor left this row alone for a day: it was not killed.
+    -- It may be under way: the latest run has no end, and the row was written within a day.
     WHEN state IN ('sending', 'finishing')
         AND updated_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 day')
         AND (SELECT ended_at IS NULL FROM runs ORDER BY id DESC LIMIT 1)
@@ -2428,7 +2442,7 @@ SELECT *, CASE
         CASE state WHEN 'rejected' THEN state ELSE 'failed' END)
     END AS outcome
 FROM recordings r WHERE NOT {TOO_SHORT}
--- Nor what the call's file held before it was sent: repaired, converted, or whole by now.
+-- Nor what a call's file held before it was repaired, converted or complete, and then sent.
 AND (state NOT IN ('failed', 'rejected', 'unknown') OR NOT EXISTS (
     SELECT 1 FROM recordings u INDEXED BY recordings_by_stem
     WHERE u.connection_id = r.connection_id AND u.stem = r.stem
@@ -2775,7 +2789,9 @@ class Ledger(LedgerFile):
                                                          change, or --retry-rejected is given
 
     So a run that dies leaves either no dialog (no row, or a sending one) or a row that says there
-    may be one. `decide` has the right column in code. Every method raises LedgerError.
+    may be one. `decide` has the right column in code. An unknown one is uploaded once Lookup finds
+    its dialog, or somebody has written so by hand; if it is sent again in another format, its own
+    row stays. Every method raises LedgerError.
 
     So does a full disk: at the start (_prepare writes in each run) or in `claim` nothing is sent;
     at the commit point the upload is cancelled, and its row stays `sending`; after the response it
@@ -3254,7 +3270,8 @@ class Lookup:
     that were uploaded next after it is found by that very search. So the search works, and its
     index has what is younger. What this rests on: a dialog is in the index within a day.
 
-    What goes wrong in it is a warning, and changes no exit code, but for a refused credential.
+    What goes wrong in it is a warning, and changes no exit code, but for a refused credential and
+    what the ledger raises.
     """
 
     def __init__(
@@ -3519,7 +3536,7 @@ class Source:
     """Yields the recordings to send, one at a time, whichever worker asks; reports the others.
 
     It holds its lock while it looks at one file, or may not begin one. What could hold up others
-    comes last: in a run that began half open what failed before, then what is hashed only for its
+    comes last: while the breaker is half open what failed before, then what is hashed only for its
     new ctime, then copies of what was under way.
     """
 
@@ -3632,7 +3649,8 @@ class Source:
                 what = "another name of a file that was found before"
                 self._tally.leave_out(recording, "under another name", what, is_over=False)
             else:
-                if found.sidecar or self._args.require_json is None:  # Else another may have one.
+                # Else another of its names may have a JSON.
+                if found.sidecar or self._args.require_json is None:
                     seen |= identities
                 yield recording
 
@@ -3862,7 +3880,12 @@ class ReplacedNames:
 
 
 class CallFiles:
-    """Chooses one of a call's files, which differ only in suffix, and leaves out the others."""
+    """Chooses one of a call's files, which differ only in suffix, and leaves out the others.
+
+    First the one that was sent, if it has not changed (match). If that is gone, none: it is the
+    same call (uploaded_sibling, Examiner._is_left_out). Else the best that can be read
+    (Examiner._check_audio).
+    """
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
@@ -3880,7 +3903,9 @@ class CallFiles:
         if known:
             self.choose(recording, recording.path, recording.file_state)
         elif rows:
-            gone = uploaded_sibling(rows, recording)
+            paths = {row["path"] for row in rows}.union(stored_path(p) for p, _ in recording.files)
+            not_sent = self._tally.problems.files_not_sent(paths)
+            gone = uploaded_sibling(rows, recording, not_sent)
             self._choose_sent(rows, recording)
             known, only_ctime_differs = match_file(rows, recording)
             if gone and gone["state"] == "uploaded" and recording.sidecar:
@@ -4299,12 +4324,16 @@ def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, b
     return None, only_ctime_differs
 
 
-def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
-    """Return the row of the same call in a format of which there is no file any more.
+def uploaded_sibling(
+    rows: Sequence[Row], recording: Recording, not_sent: Sequence[FileState]
+) -> Row | None:
+    """Return the row of the same call in a format of which no file was found.
 
     A night job may have turned X.wav into X.mp3 after the upload. If there is a row of a file that
-    is there, either that file was sent, or its name has been used again, for another call. Nor is
-    it that call if a later one of its name was not uploaded: what is there may be made of it.
+    is there, either that file was sent, or its name has been used again, for another call. It is
+    another call, too, if a later one had the name and was not sent: what is there may be made of
+    that one.
+    not_sent: what earlier runs found under these names, and could not send.
     """
     # Emptied is as good as gone.
     present = {path for path, state in recording.files if state.size_bytes}
@@ -4315,15 +4344,20 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording) -> Row | None:
     rows = [row for row in rows if {row["suffix"].lower(), *suffixes} <= {*SUFFIXES}]
     sent = [row for row in rows if row["state"] in MAY_BE_IN_SERVICE]
     latest = max(sent, key=lambda row: row["sequence"] or 0, default=None)
-    made_ns = max(state.mtime_ns for path, state in recording.files if path in present)
-    is_of_later = any(
-        latest["mtime_ns"] < row["mtime_ns"] <= made_ns
+    if not latest:
+        return None
+    later_ns = [
+        row["mtime_ns"]
         for row in rows
-        if latest and row["state"] in ("failed", "rejected") and not row["duration_s"]
+        if row["state"] in ("failed", "rejected") and not row["duration_s"]
         # Not one that was replaced, by a copy with its old time, and then sent.
         if row["updated_at"] > (latest["uploaded_at"] or latest["updated_at"])
-        if not any(is_same_path(row, path) for path in present)
-    )
+    ]
+    # What was only touched has the same size.
+    others = (state for state in not_sent if state.size_bytes not in (0, latest["size_bytes"]))
+    later_ns += (state.mtime_ns for state in others)
+    made_ns = max(state.mtime_ns for path, state in recording.files if path in present)
+    is_of_later = any(latest["mtime_ns"] < mtime_ns <= made_ns for mtime_ns in later_ns)
     return None if is_of_later else latest
 
 
@@ -4381,7 +4415,7 @@ class OpenProblem:
 
 
 class Problems:
-    """What an operator hears: the way of errors and warnings to stderr, but for the last rows.
+    """What an operator hears: the way of errors and warnings to stderr.
 
     Without --quiet, or without a ledger, a run says at once all that it finds. With both:
 
@@ -4507,6 +4541,11 @@ class Problems:
         """Return the problem of this cause that a recording had in an earlier run."""
         of_path = self._of(stored_path(recording.path))
         return next((problem for key, problem in of_path if key.cause == cause), None)
+
+    def files_not_sent(self, paths: Set[str]) -> list[FileState]:
+        """Return what earlier runs found at these paths, as stored, and could not send."""
+        problems = itertools.chain.from_iterable(map(self._of, paths))
+        return [each.file_state for key, each in problems if key.exit_code and each.file_state]
 
     def seeks(self, recording: Recording) -> bool:
         """Return whether an earlier run left a recording open, perhaps by another name."""
@@ -4905,7 +4944,7 @@ class Tally:
 
 
 class Console(logging.Handler):
-    """The only place that prints: results to stdout, one line per problem to stderr."""
+    """The only place that prints in a run: results to stdout, a line per problem to stderr."""
 
     def __init__(self, args: Namespace) -> None:
         super().__init__()

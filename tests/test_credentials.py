@@ -246,7 +246,7 @@ def test_a_vm_gives_its_token(
 def test_an_old_token_of_a_vm_is_fetched_anew_or_used_on_if_that_fails(
     bare: Bare, service: StandIn, vm: VmMetadata, call: Path, waits: Waits, breaks: bool
 ) -> None:
-    waits(vm_token_age=0.0)
+    waits(vm_token_age=-18_000.0)  # As after an upload of five hours.
     vm.answer = (200, b'{"access_token": "t1.NUMBER"}')
 
     def break_metadata(_: Call) -> Step:
@@ -255,9 +255,12 @@ def test_an_old_token_of_a_vm_is_fetched_anew_or_used_on_if_that_fails(
 
     service.on_call = break_metadata
     words = ("--key-type", "vm", "--jobs", 1, "--audio-path")
-    outcome = bare(*words, make_wav(call.with_name("b.wav"), 1_000))
+    others = [make_wav(call.with_name(name), 1_000) for name in ("b.wav", "c.wav")]
+    outcome = bare(*words, *others)
     assert outcome.code == 0
-    assert sent(service) == ["Bearer t1.2", "Bearer t1.2" if breaks else "Bearer t1.3"]
+    tokens = ("t1.2", "t1.2", "t1.2") if breaks else ("t1.2", "t1.3", "t1.4")
+    assert sent(service) == [f"Bearer {token}" for token in tokens]
+    assert len(vm.asked) == (3 if breaks else 4)  # Not again at once.
 
 
 def test_a_dry_run_needs_no_credential_and_asks_nobody(

@@ -234,6 +234,22 @@ STORIES = {
         its calls                                           : rec.mp3 uploaded rec.wav uploaded
         in the store                                        : - -
     """,
+    "so is one that was refused for its header, or had no JSON": """
+        call 1.wav 2000 1, call 2.wav 2000 2, json 2.wav -  : 0
+        broken 1.wav                                        : 65 1.wav
+        mp3 1.mp3, remove 1.wav                             : 0
+        in the store                                        : - - -
+        call 2.wav 4000 3, remove 2.json, --require-json=0s : 66 *
+        mp3 2.mp3 2, remove 2.wav, json 2.wav -             : 0
+        in the store                                        : - - - -
+    """,
+    "and not only if its first try works": """
+        call rec.wav 2000 1                                 : 0
+        broken rec.wav                                      : 65 rec.wav
+        mp3 rec.mp3, remove rec.wav, fail                   : 75
+        works                                               : 0
+        in the store                                        : - -
+    """,
     "but not what was made of the first call, before the later one": """
         call rec.wav 2000 1                                 : 0
         mp3 rec.mp3, call rec.wav 4000 2, fail              : 75
