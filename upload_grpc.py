@@ -70,7 +70,7 @@ import time
 import traceback
 import types
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO
 
 try:
@@ -3903,9 +3903,7 @@ class CallFiles:
         if known:
             self.choose(recording, recording.path, recording.file_state)
         elif rows:
-            paths = {row["path"] for row in rows}.union(stored_path(p) for p, _ in recording.files)
-            not_sent = self._tally.problems.files_not_sent(paths)
-            gone = uploaded_sibling(rows, recording, not_sent)
+            gone = uploaded_sibling(rows, recording, self._tally.problems)
             self._choose_sent(rows, recording)
             known, only_ctime_differs = match_file(rows, recording)
             if gone and gone["state"] == "uploaded" and recording.sidecar:
@@ -4324,16 +4322,13 @@ def match_file(rows: Sequence[Row], recording: Recording) -> tuple[Row | None, b
     return None, only_ctime_differs
 
 
-def uploaded_sibling(
-    rows: Sequence[Row], recording: Recording, not_sent: Sequence[FileState]
-) -> Row | None:
+def uploaded_sibling(rows: Sequence[Row], recording: Recording, problems: Problems) -> Row | None:
     """Return the row of the same call in a format of which no file was found.
 
     A night job may have turned X.wav into X.mp3 after the upload. If there is a row of a file that
     is there, either that file was sent, or its name has been used again, for another call. It is
     another call, too, if a later one had the name and was not sent: what is there may be made of
     that one.
-    not_sent: what earlier runs found under these names, and could not send.
     """
     # Emptied is as good as gone.
     present = {path for path, state in recording.files if state.size_bytes}
@@ -4353,9 +4348,9 @@ def uploaded_sibling(
         # Not one that was replaced, by a copy with its old time, and then sent.
         if row["updated_at"] > (latest["uploaded_at"] or latest["updated_at"])
     ]
-    # What was only touched has the same size.
-    others = (state for state in not_sent if state.size_bytes not in (0, latest["size_bytes"]))
-    later_ns += (state.mtime_ns for state in others)
+    # What was not even tried has no row. What was only touched has the same size.
+    not_tried = problems.files_not_tried(latest["path"])
+    later_ns += [s.mtime_ns for s in not_tried if s.size_bytes not in (0, latest["size_bytes"])]
     made_ns = max(state.mtime_ns for path, state in recording.files if path in present)
     is_of_later = any(latest["mtime_ns"] < mtime_ns <= made_ns for mtime_ns in later_ns)
     return None if is_of_later else latest
@@ -4542,10 +4537,11 @@ class Problems:
         of_path = self._of(stored_path(recording.path))
         return next((problem for key, problem in of_path if key.cause == cause), None)
 
-    def files_not_sent(self, paths: Set[str]) -> list[FileState]:
-        """Return what earlier runs found at these paths, as stored, and could not send."""
-        problems = itertools.chain.from_iterable(map(self._of, paths))
-        return [each.file_state for key, each in problems if key.exit_code and each.file_state]
+    def files_not_tried(self, path: str) -> list[FileState]:
+        """Return what earlier runs have found at a path, as stored, and refused themselves."""
+        refused = (os.EX_DATAERR, os.EX_NOINPUT)
+        problems = (problem for key, problem in self._of(path) if key.exit_code in refused)
+        return [problem.file_state for problem in problems if problem.file_state]
 
     def seeks(self, recording: Recording) -> bool:
         """Return whether an earlier run left a recording open, perhaps by another name."""

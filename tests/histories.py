@@ -158,11 +158,14 @@ def record(world: World, which: int, how: int) -> None:
     world.record(world.name("call"), how % 3)
 
 
-def begin(world: World, which: int, how: int) -> None:
-    call = world.record(world.name("call"), how % 3)
+def halve(call: Call) -> None:
     call.whole = call.path.read_bytes()
     call.path.write_bytes(call.whole[: len(call.whole) // 2])
     call.digests.add(sha256(call.path))
+
+
+def begin(world: World, which: int, how: int) -> None:
+    halve(world.record(world.name("call"), how % 3))
 
 
 def complete(world: World, which: int, how: int) -> None:
@@ -212,7 +215,9 @@ def remove(world: World, which: int, how: int) -> None:
 
 
 def convert(world: World, which: int, how: int) -> None:
-    for call in world.pick(which, lambda call: is_plain(call) and not call.is_new):
+    """A night job does it, or somebody repairs what was refused."""
+    for call in world.pick(which, lambda call: call.is_plain and not call.is_new):
+        call.whole = b""
         path = call.path.with_suffix(".mp3")
         noise = random.Random(call.number)
         path.write_bytes(b"".join(b"\xff\xfb\x90\x64" + noise.randbytes(413) for _ in range(6)))
@@ -236,7 +241,9 @@ def use_name_again(world: World, which: int, how: int) -> None:
             call.json.unlink(missing_ok=True)
             call.path = path.with_name("overwritten")
         call.names.discard(path)
-        world.record(path, how % 3)
+        new = world.record(path, how % 3)
+        if how % 4 > 1:
+            halve(new)
 
 
 def copy(world: World, which: int, how: int) -> None:
