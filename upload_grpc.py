@@ -183,11 +183,14 @@ SAMPLE_SIZE_BITS = 16
 METADATA_VALUE_LIMIT_BYTES = 1024
 # Our own limit, so that a file named by mistake is not read to its end.
 SMALL_FILE_LIMIT_BYTES = 1024 * 1024
-# With --quiet: how many problems of one cause are named in a run; how long what may pass by itself
-# (exit code 75), and what a lookup may still find, has to last before it is named.
+# With --quiet: how many problems of one cause are named on a day (without a ledger: in a run), so
+# that a dead exporter is no email in each run; how long what may pass by itself (exit code 75), and
+# what a lookup may still find, has to last before it is named.
 SAID_LIMIT = 10
 PASSING_S = 60 * 60.0
 LOOKUP_HOPE_S = 24 * 60 * 60.0
+# How far ahead of ours the clock of a file server is believed to be, such as one in another zone.
+CLOCK_AHEAD_LIMIT_S = 24 * 60 * 60.0
 
 # Our own limit, so that a service's error text of many KB stays one readable line.
 LINE_LIMIT_CHARACTERS = 1000
@@ -275,6 +278,10 @@ def unreadable_error(error: Exception, what: str = "") -> UploadError:
     """Return the error for a file that cannot be read; what: which one, if not the recording."""
     if limit := limit_error(error):
         return limit
+    if getattr(error, "errno", 0) in (errno.EBUSY, errno.ETXTBSY, errno.ESTALE):
+        # A recorder on a Windows share keeps a file to itself; NFS looks for it anew.
+        cause = f"{what}cannot be read now: {error_text(error)}"
+        return UploadError(Meaning(os.EX_TEMPFAIL, "busy", cause, AGAIN))
     cause = f"{what}cannot be read: {error_text(error)}"
     return UploadError(Meaning(os.EX_NOINPUT, "unreadable", cause, CHECK_PATH))
 
@@ -4078,10 +4085,7 @@ class Examiner:
                 self._tally.leave_out(recording, "too short", what)
                 return False
             if decision.action is not Action.WAIT:
-                # What was another call once is so when the first one's file is archived, too.
-                problem = self._tally.problems.find(recording, COPY_DIFFERS)
-                was_copy = problem is not None and problem.is_of(recording.file_state)
-                is_copy = was_copy or original_is_there(row, recording)
+                is_copy = self._is_copy(recording, row)
                 if is_copy:
                     check_copy(row, recording)
                 else:
@@ -4101,6 +4105,19 @@ class Examiner:
             ledger.claim(recording)
         self._claimed.add(recording.sha256)
         return self._send(recording)
+
+    def _is_copy(self, recording: Recording, row: Row) -> bool:
+        """Return whether a row's own recording is another one than this, with the same audio.
+
+        So it stays when that one is archived, unless all shows that this is that one, moved.
+        """
+        problem = self._tally.problems.find(recording, COPY_DIFFERS)
+        if problem and problem.is_of(recording.file_state):
+            return True
+        own = stored_path(recording.path)
+        is_elsewhere = row["path"] != own and row["mtime_ns"] != recording.file_state.mtime_ns
+        has_other_json = recording.json and recording.json.sha256 != row["json_sha256"]
+        return bool(is_elsewhere and has_other_json) or original_is_there(row, recording)
 
     def _check(self, recording: Recording) -> bool:
         """Check a recording's JSON and audio, collect its metadata; return False if it waits."""
@@ -4178,7 +4195,8 @@ def is_young(state: FileState, limit_s: float) -> bool:
     """Return whether a file changed less than limit_s ago, so that it may still be written to.
 
     By the later of mtime and ctime: a file that a tool copied with its old mtime is young when it
-    arrives. A date far in the future is wrong rather than young; slightly ahead is clock skew.
+    arrives. An mtime in the future is wrong rather than young, but for a slight clock skew; a ctime
+    up to a day ahead is that of a file server whose clock is ahead, by which all is young.
     """
     if not limit_s:
         return False
@@ -4186,7 +4204,8 @@ def is_young(state: FileState, limit_s: float) -> bool:
     age_s = now_s - max(state.mtime_ns, state.ctime_ns) / 1e9
     if age_s < -limit_s:
         age_s = now_s - state.ctime_ns / 1e9
-    return abs(age_s) < limit_s
+        return -CLOCK_AHEAD_LIMIT_S < age_s < limit_s
+    return age_s < limit_s
 
 
 def shorter(duration_s: float, args: Namespace) -> str:
@@ -4469,7 +4488,11 @@ class Problems:
         # Of those, what this run has met: by its path, or by another one, so that it is not lost.
         self._met_paths: set[str] = set()
         self._met_elsewhere: set[tuple[int, int]] = set()
-        self._lines: collections.Counter[str] = collections.Counter()  # By cause.
+        self._lines: collections.Counter[str] = collections.Counter()  # By cause, on this day.
+        if self._ledger and args.quiet:
+            said = ((key, p) for each in self._open.values() for key, p in each.items())
+            self._lines.update(key.cause for key, p in said if p.said_at and p.is_of_today())
+        self._lines_before = self._lines.copy()
 
     def note(self, path: str, error: UploadError, file_state: FileState | None = None) -> None:
         """Take a problem of a recording, or with path "" of the run."""
@@ -4569,7 +4592,7 @@ class Problems:
             if self._args.quiet:
                 self._say_again(ledger)
         for cause, number in self._lines.items():
-            if self._args.quiet and number > SAID_LIMIT:
+            if self._args.quiet and self._lines_before[cause] <= SAID_LIMIT < number:
                 where = "--report" if ledger else "leave out --quiet"
                 log.error(f"and {number - SAID_LIMIT:,} more ({cause}): {where}")
         return codes
@@ -4644,11 +4667,18 @@ class Problems:
         paths -= self._met_paths.union(path for path, _, _ in self._undelivered)
         folders = [stored_path(path) for path in self._args.audio_path if has_entries(path)]
         beside = {os.path.dirname(stored_path(path)) for path in self._args.audio_path}
+        # Folders that could not be looked at.
+        away = tuple(
+            f"{path}/"
+            for path, problems in self._open.items()
+            if any(problem.is_met and not problem.file_state for problem in problems.values())
+        )
         codes: set[int] = set()
         for path in sorted(paths):
             unmet = UnmetFile(path, self._of(path), ledger)
             was_renamed = unmet.sizes_and_times & self._met_elsewhere and not os.path.lexists(path)
-            if not was_renamed and not was_looked_at(path, folders, beside):
+            was_seen = was_looked_at(path, folders, beside) and not path.startswith(away)
+            if not was_renamed and not was_seen:
                 continue
             if unmet.is_over(self._met_elsewhere):
                 for key, _ in self._of(path):
@@ -5542,8 +5572,9 @@ class LastRun(NamedTuple):
 def report(args: Namespace) -> int:
     """Print what the ledger knows and return the exit code; raise UploadError.
 
-    The exit code is the gravest of what needs attention and, with --since, is about a call recorded
-    since then (of what is about no call: was met by a run since then); it is at least 75 if, of any
+    The exit code is the gravest of what needs attention and, with --since, has begun since then or
+    is about a call recorded since then (about no call: was met by a run since then); it is at least
+    75 if, of any
     connection that ever had a --quiet run, none within 24 h looked at everything, or the latest
     left something not tried, or was ended by a signal or a bug.
     """
@@ -5620,7 +5651,7 @@ def make_filter(args: Namespace) -> Filter:
     return Filter(
         calls=f"{SAME_CONNECTION} AND ({at_paths}) AND calls.recorded_at >= :since",
         attention=attention,
-        covered=f"{attention} AND coalesce(recorded_at, seen_at) >= :since",
+        covered=f"{attention} AND max(coalesce(recorded_at, seen_at), since) >= :since",
         values=values,
     )
 

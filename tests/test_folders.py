@@ -12,7 +12,7 @@ import grpc
 import pytest
 from conftest import Outcome, make_wav
 from stand_in import At, Call, Fail, Step
-from stories import HOUR_S, LOST_ANSWER, REJECTED, Cron, lines
+from stories import DAY_S, HOUR_S, LOST_ANSWER, REJECTED, Cron, lines
 
 import upload_grpc
 
@@ -296,6 +296,19 @@ STORIES = {
         call 1.wav 4000, works, lose                        : 76 1.wav
         its calls                                           : 1.wav failed 1.wav unknown
     """,
+    "a call with the audio of one that is archived takes over no dialog": """
+        call a.wav 2000 1, json a.wav anna, --update-metadata : 0
+        remove a.wav, remove a.json, call b.wav 2000 1, json b.wav boris,
+        --update-metadata                                   : 65 b.wav | same audio as
+        --update-metadata                                   : 65
+        in the store                                        : anna
+    """,
+    "but one that was moved is the same": """
+        call a.wav 2000 1, json a.wav anna, --update-metadata : 0
+        rename a.wav x/a.wav, rename a.json x/a.json,
+        json x/a.wav new, --update-metadata                 : 0
+        in the store                                        : new
+    """,
     # --since, and a key that expired, or a share that was away, for longer.
     "what came after the first run is not before --since": """
         call before.wav, --since=7d                         : 0
@@ -457,6 +470,19 @@ def test_what_was_said_of_a_json_is_not_said_again_when_an_export_rewrites_it(cr
                 said += names
             assert last_code == code
         assert said == ["a.wav"]
+
+
+@pytest.mark.parametrize("ahead_s", [HOUR_S, 3 * DAY_S])
+def test_by_a_file_server_s_clock_that_is_ahead_a_file_is_young(cron: Cron, ahead_s: float) -> None:
+    """One that is days ahead was wrong then, and would be waited for for days."""
+    written_s = cron.call("a.wav", 3_000).stat().st_ctime
+    cron.stop_clock(written_s - ahead_s)
+    waits = ahead_s < DAY_S
+    assert (", 1 waiting" in cron.by_hand("--min-age", 300).err) == waits
+    assert len(cron.service.calls) == (0 if waits else 1)
+    cron.stop_clock(written_s + 301)
+    assert cron.run("--min-age", 300).code == 0
+    assert len(cron.service.calls) == 1
 
 
 def test_nested_folders_do_not_hide_what_lasts(cron: Cron) -> None:

@@ -6,11 +6,13 @@ Each test is of a sentence of the contract. Time passes by rewriting the times i
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import ledgers
@@ -284,6 +286,61 @@ def test_one_cause_is_at_most_ten_lines(cron: Cron, number: int) -> None:
         assert all(line.endswith("): --report") for line in more)
         assert cron.said() == (65, [])
         cron.pass_time(DAY_S)
+
+
+def test_a_dead_exporter_is_no_email_in_each_run(cron: Cron) -> None:
+    words = ("--require-json", "0s")
+    counts = []
+    for number in range(14):
+        cron.call(f"{number:02}.wav")
+        said = lines(cron.run(*words))
+        counts.append(len(said))
+        assert any(line.startswith("and 1 more (no-metadata)") for line in said) == (number == 10)
+    assert counts == [1] * 11 + [0] * 3
+    cron.day()
+    assert len(lines(cron.run(*words))) == 11
+    assert cron.said(*words) == (66, [])
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.ESTALE])
+def test_what_another_program_has_locked_is_said_if_it_lasts(
+    cron: Cron, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As on a Windows share, while its recorder has a recording open."""
+    path = cron.call("a.wav")
+    really_open: Any = open
+
+    def refuse(file: Any, *rest: Any, **options: Any) -> Any:
+        if str(file) == str(path):
+            raise OSError(number, os.strerror(number))
+        return really_open(file, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refuse)
+        assert cron.run() == Outcome(75, "", "")
+        cron.hours(1)
+        [line] = lines(cron.run())
+        assert line.startswith(f"a.wav: cannot be read now: {os.strerror(number)}; run again")
+    assert cron.said() == (0, []) and cron.problems() == []
+
+
+def test_what_is_below_a_folder_that_cannot_be_read_is_not_over(
+    cron: Cron, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cron.call("keep.wav")
+    cron.broken("sub/a.wav")
+    assert cron.said() == (65, ["a.wav"])
+    really_scan: Any = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("sub"):
+            raise PermissionError(errno.EACCES, "no")
+        return really_scan(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        assert cron.said() == (66, ["sub"])
+    assert cron.said() == (65, [])
 
 
 # --- An outage is a problem of the run ------------------------------------------------------

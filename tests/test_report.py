@@ -397,7 +397,7 @@ def test_ten_of_each_cause(made: Made) -> None:
 
 
 def test_since_is_by_the_time_recorded(made: Made) -> None:
-    made.recording("/a/old.wav", "unknown", recorded_at=ago(days=9))
+    made.recording("/a/old.wav", "unknown", recorded_at=ago(days=9), updated_at=ago(days=9))
     made.recording("/a/new.wav", "rejected", recorded_at=ago(hours=1))
     assert made.report().code == 76
     output = made.report("--since", str(TODAY))
@@ -406,6 +406,21 @@ def test_since_is_by_the_time_recorded(made: Made) -> None:
     assert "conn-a: 0 uploaded, 1 rejected\n" in output.out
     assert [row["path"] for row in made.rows("--since", str(TODAY))] == ["/a/new.wav"]
     assert made.report("--since", "0002-01-01").code == 76
+
+
+@pytest.mark.parametrize("days", [0, 3])
+def test_since_has_what_has_begun_since_then_though_its_call_is_older(
+    made: Made, days: int
+) -> None:
+    """A monitor would never hear of a JSON that has not come in two days, or after an outage."""
+    began = {"since": ago(days=days, hours=1)}
+    file_ns = int((NOW.timestamp() - 9 * 86_400) * 1e9)
+    made.problem("/a/old.wav", 66, "no-metadata", "no metadata yet", mtime_ns=file_ns, **began)
+    made.recording("/b/old.wav", "rejected", recorded_at=ago(days=9), updated_at=began["since"])
+    yesterday = TODAY - datetime.timedelta(days=1)
+    assert made.report("--since", str(yesterday)).code == (0 if days else 65)
+    paths = ("--since", str(yesterday), "--audio-path", "/a")
+    assert made.report(*paths).code == (0 if days else 66)
 
 
 def test_a_problem_is_no_older_than_its_file_whoever_had_its_name_before(made: Made) -> None:
