@@ -189,6 +189,9 @@ SMALL_FILE_LIMIT_BYTES = 1024 * 1024
 SAID_LIMIT = 10
 PASSING_S = 60 * 60.0
 LOOKUP_HOPE_S = 24 * 60 * 60.0
+# What has not changed for so long is no temporary file; what always changes is a problem then.
+STEADY_AFTER_S = 5 * 60.0
+ALWAYS_YOUNG_S = 24 * 60 * 60.0
 # How far ahead of ours the clock of a file server is believed to be, such as one in another zone.
 CLOCK_AHEAD_LIMIT_S = 24 * 60 * 60.0
 
@@ -2528,7 +2531,7 @@ SELECT connection_id, since, path, cause, exit_code, what_to_do, error,
     ELSE coalesce((SELECT max(recorded_at) FROM {SAME_PATH}
         AND (r.state <> 'uploaded' OR coalesce(p.size_bytes, r.size_bytes) = r.size_bytes)),
         file_time) END AS recorded_at, seen_at
-FROM problem_parts p
+FROM problem_parts p WHERE cause NOT IN ('waiting', 'young')
 UNION ALL
 SELECT connection_id, updated_at, path, outcome,
     CASE outcome WHEN 'unknown' THEN 76 WHEN 'rejected' THEN 65 ELSE 75 END,
@@ -3582,12 +3585,16 @@ class Source:
                 self._breaker.stopping.wait(TICK_S)
         return None
 
-    def count_rest(self) -> int:
-        """Return how many recordings a stopped run did not get to."""
-        since_s = self._examiner.since_s
-        # What was looked at, and put off, is known, or a copy of what is under way.
-        rest = (recording for recording in self._recordings if not recording.started_s)
-        return sum(is_untried(recording, since_s) for recording in rest)
+    def count_rest(self, is_quick: bool) -> int:
+        """Return how many recordings a stopped run did not get to; note them unless is_quick."""
+        since_s, number = self._examiner.since_s, 0
+        for recording in self._recordings:
+            # What was looked at, and put off, is known, or a copy of what is under way.
+            if not recording.started_s and is_untried(recording, since_s):
+                number += 1
+                if not is_quick:
+                    self._tally.note_not_tried(recording)
+        return number
 
     def _in_order(self) -> Iterator[Recording]:
         """Yield the recordings found, and in the end those that have to come last."""
@@ -3745,12 +3752,21 @@ class MetadataExaminer:
             return False
         if args.require_json is None:
             return False
-        if recording.explicit or not is_young(recording.file_state, args.require_json):
+        waiting = self._tally.problems.find(recording, WAITING)
+        # By a new ctime a file would seem to have come just now.
+        has_waited = waiting and waiting.is_of(recording.file_state)
+        since_s = seconds_of(waiting.since) if waiting and has_waited else time.time()
+        is_overdue = abs(time.time() - since_s) >= args.require_json
+        if (
+            recording.explicit
+            or is_overdue
+            or not is_young(recording.file_state, args.require_json)
+        ):
             name = f"{os.path.splitext(os.path.basename(recording.path))[0]}.json"
             advice = "find out why it was not written; or leave out --require-json"
             meaning = Meaning(os.EX_NOINPUT, NO_METADATA, f"no metadata yet: {name}", advice)
             raise UploadError(meaning)
-        self._tally.put_off(recording, "it has no JSON yet")
+        self._tally.put_off(recording, "it has no JSON yet", WAITING)
         return True
 
     def has_changed(self, recording: Recording, row: Row) -> bool:
@@ -3996,7 +4012,7 @@ class Examiner:
         if not (is_known or recording.metadata_sha256):
             hash_recording(recording, self._args, self._breaker.stopping)
         self.replaced.note(rows, recording)
-        return self._claim_or_leave(recording, self._ledger)
+        return self._claim_or_leave(recording, rows, self._ledger)
 
     def _is_left_out(self, recording: Recording, gone: Row | None, is_known: bool) -> bool:
         """Leave out what is old and new to the ledger, and what was sent in another format.
@@ -4061,7 +4077,7 @@ class Examiner:
             return False
         return True
 
-    def _claim_or_leave(self, recording: Recording, ledger: Ledger) -> bool:
+    def _claim_or_leave(self, recording: Recording, rows: Sequence[Row], ledger: Ledger) -> bool:
         """Act on what the ledger has of a recording's audio; return like examine.
 
         A copy of one under way is put off until all else is done (copies), and then waits for the
@@ -4097,6 +4113,7 @@ class Examiner:
             if self._breaker.stopping.wait(TICK_S):  # Its row may never change again.
                 raise stopped_error()
             row = ledger.find_by_hash(recording.sha256)
+        check_own_json(rows, recording)
         if self._args.dry_run:
             own = recording.json.sha256 if recording.json else None
             known = {"state": "uploaded", "path": stored_path(recording.path), "json_sha256": own}
@@ -4307,6 +4324,26 @@ def has_audio(row: Row, path: str) -> bool:
         return True
 
 
+def check_own_json(rows: Sequence[Row], recording: Recording) -> None:
+    """Raise UploadError if a recording's JSON is the very file that went with other audio.
+
+    Either a program has changed the audio after its upload (redacted, tagged or completed it), so
+    that this would be a second dialog of one call; or it is another call of the same name, whose
+    own JSON has not come yet. rows: those of find_by_stem.
+    """
+    for row in rows if recording.json else ():
+        of_row = row["json_size_bytes"], row["json_mtime_ns"]
+        if (
+            recording.json
+            and recording.json.state[:2] == of_row
+            and row["sha256"] != recording.sha256
+            and was_sent([row], recording.path)
+        ):
+            cause = "not sent: its JSON was sent with other audio of this name"
+            advice = "if this is another call, write its JSON anew; if not, move it away"
+            raise data_error(SAME_JSON, cause, advice)
+
+
 def check_copy(row: Row, recording: Recording) -> None:
     """Raise UploadError if a copy of an uploaded recording has a JSON with other fields."""
     is_uploaded = row["state"] == "uploaded"
@@ -4384,6 +4421,11 @@ UNDELIVERED = "undelivered"  # By the service or the network, though another upl
 LOST = "lost"
 NO_METADATA = "no-metadata"
 COPY_DIFFERS = "copy-differs"
+SAME_JSON = "same-json"
+# Of what is neither uploaded nor refused: it has waited, or was not tried; it may be written to.
+WAITING = "waiting"
+YOUNG = "young"
+ALWAYS_YOUNG = "always-young"
 LOOKUP_FAILED = "lookup"
 
 # How long a problem has to last before a run with --quiet says it, by cause, else by exit code;
@@ -4394,6 +4436,8 @@ SAID_AFTER_S: dict[str | int, float] = {
     UNDELIVERED: LOOKUP_HOPE_S,
     UPDATE_TOO_EARLY: LOOKUP_HOPE_S,
     UNKNOWN.id: LOOKUP_HOPE_S,  # With --lookup-key; without it nothing would find the dialog.
+    WAITING: math.inf,
+    YOUNG: math.inf,
     os.EX_TEMPFAIL: PASSING_S,
 }
 
@@ -4480,11 +4524,17 @@ class Problems:
         # The files that an earlier run left open: size and mtime, and their paths.
         self._sought: set[tuple[int, int]] = set()
         self._sought_paths = {*self._open} - {""}
-        for problems in self._open.values():
-            self._sought |= {p.file_state[:2] for p in problems.values() if p.file_state}
+        # Of those, what it has tried: both paths, and size and mtime.
+        self._tried: set[str | tuple[int, int]] = set()
+        for path, problems in self._open.items():
+            for key, problem in problems.items():
+                self._sought |= {problem.file_state[:2]} if problem.file_state else set()
+                if key.cause not in (WAITING, YOUNG):
+                    self._tried |= {path, problem.file_state[:2] if problem.file_state else path}
         for path, size_bytes, mtime_ns in ledger.files_not_uploaded() if ledger else ():
             self._sought_paths.add(path)
             self._sought.add((size_bytes, mtime_ns))
+            self._tried |= {path, (size_bytes, mtime_ns)}
         # Of those, what this run has met: by its path, or by another one, so that it is not lost.
         self._met_paths: set[str] = set()
         self._met_elsewhere: set[tuple[int, int]] = set()
@@ -4515,7 +4565,12 @@ class Problems:
                         key = ProblemKey("", code, OUTAGE)
                 elif meaning.stops_run:
                     key = ProblemKey("", code, meaning.id)
-                for other, problem in self._of(stored) if key.path != stored else ():
+                for other, problem in self._of(stored):
+                    if other.cause in (WAITING, YOUNG) and code and meaning.id != ALWAYS_YOUNG:
+                        self._forget(self._ledger, other)  # Now it has an error.
+                        continue
+                    if key.path == stored:
+                        continue
                     if other.exit_code and other.cause != UNDELIVERED and not problem.is_met:
                         self._forget(self._ledger, other)  # It would have been met before.
                 self._remember(self._ledger, key, text, state)
@@ -4567,9 +4622,29 @@ class Problems:
         return [problem.file_state for problem in problems if problem.file_state]
 
     def seeks(self, recording: Recording) -> bool:
-        """Return whether an earlier run left a recording open, perhaps by another name."""
-        path, file_state = stored_path(recording.path), recording.file_state
-        return path in self._sought_paths or file_state[:2] in self._sought
+        """Return whether an earlier run tried a recording in vain, perhaps by another name."""
+        return not self._tried.isdisjoint({stored_path(recording.path), recording.file_state[:2]})
+
+    def wait(self, recording: Recording, cause: str, text: str) -> float:
+        """Note that a recording waits, or was not tried; return for how long, in seconds.
+
+        Nothing is said of it, and it is no problem yet. But if it is gone before it is uploaded or
+        refused, it is lost, unless it was YOUNG: then it may have been somebody's temporary file.
+        """
+        is_steady = cause == WAITING and not is_young(recording.file_state, STEADY_AFTER_S)
+        path, cause = stored_path(recording.path), WAITING if is_steady else YOUNG
+        key = ProblemKey(path, os.EX_OK, cause)
+        problem = self._open.get(path, {}).get(key)
+        if problem and is_steady and not problem.is_of(recording.file_state):
+            problem = None  # The name was used again.
+        if self._ledger and not problem:
+            for other, _ in self._of(path):
+                if other.cause in (cause, YOUNG):
+                    self._forget(self._ledger, other)
+            self._remember(self._ledger, key, text, recording.file_state)
+        elif problem:
+            problem.is_met = True
+        return abs(time.time() - seconds_of(problem.since)) if problem else 0.0
 
     def keep(self, recording: Recording) -> None:
         """Take what is open of a recording as met: whether it lasts cannot be seen yet."""
@@ -4753,7 +4828,8 @@ class UnmetFile:
             or not self.sizes_and_times.isdisjoint(met_elsewhere)  # It was renamed.
             or self._ledger.exists_in_other_format(self.path)
             or not (self.file_states or self.row_states)  # A typing error: it never was there.
-            or not self.causes.isdisjoint({"empty", "zeros"})  # Removed, as advised.
+            or not self.causes.isdisjoint({"empty", "zeros", SAME_JSON})  # Removed, as advised.
+            or (YOUNG in self.causes and self.causes <= {YOUNG})  # By whoever was writing it.
         )
 
     def lost(self) -> UploadError:
@@ -4908,11 +4984,29 @@ class Tally:
             if is_over:
                 self._clear(recording, was_sent=False)
 
-    def put_off(self, recording: Recording, text: str) -> None:
-        """Count a recording that waits; whether what is open of it lasts cannot be seen yet."""
+    def put_off(self, recording: Recording, text: str, cause: str = YOUNG) -> None:
+        """Count a recording that waits; whether what is open of it lasts cannot be seen yet.
+
+        What is always young, as something changes it again and again, is a problem after a day.
+        """
         with self.lock:
+            waited_s = self.problems.wait(recording, cause, text)
+            if cause == YOUNG and waited_s > ALWAYS_YOUNG_S + self._args.min_age:
+                advice = "find out what changes the one or the other so often; or lower --min-age"
+                always = (
+                    f"it, or its JSON, has been younger than {self._args.min_age:g} s for a day"
+                )
+                error = UploadError(Meaning(os.EX_NOINPUT, ALWAYS_YOUNG, always, advice))
+                self.add(recording, result_of_error(error))
+                return
             self.problems.keep(recording)
             self.leave_out(recording, "waiting", text, is_over=False)
+
+    def note_not_tried(self, recording: Recording) -> None:
+        """Note a recording that a stopped run did not get to: if it vanishes, it is lost."""
+        with self.lock:
+            if not self.problems.seeks(recording):
+                self.problems.wait(recording, WAITING, "not tried")
 
     def forget_moved(self, row: Row) -> None:
         """Take that the audio of a row is sent, perhaps by another name than before."""
@@ -5400,7 +5494,8 @@ class Run:
 
         def count() -> None:
             with contextlib.suppress(LedgerError):  # Perhaps what has ended the run.
-                self._tally.add_not_tried(self._source.count_rest())
+                rest = self._source.count_rest(is_quick=self._is_ending())
+                self._tally.add_not_tried(rest)
                 self._has_counted = True
 
         self._has_counted = False

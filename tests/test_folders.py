@@ -309,6 +309,69 @@ STORIES = {
         json x/a.wav new, --update-metadata                 : 0
         in the store                                        : new
     """,
+    "audio that was changed after its upload, with the JSON as it was, is no second call": """
+        call a.wav 2000 1, json a.wav anna, --require-json  : 0
+        call a.wav 3000 2, --require-json                   : 65 a.wav | sent with other audio
+        json a.wav boris, --require-json                    : 0
+        in the store                                        : anna boris
+    """,
+    "nor after a lost answer, and it is over when it is moved away": """
+        call keep.wav, json keep.wav keep                   : 0
+        call a.wav 2000 1, json a.wav anna, lose            : 76 a.wav
+        call a.wav 3000 2                                   : 65 a.wav | sent with other audio
+        remove a.wav                                        : 0
+        report                                              : 76 | unknown
+        in the store                                        : keep anna
+    """,
+    # What has waited, or was not tried.
+    "what an expired key kept from being tried is lost when it is moved away": """
+        call keep.wav                                       : 0
+        call 1.wav, call 2.wav, call 3.wav, days_ahead 1, --key=expired : 77 *
+        --key=expired                                       : 77
+        remove 1.wav, remove 2.wav, rename 3.wav day/3.wav  : 66 1.wav 2.wav | gone before it was
+        report                                              : 66 | 2 lost
+        in the store                                        : - -
+    """,
+    "what an outage did, too": """
+        call keep.wav                                       : 0
+        call 1.wav, call 2.wav, call 3.wav, call 4.wav, call 5.wav, call 6.wav, call 7.wav,
+        days_ahead 1, fail                                  : 75
+        remove 7.wav, works                                 : 66 7.wav | earlier: not tried
+    """,
+    "--since counts for what an earlier run did not try": """
+        call keep.wav, call 1.wav, call 2.wav, days_ahead 9, --key=expired : 77 *
+        --since=7d                                          : 0
+        in the store                                        : -
+        remove 2.wav, --since=7d                            : 0
+    """,
+    "what waits for its JSON is lost when it is moved away": """
+        call keep.wav, json keep.wav keep                   : 0
+        call a.wav, days_ahead 1, --require-json=2d         : 0
+        report                                              : 0 | Nothing needs attention
+        remove a.wav, --require-json=2d                     : 66 a.wav | earlier: it has no JSON yet
+        day, --require-json=2d                              : 0
+    """,
+    "but what was young may have been a temporary file": """
+        call keep.wav, json keep.wav keep                   : 0
+        call a.wav, --require-json=2d                       : 0
+        remove a.wav, --require-json=2d                     : 0
+        call b.wav, --min-age=300                           : 0
+        remove b.wav                                        : 0
+        in the end                                          :
+    """,
+    "what gets a new ctime each night waits no longer for its JSON": """
+        call a.wav, days_ahead 1, --require-json=36h        : 0
+        days_ahead 0, hours 72, --require-json=36h          : 66 a.wav | no metadata yet
+    """,
+    "what is always young is said after a day": """
+        call a.wav, --min-age=300                           : 0
+        hours 24, --min-age=300                             : 0
+        hours 1, --min-age=300                              : 66 a.wav | 300 s for a day
+        hours 1, --min-age=300                              : 66
+        report                                              : 66 | 300 s for a day
+                                                            : 0
+        in the end                                          :
+    """,
     # --since, and a key that expired, or a share that was away, for longer.
     "what came after the first run is not before --since": """
         call before.wav, --since=7d                         : 0
