@@ -4405,8 +4405,8 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording, problems: Proble
         if row["updated_at"] > (latest["uploaded_at"] or latest["updated_at"])
     ]
     # What was not even tried has no row. What was only touched has the same size.
-    not_tried = problems.files_not_tried(latest["path"])
-    later_ns += [s.mtime_ns for s in not_tried if s.size_bytes not in (0, latest["size_bytes"])]
+    refused = problems.refused_at(latest["path"])
+    later_ns += [s.mtime_ns for s in refused if s.size_bytes not in (0, latest["size_bytes"])]
     made_ns = max(state.mtime_ns for path, state in recording.files if path in present)
     is_of_later = any(latest["mtime_ns"] < mtime_ns <= made_ns for mtime_ns in later_ns)
     return None if is_of_later else latest
@@ -4472,7 +4472,121 @@ class OpenProblem:
         return abs(time.time() - seconds_of(self.since)) >= after_s
 
 
-class Problems:
+class OpenProblems:
+    """What earlier runs have left open, and what this run has met of it; the ledger keeps it.
+
+    Every method that changes it may raise LedgerError.
+    """
+
+    def __init__(self, args: Namespace, ledger: Ledger | None) -> None:
+        self._args = args
+        self._ledger = None if args.dry_run else ledger
+        # By path, as stored; "": those of the run. A dry run changes none of them.
+        self._open: dict[str, dict[ProblemKey, OpenProblem]] = {"": {}}
+        for key, problem in ledger.problems().items() if ledger else ():
+            self._open.setdefault(key.path, {})[key] = problem
+        # The files that an earlier run left open: size and mtime, and their paths.
+        self._sought: set[tuple[int, int]] = set()
+        self._sought_paths = {*self._open} - {""}
+        # Of those, what it has tried: both paths, and size and mtime.
+        self._tried: set[str | tuple[int, int]] = set()
+        for path, problems in self._open.items():
+            for key, problem in problems.items():
+                self._sought |= {problem.file_state[:2]} if problem.file_state else set()
+                if key.cause not in (WAITING, YOUNG):
+                    self._tried |= {path, problem.file_state[:2] if problem.file_state else path}
+        for path, size_bytes, mtime_ns in ledger.files_not_uploaded() if ledger else ():
+            self._sought_paths.add(path)
+            self._sought.add((size_bytes, mtime_ns))
+            self._tried |= {path, (size_bytes, mtime_ns)}
+        # Of those, what this run has met: by its path, or by another one, so that it is not lost.
+        self._met_paths: set[str] = set()
+        self._met_elsewhere: set[tuple[int, int]] = set()
+
+    def find(self, recording: Recording, cause: str) -> OpenProblem | None:
+        """Return the problem of this cause that a recording had in an earlier run."""
+        of_path = self._of(stored_path(recording.path))
+        return next((problem for key, problem in of_path if key.cause == cause), None)
+
+    def refused_at(self, path: str) -> list[FileState]:
+        """Return what earlier runs have found at a path, as stored, and refused themselves."""
+        refused = (os.EX_DATAERR, os.EX_NOINPUT)
+        problems = (problem for key, problem in self._of(path) if key.exit_code in refused)
+        return [problem.file_state for problem in problems if problem.file_state]
+
+    def seeks(self, recording: Recording) -> bool:
+        """Return whether an earlier run tried a recording in vain, perhaps by another name."""
+        return not self._tried.isdisjoint({stored_path(recording.path), recording.file_state[:2]})
+
+    def keep(self, recording: Recording) -> None:
+        """Take what is open of a recording as met: whether it lasts cannot be seen yet."""
+        stored = stored_path(recording.path)
+        self._meet(stored, recording.file_state)
+        for key, problem in self._of(stored):
+            problem.is_met = True
+            problem.is_said |= key.cause == NO_METADATA and bool(recording.sidecar)  # It has come.
+
+    def wait(self, recording: Recording, cause: str, text: str) -> float:
+        """Note that a recording waits, or was not tried; return for how long, in seconds.
+
+        Nothing is said of it, and it is no problem yet. But if it is gone before it is uploaded or
+        refused, it is lost, unless it was YOUNG: then it may have been somebody's temporary file.
+        """
+        is_steady = cause == WAITING and not is_young(recording.file_state, STEADY_AFTER_S)
+        path, cause = stored_path(recording.path), WAITING if is_steady else YOUNG
+        key = ProblemKey(path, os.EX_OK, cause)
+        problem = self._open.get(path, {}).get(key)
+        if problem and is_steady and not problem.is_of(recording.file_state):
+            problem = None  # The name was used again.
+        if self._ledger and not problem:
+            for other, _ in self._of(path):
+                if other.cause in (cause, YOUNG):
+                    self._forget(self._ledger, other)
+            self._store(self._ledger, key, text, recording.file_state)
+        elif problem:
+            problem.is_met = True
+        return abs(time.time() - seconds_of(problem.since)) if problem else 0.0
+
+    def forget_moved(self, row: Row) -> None:
+        """Forget what is open of the file that a row had, if it is sent by another name now."""
+        if self._ledger and not os.path.lexists(row["path"]):
+            for key, problem in self._of(row["path"]):
+                if problem.file_state and is_same_version(row, problem.file_state):
+                    self._forget(self._ledger, key)
+
+    def forget_ledger(self) -> None:
+        """Use the ledger no more: it may be what the run waits for."""
+        self._ledger = None
+
+    def _of(self, path: str) -> list[tuple[ProblemKey, OpenProblem]]:
+        return list(self._open.get(path, {}).items())
+
+    def _meet(self, path: str, file_state: FileState) -> None:
+        """Remember a file that this run has met, if an earlier one left it open."""
+        if path in self._sought_paths:
+            self._met_paths.add(path)
+        elif file_state[:2] in self._sought:
+            self._met_elsewhere.add(file_state[:2])
+
+    def _store(
+        self, ledger: Ledger, key: ProblemKey, text: str, file_state: FileState | None
+    ) -> OpenProblem:
+        """Note that this run has met a problem; return it."""
+        ledger.note_problem(key, text, file_state)
+        of_path = self._open.setdefault(key.path, {})
+        problem = of_path.setdefault(key, OpenProblem(text, utc(), None, file_state))
+        problem.text, problem.file_state, problem.is_met = text, file_state, True
+        return problem
+
+    def _forget(self, ledger: Ledger, key: ProblemKey) -> None:
+        ledger.forget_problem(key)
+        of_path = self._open[key.path]
+        del of_path[key]
+        if key.path and not of_path:
+            del self._open[key.path]
+
+
+class Problems(OpenProblems):
     """What an operator hears: the way of errors and warnings to stderr.
 
     Without --quiet, or without a ledger, a run says at once all that it finds. With both:
@@ -4500,6 +4614,7 @@ class Problems:
         lost stdout; the summary                            Run._end)
         after a signal
 
+    Never said, and no problem yet: what waits, was not tried, or is young (OpenProblems.wait).
     Met: seen by this run, at its path, or, by size and mtime, at another one.
     _remember says it first, by SAID_AFTER_S; _say_again each day, at the end of the first run of a
     local day, all that lasts. So of a service that is down from 02:00 to 05:00 the first run after
@@ -4511,33 +4626,11 @@ class Problems:
     """
 
     def __init__(self, args: Namespace, ledger: Ledger | None) -> None:
+        super().__init__(args, ledger)
         self.has_looked_up = False  # With success, or nothing is unknown any more.
-        self._args = args
-        self._ledger = None if args.dry_run else ledger
-        # By path, as stored; "": those of the run. A dry run changes none of them.
-        self._open: dict[str, dict[ProblemKey, OpenProblem]] = {"": {}}
-        for key, problem in ledger.problems().items() if ledger else ():
-            self._open.setdefault(key.path, {})[key] = problem
         self._has_uploaded = False
         # What failed through the service or the network.
         self._undelivered: list[tuple[str, str, FileState | None]] = []
-        # The files that an earlier run left open: size and mtime, and their paths.
-        self._sought: set[tuple[int, int]] = set()
-        self._sought_paths = {*self._open} - {""}
-        # Of those, what it has tried: both paths, and size and mtime.
-        self._tried: set[str | tuple[int, int]] = set()
-        for path, problems in self._open.items():
-            for key, problem in problems.items():
-                self._sought |= {problem.file_state[:2]} if problem.file_state else set()
-                if key.cause not in (WAITING, YOUNG):
-                    self._tried |= {path, problem.file_state[:2] if problem.file_state else path}
-        for path, size_bytes, mtime_ns in ledger.files_not_uploaded() if ledger else ():
-            self._sought_paths.add(path)
-            self._sought.add((size_bytes, mtime_ns))
-            self._tried |= {path, (size_bytes, mtime_ns)}
-        # Of those, what this run has met: by its path, or by another one, so that it is not lost.
-        self._met_paths: set[str] = set()
-        self._met_elsewhere: set[tuple[int, int]] = set()
         self._lines: collections.Counter[str] = collections.Counter()  # By cause, on this day.
         if self._ledger and args.quiet:
             said = ((key, p) for each in self._open.values() for key, p in each.items())
@@ -4596,64 +4689,6 @@ class Problems:
                 if not problem.is_met:
                     self._forget(self._ledger, key)
 
-    def forget_moved(self, row: Row) -> None:
-        """Forget what is open of the file that a row had, if it is sent by another name now."""
-        if self._ledger and not os.path.lexists(row["path"]):
-            for key, problem in self._of(row["path"]):
-                if problem.file_state and is_same_version(row, problem.file_state):
-                    self._forget(self._ledger, key)
-
-    def _meet(self, path: str, file_state: FileState) -> None:
-        """Remember a file that this run has met, if an earlier one left it open."""
-        if path in self._sought_paths:
-            self._met_paths.add(path)
-        elif file_state[:2] in self._sought:
-            self._met_elsewhere.add(file_state[:2])
-
-    def find(self, recording: Recording, cause: str) -> OpenProblem | None:
-        """Return the problem of this cause that a recording had in an earlier run."""
-        of_path = self._of(stored_path(recording.path))
-        return next((problem for key, problem in of_path if key.cause == cause), None)
-
-    def files_not_tried(self, path: str) -> list[FileState]:
-        """Return what earlier runs have found at a path, as stored, and refused themselves."""
-        refused = (os.EX_DATAERR, os.EX_NOINPUT)
-        problems = (problem for key, problem in self._of(path) if key.exit_code in refused)
-        return [problem.file_state for problem in problems if problem.file_state]
-
-    def seeks(self, recording: Recording) -> bool:
-        """Return whether an earlier run tried a recording in vain, perhaps by another name."""
-        return not self._tried.isdisjoint({stored_path(recording.path), recording.file_state[:2]})
-
-    def wait(self, recording: Recording, cause: str, text: str) -> float:
-        """Note that a recording waits, or was not tried; return for how long, in seconds.
-
-        Nothing is said of it, and it is no problem yet. But if it is gone before it is uploaded or
-        refused, it is lost, unless it was YOUNG: then it may have been somebody's temporary file.
-        """
-        is_steady = cause == WAITING and not is_young(recording.file_state, STEADY_AFTER_S)
-        path, cause = stored_path(recording.path), WAITING if is_steady else YOUNG
-        key = ProblemKey(path, os.EX_OK, cause)
-        problem = self._open.get(path, {}).get(key)
-        if problem and is_steady and not problem.is_of(recording.file_state):
-            problem = None  # The name was used again.
-        if self._ledger and not problem:
-            for other, _ in self._of(path):
-                if other.cause in (cause, YOUNG):
-                    self._forget(self._ledger, other)
-            self._remember(self._ledger, key, text, recording.file_state)
-        elif problem:
-            problem.is_met = True
-        return abs(time.time() - seconds_of(problem.since)) if problem else 0.0
-
-    def keep(self, recording: Recording) -> None:
-        """Take what is open of a recording as met: whether it lasts cannot be seen yet."""
-        stored = stored_path(recording.path)
-        self._meet(stored, recording.file_state)
-        for key, problem in self._of(stored):
-            problem.is_met = True
-            problem.is_said |= key.cause == NO_METADATA and bool(recording.sidecar)  # It has come.
-
     def finish(self, is_complete: bool) -> set[int]:
         """Say what lasts or is lost; return exit codes. is_complete: all was looked at."""
         ledger, codes = self._ledger, set[int]()
@@ -4672,15 +4707,6 @@ class Problems:
                 log.error(f"and {number - SAID_LIMIT:,} more ({cause}): {where}")
         return codes
 
-    def forget_ledger(self) -> None:
-        """Use the ledger no more: it may be what the run waits for."""
-        self._ledger = None
-
-    # What is open
-
-    def _of(self, path: str) -> list[tuple[ProblemKey, OpenProblem]]:
-        return list(self._open.get(path, {}).items())
-
     def _cause(self, path: str, meaning: Meaning) -> str:
         if meaning.id == REJECTED_BEFORE:  # The cause that was noted then.
             for key, _ in self._of(path):
@@ -4695,23 +4721,11 @@ class Problems:
         for other, _ in self._of(key.path) if key.path and key.exit_code else ():
             if other.exit_code and other != key:  # A recording has one error: the latest.
                 self._forget(ledger, other)
-        if not key.path:
-            file_state = None
-        ledger.note_problem(key, text, file_state)
-        of_path = self._open.setdefault(key.path, {})
-        problem = of_path.setdefault(key, OpenProblem(text, utc(), None, file_state))
-        problem.text, problem.file_state, problem.is_met = text, file_state, True
+        problem = self._store(ledger, key, text, file_state if key.path else None)
         # A JSON may have several wrong dates.
         is_new = problem.said_at is None or (problem.is_said and not key.exit_code)
         if self._args.quiet and is_new and problem.has_lasted(key, self._args):
             self._say_quietly(ledger, key, problem)
-
-    def _forget(self, ledger: Ledger, key: ProblemKey) -> None:
-        ledger.forget_problem(key)
-        of_path = self._open[key.path]
-        del of_path[key]
-        if key.path and not of_path:
-            del self._open[key.path]
 
     # What is over, and what is lost
 
@@ -4829,7 +4843,7 @@ class UnmetFile:
             or self._ledger.exists_in_other_format(self.path)
             or not (self.file_states or self.row_states)  # A typing error: it never was there.
             or not self.causes.isdisjoint({"empty", "zeros", SAME_JSON})  # Removed, as advised.
-            or (YOUNG in self.causes and self.causes <= {YOUNG})  # By whoever was writing it.
+            or (self.causes == {YOUNG} and not self.row_states)  # A temporary file.
         )
 
     def lost(self) -> UploadError:
