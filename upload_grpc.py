@@ -1289,6 +1289,10 @@ def ffmpeg_arguments(path: str, audio: Audio, target: str) -> list[str]:
     return [*words, "-fflags", "+bitexact", "-f", "wav", "-y", target]
 
 
+FFMPEG_LOCK = threading.Lock()
+RUNNING_FFMPEG: set[Any] = set()  # Each a Popen.
+
+
 def run_ffmpeg(
     command: list[str], target: int, timeout_s: float, stopping: threading.Event
 ) -> tuple[int, bytes]:
@@ -1300,8 +1304,10 @@ def run_ffmpeg(
     options: dict[str, Any] = {"env": {name: os.environ[name] for name in names}}
     options |= {"stdin": DEVNULL, "stdout": DEVNULL, "stderr": PIPE}
     try:
-        # Its own session, as Ctrl-C and `timeout` signal the group: a good recording would fail.
-        process: Any = Popen(command, pass_fds=[target], start_new_session=True, **options)
+        with FFMPEG_LOCK:
+            # Its own session: Ctrl-C and `timeout` signal the group, and good recordings would fail.
+            process: Any = Popen(command, pass_fds=[target], start_new_session=True, **options)
+            RUNNING_FFMPEG.add(process)
     except OSError as error:
         is_missing = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR)
         meaning = NO_FFMPEG if is_missing else NOT_STARTED
@@ -1334,7 +1340,16 @@ def run_ffmpeg(
             # On a share that is gone even this may not end it.
             with contextlib.suppress(TimeoutExpired):
                 process.wait(KILL_GRACE_S)
+        RUNNING_FFMPEG.discard(process)
         process.stderr.close()
+
+
+def kill_ffmpeg() -> None:
+    """Kill each FFmpeg whose worker does not get to it before the process ends; begin no more."""
+    FFMPEG_LOCK.acquire(timeout=TICK_S)
+    for process in list(RUNNING_FFMPEG):
+        with contextlib.suppress(OSError):  # It has ended.
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def check_end(status: int, text: str) -> None:
@@ -5553,6 +5568,7 @@ class Run:
             log.warning(f"{self._breaker.cause}; {self._tally.summary()}, the others not tried")
             if self._bug:
                 report_bug(self._bug)
+        kill_ffmpeg()
         os._exit(self._exit_code())
 
     def _result_of_abandoned(self, recording: Recording) -> Result:

@@ -552,6 +552,25 @@ def test_64_at_a_time_each_get_their_own_call(
         assert talk.sha256 == sha256(wav(seconds=1 + int(talk.fields["number"]) / 64))
 
 
+def test_a_stopped_run_ends_one_whose_worker_hangs(
+    service: StandIn, script: Script, many: tuple[object, ...], tmp_path: Path
+) -> None:
+    """Or has not had its turn, as the machine is busy."""
+    started = script("sleep 100")
+    hangs = (
+        "import subprocess, time\nsubprocess.Popen.communicate = lambda *_, **__: time.sleep(99)"
+    )
+    (tmp_path / "sitecustomize.py").write_text(hangs)
+    words = arguments(service, *many[:-1], 2)
+    with (
+        start(*words, env={"PYTHONPATH": str(tmp_path)}) as run,
+        when(lambda: runs(started) == 2, lambda: run.send_signal(signal.SIGTERM)),
+    ):
+        outcome = ended(run)
+    assert outcome.code == 143 and "2 failed" in outcome.err
+    wait_for(lambda: not running_below(tmp_path / "bin"), 30)
+
+
 def test_a_stopped_run_ends_64_of_them(
     service: StandIn, script: Script, many: tuple[object, ...], ledger: Path, tmp_path: Path
 ) -> None:
