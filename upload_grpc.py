@@ -1305,7 +1305,7 @@ def run_ffmpeg(
     options |= {"stdin": DEVNULL, "stdout": DEVNULL, "stderr": PIPE}
     try:
         with FFMPEG_LOCK:
-            # Its own session: Ctrl-C and `timeout` signal the group, and good recordings would fail.
+            # Its own session, as Ctrl-C and `timeout` signal the group: good recordings would fail.
             process: Any = Popen(command, pass_fds=[target], start_new_session=True, **options)
             RUNNING_FFMPEG.add(process)
     except OSError as error:

@@ -330,7 +330,7 @@ def test_a_service_that_repeats_it_cannot_make_us_show_it(
     output = ("--retries", 1, "--format", "json", "--verbose", "--ledger", ledger)
     outcome = bare(*words, *output)
     assert outcome.code == 0 and SECRET not in outcome.out + outcome.err
-    sparse_wav(call, LONG_BYTES)
+    sparse_wav(call, LONG_BYTES).with_suffix(".json").write_text("{}")
     for status, code in {
         STATUS.UNAUTHENTICATED: 77,
         STATUS.INVALID_ARGUMENT: 65,
