@@ -189,8 +189,9 @@ SMALL_FILE_LIMIT_BYTES = 1024 * 1024
 SAID_LIMIT = 10
 PASSING_S = 60 * 60.0
 LOOKUP_HOPE_S = 24 * 60 * 60.0
-# What has not changed for so long is no temporary file; what always changes is a problem then.
+# What has not changed for so long is no temporary file.
 STEADY_AFTER_S = 5 * 60.0
+# For so long, and --min-age, a file may change again and again before that is a problem.
 ALWAYS_YOUNG_S = 24 * 60 * 60.0
 # How far ahead of ours the clock of a file server is believed to be, such as one in another zone.
 CLOCK_AHEAD_LIMIT_S = 24 * 60 * 60.0
@@ -2389,7 +2390,7 @@ LEDGER_TABLES = (
     """CREATE TABLE problems (
     connection_id TEXT    NOT NULL,
     path          TEXT    NOT NULL,    -- Empty: of the run.
-    exit_code     INTEGER NOT NULL,    -- 0: a warning.
+    exit_code     INTEGER NOT NULL,    -- 0: a warning, or what waits.
     cause         TEXT    NOT NULL,    -- Identifies it; the text may differ each time.
     text          TEXT    NOT NULL,
     size_bytes    INTEGER,             -- The file's state.
@@ -2529,7 +2530,8 @@ every_day AS (SELECT connection_id, day FROM counted UNION SELECT connection_id,
 SELECT connection_id, day, {", ".join(f"coalesce({c}, 0) AS {c}" for c in DAY_COLUMNS)}
 FROM every_day LEFT JOIN counted USING (connection_id, day)
 ORDER BY connection_id, day""",
-    # A row: what is open. Each problem, warnings included, then the recordings without one.
+    # A row: what is open. Each problem, with warnings, but without what only waits; then the
+    # recordings without one.
     "attention": f"""
 WITH unnamed AS (
     -- A row: a recording that is not uploaded, and of which no problem says that.
@@ -2609,7 +2611,7 @@ class ProblemKey(NamedTuple):
     """What makes a problem another one: never its text, as IDs and counts differ in every run."""
 
     path: str  # As stored; empty: the run's.
-    exit_code: int  # 0: a warning.
+    exit_code: int  # 0: a warning, or what waits.
     cause: str  # Meaning.id
 
 
@@ -2977,6 +2979,16 @@ class Ledger(LedgerFile):
             f"AND NOT {TOO_SHORT}"
         )
         return [tuple(row) for row in self._execute(sql, (self._args.connection_id,))]
+
+    def has_sent(self, sizes_and_times: set[tuple[int, int]]) -> bool:
+        """Return whether there may be a dialog of a file of such a size and mtime."""
+        states = ", ".join(f"'{state}'" for state in MAY_BE_IN_SERVICE)
+        sql = (
+            "SELECT 1 FROM recordings WHERE connection_id = ? AND size_bytes = ? AND mtime_ns = ? "
+            f"AND state IN ({states}) LIMIT 1"
+        )
+        each = [(self._args.connection_id, *values) for values in sizes_and_times]
+        return any(self._execute(sql, values) for values in each)
 
     def exists_in_other_format(self, path: str) -> bool:
         """Return whether the call at this path is there in another format, or was sent in it."""
@@ -3600,16 +3612,12 @@ class Source:
                 self._breaker.stopping.wait(TICK_S)
         return None
 
-    def count_rest(self, is_quick: bool) -> int:
-        """Return how many recordings a stopped run did not get to; note them unless is_quick."""
-        since_s, number = self._examiner.since_s, 0
+    def rest(self) -> Iterator[Recording]:
+        """Yield the recordings that a stopped run did not get to."""
         for recording in self._recordings:
             # What was looked at, and put off, is known, or a copy of what is under way.
-            if not recording.started_s and is_untried(recording, since_s):
-                number += 1
-                if not is_quick:
-                    self._tally.note_not_tried(recording)
-        return number
+            if not recording.started_s and is_untried(recording, self._examiner.since_s):
+                yield recording
 
     def _in_order(self) -> Iterator[Recording]:
         """Yield the recordings found, and in the end those that have to come last."""
@@ -3673,7 +3681,8 @@ class Source:
                 continue
             (recording.path, recording.file_state), *recording.siblings = files
             if is_waiting:  # Another program may be converting it.
-                self._tally.put_off(recording, f"younger than {self._args.min_age:g} s")
+                what = f"younger than {self._args.min_age:g} s"
+                self._tally.put_off(recording, what, is_known=is_uploaded(rows or (), files))
             elif seen.intersection(identities):
                 what = "another name of a file that was found before"
                 self._tally.leave_out(recording, "under another name", what, is_over=False)
@@ -3767,7 +3776,8 @@ class MetadataExaminer:
             return False
         if args.require_json is None:
             return False
-        waiting = self._tally.problems.find(recording, WAITING)
+        problems = self._tally.problems
+        waiting = problems.find(recording, WAITING) or problems.find(recording, YOUNG)
         # By a new ctime a file would seem to have come just now.
         has_waited = waiting and waiting.is_of(recording.file_state)
         since_s = seconds_of(waiting.since) if waiting and has_waited else time.time()
@@ -4128,7 +4138,8 @@ class Examiner:
             if self._breaker.stopping.wait(TICK_S):  # Its row may never change again.
                 raise stopped_error()
             row = ledger.find_by_hash(recording.sha256)
-        check_own_json(rows, recording)
+        if not self._args.retry_unknown:
+            check_own_json(rows, recording)
         if self._args.dry_run:
             own = recording.json.sha256 if recording.json else None
             known = {"state": "uploaded", "path": stored_path(recording.path), "json_sha256": own}
@@ -4141,15 +4152,17 @@ class Examiner:
     def _is_copy(self, recording: Recording, row: Row) -> bool:
         """Return whether a row's own recording is another one than this, with the same audio.
 
-        So it stays when that one is archived, unless all shows that this is that one, moved.
+        So it stays when that one is archived. Nor is it that one, moved, if both its mtime and its
+        JSON are others.
         """
         problem = self._tally.problems.find(recording, COPY_DIFFERS)
         if problem and problem.is_of(recording.file_state):
             return True
         own = stored_path(recording.path)
         is_elsewhere = row["path"] != own and row["mtime_ns"] != recording.file_state.mtime_ns
-        has_other_json = recording.json and recording.json.sha256 != row["json_sha256"]
-        return bool(is_elsewhere and has_other_json) or original_is_there(row, recording)
+        has_other_json = recording.json and row["json_sha256"] not in (None, recording.json.sha256)
+        is_another = row["state"] == "uploaded" and is_elsewhere and has_other_json
+        return bool(is_another) or original_is_there(row, recording)
 
     def _check(self, recording: Recording) -> bool:
         """Check a recording's JSON and audio, collect its metadata; return False if it waits."""
@@ -4275,6 +4288,15 @@ def is_untried(recording: Recording, since_s: float) -> bool:
     )
 
 
+def is_uploaded(rows: Sequence[Row], files: Sequence[tuple[str, FileState]]) -> bool:
+    """Return whether a call's file is uploaded, by its path, size and mtime."""
+    return any(
+        row["state"] == "uploaded" and is_same_path(row, path) and is_same_version(row, state)
+        for path, state in files
+        for row in rows
+    )
+
+
 def has_failed(recording: Recording) -> bool:
     """Return whether the recording at this path failed before."""
     rows = recording.rows or ()
@@ -4340,7 +4362,7 @@ def has_audio(row: Row, path: str) -> bool:
 
 
 def check_own_json(rows: Sequence[Row], recording: Recording) -> None:
-    """Raise UploadError if a recording's JSON is the very file that went with other audio.
+    """Raise UploadError if a recording's JSON has not been written since it went with other audio.
 
     Either a program has changed the audio after its upload (redacted, tagged or completed it), so
     that this would be a second dialog of one call; or it is another call of the same name, whose
@@ -4352,7 +4374,7 @@ def check_own_json(rows: Sequence[Row], recording: Recording) -> None:
             recording.json
             and recording.json.state[:2] == of_row
             and row["sha256"] != recording.sha256
-            and was_sent([row], recording.path)
+            and row["state"] in MAY_BE_IN_SERVICE
         ):
             cause = "not sent: its JSON was sent with other audio of this name"
             advice = "if this is another call, write its JSON anew; if not, move it away"
@@ -4416,6 +4438,7 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording, problems: Proble
         row["mtime_ns"]
         for row in rows
         if row["state"] in ("failed", "rejected") and not row["duration_s"]
+        if not any(is_same_path(row, path) for path in present)
         # Not one that was replaced, by a copy with its old time, and then sent.
         if row["updated_at"] > (latest["uploaded_at"] or latest["updated_at"])
     ]
@@ -4530,34 +4553,40 @@ class OpenProblems:
         return [problem.file_state for problem in problems if problem.file_state]
 
     def seeks(self, recording: Recording) -> bool:
-        """Return whether an earlier run tried a recording in vain, perhaps by another name."""
+        """Return whether an earlier run has left something open of a recording that it tried."""
         return not self._tried.isdisjoint({stored_path(recording.path), recording.file_state[:2]})
 
     def keep(self, recording: Recording) -> None:
         """Take what is open of a recording as met: whether it lasts cannot be seen yet."""
         stored = stored_path(recording.path)
         self._meet(stored, recording.file_state)
+        self._keep_original(stored)
         for key, problem in self._of(stored):
             problem.is_met = True
             problem.is_said |= key.cause == NO_METADATA and bool(recording.sidecar)  # It has come.
 
-    def wait(self, recording: Recording, cause: str, text: str) -> float:
-        """Note that a recording waits, or was not tried; return for how long, in seconds.
+    def wait(self, path: str, state: FileState, cause: str, text: str) -> float:
+        """Note a recording as WAITING or YOUNG; return for how many seconds it has been that.
 
-        Nothing is said of it, and it is no problem yet. But if it is gone before it is uploaded or
-        refused, it is lost, unless it was YOUNG: then it may have been somebody's temporary file.
+        Nothing is said of it, and it is no problem yet. But if it was WAITING (for its JSON, or as
+        it was not tried) and is gone before it is uploaded or refused, it is lost. If it was YOUNG,
+        it may have been a temporary file; so may what changed five minutes ago. What may be left
+        out for its length is no loss either.
         """
-        is_steady = cause == WAITING and not is_young(recording.file_state, STEADY_AFTER_S)
-        path, cause = stored_path(recording.path), WAITING if is_steady else YOUNG
-        key = ProblemKey(path, os.EX_OK, cause)
-        problem = self._open.get(path, {}).get(key)
-        if problem and is_steady and not problem.is_of(recording.file_state):
-            problem = None  # The name was used again.
+        stored = stored_path(path)
+        may_be_temporary = self._args.min_duration or not state.size_bytes
+        if may_be_temporary or is_young(state, STEADY_AFTER_S):
+            cause = YOUNG
+        key = ProblemKey(stored, os.EX_OK, cause)
+        problem = self._open.get(stored, {}).get(key)
+        if problem and not problem.is_of(state):
+            problem = None  # It has grown, or its name was used again.
         if self._ledger and not problem:
-            for other, _ in self._of(path):
-                if other.cause in (cause, YOUNG):
+            over = (YOUNG, ALWAYS_YOUNG) if cause == WAITING else ()
+            for other, _ in self._of(stored):
+                if other.cause in (cause, *over):
                     self._forget(self._ledger, other)
-            self._store(self._ledger, key, text, recording.file_state)
+            self._store(self._ledger, key, text, state)
         elif problem:
             problem.is_met = True
         return abs(time.time() - seconds_of(problem.since)) if problem else 0.0
@@ -4582,6 +4611,13 @@ class OpenProblems:
             self._met_paths.add(path)
         elif file_state[:2] in self._sought:
             self._met_elsewhere.add(file_state[:2])
+
+    def _keep_original(self, path: str) -> None:
+        """Take what is open of a call in other formats as met: this file may be made of it."""
+        stem, suffix = os.path.splitext(path)
+        for other in SUFFIXES if suffix in SUFFIXES and len(self._open) > 1 else ():
+            for _, problem in self._of(f"{stem}{other}") if other != suffix else ():
+                problem.is_met = True
 
     def _store(
         self, ledger: Ledger, key: ProblemKey, text: str, file_state: FileState | None
@@ -4649,7 +4685,9 @@ class Problems(OpenProblems):
         self._lines: collections.Counter[str] = collections.Counter()  # By cause, on this day.
         if self._ledger and args.quiet:
             said = ((key, p) for each in self._open.values() for key, p in each.items())
-            self._lines.update(key.cause for key, p in said if p.said_at and p.is_of_today())
+            causes = (key.cause for key, p in said if p.said_at and p.is_of_today())
+            # Never said again, so that nobody would hear of the others.
+            self._lines.update(cause for cause in causes if cause != LOST)
         self._lines_before = self._lines.copy()
 
     def note(self, path: str, error: UploadError, file_state: FileState | None = None) -> None:
@@ -4661,26 +4699,18 @@ class Problems(OpenProblems):
                 state = file_state if file_state and any(file_state) else None
                 if state and meaning.id != LOST:
                     self._meet(stored, state)
-                key = ProblemKey(stored, code, self._cause(stored, meaning))
-                # That an update failed does not show that uploads do.
-                is_outage = meaning.is_outage and code == os.EX_TEMPFAIL
-                if is_outage and meaning.id != UPDATE_FAILED:
+                    if code != os.EX_PROTOCOL:
+                        self._keep_original(stored)
+                key = self._key(stored, meaning)
+                if key.cause in (OUTAGE, UNDELIVERED):
                     self._undelivered.append((stored, text, state))
-                    # What has failed though others were uploaded is no sign of an outage, unless
-                    # nothing connects.
-                    key = ProblemKey(stored, code, UNDELIVERED)
-                    if meaning.id == NO_CONNECTION.id or key not in self._open.get(stored, {}):
-                        key = ProblemKey("", code, OUTAGE)
-                elif meaning.stops_run:
-                    key = ProblemKey("", code, meaning.id)
-                for other, problem in self._of(stored):
-                    if other.cause in (WAITING, YOUNG) and code and meaning.id != ALWAYS_YOUNG:
-                        self._forget(self._ledger, other)  # Now it has an error.
-                        continue
-                    if key.path == stored:
-                        continue
-                    if other.exit_code and other.cause != UNDELIVERED and not problem.is_met:
-                        self._forget(self._ledger, other)  # It would have been met before.
+                for other, problem in self._of(stored) if code and stored else ():
+                    # Now it has an error.
+                    was_waiting = other.cause in (WAITING, YOUNG) and meaning.id != ALWAYS_YOUNG
+                    # It would have been met before.
+                    is_over = other.exit_code and other.cause != UNDELIVERED and not problem.is_met
+                    if was_waiting or (is_over and key.path != stored):
+                        self._forget(self._ledger, other)
                 self._remember(self._ledger, key, text, state)
         except LedgerError:
             self.forget_ledger()
@@ -4721,6 +4751,20 @@ class Problems(OpenProblems):
                 where = "--report" if ledger else "leave out --quiet"
                 log.error(f"and {number - SAID_LIMIT:,} more ({cause}): {where}")
         return codes
+
+    def _key(self, path: str, meaning: Meaning) -> ProblemKey:
+        """Say whether a problem is the recording's or the run's, and of which cause."""
+        code = meaning.exit_code
+        # That an update failed does not show that uploads do.
+        if meaning.is_outage and code == os.EX_TEMPFAIL and meaning.id != UPDATE_FAILED:
+            key = ProblemKey(path, code, UNDELIVERED)
+            # What has failed though others were uploaded is no sign of an outage, unless nothing
+            # connects.
+            is_known = key in self._open.get(path, {}) and meaning.id != NO_CONNECTION.id
+            return key if is_known else ProblemKey("", code, OUTAGE)
+        if meaning.stops_run:
+            return ProblemKey("", code, meaning.id)
+        return ProblemKey(path, code, self._cause(path, meaning))
 
     def _cause(self, path: str, meaning: Meaning) -> str:
         if meaning.id == REJECTED_BEFORE:  # The cause that was noted then.
@@ -4771,11 +4815,11 @@ class Problems(OpenProblems):
         paths -= self._met_paths.union(path for path, _, _ in self._undelivered)
         folders = [stored_path(path) for path in self._args.audio_path if has_entries(path)]
         beside = {os.path.dirname(stored_path(path)) for path in self._args.audio_path}
-        # Folders that could not be looked at.
+        # What could not be looked at; if it is a folder, neither could what is below it.
         away = tuple(
             f"{path}/"
             for path, problems in self._open.items()
-            if any(problem.is_met and not problem.file_state for problem in problems.values())
+            if path and any(each.is_met and not each.file_state for each in problems.values())
         )
         codes: set[int] = set()
         for path in sorted(paths):
@@ -4858,7 +4902,9 @@ class UnmetFile:
             or self._ledger.exists_in_other_format(self.path)
             or not (self.file_states or self.row_states)  # A typing error: it never was there.
             or not self.causes.isdisjoint({"empty", "zeros", SAME_JSON})  # Removed, as advised.
-            or (self.causes == {YOUNG} and not self.row_states)  # A temporary file.
+            or (self.causes == {YOUNG} and not self._has_row)  # A temporary file.
+            # Sent by another name, in a run that may have ended early.
+            or (WAITING in self.causes and self._ledger.has_sent(self.sizes_and_times))
         )
 
     def lost(self) -> UploadError:
@@ -5013,13 +5059,19 @@ class Tally:
             if is_over:
                 self._clear(recording, was_sent=False)
 
-    def put_off(self, recording: Recording, text: str, cause: str = YOUNG) -> None:
+    def put_off(
+        self, recording: Recording, text: str, cause: str = YOUNG, is_known: bool = False
+    ) -> None:
         """Count a recording that waits; whether what is open of it lasts cannot be seen yet.
 
-        What is always young, as something changes it again and again, is a problem after a day.
+        What is always young, as something changes it again and again, is a problem after a day;
+        is_known: unless it is uploaded.
         """
         with self.lock:
-            waited_s = self.problems.wait(recording, cause, text)
+            self.problems.keep(recording)
+            state, waited_s = recording.file_state, 0.0
+            if not is_known:
+                waited_s = self._wait(recording.path, state, cause, text)
             if cause == YOUNG and waited_s > ALWAYS_YOUNG_S + self._args.min_age:
                 advice = "find out what changes the one or the other so often; or lower --min-age"
                 always = (
@@ -5027,15 +5079,26 @@ class Tally:
                 )
                 error = UploadError(Meaning(os.EX_NOINPUT, ALWAYS_YOUNG, always, advice))
                 self.add(recording, result_of_error(error))
-                return
-            self.problems.keep(recording)
-            self.leave_out(recording, "waiting", text, is_over=False)
+            else:
+                self.leave_out(recording, "waiting", text, is_over=False)
 
-    def note_not_tried(self, recording: Recording) -> None:
-        """Note a recording that a stopped run did not get to: if it vanishes, it is lost."""
+    def note_not_tried(
+        self, files: Sequence[tuple[str, FileState]], stop: Callable[[], bool]
+    ) -> None:
+        """Note what a stopped run did not get to: if it vanishes, it is lost."""
         with self.lock:
-            if not self.problems.seeks(recording):
-                self.problems.wait(recording, WAITING, "not tried")
+            for path, state in files:
+                if stop():
+                    break
+                self._wait(path, state, WAITING, "not tried")
+
+    def _wait(self, path: str, state: FileState, cause: str, text: str) -> float:
+        try:
+            return self.problems.wait(path, state, cause, text)
+        except LedgerError as failure:
+            self.problems.forget_ledger()
+            self.add_error(failure)
+            return 0.0
 
     def forget_moved(self, row: Row) -> None:
         """Take that the audio of a row is sent, perhaps by another name than before."""
@@ -5519,12 +5582,21 @@ class Run:
                 self._abandon()
 
     def _count_rest(self) -> None:
-        """Count what was not tried; after a signal for a second at most, as a disk may hang."""
+        """Count what was not tried; after a signal for a second at most, as a disk may hang.
+
+        The ledger notes it, but for what was noted of it before, or after a signal: then it is soon
+        looked at again.
+        """
+        not_tried: list[tuple[str, FileState]] = []
 
         def count() -> None:
+            number = 0
             with contextlib.suppress(LedgerError):  # Perhaps what has ended the run.
-                rest = self._source.count_rest(is_quick=self._is_ending())
-                self._tally.add_not_tried(rest)
+                for recording in self._source.rest():
+                    number += 1
+                    if not self._tally.problems.seeks(recording):
+                        not_tried.append((recording.path, recording.file_state))
+                self._tally.add_not_tried(number)
                 self._has_counted = True
 
         self._has_counted = False
@@ -5535,6 +5607,8 @@ class Run:
             counting.join(TICK_S)
             if self._is_ending():
                 until_s = min(until_s, time.monotonic() + CANCEL_GRACE_S)
+        if self._has_counted:
+            self._tally.note_not_tried(not_tried, self._is_ending)
 
     def _cause(self) -> str:
         if self._signals:
@@ -5697,11 +5771,10 @@ class LastRun(NamedTuple):
 def report(args: Namespace) -> int:
     """Print what the ledger knows and return the exit code; raise UploadError.
 
-    The exit code is the gravest of what needs attention and, with --since, has begun since then or
-    is about a call recorded since then (about no call: was met by a run since then); it is at least
-    75 if, of any
-    connection that ever had a --quiet run, none within 24 h looked at everything, or the latest
-    left something not tried, or was ended by a signal or a bug.
+    The exit code is the gravest of what needs attention; with --since, of what has begun since then
+    or is about a call recorded since then (about no call: was met since then). It is at least 75
+    if, of any connection that ever had a --quiet run, none within 24 h looked at everything, or the
+    latest left something not tried, or was ended by a signal or a bug.
     """
     import shutil
     import sqlite3

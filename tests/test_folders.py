@@ -250,7 +250,14 @@ STORIES = {
         works                                               : 0
         in the store                                        : - -
     """,
-    "but not what was made of the first call, before the later one": """
+    "but not what was made of an unknown one, and was not sent with --retry-unknown": """
+        call a.wav, lose                                    : 76 a.wav
+        mp3 a.mp3, remove a.wav                             : 76 a.mp3
+        fail, --retry-unknown                               : 75
+        find, works                                         : 0
+        in the store                                        : -
+    """,
+    "nor what was made of the first call, before the later one": """
         call rec.wav 2000 1                                 : 0
         mp3 rec.mp3, call rec.wav 4000 2, fail              : 75
         remove rec.wav, works                               : 0
@@ -362,6 +369,51 @@ STORIES = {
     "what gets a new ctime each night waits no longer for its JSON": """
         call a.wav, days_ahead 1, --require-json=36h        : 0
         days_ahead 0, hours 72, --require-json=36h          : 66 a.wav | no metadata yet
+    """,
+    "what was sent by another name, or may be left out for its length, is not lost": """
+        call keep.wav, call 0.wav                           : 0
+        rename 0.wav z/0.wav, call 1.wav, call 2.wav 200, empty 3.wav, days_ahead 1,
+        --key=expired, --min-duration=0.1                   : 77 *
+        remove z/0.wav, remove 2.wav, remove 3.wav          : 0
+        report                                              : 0
+    """,
+    "what failed, and was young then, is lost if it is gone": """
+        call keep.wav, call a.wav, fail_one                 : 75
+        --min-age=300                                       : 0
+        call b.wav, remove a.wav                            : 66 a.wav
+    """,
+    "what is wrong with a run hides nothing that is lost": """
+        call keep.wav                                       : 0
+        call a.wav, call b.wav, fail                        : 75
+        remove a.wav                                        : 66 a.wav
+    """,
+    "what was uploaded is never always young, nor a name that is used again": """
+        call keep.wav                                       : 0
+        call current.wav 2000 1, --min-age=300              : 0
+        hours 26, rename current.wav 1.wav, call current.wav 4000 2, --min-age=300 : 0
+        --min-age=300                                       : 0
+    """,
+    "what is converted while it is young is of the later call, too": """
+        call rec.wav                                        : 0
+        broken rec.wav                                      : 65 rec.wav
+        mp3 rec.mp3, remove rec.wav, --min-age=300          : 0
+        --quiet                                             : 0
+        in the store                                        : - -
+    """,
+    "what was made of audio with an old JSON has none of its own either": """
+        call a.wav 2000 1, json a.wav anna                  : 0
+        call a.wav 4000 2                                   : 65 a.wav
+        mp3 a.mp3, remove a.wav                             : 65 a.mp3
+        in the store                                        : anna
+    """,
+    "what has no JSON, and is changed before each run, waits no longer for that": """
+        call a.wav, --require-json=1h                       : 0
+        hours 72, --require-json=1h                         : 66 a.wav | no metadata yet
+    """,
+    "metadata that come after the upload, to another name, are an update": """
+        call a.wav, days_ahead 1                            : 0
+        rename a.wav b.wav, touch b.wav, json b.wav anna, --update-metadata : 0
+        in the store                                        : anna
     """,
     "what is always young is said after a day": """
         call a.wav, --min-age=300                           : 0
@@ -546,6 +598,22 @@ def test_by_a_file_server_s_clock_that_is_ahead_a_file_is_young(cron: Cron, ahea
     cron.stop_clock(written_s + 301)
     assert cron.run("--min-age", 300).code == 0
     assert len(cron.service.calls) == 1
+
+
+def test_what_was_sent_by_another_name_in_a_run_that_ended_early_is_not_lost(cron: Cron) -> None:
+    cron.call("keep.wav")
+    assert cron.run().code == 0
+    for number in range(4):
+        cron.call(f"{number}.wav")
+    cron.days_ahead(1)
+    assert cron.run("--key", "expired").code == 77
+    for number in (2, 3):
+        cron.rename(f"{number}.wav", f"day/{number}.wav")
+    expired = Fail(grpc.StatusCode.UNAUTHENTICATED, "expired")
+    cron.service.script[:] = [None, None, None, expired]  # 0, 1, day/2
+    assert cron.said()[0] == 77
+    assert cron.said() == (0, [])
+    assert len(cron.service.talks) == 5
 
 
 def test_nested_folders_do_not_hide_what_lasts(cron: Cron) -> None:
