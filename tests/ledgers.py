@@ -138,6 +138,17 @@ def change_problems(path: Path, /, **columns: object) -> None:
     _write(path, f"UPDATE problems SET {_assignments(columns)}", columns.values())
 
 
+def fill_disk(path: Path, cause: str) -> None:
+    """Let the disk be full whenever a problem of this cause is noted."""
+    when = f"BEFORE INSERT ON problems WHEN NEW.cause = '{cause}'"
+    fails = "SELECT RAISE(FAIL, 'database or disk is full')"
+    _write(path, f"CREATE TRIGGER full {when} BEGIN {fails}; END")
+
+
+def free_disk(path: Path) -> None:
+    _write(path, "DROP TRIGGER full")
+
+
 def _assignments(columns: Iterable[str]) -> str:
     return ", ".join(f"{name} = ?" for name in columns)
 

@@ -302,6 +302,52 @@ def test_a_dead_exporter_is_no_email_in_each_run(cron: Cron) -> None:
     assert cron.said(*words) == (66, [])
 
 
+def test_what_is_lost_is_said_though_ten_were_on_that_day(cron: Cron) -> None:
+    """It is said only once."""
+    cron.call("keep.wav")
+    cron.json("keep.wav", "x")
+    for number in range(12):
+        cron.call(f"{number:02}.wav")
+    cron.days_ahead(1)
+    words = ("--require-json", "9d")
+    assert cron.run(*words).code == 0
+    for number in range(10):
+        cron.remove(f"{number:02}.wav")
+    assert len(lines(cron.run(*words))) == 10
+    for name in ("10.wav", "11.wav"):
+        cron.remove(name)
+        assert cron.said(*words) == (66, [name])
+    assert cron.said(*words) == (0, [])
+
+
+# What a run cannot note, the words for it, its exit code, and how many are not tried.
+UNNOTED = {
+    "young": (("--min-age", 300), 75, 0),
+    "waiting for its JSON": (("--require-json", "9d"), 75, 3),
+    "not tried": (("--key", "expired"), 77, 3),
+}
+
+
+@pytest.mark.parametrize("kind", UNNOTED)
+def test_a_full_disk_when_what_waits_is_noted_ends_the_run(cron: Cron, kind: str) -> None:
+    words, code, not_tried = UNNOTED[kind]
+    for name in ("keep.wav", "a.wav", "b.wav", "c.wav", "d.wav"):
+        cron.call(name)
+        if name == "keep.wav":
+            cron.json(name, "x")
+            assert cron.run().code == 0
+    cron.days_ahead(0 if kind == "young" else 1)
+    ledgers.fill_disk(cron.ledger, "young" if kind == "young" else "waiting")
+    outcome = cron.by_hand(*words)
+    assert outcome.code == code and outcome.err.count("disk is full; wait for that to end") == 1
+    assert "Traceback" not in outcome.err
+    assert ledgers.runs(cron.ledger)[-1]["not_tried"] == not_tried
+    ledgers.free_disk(cron.ledger)
+    cron.days_ahead(1)
+    assert cron.run().code == 0
+    assert len(cron.service.talks) == 5
+
+
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.ESTALE])
 def test_what_another_program_has_locked_is_said_if_it_lasts(
     cron: Cron, monkeypatch: pytest.MonkeyPatch, number: int
