@@ -191,8 +191,6 @@ PASSING_S = 60 * 60.0
 LOOKUP_HOPE_S = 24 * 60 * 60.0
 # What has not changed for so long is no temporary file.
 STEADY_AFTER_S = 5 * 60.0
-# For so long, and --min-age, a file may change again and again before that is a problem.
-ALWAYS_YOUNG_S = 24 * 60 * 60.0
 # How far ahead of ours the clock of a file server is believed to be, such as one in another zone.
 CLOCK_AHEAD_LIMIT_S = 24 * 60 * 60.0
 
@@ -1346,8 +1344,8 @@ def run_ffmpeg(
 
 
 def kill_ffmpeg() -> None:
-    """Kill each FFmpeg whose worker does not get to it before the process ends; begin no more."""
-    FFMPEG_LOCK.acquire(timeout=TICK_S)
+    """Kill each FFmpeg whose worker does not get to it before the process ends."""
+    FFMPEG_LOCK.acquire(timeout=TICK_S)  # Never released: no other one begins.
     for process in list(RUNNING_FFMPEG):
         with contextlib.suppress(OSError):  # It has ended.
             os.killpg(process.pid, signal.SIGKILL)
@@ -2548,7 +2546,7 @@ SELECT connection_id, since, path, cause, exit_code, what_to_do, error,
     ELSE coalesce((SELECT max(recorded_at) FROM {SAME_PATH}
         AND (r.state <> 'uploaded' OR coalesce(p.size_bytes, r.size_bytes) = r.size_bytes)),
         file_time) END AS recorded_at, seen_at
-FROM problem_parts p WHERE cause NOT IN ('waiting', 'young')
+FROM problem_parts p WHERE cause <> 'waiting'
 UNION ALL
 SELECT connection_id, updated_at, path, outcome,
     CASE outcome WHEN 'unknown' THEN 76 WHEN 'rejected' THEN 65 ELSE 75 END,
@@ -2980,15 +2978,23 @@ class Ledger(LedgerFile):
         )
         return [tuple(row) for row in self._execute(sql, (self._args.connection_id,))]
 
-    def has_sent(self, sizes_and_times: set[tuple[int, int]]) -> bool:
-        """Return whether there may be a dialog of a file of such a size and mtime."""
+    def find_sent(self, waiting: Sequence[OpenProblem]) -> set[tuple[int, int | str]]:
+        """Return size and mtime, and size and name, of what was sent since these began to wait."""
+        if not waiting:
+            return set()
         states = ", ".join(f"'{state}'" for state in MAY_BE_IN_SERVICE)
+        # That of a recording that is moved may have been written before.
         sql = (
-            "SELECT 1 FROM recordings WHERE connection_id = ? AND size_bytes = ? AND mtime_ns = ? "
-            f"AND state IN ({states}) LIMIT 1"
+            "SELECT size_bytes, mtime_ns, path FROM recordings WHERE connection_id = ? "
+            f"AND state IN ({states}) AND (updated_at >= ? OR mtime_ns BETWEEN ? AND ?)"
         )
-        each = [(self._args.connection_id, *values) for values in sizes_and_times]
-        return any(self._execute(sql, values) for values in each)
+        times = [each.file_state.mtime_ns for each in waiting if each.file_state]
+        since = min(each.since for each in waiting)
+        rows = self._execute(sql, (self._args.connection_id, since, min(times), max(times)))
+        sent: set[tuple[int, int | str]] = set()
+        for size_bytes, mtime_ns, path in rows:
+            sent |= {(size_bytes, mtime_ns), (size_bytes, os.path.basename(path))}
+        return sent
 
     def exists_in_other_format(self, path: str) -> bool:
         """Return whether the call at this path is there in another format, or was sent in it."""
@@ -3681,8 +3687,7 @@ class Source:
                 continue
             (recording.path, recording.file_state), *recording.siblings = files
             if is_waiting:  # Another program may be converting it.
-                what = f"younger than {self._args.min_age:g} s"
-                self._tally.put_off(recording, what, is_known=is_uploaded(rows or (), files))
+                self._tally.put_off(recording, f"younger than {self._args.min_age:g} s")
             elif seen.intersection(identities):
                 what = "another name of a file that was found before"
                 self._tally.leave_out(recording, "under another name", what, is_over=False)
@@ -3776,8 +3781,7 @@ class MetadataExaminer:
             return False
         if args.require_json is None:
             return False
-        problems = self._tally.problems
-        waiting = problems.find(recording, WAITING) or problems.find(recording, YOUNG)
+        waiting = self._tally.problems.find(recording, WAITING)
         # By a new ctime a file would seem to have come just now.
         has_waited = waiting and waiting.is_of(recording.file_state)
         since_s = seconds_of(waiting.since) if waiting and has_waited else time.time()
@@ -3791,7 +3795,8 @@ class MetadataExaminer:
             advice = "find out why it was not written; or leave out --require-json"
             meaning = Meaning(os.EX_NOINPUT, NO_METADATA, f"no metadata yet: {name}", advice)
             raise UploadError(meaning)
-        self._tally.put_off(recording, "it has no JSON yet", WAITING)
+        self._tally.note_waiting(recording.path, recording.file_state, "it has no JSON yet")
+        self._tally.put_off(recording, "it has no JSON yet")
         return True
 
     def has_changed(self, recording: Recording, row: Row) -> bool:
@@ -4139,7 +4144,7 @@ class Examiner:
                 raise stopped_error()
             row = ledger.find_by_hash(recording.sha256)
         if not self._args.retry_unknown:
-            check_own_json(rows, recording)
+            check_own_json(rows, recording, self._tally.problems.find(recording, SAME_JSON))
         if self._args.dry_run:
             own = recording.json.sha256 if recording.json else None
             known = {"state": "uploaded", "path": stored_path(recording.path), "json_sha256": own}
@@ -4288,15 +4293,6 @@ def is_untried(recording: Recording, since_s: float) -> bool:
     )
 
 
-def is_uploaded(rows: Sequence[Row], files: Sequence[tuple[str, FileState]]) -> bool:
-    """Return whether a call's file is uploaded, by its path, size and mtime."""
-    return any(
-        row["state"] == "uploaded" and is_same_path(row, path) and is_same_version(row, state)
-        for path, state in files
-        for row in rows
-    )
-
-
 def has_failed(recording: Recording) -> bool:
     """Return whether the recording at this path failed before."""
     rows = recording.rows or ()
@@ -4361,24 +4357,28 @@ def has_audio(row: Row, path: str) -> bool:
         return True
 
 
-def check_own_json(rows: Sequence[Row], recording: Recording) -> None:
+def check_own_json(rows: Sequence[Row], recording: Recording, before: OpenProblem | None) -> None:
     """Raise UploadError if a recording's JSON has not been written since it went with other audio.
 
     Either a program has changed the audio after its upload (redacted, tagged or completed it), so
     that this would be a second dialog of one call; or it is another call of the same name, whose
-    own JSON has not come yet. rows: those of find_by_stem.
+    own JSON has not come yet. rows: those of find_by_stem; before: the same problem in an earlier
+    run, as the first one may have another name by now.
     """
-    for row in rows if recording.json else ():
-        of_row = row["json_size_bytes"], row["json_mtime_ns"]
-        if (
-            recording.json
-            and recording.json.state[:2] == of_row
-            and row["sha256"] != recording.sha256
-            and row["state"] in MAY_BE_IN_SERVICE
-        ):
-            cause = "not sent: its JSON was sent with other audio of this name"
-            advice = "if this is another call, write its JSON anew; if not, move it away"
-            raise data_error(SAME_JSON, cause, advice)
+    if not recording.json:
+        return
+    state = recording.json.state
+    was_sent_with = any(
+        row["state"] in MAY_BE_IN_SERVICE
+        and row["sha256"] != recording.sha256
+        and (row["json_size_bytes"], row["json_mtime_ns"]) == state[:2]
+        for row in rows
+    )
+    was_refused = before and before.is_of(recording.file_state)
+    if was_sent_with or (before and was_refused and utc(state.ctime_ns / 1e9) <= before.since):
+        cause = "not sent: its JSON was sent with other audio of this name"
+        advice = "if this is another call, write its JSON anew; if not, move it away"
+        raise data_error(SAME_JSON, cause, advice)
 
 
 def check_copy(row: Row, recording: Recording) -> None:
@@ -4442,9 +4442,9 @@ def uploaded_sibling(rows: Sequence[Row], recording: Recording, problems: Proble
         # Not one that was replaced, by a copy with its old time, and then sent.
         if row["updated_at"] > (latest["uploaded_at"] or latest["updated_at"])
     ]
-    # What was not even tried has no row. What was only touched has the same size.
-    refused = problems.refused_at(latest["path"])
-    later_ns += [s.mtime_ns for s in refused if s.size_bytes not in (0, latest["size_bytes"])]
+    # What was not tried has no row. What was only touched has the same size.
+    not_tried = problems.not_tried_at(latest["path"])
+    later_ns += [s.mtime_ns for s in not_tried if s.size_bytes not in (0, latest["size_bytes"])]
     made_ns = max(state.mtime_ns for path, state in recording.files if path in present)
     is_of_later = any(latest["mtime_ns"] < mtime_ns <= made_ns for mtime_ns in later_ns)
     return None if is_of_later else latest
@@ -4460,10 +4460,7 @@ LOST = "lost"
 NO_METADATA = "no-metadata"
 COPY_DIFFERS = "copy-differs"
 SAME_JSON = "same-json"
-# Of what is neither uploaded nor refused: it has waited, or was not tried; it may be written to.
-WAITING = "waiting"
-YOUNG = "young"
-ALWAYS_YOUNG = "always-young"
+WAITING = "waiting"  # No problem yet: waits for its JSON, or was not tried.
 LOOKUP_FAILED = "lookup"
 
 # How long a problem has to last before a run with --quiet says it, by cause, else by exit code;
@@ -4475,7 +4472,6 @@ SAID_AFTER_S: dict[str | int, float] = {
     UPDATE_TOO_EARLY: LOOKUP_HOPE_S,
     UNKNOWN.id: LOOKUP_HOPE_S,  # With --lookup-key; without it nothing would find the dialog.
     WAITING: math.inf,
-    YOUNG: math.inf,
     os.EX_TEMPFAIL: PASSING_S,
 }
 
@@ -4531,7 +4527,7 @@ class OpenProblems:
         for path, problems in self._open.items():
             for key, problem in problems.items():
                 self._sought |= {problem.file_state[:2]} if problem.file_state else set()
-                if key.cause not in (WAITING, YOUNG):
+                if key.cause != WAITING:
                     self._tried |= {path, problem.file_state[:2] if problem.file_state else path}
         for path, size_bytes, mtime_ns in ledger.files_not_uploaded() if ledger else ():
             self._sought_paths.add(path)
@@ -4546,11 +4542,11 @@ class OpenProblems:
         of_path = self._of(stored_path(recording.path))
         return next((problem for key, problem in of_path if key.cause == cause), None)
 
-    def refused_at(self, path: str) -> list[FileState]:
-        """Return what earlier runs have found at a path, as stored, and refused themselves."""
-        refused = (os.EX_DATAERR, os.EX_NOINPUT)
-        problems = (problem for key, problem in self._of(path) if key.exit_code in refused)
-        return [problem.file_state for problem in problems if problem.file_state]
+    def not_tried_at(self, path: str) -> list[FileState]:
+        """Return what earlier runs have found at a path, as stored, and not even tried."""
+        codes = (os.EX_DATAERR, os.EX_NOINPUT)
+        found = [p for key, p in self._of(path) if key.exit_code in codes or key.cause == WAITING]
+        return [problem.file_state for problem in found if problem.file_state]
 
     def seeks(self, recording: Recording) -> bool:
         """Return whether an earlier run has left something open of a recording that it tried."""
@@ -4560,36 +4556,28 @@ class OpenProblems:
         """Take what is open of a recording as met: whether it lasts cannot be seen yet."""
         stored = stored_path(recording.path)
         self._meet(stored, recording.file_state)
-        self._keep_original(stored)
+        self._keep_other_formats(stored)
         for key, problem in self._of(stored):
             problem.is_met = True
             problem.is_said |= key.cause == NO_METADATA and bool(recording.sidecar)  # It has come.
 
-    def wait(self, path: str, state: FileState, cause: str, text: str) -> float:
-        """Note a recording as WAITING or YOUNG; return for how many seconds it has been that.
+    def wait(self, path: str, state: FileState, text: str) -> None:
+        """Note that a recording waits for its JSON, or was not tried; nothing is said of that.
 
-        Nothing is said of it, and it is no problem yet. But if it was WAITING (for its JSON, or as
-        it was not tried) and is gone before it is uploaded or refused, it is lost. If it was YOUNG,
-        it may have been a temporary file; so may what changed five minutes ago. What may be left
-        out for its length is no loss either.
+        If it is gone before it is uploaded or refused, it is lost. Not noted is what may have been
+        a temporary file, as it is empty or has changed five minutes ago, nor, with --min-duration,
+        what may be left out for its length.
         """
-        stored = stored_path(path)
-        may_be_temporary = self._args.min_duration or not state.size_bytes
-        if may_be_temporary or is_young(state, STEADY_AFTER_S):
-            cause = YOUNG
-        key = ProblemKey(stored, os.EX_OK, cause)
-        problem = self._open.get(stored, {}).get(key)
-        if problem and not problem.is_of(state):
-            problem = None  # It has grown, or its name was used again.
-        if self._ledger and not problem:
-            over = (YOUNG, ALWAYS_YOUNG) if cause == WAITING else ()
-            for other, _ in self._of(stored):
-                if other.cause in (cause, *over):
-                    self._forget(self._ledger, other)
-            self._store(self._ledger, key, text, state)
-        elif problem:
+        if is_young(state, STEADY_AFTER_S) or self._args.min_duration or not state.size_bytes:
+            return
+        key = ProblemKey(stored_path(path), os.EX_OK, WAITING)
+        problem = self._open.get(key.path, {}).get(key)
+        if problem and problem.is_of(state):
             problem.is_met = True
-        return abs(time.time() - seconds_of(problem.since)) if problem else 0.0
+        elif self._ledger:
+            if problem:  # Its name was used again.
+                self._forget(self._ledger, key)
+            self._store(self._ledger, key, text, state)
 
     def forget_moved(self, row: Row) -> None:
         """Forget what is open of the file that a row had, if it is sent by another name now."""
@@ -4612,12 +4600,13 @@ class OpenProblems:
         elif file_state[:2] in self._sought:
             self._met_elsewhere.add(file_state[:2])
 
-    def _keep_original(self, path: str) -> None:
+    def _keep_other_formats(self, path: str) -> None:
         """Take what is open of a call in other formats as met: this file may be made of it."""
-        stem, suffix = os.path.splitext(path)
-        for other in SUFFIXES if suffix in SUFFIXES and len(self._open) > 1 else ():
-            for _, problem in self._of(f"{stem}{other}") if other != suffix else ():
-                problem.is_met = True
+        stem, own = os.path.splitext(path)
+        suffixes = {*SUFFIXES, *map(str.upper, SUFFIXES)} if len(self._open) > 1 else set()
+        for suffix in suffixes - {own} if own in suffixes else ():
+            for _, problem in self._of(f"{stem}{suffix}"):
+                problem.is_met = problem.is_said = True
 
     def _store(
         self, ledger: Ledger, key: ProblemKey, text: str, file_state: FileState | None
@@ -4665,7 +4654,7 @@ class Problems(OpenProblems):
         lost stdout; the summary                            Run._end)
         after a signal
 
-    Never said, and no problem yet: what waits, was not tried, or is young (OpenProblems.wait).
+    Never said, and no problem yet: what waits, or was not tried (OpenProblems.wait).
     Met: seen by this run, at its path, or, by size and mtime, at another one.
     _remember says it first, by SAID_AFTER_S; _say_again each day, at the end of the first run of a
     local day, all that lasts. So of a service that is down from 02:00 to 05:00 the first run after
@@ -4699,14 +4688,14 @@ class Problems(OpenProblems):
                 state = file_state if file_state and any(file_state) else None
                 if state and meaning.id != LOST:
                     self._meet(stored, state)
-                    if code != os.EX_PROTOCOL:
-                        self._keep_original(stored)
+                    if code == os.EX_TEMPFAIL:
+                        self._keep_other_formats(stored)
                 key = self._key(stored, meaning)
                 if key.cause in (OUTAGE, UNDELIVERED):
                     self._undelivered.append((stored, text, state))
                 for other, problem in self._of(stored) if code and stored else ():
-                    # Now it has an error.
-                    was_waiting = other.cause in (WAITING, YOUNG) and meaning.id != ALWAYS_YOUNG
+                    # For its JSON it goes on waiting.
+                    was_waiting = other.cause == WAITING and meaning.id != NO_METADATA
                     # It would have been met before.
                     is_over = other.exit_code and other.cause != UNDELIVERED and not problem.is_met
                     if was_waiting or (is_over and key.path != stored):
@@ -4821,6 +4810,8 @@ class Problems(OpenProblems):
             for path, problems in self._open.items()
             if path and any(each.is_met and not each.file_state for each in problems.values())
         )
+        of_paths = [each for path in paths for each in self._of(path)]
+        sent = ledger.find_sent([each for key, each in of_paths if key.cause == WAITING])
         codes: set[int] = set()
         for path in sorted(paths):
             unmet = UnmetFile(path, self._of(path), ledger)
@@ -4828,7 +4819,7 @@ class Problems(OpenProblems):
             was_seen = was_looked_at(path, folders, beside) and not path.startswith(away)
             if not was_renamed and not was_seen:
                 continue
-            if unmet.is_over(self._met_elsewhere):
+            if unmet.is_over(self._met_elsewhere, sent):
                 for key, _ in self._of(path):
                     self._forget(ledger, key)
             # What may be in the service is to be looked for there.
@@ -4889,10 +4880,13 @@ class UnmetFile:
         self._error = errors[0] if errors else ""
         self._ledger = ledger
 
-    def is_over(self, met_elsewhere: set[tuple[int, int]]) -> bool:
+    def is_over(
+        self, met_elsewhere: set[tuple[int, int]], sent: set[tuple[int, int | str]]
+    ) -> bool:
         """Return whether nobody has to care for it.
 
         met_elsewhere: size and mtime of files that the run has met at other paths.
+        sent: size and mtime, and size and name, of what was sent lately (Ledger.find_sent).
         """
         return (
             os.path.lexists(self.path)
@@ -4902,10 +4896,13 @@ class UnmetFile:
             or self._ledger.exists_in_other_format(self.path)
             or not (self.file_states or self.row_states)  # A typing error: it never was there.
             or not self.causes.isdisjoint({"empty", "zeros", SAME_JSON})  # Removed, as advised.
-            or (self.causes == {YOUNG} and not self._has_row)  # A temporary file.
-            # Sent by another name, in a run that may have ended early.
-            or (WAITING in self.causes and self._ledger.has_sent(self.sizes_and_times))
+            or (WAITING in self.causes and self._is_among(sent))
         )
+
+    def _is_among(self, sent: set[tuple[int, int | str]]) -> bool:
+        """Return whether it was sent by another name, perhaps in a run that ended early."""
+        name = os.path.basename(self.path)
+        return any({(size, mtime), (size, name)} & sent for size, mtime in self.sizes_and_times)
 
     def lost(self) -> UploadError:
         """Return the error of a file that is lost."""
@@ -5059,46 +5056,20 @@ class Tally:
             if is_over:
                 self._clear(recording, was_sent=False)
 
-    def put_off(
-        self, recording: Recording, text: str, cause: str = YOUNG, is_known: bool = False
-    ) -> None:
-        """Count a recording that waits; whether what is open of it lasts cannot be seen yet.
-
-        What is always young, as something changes it again and again, is a problem after a day;
-        is_known: unless it is uploaded.
-        """
+    def put_off(self, recording: Recording, text: str) -> None:
+        """Count a recording that waits; whether what is open of it lasts cannot be seen yet."""
         with self.lock:
             self.problems.keep(recording)
-            state, waited_s = recording.file_state, 0.0
-            if not is_known:
-                waited_s = self._wait(recording.path, state, cause, text)
-            if cause == YOUNG and waited_s > ALWAYS_YOUNG_S + self._args.min_age:
-                advice = "find out what changes the one or the other so often; or lower --min-age"
-                always = (
-                    f"it, or its JSON, has been younger than {self._args.min_age:g} s for a day"
-                )
-                error = UploadError(Meaning(os.EX_NOINPUT, ALWAYS_YOUNG, always, advice))
-                self.add(recording, result_of_error(error))
-            else:
-                self.leave_out(recording, "waiting", text, is_over=False)
+            self.leave_out(recording, "waiting", text, is_over=False)
 
-    def note_not_tried(
-        self, files: Sequence[tuple[str, FileState]], stop: Callable[[], bool]
-    ) -> None:
-        """Note what a stopped run did not get to: if it vanishes, it is lost."""
+    def note_waiting(self, path: str, state: FileState, text: str) -> None:
+        """Note a recording that waits, or was not tried: if it vanishes, it is lost."""
         with self.lock:
-            for path, state in files:
-                if stop():
-                    break
-                self._wait(path, state, WAITING, "not tried")
-
-    def _wait(self, path: str, state: FileState, cause: str, text: str) -> float:
-        try:
-            return self.problems.wait(path, state, cause, text)
-        except LedgerError as failure:
-            self.problems.forget_ledger()
-            self.add_error(failure)
-            return 0.0
+            try:
+                self.problems.wait(path, state, text)
+            except LedgerError as failure:
+                self.problems.forget_ledger()
+                self.add_error(failure)
 
     def forget_moved(self, row: Row) -> None:
         """Take that the audio of a row is sent, perhaps by another name than before."""
@@ -5584,8 +5555,7 @@ class Run:
     def _count_rest(self) -> None:
         """Count what was not tried; after a signal for a second at most, as a disk may hang.
 
-        The ledger notes it, but for what was noted of it before, or after a signal: then it is soon
-        looked at again.
+        The ledger notes what was never tried (Tally.note_waiting), unless a signal ends the run.
         """
         not_tried: list[tuple[str, FileState]] = []
 
@@ -5607,8 +5577,10 @@ class Run:
             counting.join(TICK_S)
             if self._is_ending():
                 until_s = min(until_s, time.monotonic() + CANCEL_GRACE_S)
-        if self._has_counted:
-            self._tally.note_not_tried(not_tried, self._is_ending)
+        for path, state in not_tried if self._has_counted else ():
+            if self._is_ending():
+                break
+            self._tally.note_waiting(path, state, "not tried")
 
     def _cause(self) -> str:
         if self._signals:

@@ -89,7 +89,7 @@ def attention(path: Path) -> list[dict[str, Any]]:
 def causes(path: Path) -> list[tuple[str, str]]:
     """Return file name and cause of each problem; what only waits is none."""
     noted = [(Path(each["path"]).name, each["cause"]) for each in problems(path)]
-    return [(name, cause) for name, cause in noted if cause not in ("waiting", "young")]
+    return [(name, cause) for name, cause in noted if cause != "waiting"]
 
 
 def check(path: Path) -> None:

@@ -369,6 +369,7 @@ STORIES = {
     "what gets a new ctime each night waits no longer for its JSON": """
         call a.wav, days_ahead 1, --require-json=36h        : 0
         days_ahead 0, hours 72, --require-json=36h          : 66 a.wav | no metadata yet
+        --require-json=36h                                  : 66
     """,
     "what was sent by another name, or may be left out for its length, is not lost": """
         call keep.wav, call 0.wav                           : 0
@@ -387,12 +388,6 @@ STORIES = {
         call a.wav, call b.wav, fail                        : 75
         remove a.wav                                        : 66 a.wav
     """,
-    "what was uploaded is never always young, nor a name that is used again": """
-        call keep.wav                                       : 0
-        call current.wav 2000 1, --min-age=300              : 0
-        hours 26, rename current.wav 1.wav, call current.wav 4000 2, --min-age=300 : 0
-        --min-age=300                                       : 0
-    """,
     "what is converted while it is young is of the later call, too": """
         call rec.wav                                        : 0
         broken rec.wav                                      : 65 rec.wav
@@ -400,29 +395,50 @@ STORIES = {
         --quiet                                             : 0
         in the store                                        : - -
     """,
+    "so it is in capitals": """
+        call rec.WAV                                        : 0
+        broken rec.WAV                                      : 65 rec.WAV
+        mp3 rec.mp3, remove rec.WAV, --min-age=300          : 0
+        --quiet                                             : 0
+        in the store                                        : - -
+    """,
+    "what was made of a later call that waited, or was not tried, is of that one, too": """
+        call 1.wav, call 2.wav 2000 2, json 2.wav -         : 0
+        call 1.wav 4000 1, call 0.wav, days_ahead 1, --key=expired : 77 *
+        mp3 1.mp3, remove 1.wav                             : 0
+        in the store                                        : - - - -
+        call 2.wav 4000 3, remove 2.json, --require-json=9d : 0
+        mp3 2.mp3 2, remove 2.wav, --require-json=9d        : 0
+        json 2.wav -, --require-json=9d                     : 0
+        in the store                                        : - - - - -
+    """,
+    "what was refused, is converted, and is refused again is named once": """
+        refuse, call a.wav                                  : 65 a.wav
+        mp3 a.mp3, remove a.wav                             : 65 a.mp3
+        day                                                 : 65 a.mp3
+    """,
+    "a call whose JSON has not come waits, wherever the first one of its name is": """
+        call a.wav 2000 1, json a.wav anna                  : 0
+        rename a.wav 1.wav, call a.wav 4000 2               : 65 a.wav
+                                                            : 65
+                                                            : 65
+        json a.wav boris                                    : 0
+        in the store                                        : anna boris
+    """,
+    "what was not tried, is moved, and has a new time then, is not lost": """
+        call 1.wav, call 2.wav, days_ahead 1, --key=expired : 77 *
+        rename 2.wav d/2.wav, touch d/2.wav                 : 0
+    """,
     "what was made of audio with an old JSON has none of its own either": """
         call a.wav 2000 1, json a.wav anna                  : 0
         call a.wav 4000 2                                   : 65 a.wav
         mp3 a.mp3, remove a.wav                             : 65 a.mp3
         in the store                                        : anna
     """,
-    "what has no JSON, and is changed before each run, waits no longer for that": """
-        call a.wav, --require-json=1h                       : 0
-        hours 72, --require-json=1h                         : 66 a.wav | no metadata yet
-    """,
     "metadata that come after the upload, to another name, are an update": """
         call a.wav, days_ahead 1                            : 0
         rename a.wav b.wav, touch b.wav, json b.wav anna, --update-metadata : 0
         in the store                                        : anna
-    """,
-    "what is always young is said after a day": """
-        call a.wav, --min-age=300                           : 0
-        hours 24, --min-age=300                             : 0
-        hours 1, --min-age=300                              : 66 a.wav | 300 s for a day
-        hours 1, --min-age=300                              : 66
-        report                                              : 66 | 300 s for a day
-                                                            : 0
-        in the end                                          :
     """,
     # --since, and a key that expired, or a share that was away, for longer.
     "what came after the first run is not before --since": """

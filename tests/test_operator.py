@@ -322,7 +322,6 @@ def test_what_is_lost_is_said_though_ten_were_on_that_day(cron: Cron) -> None:
 
 # What a run cannot note, the words for it, its exit code, and how many are not tried.
 UNNOTED = {
-    "young": (("--min-age", 300), 75, 0),
     "waiting for its JSON": (("--require-json", "9d"), 75, 3),
     "not tried": (("--key", "expired"), 77, 3),
 }
@@ -336,14 +335,13 @@ def test_a_full_disk_when_what_waits_is_noted_ends_the_run(cron: Cron, kind: str
         if name == "keep.wav":
             cron.json(name, "x")
             assert cron.run().code == 0
-    cron.days_ahead(0 if kind == "young" else 1)
-    ledgers.fill_disk(cron.ledger, "young" if kind == "young" else "waiting")
+    cron.days_ahead(1)
+    ledgers.fill_disk(cron.ledger, "waiting")
     outcome = cron.by_hand(*words)
     assert outcome.code == code and outcome.err.count("disk is full; wait for that to end") == 1
     assert "Traceback" not in outcome.err
     assert ledgers.runs(cron.ledger)[-1]["not_tried"] == not_tried
     ledgers.free_disk(cron.ledger)
-    cron.days_ahead(1)
     assert cron.run().code == 0
     assert len(cron.service.talks) == 5
 
