@@ -389,18 +389,11 @@ STORIES = {
         remove a.wav                                        : 66 a.wav
     """,
     "what is converted while it is young is of the later call, too": """
-        call rec.wav                                        : 0
-        broken rec.wav                                      : 65 rec.wav
-        mp3 rec.mp3, remove rec.wav, --min-age=300          : 0
+        call rec.wav, call two.WAV                          : 0
+        broken rec.wav, broken two.WAV                      : 65 rec.wav two.WAV
+        mp3 rec.mp3, remove rec.wav, mp3 two.mp3 2, remove two.WAV, --min-age=300 : 0
         --quiet                                             : 0
-        in the store                                        : - -
-    """,
-    "so it is in capitals": """
-        call rec.WAV                                        : 0
-        broken rec.WAV                                      : 65 rec.WAV
-        mp3 rec.mp3, remove rec.WAV, --min-age=300          : 0
-        --quiet                                             : 0
-        in the store                                        : - -
+        in the store                                        : - - - -
     """,
     "what was made of a later call that waited, or was not tried, is of that one, too": """
         call 1.wav, call 2.wav 2000 2, json 2.wav -         : 0
