@@ -4143,8 +4143,9 @@ class Examiner:
             if self._breaker.stopping.wait(TICK_S):  # Its row may never change again.
                 raise stopped_error()
             row = ledger.find_by_hash(recording.sha256)
-        if not self._args.retry_unknown:
-            check_own_json(rows, recording, self._tally.problems.find(recording, SAME_JSON))
+        if self._args.retry_unknown:
+            rows = [row for row in rows if row["state"] != "unknown"]
+        check_own_json(rows, recording, self._tally.problems.find(recording, SAME_JSON))
         if self._args.dry_run:
             own = recording.json.sha256 if recording.json else None
             known = {"state": "uploaded", "path": stored_path(recording.path), "json_sha256": own}
@@ -4368,16 +4369,17 @@ def check_own_json(rows: Sequence[Row], recording: Recording, before: OpenProble
     if not recording.json:
         return
     state = recording.json.state
-    was_sent_with = any(
-        row["state"] in MAY_BE_IN_SERVICE
-        and row["sha256"] != recording.sha256
-        and (row["json_size_bytes"], row["json_mtime_ns"]) == state[:2]
+    others = [
+        (row["json_size_bytes"], row["json_mtime_ns"])
         for row in rows
-    )
-    was_refused = before and before.is_of(recording.file_state)
-    if was_sent_with or (before and was_refused and utc(state.ctime_ns / 1e9) <= before.since):
+        if row["state"] in MAY_BE_IN_SERVICE and row["sha256"] != recording.sha256
+    ]
+    was_refused = not others and before and before.is_of(recording.file_state)
+    if state[:2] in others or (
+        before and was_refused and utc(state.ctime_ns / 1e9) <= before.since
+    ):
         cause = "not sent: its JSON was sent with other audio of this name"
-        advice = "if this is another call, write its JSON anew; if not, move it away"
+        advice = "if this is another call, write its JSON anew; if not, move it out of the folder"
         raise data_error(SAME_JSON, cause, advice)
 
 

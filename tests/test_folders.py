@@ -330,6 +330,12 @@ STORIES = {
         report                                              : 76 | unknown
         in the store                                        : keep anna
     """,
+    "--retry-unknown is for what is unknown": """
+        call a.wav 2000 1, json a.wav anna                  : 0
+        call a.wav 3000 2                                   : 65 a.wav
+        --retry-unknown                                     : 65
+        in the store                                        : anna
+    """,
     # What has waited, or was not tried.
     "what an expired key kept from being tried is lost when it is moved away": """
         call keep.wav                                       : 0
@@ -623,6 +629,18 @@ def test_what_was_sent_by_another_name_in_a_run_that_ended_early_is_not_lost(cro
     assert cron.said()[0] == 77
     assert cron.said() == (0, [])
     assert len(cron.service.talks) == 5
+
+
+def test_a_json_written_anew_counts_though_the_file_server_s_clock_is_behind(cron: Cron) -> None:
+    cron.call("a.wav", seed=1)
+    cron.json("a.wav", "anna")
+    assert cron.run().code == 0
+    cron.call("a.wav", 3_000, seed=2)
+    cron.stop_clock(time.time() + 60)
+    assert cron.run().code == 65
+    cron.json("a.wav", "boris")
+    assert cron.run().code == 0
+    assert len(cron.service.talks) == 2
 
 
 def test_nested_folders_do_not_hide_what_lasts(cron: Cron) -> None:
