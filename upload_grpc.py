@@ -25,9 +25,9 @@ exit codes:
 Results go to stdout, everything else to stderr. README.md says more.
 """
 
-# Read from top to bottom, the file follows a recording: found, checked without touching the
-# network, sent over one call, remembered in the ledger, counted and reported. Who wants the loop
-# first begins with Run, then Source, Examiner and Worker.
+# The file follows a recording: found, checked without touching the network, sent over one call,
+# remembered in the ledger, counted and reported; only what chooses it (13) comes after what it
+# uses. Who wants the loop first begins with Run, then Source, Examiner and Worker.
 # Whether a call can be lost or doubled: Transfer.commit (when may a dialog exist?), RULES with
 # call_error (what does the end of a call prove?), Uploader._retrying (the only repetition within a
 # run, but for a copy of what failed), Ledger (what survives a crash) and decide (the only
@@ -219,18 +219,18 @@ class Meaning(NamedTuple):
                 with the exit code it decides when --quiet says it (SAID_AFTER_S)
     may_retry   no dialog can have been created, and the next attempt may succeed (_retrying)
     is_outage   the service or the network, not this recording: CircuitBreaker.record counts it.
-                With 75, Problems.note has one problem for all, OUTAGE, even if stops_run is set,
-                until an upload works; from then on one for each recording, UNDELIVERED
+                With 75, Problems has one problem for all, OUTAGE, even if stops_run is set; in a
+                run in which an upload works its end has one for each recording, UNDELIVERED
     pauses_run  other workers back off too (_retrying)
     stops_run   every other recording would meet the same: CircuitBreaker.record ends the run (the
-                next one is half open only with is_outage), and Problems.note has it as a problem
+                next one is half open only with is_outage), and Problems._key makes it a problem
                 of the run, by its id; with 75 it is said after an hour. --report lists it so, and
                 is itself 75 at least, as something was not tried (find_last_runs)
 
     What is no upload is judged from these by a function of its own:
 
-    update of metadata  update_meaning: 65, or 75, perhaps an outage; without a connection or a
-                        credential the meaning stays as it is, and may stop the run
+    update of metadata  update_meaning: 65, or 75, perhaps an outage; with a setting or credential
+                        that is wrong (77, 78) the meaning stays, and stops the run
     wait for a split    Uploader.follow: no outage; stops the run if the credential is refused
     lookup              would_repeat: whether more of them are tried
     """
@@ -1876,7 +1876,7 @@ class Call:
         self.watch = watch
         self.grpc_call: Any = None
         self.phase = Phase.OPEN
-        self.has_connected = False  # grpc has sent something.
+        self.has_connected = False  # grpc has sent something of a stream.
         self.error: Exception | None = None  # Why the requests ended before the commit point.
         self.advice: dict[str, str] = {}  # By Meaning.id, where something else helps here.
         self._lock = threading.Lock()
@@ -1911,7 +1911,7 @@ def check_unchanged(recording: Recording, moved: Callable[[], None]) -> None:
 
     One that is still being written waits (--min-age), or its header shows it (65), or it changes
     after it was hashed (Examiner._check_audio), during its conversion (Worker._convert), or before
-    the commit point: 75. If its writer pauses for longer, what follows is another call.
+    the commit point: 75. What is written after the upload makes it another call.
 
     moved: called now and then, where that takes long.
     """
@@ -2822,7 +2822,9 @@ class Ledger(LedgerFile):
     at the commit point the upload is cancelled, and its row stays `sending`; after the response it
     stays `finishing`, and the ID is printed with 76 (result_unrecorded). Each ends the run, whose
     own row gets no end; problems are said, but not kept, and an update of metadata is sent again.
-    The error itself is 75, and with --quiet said once a day (LedgerError.level).
+    The error itself is 75, and with --quiet said once a day (LedgerError.level). Elsewhere: no room
+    to convert is NO_SPACE, 75 for that recording; none for stdout ends the run with 74, and the IDs
+    go to stderr (Console._print).
     """
 
     def __init__(self, args: Namespace) -> None:
@@ -3045,7 +3047,7 @@ class Ledger(LedgerFile):
         where = "connection_id = ? AND endpoint = ? ORDER BY id DESC LIMIT 1"
         before = self._execute(f"SELECT half_open FROM runs WHERE {where}", of_run)
         half_open = bool(before and before[0]["half_open"])
-        # Half open until the end says otherwise: if this run is killed, it has proved nothing.
+        # As it was, until the end says otherwise: if this run is killed, it has proved nothing.
         self._execute(
             "INSERT INTO runs (connection_id, endpoint, quiet, began_at, folders, half_open) "
             "VALUES (?, ?, ?, ?, ?, ?)",
@@ -3515,7 +3517,7 @@ MAY_BE_IN_SERVICE = ("uploaded", "unknown", "finishing", "sending")
 
 
 class Action(enum.Enum):
-    """What to do with a recording of which the ledger has a row."""
+    """What to do with a recording."""
 
     SEND = "send"
     WAIT = "wait"  # For the end of the upload of the same audio that is under way.
@@ -4232,7 +4234,8 @@ class Examiner:
     def _remember_path(self, recording: Recording, row: Row, ledger: Ledger) -> None:
         """Give a row the path where its audio is now: it spares the next run a hash.
 
-        Not while the call is at its path in another format, which would then be another call.
+        Not while a file of another format is at its present path: without the row that file would
+        be taken for another call.
         """
         others = formats_of_call(row["stem"]) - {row["suffix"].lower()}
         own = stored_path(recording.path)
@@ -4646,8 +4649,8 @@ class Problems(OpenProblems):
     of the run, path "":
       outage: no upload works      after an hour  each day  an upload works
       lookup failed                after an hour  each day  a lookup works
-      other errors (77, 78, ...)   at once        each day  not met by a run that has uploaded,
-                                                            or has looked at everything
+      other errors (77, 78, ...;   at once        each day  not met by a run that has uploaded,
+        75: after an hour)                                  or has looked at everything
       warning                      at once        each day  not met by a run that has done both
     not kept here:
       of the ledger                at once        each day  (LedgerError.level, is_said_today); in
@@ -4696,11 +4699,12 @@ class Problems(OpenProblems):
                 if key.cause in (OUTAGE, UNDELIVERED):
                     self._undelivered.append((stored, text, state))
                 for other, problem in self._of(stored) if code and stored else ():
-                    # For its JSON it goes on waiting.
-                    was_waiting = other.cause == WAITING and meaning.id != NO_METADATA
-                    # It would have been met before.
-                    is_over = other.exit_code and other.cause != UNDELIVERED and not problem.is_met
-                    if was_waiting or (is_over and key.path != stored):
+                    if key.path == stored:  # Its own error; for its JSON it goes on waiting.
+                        is_over = other.cause == WAITING and meaning.id != NO_METADATA
+                    else:  # What it had of its own before it got as far as this is over.
+                        is_over = other.exit_code != os.EX_OK and other.cause != UNDELIVERED
+                        is_over &= not problem.is_met
+                    if is_over:
                         self._forget(self._ledger, other)
                 self._remember(self._ledger, key, text, state)
         except LedgerError:
@@ -6194,7 +6198,8 @@ def make_parser() -> Parser:
            help="abandon an attempt after S seconds without progress (default: %(default)g)")
     option("--ledger", metavar="FILE", help="remember what was uploaded, and send nothing twice")
     option("--retry-unknown", action="store_true",
-           help="send again what the ledger has as unknown: this may create duplicates")
+           help="send again what the ledger has as unknown: without --lookup-key this may create "
+                "duplicates")
     option("--retry-rejected", action="store_true",
            help="send again what the service rejected, after a fix in the console")
     option("--dry-run", action="store_true",
