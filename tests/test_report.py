@@ -441,7 +441,7 @@ def test_days_without_calls_show_0(made: Made) -> None:
     assert len(rows) == 367
     assert rows[5] == (str(TODAY - datetime.timedelta(days=5)), 1)
     assert sum(count for _, count in rows) == 2
-    assert rows[-1][0] == "1970-01-01"
+    assert rows[-1][0] == str(datetime.date.fromtimestamp(0))
 
 
 def test_days_are_those_of_the_local_zone(made: Made, zone: pytest.MonkeyPatch) -> None:
