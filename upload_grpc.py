@@ -2984,11 +2984,10 @@ class Ledger(LedgerFile):
         """Return size and mtime, and size and name, of what was sent since these began to wait."""
         if not waiting:
             return set()
-        states = ", ".join(f"'{state}'" for state in MAY_BE_IN_SERVICE)
         # That of a recording that is moved may have been written before.
         sql = (
             "SELECT size_bytes, mtime_ns, path FROM recordings WHERE connection_id = ? "
-            f"AND state IN ({states}) AND (updated_at >= ? OR mtime_ns BETWEEN ? AND ?)"
+            f"AND state IN {MAY_BE_IN_SERVICE} AND (updated_at >= ? OR mtime_ns BETWEEN ? AND ?)"
         )
         times = [each.file_state.mtime_ns for each in waiting if each.file_state]
         since = min(each.since for each in waiting)
@@ -3785,8 +3784,8 @@ class MetadataExaminer:
             return False
         waiting = self._tally.problems.find(recording, WAITING)
         # By a new ctime a file would seem to have come just now.
-        has_waited = waiting and waiting.is_of(recording.file_state)
-        since_s = seconds_of(waiting.since) if waiting and has_waited else time.time()
+        is_same = waiting and waiting.is_of(recording.file_state)
+        since_s = seconds_of(waiting.since) if waiting and is_same else time.time()
         is_overdue = abs(time.time() - since_s) >= args.require_json
         if (
             recording.explicit
@@ -4377,10 +4376,11 @@ def check_own_json(rows: Sequence[Row], recording: Recording, before: OpenProble
         for row in rows
         if row["state"] in MAY_BE_IN_SERVICE and row["sha256"] != recording.sha256
     ]
-    was_refused = not others and before and before.is_of(recording.file_state)
-    if state[:2] in others or (
-        before and was_refused and utc(state.ctime_ns / 1e9) <= before.since
-    ):
+    if others or before is None or not before.is_of(recording.file_state):
+        is_old = state[:2] in others
+    else:
+        is_old = utc(state.ctime_ns / 1e9) <= before.since
+    if is_old:
         cause = "not sent: its JSON was sent with other audio of this name"
         advice = "if this is another call, write its JSON anew; if not, move it out of the folder"
         raise data_error(SAME_JSON, cause, advice)
@@ -5074,8 +5074,7 @@ class Tally:
             try:
                 self.problems.wait(path, state, text)
             except LedgerError as failure:
-                self.problems.forget_ledger()
-                self.add_error(failure)
+                self._end_without_ledger(failure)
 
     def forget_moved(self, row: Row) -> None:
         """Take that the audio of a row is sent, perhaps by another name than before."""
@@ -5093,9 +5092,8 @@ class Tally:
         with self.lock:
             try:
                 self._exit_codes |= self.problems.finish(is_complete)
-            except LedgerError as error:
-                self.problems.forget_ledger()
-                self.add_error(error)
+            except LedgerError as failure:
+                self._end_without_ledger(failure)
 
     @property
     def exit_code(self) -> int:
@@ -5128,8 +5126,11 @@ class Tally:
         try:
             self.problems.clear(recording, was_sent)
         except LedgerError as failure:
-            self.problems.forget_ledger()
-            self.add_error(failure)
+            self._end_without_ledger(failure)
+
+    def _end_without_ledger(self, failure: LedgerError) -> None:
+        self.problems.forget_ledger()
+        self.add_error(failure)
 
 
 class Console(logging.Handler):
